@@ -1,0 +1,228 @@
+"""Checkpoint -> bundle folder: graphs, tokenizer, sentence-transformers files, parity report, manifest.
+
+The order is the promise: export, compare with the checkpoint (a failed gate ends here), hash, manifest last, open in a fresh
+process, sync, rename. Nothing appears under the final name before that.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mexma_export.folder import new_folder
+from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, check_parity, load_sentences, require_passed
+from mexma_export.peers import peer_files
+from mexma_rt.errors import InputError, require_extra
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mexma_export.checkpoint import Checkpoint
+    from mexma_export.reopen import Runner
+
+GRAPHS = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
+DEFAULT_MAX_LENGTH = 128  # tokens; a sentence rarely has more, and MEXMA is trained on sentences
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was written, how well it agrees with the checkpoint, and why this precision is the default."""
+
+    path: Path
+    name: str
+    default_precision: str
+    reason: str
+    parity: dict[str, Parity]
+    bytes: dict[str, int]  # relative path -> size
+    seconds: float
+
+
+def export_bundle(
+    checkpoint: str | Path,
+    target: str | Path,
+    *,
+    precisions: Sequence[str] = ("fp32", "int8"),
+    max_length: int | None = None,
+    name: str | None = None,
+    weights: bool = True,
+    default_precision: str | None = None,
+    sentences: Sequence[Sentence] | None = None,
+    thresholds: Mapping[str, Thresholds] = THRESHOLDS,
+    force: bool = False,
+    revision: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> ExportReport:
+    """Export a checkpoint folder or hub name to the bundle folder `target`.
+
+    `max_length` (tokens with `<s>` and `</s>`) is the bundle's default, 128 unless the position table is shorter;
+    `weights=False` leaves model.safetensors out (sentence-transformers then cannot load the bundle); `sentences` replaces
+    the 560 shipped ones of the gate; `progress(stage, done, total)` is called along the way.
+
+    Raises ParityError (the gate failed), InputError (an argument), FileError and BundleError (the checkpoint), and
+    MissingExtraError (torch or onnx not installed). In each case `target` stays as it was.
+    """
+    started, target = time.perf_counter(), Path(target)
+    _check_precisions(precisions, default_precision)
+    require_extra("export", "torch", "transformers", "safetensors", "onnx", "onnxscript")
+    from mexma_export.checkpoint import load_checkpoint
+    from mexma_export.reopen import check_in_fresh_process
+
+    tell = progress or (lambda stage, done, total: None)
+    with new_folder(target, force=force) as folder:
+        tell("load checkpoint", 0, 1)
+        source = load_checkpoint(checkpoint, revision=revision)
+        length = _length(max_length, source.max_length_limit)
+        name = name or source.name.rsplit("/", 1)[-1]
+        sentences = list(sentences) if sentences is not None else load_sentences()
+        _write_graphs(source, folder, precisions, tell)
+        results = _gate(source, folder, precisions, sentences, length, thresholds, tell)
+        default, reason = _default_precision(precisions, default_precision)
+
+        if weights:
+            shutil.copyfile(source.folder / "model.safetensors", folder / "model.safetensors")
+        if (source.folder / "README.md").is_file():
+            shutil.copyfile(source.folder / "README.md", folder / "README.md")
+        source.tokenizer.save(str(folder / "tokenizer.json"))
+        peers = peer_files(source.config, max_length=length, length_limit=source.max_length_limit)
+        for path, content in peers.items():
+            _write_json(folder / path, content)
+        _write_json(folder / "parity.json", {"max_length": length} | {p: r.full() for p, r in results.items()})
+
+        tell("fresh process", 0, 1)
+        check_in_fresh_process(folder)
+        files = _hash_files(folder)
+        manifest = {
+            "format": "mexma-bundle",
+            "format_version": 1,
+            "name": name,
+            "dimensions": source.dimensions,
+            "max_length": length,
+            "max_length_limit": source.max_length_limit,
+            "pooling": "cls",
+            "default_precision": default,
+            "source": {"name": source.name, "sha256": source.sha256},
+            "graphs": {precision: GRAPHS[precision] for precision in precisions},
+            "parity": {precision: result.summary() for precision, result in results.items()},
+            "files": files,
+            "created": {p.replace("-", "_"): _version(p) for p in ("mexma-rt", "torch", "onnx", "onnxruntime")},
+        }
+        _write_json(folder / "mexma.json", manifest)
+    return ExportReport(
+        path=target,
+        name=name,
+        default_precision=default,
+        reason=reason,
+        parity=results,
+        bytes={path: entry["bytes"] for path, entry in files.items()},
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check_precisions(precisions: Sequence[str], default: str | None) -> None:
+    if isinstance(precisions, str) or not precisions or len(set(precisions)) != len(precisions):
+        raise InputError(f"precisions must be a list without repetition out of {list(GRAPHS)}, not {precisions!r}.")
+    if unknown := [p for p in precisions if p not in GRAPHS]:
+        raise InputError(f"Unknown precision {unknown[0]!r}: this export knows {' and '.join(GRAPHS)}.")
+    if default is not None and default not in precisions:
+        raise InputError(
+            f"The default precision {default!r} is not among the exported ones ({', '.join(precisions)}). "
+            f"Type --precision {','.join([*precisions, default])}"
+        )
+
+
+def _default_precision(precisions: Sequence[str], wanted: str | None) -> tuple[str, str]:
+    """(precision, why). Only called once every gate has passed."""
+    if wanted is not None:
+        return wanted, "asked for"
+    if "int8" in precisions:
+        return "int8", "fastest on CPU, and its parity gate passed"
+    return "fp32", "int8 was not exported"
+
+
+def _length(wanted: int | None, limit: int) -> int:
+    if wanted is None:
+        return min(DEFAULT_MAX_LENGTH, limit)
+    if not 3 <= wanted <= limit:
+        raise InputError(
+            f"max length {wanted} is outside 3 to {limit}: the position table has {limit + 2} rows, of which XLM-R leaves "
+            f"the first 2 unused. Type --max-length {limit} or less."
+        )
+    return wanted
+
+
+def _write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], tell: Callable[[str, int, int], None]) -> None:
+    from mexma_export.graphs import SentenceEncoder, export_standard
+    from mexma_export.int8 import export_int8
+
+    (folder / "onnx").mkdir()
+    for done, precision in enumerate(precisions):
+        tell(f"export {precision}", done, len(precisions))
+        path = folder / GRAPHS[precision]
+        if precision == "fp32":
+            export_standard(SentenceEncoder(source.model), path, length_limit=source.max_length_limit)
+        else:
+            export_int8(source.model, path)
+
+
+def _gate(
+    source: Checkpoint,
+    folder: Path,
+    precisions: Sequence[str],
+    sentences: Sequence[Sentence],
+    max_length: int,
+    thresholds: Mapping[str, Thresholds],
+    tell: Callable[[str, int, int], None],
+) -> dict[str, Parity]:
+    from mexma_export.reopen import open_graph
+
+    results = check_parity(
+        {precision: open_graph(folder / GRAPHS[precision]) for precision in precisions},
+        _torch_runner(source),
+        source.tokenizer,
+        sentences,
+        max_length=max_length,
+        length_limit=source.max_length_limit,
+        thresholds=thresholds,
+        progress=lambda done, total: tell("parity gate", done, total),
+    )
+    require_passed(results)
+    return results
+
+
+def _torch_runner(source: Checkpoint) -> Runner:
+    """The reference: the model itself, not the wrapper that was exported, and the `<s>` row taken here."""
+    import torch
+
+    def run(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            output = source.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
+        states = output.last_hidden_state.numpy()
+        return states[:, 0], states
+
+    return run
+
+
+def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    from mexma_export.checkpoint import sha256_of
+
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {p.relative_to(folder).as_posix(): {"sha256": sha256_of(p), "bytes": p.stat().st_size} for p in paths}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

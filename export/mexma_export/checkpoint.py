@@ -1,0 +1,196 @@
+"""A checkpoint folder (config.json, model.safetensors, tokenizer.json) or hub name -> a checked XLM-R in memory.
+
+Only safetensors weights are read: a pickle can run code, and is refused. Nothing is downloaded for an existing folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mexma_rt.errors import BundleError, FileError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import XLMRobertaModel
+
+FILES = ["config.json", "model.safetensors", "tokenizer.json", "README.md"]
+SPECIAL_IDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+SPARE_ROWS = 128  # embedding tables are often padded to a multiple of 8, 64 or 128 rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A loaded checkpoint: the torch model (fp32, eager attention, evaluation mode) and what the bundle needs beside it."""
+
+    folder: Path
+    name: str
+    sha256: str  # of model.safetensors
+    config: dict[str, Any]
+    model: XLMRobertaModel
+    tokenizer: Tokenizer  # without truncation and padding
+
+    @property
+    def dimensions(self) -> int:
+        return int(self.config["hidden_size"])
+
+    @property
+    def max_length_limit(self) -> int:
+        """Tokens the position table allows: XLM-R counts positions from padding id + 1 = 2."""
+        return int(self.config["max_position_embeddings"]) - 2
+
+
+def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:
+    """Load a checkpoint folder, or a model of the Hugging Face hub by its name ("facebook/MEXMA").
+
+    Raises FileError (no such folder, file missing) and BundleError (another architecture, pickled, incomplete or
+    damaged weights, a tokenizer that does not fit).
+    """
+    folder = _find(source, revision)
+    config = _read_config(folder)
+    weights = _find_weights(folder)
+    tokenizer = _load_tokenizer(folder, config)
+    return Checkpoint(
+        folder=folder,
+        name=str(source) if folder != Path(source) else folder.resolve().name,
+        sha256=sha256_of(weights),
+        config=config,
+        model=_load_model(folder),
+        tokenizer=tokenizer,
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _find(source: str | Path, revision: str | None) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    name = str(source)
+    # "runs/mini" with a folder "runs" here is a mistyped path, not a name of the hub
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or folder.parent.is_dir():
+        raise FileError(
+            f"{name}: no such checkpoint folder. Give a folder with config.json, model.safetensors and tokenizer.json "
+            "(mexma-train writes one), or a name of the Hugging Face hub such as facebook/MEXMA."
+        )
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
+    except Exception as error:  # the hub's errors share no base class
+        raise FileError(f"{name}: no such folder here, and the Hugging Face hub did not give it: {error}") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileError(
+            f"{folder}: config.json is missing, so this is no checkpoint folder. It needs config.json, "
+            "model.safetensors and tokenizer.json; mexma-train writes them into its output folder."
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path}: not valid JSON ({error}). Copy the checkpoint again.") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "xlm-roberta":
+        raise BundleError(
+            f"{path}: model_type is {kind!r}, but mexma-export exports 'xlm-roberta' encoders only "
+            "(MEXMA, XLM-R and models trained from them)."
+        )
+    if config.get("pad_token_id") != SPECIAL_IDS["<pad>"]:
+        raise BundleError(f"{path}: pad_token_id is {config.get('pad_token_id')!r}, but XLM-R's positions need 1.")
+    return config
+
+
+def _find_weights(folder: Path) -> Path:
+    path = folder / "model.safetensors"
+    if path.is_file():
+        return path
+    if (folder / "model.safetensors.index.json").is_file():
+        raise BundleError(
+            f"{folder}: the weights are split over several files. Write them as one: "
+            f"XLMRobertaModel.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER, max_shard_size='100GB')"
+        )
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+    if pickles:
+        raise BundleError(
+            f"{folder}: only pickled weights ({pickles[0]}), and loading a pickle can run any code: refused. If you "
+            "trust the file, convert it once with safetensors.torch.save_file, and export the new folder."
+        )
+    raise FileError(f"{folder}: model.safetensors is missing. Copy the checkpoint again, or train it with mexma-train.")
+
+
+def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise FileError(
+            f"{folder}: tokenizer.json is missing. A folder with only a SentencePiece model gets one by "
+            f"transformers.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise BundleError(f"{path}: not a readable tokenizer ({error}). Copy the checkpoint again.") from error
+    pieces, rows = tokenizer.get_vocab_size(), config["vocab_size"]
+    if not rows - SPARE_ROWS < pieces <= rows:
+        raise BundleError(
+            f"{folder}: tokenizer.json has {pieces} pieces, but config.json says vocab_size {rows}. They belong to "
+            "different models: every vector would be wrong. Copy the tokenizer.json that the model was trained with."
+        )
+    wrong = {name: tokenizer.token_to_id(name) for name, i in SPECIAL_IDS.items() if tokenizer.token_to_id(name) != i}
+    if wrong:
+        raise BundleError(f"{path}: special tokens have the ids {wrong}, but XLM-R has {SPECIAL_IDS}.")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if (ids := tokenizer.encode("").ids) != [0, 2]:
+        raise BundleError(f"{path}: an empty text gives the ids {ids}, but XLM-R's <s> </s> are [0, 2].")
+    return tokenizer
+
+
+def _load_model(folder: Path) -> XLMRobertaModel:
+    import torch
+    from transformers import XLMRobertaModel
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        loaded: Any = XLMRobertaModel.from_pretrained(
+            folder,
+            add_pooling_layer=False,
+            attn_implementation="eager",  # the only attention that onnxruntime fuses; finite for fully padded rows
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # safetensors, torch and transformers each raise their own
+        raise BundleError(f"{folder}: the weights do not load: {error}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise BundleError(
+            f"{folder}: model.safetensors lacks {len(missing)} weights, {missing[0]} first; they would be random "
+            "numbers. The file is incomplete or belongs to another config.json."
+        )
+    bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if bad:
+        raise BundleError(f"{folder}: NaN or infinite numbers in {bad[0]}: the training diverged; take an earlier checkpoint.")
+    model.eval()
+    return model

@@ -1,0 +1,109 @@
+"""Checkpoint -> ONNX graphs: one of standard operators (fp32), one fused and quantised for onnxruntime on CPU (int8).
+
+Both take `input_ids` and `attention_mask` (int64 [B, L], padding on the right) and give, in this order,
+`sentence_embedding` (float32 [B, D], the last state of `<s>`, not normalised) and `last_hidden_state` (float32 [B, L, D]).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import XLMRobertaModel
+
+INPUTS = ["input_ids", "attention_mask"]
+OUTPUTS = ["sentence_embedding", "last_hidden_state"]  # not "embedding": the exporter uses that name inside the graph
+OPSET = 18  # the newest that TensorRT 10 and TensorRT-RTX both parse and build in fp32 (23 parses, but does not build)
+FUSED_OPSET = 17  # the fusion patterns of onnxruntime.transformers know the operators of this opset
+ONE_FILE_BYTES = 1_800_000_000  # protobuf ends at 2 GiB: larger weights go to model.onnx.data
+
+
+class SentenceEncoder(torch.nn.Module):
+    """XLM-R with the two outputs of our graphs; any row, fully padded ones included, gives finite numbers."""
+
+    def __init__(self, model: XLMRobertaModel) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()  # the exporters restore the wrapper's flag afterwards: without this dropout comes back on
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return states[:, 0], states
+
+
+def export_standard(encoder: torch.nn.Module, path: Path, *, length_limit: int) -> None:
+    """Write the fp32 graph of standard ONNX operators (TensorRT, OpenVINO and onnxruntime read it).
+
+    Weights beyond 1.8 GB go to a second file beside it (`<name>.data`), because protobuf cannot hold more than 2 GiB.
+    """
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=length_limit)
+    dynamic = {name: {0: batch, 1: length} for name in INPUTS}
+    parameters = sum(p.numel() * p.element_size() for p in encoder.parameters())
+    with _quiet():
+        torch.onnx.export(
+            encoder,
+            _example(),
+            str(path),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            dynamic_shapes=dynamic,
+            external_data=parameters > ONE_FILE_BYTES,
+            verbose=False,
+        )
+    strip_notes(path)
+
+
+def export_traced(encoder: torch.nn.Module, path: Path) -> None:
+    """Write the graph by tracing: only this exporter leaves the patterns that onnxruntime's attention fusion knows."""
+    axes = {name: {0: "batch", 1: "length"} for name in [*INPUTS, OUTPUTS[1]]} | {OUTPUTS[0]: {0: "batch"}}
+    with _quiet():
+        torch.onnx.export(
+            encoder,
+            _example(),
+            str(path),
+            dynamo=False,
+            opset_version=FUSED_OPSET,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            dynamic_axes=axes,
+        )
+
+
+def _example() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sentences of different lengths: sizes of 1 would be taken for constants."""
+    ids = torch.tensor([[0, 4, 5, 6, 7, 2], [0, 4, 5, 2, 1, 1], [0, 6, 2, 1, 1, 1]])
+    return ids, (ids != 1).long()
+
+
+def strip_notes(path: Path) -> None:
+    """Rewrite a graph without the exporter's notes: stack traces, which name folders of this machine."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    for item in [model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output]:
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    onnx.save(model, str(path))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the exporters' remarks about their own internals; the parity gate judges the result."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,283 @@
+"""The parity gate: does an exported graph give the vectors of its source checkpoint, on real sentences?
+
+Shapes: n sentences, B rows of a batch, L tokens, D dimensions. All cosines are taken in float64 over raw `<s>` states.
+Plain cosine flatters when a model's vectors are nearly parallel; the centred cosine, after subtracting the mean source
+vector of the set, is therefore reported beside it (information, not gated).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mexma_export.reopen import Runner
+from mexma_rt.errors import InputError, MexmaError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BOS, PAD, EOS, UNK = 0, 1, 2, 3
+BATCH = 16  # rows; sorted by length, so that padding is as in use
+PROBES = 32  # sentences that are run alone and with extra padding
+PER_BUCKET = 3  # inputs of each exact length
+
+
+class ParityError(MexmaError):
+    """An exported graph does not give the vectors of its checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentence:
+    lang: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What a graph must reach. `min_cosine` holds for every sentence, every length bucket and every way of batching."""
+
+    min_cosine: float
+    mean_cosine: float
+    min_token_cosine: float | None = None  # over all token states; None: reported only
+
+
+THRESHOLDS: dict[str, Thresholds] = {
+    # fp32 differs by the order of additions only: 1 - cosine about 1e-12 measured
+    "fp32": Thresholds(min_cosine=0.99999, mean_cosine=0.99999, min_token_cosine=0.99999),
+    "int8": Thresholds(min_cosine=0.995, mean_cosine=0.999),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Agreement of one graph with the checkpoint. Bucket keys are lengths in tokens, `<s>` and `</s>` included."""
+
+    precision: str
+    sentences: int
+    languages: int
+    min_cosine: float
+    mean_cosine: float
+    max_abs_error: float
+    min_centred_cosine: float
+    mean_centred_cosine: float
+    min_token_cosine: float
+    batch_min_cosine: float  # the graph against itself: a sentence alone, and inside a batch
+    padding_min_cosine: float  # the graph against itself: a sentence alone, and with padding behind it
+    padded_row_finite: bool  # a row without any real token gives finite numbers
+    buckets: dict[int, float]  # exact length -> lowest cosine
+    by_language: dict[str, float]  # language -> lowest cosine
+    worst: dict[str, Any]  # lang, text, cosine
+    thresholds: Thresholds
+    failures: tuple[str, ...] = field(default=())
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def summary(self) -> dict[str, Any]:
+        """The entry of the manifest."""
+        keys = ["sentences", "languages", "min_cosine", "mean_cosine", "max_abs_error"]
+        return {key: getattr(self, key) for key in keys} | {"passed": self.passed}
+
+    def full(self) -> dict[str, Any]:
+        """The entry of parity.json."""
+        return asdict(self) | {"passed": self.passed}
+
+
+def load_sentences(path: Path | None = None) -> list[Sentence]:
+    """Read `lang<TAB>text` lines (UTF-8; # starts a comment line); None: the 560 shipped sentences in 56 languages.
+
+    The shipped ones are articles of the Universal Declaration of Human Rights, in the public domain.
+    """
+    source = path or Path(__file__).with_name("parity_sentences.tsv")
+    sentences = []
+    with source.open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            lang, tab, text = line.rstrip("\r\n").partition("\t")
+            if line.startswith("#") or not line.strip():
+                continue
+            if not (lang and tab and text.strip()):
+                raise InputError(f"{source}, line {number}: not 'language<TAB>text': {line.strip()[:80]!r}")
+            sentences.append(Sentence(lang=lang, text=text))
+    if not sentences:
+        raise InputError(f"{source}: no sentences. The gate needs lines of 'language<TAB>text'.")
+    return sentences
+
+
+def check_parity(
+    graphs: Mapping[str, Runner],
+    reference: Runner,
+    tokenizer: Tokenizer,
+    sentences: Sequence[Sentence],
+    *,
+    max_length: int,
+    length_limit: int,
+    thresholds: Mapping[str, Thresholds] = THRESHOLDS,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Parity]:
+    """Compare every graph (precision -> runner) with the reference; failing is data here (`Parity.failures`).
+
+    Sentences are cut at `max_length` tokens; buckets go up to `length_limit`. `progress(done, total)` counts batches.
+    """
+    encoded = [e.ids for e in tokenizer.encode_batch([sentence.text for sentence in sentences])]
+    ids = [row if len(row) <= max_length else [*row[: max_length - 1], EOS] for row in encoded]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+    long_inputs = _bucket_inputs(ids, max_length, length_limit)
+    probes = order[:: max(1, len(order) // PROBES)]
+    total = len(batches) + len(long_inputs) + len(graphs)
+
+    runs = {name: _Run(graph, len(ids)) for name, graph in graphs.items()}
+    wanted = np.empty((0, 0))
+    for step, rows in enumerate(batches):
+        batch = _pad([ids[i] for i in rows])
+        vectors, tokens = _run(reference, batch)
+        wanted = wanted if step else np.empty((len(ids), vectors.shape[1]))
+        wanted[rows] = vectors
+        for name, run in runs.items():
+            run.add(name, rows, batch, tokens)
+        if progress:
+            progress(step + 1, total)
+    for step, (length, batch) in enumerate(long_inputs.items(), start=len(batches)):
+        vectors, _ = _run(reference, batch)
+        for run in runs.values():
+            run.buckets[length] = float(_cosine(_run(run.graph, batch)[0], vectors).min())
+        if progress:
+            progress(step + 1, total)
+    results = {}
+    for step, (name, run) in enumerate(runs.items(), start=total - len(graphs)):
+        results[name] = run.judge(name, wanted, sentences, [ids[i] for i in probes], probes, thresholds[name])
+        if progress:
+            progress(step + 1, total)
+    return results
+
+
+def require_passed(results: Mapping[str, Parity]) -> None:
+    """Raise ParityError for the first graph that failed: figure, threshold, worst sentence, and what to try."""
+    for precision, parity in results.items():
+        if parity.passed:
+            continue
+        worst, others = parity.worst, [name for name in results if name != precision and results[name].passed]
+        remedy = (
+            f"--precision {others[0]} writes the bundle without this graph"
+            if others
+            else "the exporter and this model do not fit: please report it with the model's config.json"
+        )
+        raise ParityError(
+            f"The {precision} graph does not give the checkpoint's vectors, so no bundle was written: "
+            f"{'; '.join(parity.failures)}. Worst sentence: {worst['lang']} {worst['text'][:80]!r} at cosine "
+            f"{worst['cosine']:.6f}. What to try: {remedy}."
+        )
+
+
+class _Run:
+    """What one graph gave, collected batch by batch."""
+
+    def __init__(self, graph: Runner, n: int) -> None:
+        self.graph = graph
+        self.vectors: list[np.ndarray | None] = [None] * n
+        self.min_token_cosine = np.inf
+        self.buckets: dict[int, float] = {}
+
+    def add(self, name: str, rows: Sequence[int], batch: np.ndarray, reference_tokens: np.ndarray) -> None:
+        vectors, tokens = _run(self.graph, batch)
+        if tokens.shape != reference_tokens.shape or vectors.shape != reference_tokens[:, 0].shape:
+            raise ParityError(
+                f"The {name} graph gives shapes {vectors.shape} and {tokens.shape}, the checkpoint "
+                f"{reference_tokens[:, 0].shape} and {reference_tokens.shape}: this is not an export of that model."
+            )
+        real = batch != PAD
+        self.min_token_cosine = np.minimum(self.min_token_cosine, _cosine(tokens[real], reference_tokens[real]).min())
+        for row, vector in zip(rows, vectors, strict=True):
+            self.vectors[row] = vector
+
+    def judge(
+        self,
+        name: str,
+        wanted: np.ndarray,
+        sentences: Sequence[Sentence],
+        probe_ids: list[list[int]],
+        probes: Sequence[int],
+        limits: Thresholds,
+    ) -> Parity:
+        got = np.stack(self.vectors).astype(np.float64)  # type: ignore[arg-type]
+        cosine, mean = _cosine(got, wanted), wanted.mean(axis=0)
+        centred = _cosine(got - mean, wanted - mean)
+        alone = np.concatenate([_run(self.graph, _pad([row]))[0] for row in probe_ids])
+        padded = np.concatenate([_run(self.graph, _pad([row, [PAD] * (len(row) + 9)]))[0][:1] for row in probe_ids])
+        empty = _run(self.graph, _pad([probe_ids[-1], []]))
+        worst = int(np.argmin(np.nan_to_num(cosine, nan=-1.0)))
+        by_language: dict[str, float] = {}
+        for sentence, value in zip(sentences, cosine, strict=True):
+            by_language[sentence.lang] = min(float(value), by_language.get(sentence.lang, 1.0))
+        figures: dict[str, Any] = {
+            "min_cosine": float(cosine.min()),
+            "mean_cosine": float(cosine.mean()),
+            "min_token_cosine": float(self.min_token_cosine),
+            "batch_min_cosine": float(_cosine(alone, got[list(probes)]).min()),
+            "padding_min_cosine": float(_cosine(padded, alone).min()),
+            "padded_row_finite": bool(np.isfinite(empty[0]).all() and np.isfinite(empty[1]).all()),
+            "buckets": self.buckets,
+        }
+        return Parity(
+            precision=name,
+            sentences=len(sentences),
+            languages=len(by_language),
+            max_abs_error=float(np.abs(got - wanted).max()),
+            min_centred_cosine=float(centred.min()),
+            mean_centred_cosine=float(centred.mean()),
+            by_language=dict(sorted(by_language.items())),
+            worst=asdict(sentences[worst]) | {"cosine": float(cosine[worst])},
+            thresholds=limits,
+            failures=_failures(figures, limits),
+            **figures,
+        )
+
+
+def _failures(figures: Mapping[str, Any], limits: Thresholds) -> tuple[str, ...]:
+    """Each figure below its threshold as a phrase; NaN is below every threshold."""
+    checks = [
+        ("lowest cosine", figures["min_cosine"], limits.min_cosine),
+        ("mean cosine", figures["mean_cosine"], limits.mean_cosine),
+        ("lowest cosine of a sentence alone against itself in a batch", figures["batch_min_cosine"], limits.min_cosine),
+        ("lowest cosine with padding against without", figures["padding_min_cosine"], limits.min_cosine),
+    ]
+    if limits.min_token_cosine is not None:
+        checks.append(("lowest cosine of a token state", figures["min_token_cosine"], limits.min_token_cosine))
+    checks += [(f"lowest cosine at {n} tokens", value, limits.min_cosine) for n, value in figures["buckets"].items()]
+    phrases = [f"{what} {value:.6f}, threshold {limit}" for what, value, limit in checks if not value >= limit]
+    if not figures["padded_row_finite"]:
+        phrases.append("a fully padded row gives NaN or infinite numbers")
+    return tuple(phrases)
+
+
+def _bucket_inputs(ids: Sequence[Sequence[int]], max_length: int, limit: int) -> dict[int, np.ndarray]:
+    """Length -> ids [3, length]: sentences joined and cut to exactly that length, each row from another place of the set."""
+    stream = [token for row in ids for token in row[1:-1]] or [UNK]
+    starts = [len(stream) * k // PER_BUCKET for k in range(PER_BUCKET)]
+    stream *= 1 + -(-limit // len(stream))  # long enough for a cut of `limit` from every start
+    lengths = {2, max_length, limit} | {2**k for k in range(3, 20) if 2**k <= limit}
+    return {n: np.array([[BOS, *stream[s : s + n - 2], EOS] for s in starts], dtype=np.int64) for n in sorted(lengths)}
+
+
+def _pad(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    """Rows of ids -> int64 [B, L], padded on the right."""
+    batch = np.full((len(rows), max(len(row) for row in rows)), PAD, dtype=np.int64)
+    for i, row in enumerate(rows):
+        batch[i, : len(row)] = row
+    return batch
+
+
+def _run(runner: Runner, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return runner(batch, (batch != PAD).astype(np.int64))
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine along the last axis, in float64; NaN where a vector is zero or not finite."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))

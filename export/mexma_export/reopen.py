@@ -1,0 +1,52 @@
+"""Open the graphs of a bundle folder: used by the gate, and in a fresh process (`python -m mexma_export.reopen FOLDER`).
+
+The fresh process proves that the files on disk are whole and need nothing of the exporting process: no torch, no weights
+in memory, no open file.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from mexma_rt.errors import BundleError
+
+Runner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""(input_ids int64 [B, L], attention_mask int64 [B, L]) -> (sentence vectors [B, D], token vectors [B, L, D])."""
+
+
+def open_graph(path: Path) -> Runner:
+    """Open an ONNX graph on the CPU."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sentence, tokens = session.run(["sentence_embedding", "last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
+        return sentence, tokens
+
+    return run
+
+
+def check_in_fresh_process(folder: Path) -> None:
+    """Run every graph of `folder` once in a new Python process. Raises BundleError with its last words on failure."""
+    command = [sys.executable, "-m", "mexma_export.reopen", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
+    if done.returncode != 0:
+        words = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise BundleError(f"{folder}: the exported graphs do not open in a fresh process: {words}")
+
+
+def _main(folder: Path) -> None:
+    for path in sorted(folder.glob("onnx/*.onnx")):
+        ids = np.array([[0, 3, 2, 1], [0, 3, 3, 2]], dtype=np.int64)
+        sentence, tokens = open_graph(path)(ids, (ids != 1).astype(np.int64))
+        if not (np.isfinite(sentence).all() and np.isfinite(tokens).all()):
+            raise BundleError(f"{path.name} gives NaN or infinite numbers")
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

@@ -1,0 +1,141 @@
+"""mexma-rt: cross-lingual sentence embeddings in production. This file is the small promise; nothing else is public.
+
+Importing it loads numpy and nothing heavier: engines, the tokenizer and the hub client are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mexma_rt.errors import (
+    BackendError,
+    BundleError,
+    FileError,
+    InputError,
+    MexmaError,
+    MissingExtraError,
+    TruncationWarning,
+)
+
+if TYPE_CHECKING:
+    from mexma_rt import knn
+    from mexma_rt.encoder import Encoder
+    from mexma_rt.evaluation import XsimResult, xsim
+    from mexma_rt.mining import Pair, mine, score_pairs
+    from mexma_rt.report import Embedded, EmbedReport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "EmbedReport",
+    "Embedded",
+    "Encoder",
+    "FileError",
+    "InputError",
+    "MexmaError",
+    "MissingExtraError",
+    "Pair",
+    "TruncationWarning",
+    "XsimResult",
+    "__version__",
+    "embed",
+    "knn",
+    "load",
+    "mine",
+    "score_pairs",
+    "xsim",
+]
+
+
+def load(
+    model: str | os.PathLike[str] = "mexma-mini",
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    precision: str = "auto",
+    max_length: int | None = None,
+    threads: int | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Encoder:
+    """Load a model and verify every file of it.
+
+    model: a bundled name, the path of a bundle folder, or a hub name "org/name" (only this may use the network).
+    device: "cpu", "cuda" or "auto". backend: "onnxruntime" or "auto". What is named runs there or raises BackendError.
+    precision: of the computation: "fp32", "fp16", "int8", or "auto" for the bundle's default.
+    max_length: tokens per sentence, up to the model's limit; None takes the bundle's default. Longer ones are cut.
+    threads: of the CPU engine; None takes the physical cores that this process may use.
+    revision, offline: for hub names: a branch, tag or commit; use the local cache only.
+
+    Raises BundleError (not found, damaged), BackendError (cannot run here), InputError (other arguments).
+    """
+    from mexma_rt import encoder
+
+    return encoder.load(
+        model,
+        device=device,
+        backend=backend,
+        precision=precision,
+        max_length=max_length,
+        threads=threads,
+        revision=revision,
+        offline=offline,
+    )
+
+
+def embed(
+    texts: Iterable[str],
+    *,
+    normalize: bool = True,
+    precision: str = "float32",
+    truncate_dim: int | None = None,
+    batch_tokens: int | None = None,
+    progress: bool | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Embed n sentences with the bundled default model, loaded once; returns float32 [n, D]. See `Encoder.embed`."""
+    from mexma_rt.encoder import default_encoder
+    from mexma_rt.report import warn_if_truncated
+
+    result = default_encoder().embed_report(
+        texts,
+        normalize=normalize,
+        precision=precision,
+        truncate_dim=truncate_dim,
+        batch_tokens=batch_tokens,
+        progress=progress,
+        out=out,
+    )
+    warn_if_truncated(result.report, stacklevel=2)
+    return result.vectors
+
+
+_HOME = {
+    "Embedded": "report",
+    "EmbedReport": "report",
+    "Encoder": "encoder",
+    "Pair": "mining",
+    "XsimResult": "evaluation",
+    "mine": "mining",
+    "score_pairs": "mining",
+    "xsim": "evaluation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "knn":
+        return importlib.import_module("mexma_rt.knn")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"mexma_rt.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'mexma_rt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,123 @@
+"""The onnxruntime back end: on the CPU always, on CUDA where `onnxruntime-gpu` and its libraries are installed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mexma_rt.backends import Backend
+from mexma_rt.bundle import Bundle
+from mexma_rt.errors import BackendError, BundleError, InputError
+
+OUTPUT = "sentence_embedding"
+CUDA = "CUDAExecutionProvider"
+
+
+class OnnxRuntime(Backend):
+    """One inference session of the bundle's graph of one precision. onnxruntime sessions may be run by many threads."""
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, *, device: str, precision: str, threads: int | None, reason: str) -> None:
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise InputError(f"threads={threads!r} must be a whole number of at least 1, or None for all usable cores.")
+        import onnxruntime
+
+        self.device, self.precision, self.reason = device, precision, reason + _clash_of_packages()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # fatal only: errors reach the caller as exceptions
+        options.intra_op_num_threads = threads or usable_cores()
+        options.enable_mem_pattern = False  # it remembers a plan per input shape, and our shapes vary
+        # Threads may spin between the operators of a run but not after it, where they would only take cores from others.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        path = bundle.folder / bundle.graphs[precision]
+        preload = ""
+        if device == "cuda":
+            _require_cuda_provider(onnxruntime.get_available_providers())
+            preload = _preload_cuda_libraries()
+        providers = [CUDA, "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise BackendError(f"onnxruntime {onnxruntime.__version__} cannot open {path} on {device}: {error}") from error
+        if device == "cuda" and self._session.get_providers()[0] != CUDA:
+            raise BackendError(
+                f"onnxruntime could not start CUDA: no GPU, no driver, or a library is missing.{_PIP}\n{preload}"
+            )
+        dimensions = {output.name: output.shape[-1] for output in self._session.get_outputs()}.get(OUTPUT)
+        if dimensions != bundle.dimensions:
+            raise BundleError(
+                f"{path}: the output {OUTPUT} has {dimensions} dimensions, but the manifest says {bundle.dimensions}. "
+                "Export the bundle again with mexma-export."
+            )
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        feed = {"input_ids": input_ids, "attention_mask": attention_mask}
+        try:
+            (vectors,) = self._session.run([OUTPUT], feed)
+        except Exception as error:
+            raise BackendError(
+                f"onnxruntime failed on a batch of {input_ids.shape[0]} sentences x {input_ids.shape[1]} tokens on "
+                f"{self.device}: {error}\nIf memory ran out, type a smaller batch_tokens."
+            ) from error
+        return vectors.astype(np.float32, copy=False)
+
+
+def usable_cores() -> int:
+    """Physical cores this process may run on: affinity, hyper-threads counted once, and a container's CPU quota."""
+    try:
+        cpus = os.sched_getaffinity(0)
+    except AttributeError:  # no affinity on macOS and Windows
+        return os.cpu_count() or 1
+    siblings = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in cpus]
+    with contextlib.suppress(OSError):
+        cores = len({path.read_text() for path in siblings})
+        return max(1, min(cores, _quota(Path("/sys/fs/cgroup/cpu.max")) or cores))
+    return len(cpus)
+
+
+def _quota(cpu_max: Path) -> int | None:
+    """Cores granted by cgroup v2 ("200000 100000" is two, "max 100000" is no limit), None where there is no limit."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = cpu_max.read_text().split()
+        return -(-int(quota) // int(period))
+    return None
+
+
+_PIP = (
+    "\nType:\n    pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'mexma-rt[cuda]'\nor name device='cpu' or 'auto'."
+)
+
+
+def _require_cuda_provider(available: list[str]) -> None:
+    if CUDA not in available:
+        raise BackendError(f"The installed onnxruntime has no CUDA (it has {', '.join(available)}).{_PIP}")
+
+
+def _preload_cuda_libraries() -> str:
+    """Load CUDA and cuDNN from their pip packages; onnxruntime prints what it misses, and we return that for the error."""
+    import onnxruntime
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        getattr(onnxruntime, "preload_dlls", lambda: None)()  # since onnxruntime 1.21
+    return said.getvalue()
+
+
+def _clash_of_packages() -> str:
+    """A remark when onnxruntime and onnxruntime-gpu are both installed: they share a folder and overwrite each other."""
+    installed = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed.append(f"{name} {importlib.metadata.version(name)}")
+    if len(installed) < 2:
+        return ""
+    return (
+        f"; note: {' and '.join(installed)} are both installed and overwrite each other: keep one "
+        "(pip uninstall both, then install one)"
+    )

@@ -1,0 +1,305 @@
+"""The one pipeline: texts -> tokens -> batches of like length -> engine -> vectors in the order of the texts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mexma_rt.backends import Backend, open_backend
+from mexma_rt.bundle import TOKENIZER, Bundle, open_bundle
+from mexma_rt.errors import BackendError, InputError
+from mexma_rt.packing import pack
+from mexma_rt.report import Embedded, EmbedReport, warn_if_truncated
+from mexma_rt.textinput import check_texts
+from mexma_rt.tokenizer import Tokenizer
+
+DEFAULT_MODEL = "mexma-mini"
+BATCH_TOKENS = 4096  # cells per batch; a first value, not yet measured
+STORAGE = {"float32": np.float32, "float16": np.float16}
+COPY_ROWS = 65536  # duplicates are copied in blocks of this many rows, so that no large temporary is made
+
+
+def load(
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    precision: str = "auto",
+    max_length: int | None = None,
+    threads: int | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Encoder:
+    """See `mexma_rt.load`."""
+    bundle = open_bundle(model, revision=revision, offline=offline)
+    length = bundle.max_length if max_length is None else max_length
+    if type(length) is not int or not 3 <= length <= bundle.max_length_limit:
+        raise InputError(
+            f"max_length={length!r} must be a whole number of tokens from 3 (<s>, one piece, </s>) to "
+            f"{bundle.max_length_limit}, the limit of {bundle.name!r}."
+        )
+    return Encoder(
+        bundle=bundle,
+        tokenizer=Tokenizer(bundle.folder / TOKENIZER),
+        backend=open_backend(bundle, device=device, backend=backend, precision=precision, threads=threads),
+        max_length=length,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Encoder:
+    """A loaded model. Nothing in it changes after loading: threads may share it. Made by `mexma_rt.load`."""
+
+    bundle: Bundle
+    tokenizer: Tokenizer
+    backend: Backend
+    max_length: int  # tokens, <s> and </s> included; longer sentences are cut
+
+    @property
+    def dimensions(self) -> int:
+        """D of the vectors."""
+        return self.bundle.dimensions
+
+    def __repr__(self) -> str:
+        return (
+            f"<Encoder {self.bundle.name}: {self.dimensions} dimensions, max_length {self.max_length}, "
+            f"{self.backend.precision} on {self.backend.device} by {self.backend.name}>"
+        )
+
+    def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = True,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        batch_tokens: int | None = None,
+        progress: bool | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Embed n sentences; returns [n, D] in their order. An empty list gives [0, D].
+
+        normalize: divide by the L2 norm (a zero vector stays zero).
+        precision: storage of the result, "float32" or "float16" (`load` has that of the computation).
+        truncate_dim: keep the first dimensions only, normalised after the cut.
+        batch_tokens: upper bound of rows x longest row of a batch: memory against speed.
+        progress: a bar on stderr; None shows it on a terminal if the job takes longer than a second.
+        out: array or memmap [n, D] of the dtype of `precision` that receives the vectors and is returned.
+
+        Sentences of more than `max_length` tokens are cut, and one TruncationWarning says so; `embed_report` gives their
+        indices. Raises InputError for texts or arguments that cannot be used, BackendError if the engine fails.
+        """
+        result = self.embed_report(
+            texts,
+            normalize=normalize,
+            precision=precision,
+            truncate_dim=truncate_dim,
+            batch_tokens=batch_tokens,
+            progress=progress,
+            out=out,
+        )
+        warn_if_truncated(result.report, stacklevel=2)
+        return result.vectors
+
+    def embed_report(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = True,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        batch_tokens: int | None = None,
+        progress: bool | None = None,
+        out: np.ndarray | None = None,
+    ) -> Embedded:
+        """As `embed`, and returns the report of what was done beside the vectors, instead of a warning."""
+        return self._embed(
+            check_texts(texts),
+            normalize=normalize,
+            precision=precision,
+            truncate_dim=truncate_dim,
+            batch_tokens=batch_tokens,
+            max_rows=None,
+            progress=progress,
+            out=out,
+        )
+
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        output_value: str = "sentence_embedding",
+        precision: str = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+    ) -> np.ndarray:
+        """The sentence-transformers spelling: a str gives [D], a list gives [n, D], as if it had loaded this bundle.
+
+        The bundle's sentence-transformers pipeline ends in a Normalize module, so vectors are normalised in any case;
+        `normalize_embeddings` matters after `truncate_dim`, where it normalises again. Raw vectors: embed(normalize=False).
+        `batch_size` is an upper bound of sentences per batch, besides the bound by tokens.
+        """
+        if convert_to_tensor or not convert_to_numpy:
+            raise InputError("encode() returns numpy arrays. For a tensor, type torch.from_numpy(encoder.encode(...)).")
+        if output_value != "sentence_embedding":
+            raise InputError(f"output_value={output_value!r} is not offered: encode() gives 'sentence_embedding' only.")
+        if batch_size is not None:
+            _check_count("batch_size", batch_size)
+        _check_truncate_dim(truncate_dim, self.dimensions)
+        single = isinstance(sentences, str)
+        result = self._embed(
+            check_texts([sentences] if isinstance(sentences, str) else sentences, "sentences"),
+            normalize=True,
+            precision=precision,
+            truncate_dim=truncate_dim if normalize_embeddings else None,
+            batch_tokens=None,
+            max_rows=batch_size,
+            progress=show_progress_bar,
+            out=None,
+        )
+        warn_if_truncated(result.report, stacklevel=2)
+        vectors = np.ascontiguousarray(result.vectors[:, :truncate_dim])
+        return vectors[0] if single else vectors
+
+    def _embed(
+        self,
+        texts: list[str],
+        *,
+        normalize: bool,
+        precision: str,
+        truncate_dim: int | None,
+        batch_tokens: int | None,
+        max_rows: int | None,
+        progress: bool | None,
+        out: np.ndarray | None,
+    ) -> Embedded:
+        started = time.perf_counter()
+        _check_truncate_dim(truncate_dim, self.dimensions)
+        cells = _check_count("batch_tokens", BATCH_TOKENS if batch_tokens is None else batch_tokens)
+        vectors = _result_array(out, (len(texts), truncate_dim or self.dimensions), precision)
+
+        distinct, row_of = _distinct(texts)
+        tokens = self.tokenizer.encode([texts[row] for row in distinct], self.max_length)
+        lengths = tokens.lengths
+        batches = pack(lengths, cells, max_rows)
+        padded_tokens = 0
+        with _progress_bar(progress, int(lengths.sum())) as advance:
+            for batch in batches:
+                input_ids, attention_mask = tokens.batch(batch)
+                raw = self.backend.run(input_ids, attention_mask)[:, :truncate_dim]
+                if not np.isfinite(raw).all():
+                    raise self._not_finite(distinct[batch[~np.isfinite(raw).all(axis=1)][0]])
+                vectors[distinct[batch]] = _normalized(raw) if normalize else raw
+                padded_tokens += input_ids.size
+                advance(int(lengths[batch].sum()))
+        _copy_duplicates(vectors, row_of)
+
+        cut = tokens.truncated[np.searchsorted(distinct, row_of)] if len(texts) else tokens.truncated
+        truncated = np.flatnonzero(cut)
+        report = EmbedReport(
+            model=self.bundle.name,
+            sentences=len(texts),
+            distinct=len(distinct),
+            tokens=int(lengths.sum()),
+            padded_tokens=padded_tokens,
+            batches=len(batches),
+            max_length=self.max_length,
+            truncated=tuple(truncated.tolist()),
+            truncated_lengths=tuple(tokens.full_lengths[np.searchsorted(distinct, row_of[truncated])].tolist()),
+            seconds=time.perf_counter() - started,
+            backend=self.backend.name,
+            device=self.backend.device,
+            precision=self.backend.precision,
+            reason=self.backend.reason,
+        )
+        return Embedded(vectors=vectors, report=report)
+
+    def _not_finite(self, row: int) -> BackendError:
+        return BackendError(
+            f"{self!r} gave a vector that is not finite for the sentence with index {row}. "
+            "Load with precision='fp32'; if it persists, export the bundle again."
+        )
+
+
+_default: Encoder | None = None
+_default_lock = threading.Lock()
+
+
+def default_encoder() -> Encoder:
+    """The bundled default model, loaded at the first call and shared by the whole process."""
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = load()
+        return _default
+
+
+def _distinct(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Equal texts are computed once: (rows where a text occurs first, ascending; for each row, the first of its text)."""
+    first: dict[str, int] = {}
+    row_of = np.fromiter((first.setdefault(text, row) for row, text in enumerate(texts)), dtype=np.int64)
+    return np.fromiter(first.values(), dtype=np.int64), row_of
+
+
+def _copy_duplicates(vectors: np.ndarray, row_of: np.ndarray) -> None:
+    duplicates = np.flatnonzero(row_of != np.arange(len(row_of)))
+    for start in range(0, len(duplicates), COPY_ROWS):
+        rows = duplicates[start : start + COPY_ROWS]
+        vectors[rows] = vectors[row_of[rows]]
+
+
+def _normalized(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
+
+
+def _result_array(out: np.ndarray | None, shape: tuple[int, int], precision: str) -> np.ndarray:
+    if precision not in STORAGE:
+        raise InputError(
+            f"precision={precision!r} is no storage of vectors: type 'float32' or 'float16'. "
+            "(The precision of the computation is an argument of load.)"
+        )
+    dtype = np.dtype(STORAGE[precision])
+    if out is None:
+        return np.empty(shape, dtype)
+    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype:
+        found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InputError(f"out is {found}, but these texts at precision={precision!r} need an array {dtype} {shape}.")
+    if not out.flags.writeable:
+        raise InputError("out is read-only. Open the memmap with mode 'r+' or 'w+'.")
+    return out
+
+
+def _check_count(name: str, value: int) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name}={value!r} must be a whole number of at least 1.")
+    return int(value)
+
+
+def _check_truncate_dim(truncate_dim: int | None, dimensions: int) -> None:
+    if truncate_dim is not None and _check_count("truncate_dim", truncate_dim) > dimensions:
+        raise InputError(f"truncate_dim={truncate_dim} is more than the {dimensions} dimensions of the model.")
+
+
+@contextlib.contextmanager
+def _progress_bar(progress: bool | None, tokens: int) -> Iterator[Callable[[int], object]]:
+    """A function to advance the bar by some tokens (they, not sentences, take the time); it does nothing if not shown."""
+    if progress is False:
+        yield lambda _: None
+        return
+    from tqdm import tqdm
+
+    # disable=None: off unless stderr is a terminal; delay: nothing is shown for a job shorter than a second.
+    disable, delay = (None, 1.0) if progress is None else (False, 0.0)
+    with tqdm(total=tokens, desc="embed", unit="token", unit_scale=True, disable=disable, delay=delay) as bar:
+        yield bar.update

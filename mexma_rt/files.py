@@ -1,0 +1,108 @@
+"""Text files in, result files out: errors that name the line, and outputs that are complete or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import lzma
+import os
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from mexma_rt.errors import FileError, InputError
+
+STDIN = "-"
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Return the lines of a UTF-8 file (plain, .gz or .xz; "-" is standard input) without their line ends.
+
+    A line ends in \\n or \\r\\n and nowhere else, so that line numbers are those of grep and wc; an initial byte order
+    mark is dropped. Raises FileError if the file cannot be read and InputError, with line and byte, if it is not UTF-8.
+    """
+    data = _read(path).removeprefix(b"\xef\xbb\xbf")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        byte = error.start - data.rfind(b"\n", 0, error.start)
+        raise InputError(
+            f"{_name(path)}, line {line}, byte {byte}: 0x{data[error.start]:02x} is not valid UTF-8 there. Convert the "
+            f"file, for example: iconv -f LATIN1 -t UTF-8 FILE > NEW (with its real encoding in place of LATIN1)."
+        ) from None
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Raise FileError or InputError if path cannot be written or is one of the inputs: called before the long work."""
+    path = Path(path)
+    if path.is_dir():
+        raise FileError(f"{path} is a folder, but the output is a file. Type {path / 'NAME'} instead.")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise FileError(f"{path} cannot be written: the folder {folder} does not exist. Type: mkdir -p {folder}")
+    for name in inputs:
+        if name != STDIN and path.exists() and Path(name).exists() and path.samefile(name):
+            raise InputError(f"{path} is an input as well as the output. Choose another name for the output.")
+    if not os.access(path if _is_special(path) else folder, os.W_OK):
+        raise FileError(f"{path} cannot be written: no permission in {folder}. Choose another folder for the output.")
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a binary file that appears under path, complete and synced, when the block ends without an error.
+
+    Until then it has a temporary name in the same folder; after an error or Ctrl-C nothing is left, and what stood under
+    path before is untouched. Links are followed; a device or pipe is written to directly. Raises FileError.
+    """
+    final = Path(path).resolve()
+    direct = _is_special(final)
+    temporary = final if direct else final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            if not direct:
+                stream.flush()
+                os.fsync(stream.fileno())
+        if not direct:
+            temporary.replace(final)
+    except BaseException as error:
+        if not direct:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        if isinstance(error, OSError) and not isinstance(error, (FileError, BrokenPipeError)):
+            raise FileError(
+                f"{path} cannot be written: {error.strerror or error}. What stood under that name before is unchanged."
+            ) from error
+        raise
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
+def _name(path: str | os.PathLike[str]) -> str:
+    return "standard input" if path == STDIN else str(path)
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        if path == STDIN:
+            return sys.stdin.buffer.read()
+        data = Path(path).read_bytes()
+        unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(Path(path).suffix)
+        return unpack(data) if unpack else data
+    except FileNotFoundError:
+        raise FileError(f"{path} does not exist. Check the name; the current folder is {Path.cwd()}.") from None
+    except IsADirectoryError:
+        raise FileError(f"{path} is a folder, but a text file with one sentence per line is needed.") from None
+    except PermissionError:
+        raise FileError(f"{path} cannot be read: no permission. Type: ls -l {path}") from None
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile):
+        raise FileError(f"{path} is damaged or not complete: it cannot be unpacked. Copy or download it again.") from None
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror}.") from error

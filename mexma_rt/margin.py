@@ -1,0 +1,42 @@
+"""Margin scores (Artetxe and Schwenk, ACL 2019, arXiv 1811.01136): how far a pair stands out from its neighbourhoods.
+
+A plain cosine misleads, because some sentences are close to everything. The margin compares the cosine of a pair with
+the mean cosine of each sentence to its k nearest neighbours on the other side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mexma_rt.errors import InputError
+
+MARGINS = ("ratio", "distance", "absolute")
+
+
+def neighbour_means(scores: np.ndarray) -> np.ndarray:
+    """Return the mean cosine of each sentence to its neighbours: scores [n, k] -> float64 [n]."""
+    return scores.mean(axis=1, dtype=np.float64)
+
+
+def margin_scores(cosine: np.ndarray, x_mean: np.ndarray, y_mean: np.ndarray, margin: str) -> np.ndarray:
+    """Return float64 scores of candidate pairs from their cosines and neighbour means, all of shapes that broadcast.
+
+    With mean = (x_mean + y_mean) / 2, "ratio" is cosine / mean, "distance" is cosine - mean and "absolute" is the cosine.
+    Where the mean is not positive the ratio has no meaning (division would turn the order round) and is set to 0.
+    """
+    check_choice("margin", margin, MARGINS)
+    cosine = np.asarray(cosine, np.float64)
+    if margin == "absolute":
+        return cosine
+    mean = (np.asarray(x_mean, np.float64) + y_mean) / 2
+    if margin == "distance":
+        return cosine - mean
+    return np.divide(cosine, mean, out=np.zeros(np.broadcast_shapes(cosine.shape, mean.shape)), where=mean > 0)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise InputError unless value is one of choices."""
+    if value not in choices:
+        raise InputError(f"{name}={value!r} is not known. Type one of: {', '.join(choices)}.")

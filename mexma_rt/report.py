@@ -1,0 +1,60 @@
+"""What a call to embed() did, as data: nothing that matters to the caller is only in a log line."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from mexma_rt.errors import TruncationWarning
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedReport:
+    """Counts, cuts, speed and the place of one call. `dataclasses.asdict` makes it ready for JSON."""
+
+    model: str
+    sentences: int
+    distinct: int  # sentences really computed; equal texts are computed once
+    tokens: int  # of the distinct sentences, after the cut, <s> and </s> included
+    padded_tokens: int  # cells computed: sum over batches of rows x longest row
+    batches: int
+    max_length: int
+    truncated: tuple[int, ...]  # indices into the input
+    truncated_lengths: tuple[int, ...]  # tokens of those sentences before the cut
+    seconds: float
+    backend: str
+    device: str
+    precision: str
+    reason: str  # why this back end, device and precision
+
+    @property
+    def padding(self) -> float:
+        """Cells computed per token: 1.0 is no padding."""
+        return self.padded_tokens / self.tokens if self.tokens else 1.0
+
+    @property
+    def sentences_per_second(self) -> float:
+        return self.sentences / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Vectors [n, D] and the report of the call that made them."""
+
+    vectors: np.ndarray
+    report: EmbedReport
+
+
+def warn_if_truncated(report: EmbedReport, stacklevel: int) -> None:
+    """One TruncationWarning for a call that cut sentences; `stacklevel` counts from the caller, as in warnings.warn."""
+    if report.truncated:
+        warnings.warn(
+            f"{len(report.truncated)} of {report.sentences} sentences were longer than max_length="
+            f"{report.max_length} tokens and were cut; the first has index {report.truncated[0]} and "
+            f"{report.truncated_lengths[0]} tokens. To keep more, type load(..., max_length={max(report.truncated_lengths)}) "
+            "(the model's limit allowing); embed_report() lists them all.",
+            TruncationWarning,
+            stacklevel=stacklevel + 1,
+        )

@@ -1,0 +1,120 @@
+"""Shared fixtures: a tiny random XLM-R checkpoint and the bundle exported from it, made once per session.
+
+The checkpoint has the shape of the real ones (special ids, position table, tokenizer.json), so that everything except
+quality can be tested in seconds. Its weights are random but wide enough that different sentences get clearly different
+vectors. Where the export extra is missing, both fixtures skip and say so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+# Our own sentences, in nine scripts: enough text for a tokenizer of some hundred pieces.
+SENTENCES = [
+    ("eng", "Hello world, the cat is sleeping on the warm stone."),
+    ("eng", "Where can I buy a ticket for the evening train?"),
+    ("eng", "The children were playing near the river all afternoon."),
+    ("fra", "Bonjour le monde, le chat dort sur la pierre chaude."),
+    ("fra", "Où puis-je acheter un billet pour le train du soir ?"),
+    ("deu", "Hallo Welt, die Katze schläft auf dem warmen Stein."),
+    ("deu", "Die Kinder spielten den ganzen Nachmittag am Fluss."),
+    ("spa", "¿Dónde puedo comprar un billete para el tren de la noche?"),
+    ("tur", "Çocuklar bütün öğleden sonra ırmağın yanında oynuyordu."),
+    ("rus", "Привет, мир, кошка спит на тёплом камне."),
+    ("rus", "Где можно купить билет на вечерний поезд?"),
+    ("ell", "Γεια σου κόσμε, η γάτα κοιμάται πάνω στη ζεστή πέτρα."),
+    ("ara", "مرحبا بالعالم، القطة نائمة على الحجر الدافئ."),
+    ("heb", "שלום עולם, החתולה ישנה על האבן החמה."),
+    ("hin", "नमस्ते दुनिया, बिल्ली गरम पत्थर पर सो रही है।"),
+    ("jpn", "こんにちは世界、猫は暖かい石の上で眠っています。"),
+    ("cmn", "你好，世界，猫在温暖的石头上睡觉。"),
+    ("kor", "안녕하세요 세상, 고양이가 따뜻한 돌 위에서 자고 있어요."),
+    ("tha", "สวัสดีชาวโลก แมวกำลังนอนอยู่บนหินอุ่น"),
+    ("eng", "Please close the window before you leave; it may rain tonight."),
+]
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[tuple[str, str]]:
+    """Twenty (language, text) pairs in nine scripts, no two alike."""
+    return SENTENCES
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random XLM-R checkpoint folder: 3 layers of 32, 4 heads, 514 positions, about 600 pieces. Do not modify it."""
+    _need_export_extra()
+    import torch
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    folder.mkdir()
+    tokenizer = _train_tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = XLMRobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        layer_norm_eps=1e-5,
+        initializer_range=0.3,  # the usual 0.02 makes all sentence vectors nearly parallel
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = XLMRobertaModel(config, add_pooling_layer=False)
+    model.save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", '
+        '"sep_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>", '
+        '"model_max_length": 512}\n',
+        encoding="utf-8",
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `tiny_checkpoint` (fp32 and int8, with weights), gated on `sentences`. Do not modify it: copy it."""
+    from mexma_export import Sentence, export_bundle
+
+    target = tmp_path_factory.mktemp("bundle") / "tiny"
+    export_bundle(tiny_checkpoint, target, name="tiny", sentences=[Sentence(lang=a, text=b) for a, b in SENTENCES])
+    return target
+
+
+def _need_export_extra() -> None:
+    for name in ("torch", "transformers", "safetensors", "onnx", "onnxscript"):
+        pytest.importorskip(name, reason=f"the tiny checkpoint and its bundle are made with {name} (pip: mexma-rt[export])")
+
+
+def _train_tokenizer():  # type: ignore[no-untyped-def]  # tokenizers is imported only where the fixture runs
+    """A Unigram tokenizer with XLM-R's special ids (<s> 0, <pad> 1, </s> 2, <unk> 3, <mask> last) and template."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers.trainers import UnigramTrainer
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = UnigramTrainer(
+        vocab_size=600,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text for _, text in SENTENCES], trainer)
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=False)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer
