@@ -39,7 +39,7 @@ def mutual_neighbours(
     x, y = check_vectors(x, "x"), check_vectors(y, "y")
     check_dimensions(x, y, "x", "y")
     check_k(k, {"x": len(x), "y": len(y)}, "rows")
-    if _largest(x) * _largest(y) * x.shape[1] > np.finfo(np.float32).max:
+    if _largest(x) * _largest(y) * x.shape[1] > float(np.finfo(np.float32).max):
         raise InputError("x and y are so long that their products leave float32. Normalise them, for example by unit_rows.")
     n, m = len(x), len(y)
     best_xy, best_yx = _nothing_yet(n, k), _nothing_yet(m, k)

@@ -191,18 +191,16 @@ def _unit_vectors(
     source: _Side, target: _Side, encoder: Encoder | None, progress: bool | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return both sides as normalised float32 copies [size, D], embedding the texts that came without vectors."""
-    sides = []
-    for side in (source, target):
-        vectors = side.vectors
-        if vectors is None:
-            if encoder is None:
-                from mexma_rt.encoder import default_encoder
+    if encoder is None and (source.vectors is None or target.vectors is None):
+        from mexma_rt.encoder import default_encoder
 
-                encoder = default_encoder()
-            vectors = encoder.embed(side.texts or [], progress=progress)
-        sides.append(vectors)
-    check_dimensions(*sides, f"{source.name}_vectors", f"{target.name}_vectors")
-    return unit_rows(sides[0]), unit_rows(sides[1])
+        encoder = default_encoder()
+    x, y = (
+        encoder.embed(side.texts, progress=progress) if side.vectors is None else side.vectors  # type: ignore[union-attr, arg-type]
+        for side in (source, target)
+    )
+    check_dimensions(x, y, f"{source.name}_vectors", f"{target.name}_vectors")
+    return unit_rows(x), unit_rows(y)
 
 
 def _best(cosine: np.ndarray, index: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 # A batch of this area already multiplies matrices near the peak of a CPU (budgets of 320 to 1,024 measured alike, while
@@ -22,7 +24,7 @@ def pack(lengths: np.ndarray, batch_tokens: int, max_rows: int | None = None) ->
     batches, start = [], 0
     while start < len(order):
         longest = max(1, -int(negative[start]))
-        rows = int(np.searchsorted(negative, -SIMILAR * longest, side="right")) - start
+        rows = int(np.searchsorted(negative, -math.ceil(SIMILAR * longest), side="right")) - start
         rows = min(max(rows, FULL_CELLS // longest), batch_tokens // longest, max_rows or len(order))
         batches.append(order[start : start + max(1, rows)])
         start += len(batches[-1])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mexma_export.folder import new_folder
 from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, check_parity, load_sentences, require_passed
 from mexma_export.peers import peer_files
-from mexma_rt.errors import InputError, require_extra
+from mexma_rt.errors import BundleError, InputError, require_extra
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,10 +164,17 @@ def _write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], t
     for done, precision in enumerate(precisions):
         tell(f"export {precision}", done, len(precisions))
         path = folder / GRAPHS[precision]
-        if precision == "fp32":
-            export_standard(SentenceEncoder(source.model), path, length_limit=source.max_length_limit)
-        else:
-            export_int8(source.model, path)
+        try:
+            if precision == "fp32":
+                export_standard(SentenceEncoder(source.model), path, length_limit=source.max_length_limit)
+            else:
+                export_int8(source.model, path)
+        except Exception as error:  # torch, onnx and onnxruntime each raise their own, often with pages of graph
+            others = [other for other in GRAPHS if other != precision]
+            raise BundleError(
+                f"Writing the {precision} graph failed: {str(error).strip().partition(chr(10))[0].rstrip('.')}. The versions of torch, "
+                f"onnx and onnxruntime may not fit each other; --precision {others[0]} leaves this graph out."
+            ) from error
 
 
 def _gate(

@@ -109,6 +109,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{path}: model_type is {kind!r}, but mexma-export exports 'xlm-roberta' encoders only "
             "(MEXMA, XLM-R and models trained from them)."
         )
+    needed = ["vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings"]
+    if lacking := [key for key in needed if not isinstance(config.get(key), int)]:
+        raise BundleError(f"{path}: no number for {', '.join(lacking)}. Copy the checkpoint again.")
     if config.get("pad_token_id") != SPECIAL_IDS["<pad>"]:
         raise BundleError(f"{path}: pad_token_id is {config.get('pad_token_id')!r}, but XLM-R's positions need 1.")
     return config

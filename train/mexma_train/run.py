@@ -124,26 +124,24 @@ class _Log:
 
 
 def run_stage(stage: Stage, model: Mexma, state: dict, out: Path, deadline: float) -> bool:
-    """Run a stage from its saved step; save the state every SAVE_SECONDS and at the end. False if the deadline came first."""
+    """Run a stage from its saved update; save the state every SAVE_SECONDS and at the end. False if the deadline came first."""
     if "optimizer" in state:
         stage.optimizer.load_state_dict(state["optimizer"])
-    step = state["step"]
-    log = _Log(out / "log.jsonl", stage, step)
+    log = _Log(out / "log.jsonl", stage, first=state["step"])
 
-    def save() -> None:
-        now = {"stage": stage.name, "step": step, "recipe": state["recipe"]}
+    def save(done: int) -> None:
+        now = {"stage": stage.name, "step": done, "recipe": state["recipe"]}
         save_state(now | {"model": model.state_dict(), "optimizer": stage.optimizer.state_dict()}, out / "state.pt")
 
     saved = time.monotonic()
-    for step, means in updates(stage, step):
-        log.add(step, means)
-        if time.monotonic() > deadline:
-            save()
-            return step == stage.steps
-        if time.monotonic() - saved > SAVE_SECONDS:
-            save()
+    for done, means in updates(stage, first=state["step"]):
+        log.add(done, means)
+        stop = time.monotonic() > deadline and done < stage.steps
+        if stop or done == stage.steps or time.monotonic() - saved > SAVE_SECONDS:
+            save(done)
             saved = time.monotonic()
-    save()
+        if stop:
+            return False
     return True
 
 

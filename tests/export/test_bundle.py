@@ -1,0 +1,129 @@
+"""What a bundle folder holds, and what export_bundle refuses before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mexma_export import Sentence, export_bundle
+from mexma_rt.errors import BundleError, FileError, InputError
+
+
+def test_manifest_lists_every_file_with_its_size_and_hash(tiny_bundle: Path) -> None:
+    manifest = json.loads((tiny_bundle / "mexma.json").read_text(encoding="utf-8"))
+    found = {p.relative_to(tiny_bundle).as_posix(): p for p in tiny_bundle.rglob("*") if p.is_file()}
+    del found["mexma.json"]
+    assert set(manifest["files"]) == set(found)
+    for name, path in found.items():
+        content = path.read_bytes()
+        assert manifest["files"][name] == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def test_manifest_says_what_the_runtime_needs(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    manifest = json.loads((tiny_bundle / "mexma.json").read_text(encoding="utf-8"))
+    weights = hashlib.sha256((tiny_checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    wanted = {
+        "format": "mexma-bundle",
+        "format_version": 1,
+        "name": "tiny",
+        "dimensions": 32,
+        "max_length": 128,
+        "max_length_limit": 512,
+        "pooling": "cls",
+        "default_precision": "int8",
+        "source": {"name": "tiny", "sha256": weights},
+        "graphs": {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"},
+    }
+    assert {key: manifest[key] for key in wanted} == wanted
+    for precision, floor in [("fp32", 0.99999), ("int8", 0.995)]:
+        summary = manifest["parity"][precision]
+        assert summary["passed"] is True and summary["sentences"] == 20
+        assert floor <= summary["min_cosine"] <= summary["mean_cosine"] <= 1 + 1e-9
+    assert all(manifest["created"].values())
+    full = json.loads((tiny_bundle / "parity.json").read_text(encoding="utf-8"))
+    assert full["int8"]["buckets"].keys() == {"2", "8", "16", "32", "64", "128", "256", "512"}
+    assert len(full["int8"]["by_language"]) == manifest["parity"]["int8"]["languages"]
+
+
+def test_no_machine_path_is_in_the_text_files(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    for path in [*tiny_bundle.glob("*.json"), *tiny_bundle.glob("*/*.json")]:
+        text = path.read_text(encoding="utf-8")
+        assert str(tiny_checkpoint.parent) not in text and str(tiny_bundle.parent) not in text
+
+
+def test_int8_alone_without_weights(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, sentences) -> None:
+    stages: list[str] = []
+    report = export_bundle(
+        tiny_checkpoint,
+        tmp_path / "small",
+        precisions=["int8"],
+        weights=False,
+        max_length=64,
+        sentences=[Sentence(lang=lang, text=text) for lang, text in sentences],
+        progress=lambda stage, done, total: stages.append(stage),
+    )
+    folder = tmp_path / "small"
+    assert not (folder / "onnx/model.onnx").exists() and not (folder / "model.safetensors").exists()
+    assert (folder / "onnx/model_int8.onnx").read_bytes() == (tiny_bundle / "onnx/model_int8.onnx").read_bytes()
+    manifest = json.loads((folder / "mexma.json").read_text(encoding="utf-8"))
+    assert manifest["graphs"] == {"int8": "onnx/model_int8.onnx"} and list(manifest["parity"]) == ["int8"]
+    assert manifest["max_length"] == 64
+    assert json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))["max_seq_length"] == 64
+    assert (report.default_precision, report.reason) == ("int8", "fastest on CPU, and its parity gate passed")
+    assert list(dict.fromkeys(stages)) == ["load checkpoint", "export int8", "parity gate", "fresh process"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precisions": ["fp16"]}, "Unknown precision 'fp16': this export knows fp32 and int8."),
+        ({"precisions": "fp32"}, r"precisions must be a list without repetition"),
+        ({"precisions": []}, r"precisions must be a list without repetition"),
+        ({"precisions": ["int8"], "default_precision": "fp32"}, r"'fp32' is not among .* Type --precision int8,fp32"),
+        ({"max_length": 513}, r"max length 513 is outside 3 to 512: the position table has 514 rows"),
+        ({"max_length": 2}, r"max length 2 is outside 3 to 512"),
+    ],
+)
+def test_bad_arguments(tiny_checkpoint: Path, tmp_path: Path, arguments, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exporter_that_breaks_is_one_clear_error(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    def broken(*arguments, **keywords):
+        raise RuntimeError("unsupported operator aten::new\nand a page of graph")
+
+    monkeypatch.setattr("mexma_export.int8.export_traced", broken)
+    with pytest.raises(
+        BundleError, match=r"^Writing the int8 graph failed: unsupported operator aten::new\. .*--precision fp32"
+    ):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle", precisions=["int8"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_default_precision_rule() -> None:
+    from mexma_export.bundle import _default_precision
+
+    assert _default_precision(["fp32"], None) == ("fp32", "int8 was not exported")
+    assert _default_precision(["fp32", "int8"], None)[0] == "int8"
+    assert _default_precision(["fp32", "int8"], "fp32") == ("fp32", "asked for")
+
+
+def test_missing_parent_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"no such folder\. Make it first: mkdir -p"):
+        export_bundle(tiny_checkpoint, tmp_path / "no" / "bundle")
+
+
+def test_a_graph_that_does_not_open_in_a_fresh_process_is_no_bundle(tmp_path: Path) -> None:
+    from mexma_export.reopen import check_in_fresh_process
+
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(np.arange(99, dtype=np.uint8).tobytes())
+    with pytest.raises(BundleError, match=r"the exported graphs do not open in a fresh process: .*model\.onnx"):
+        check_in_fresh_process(tmp_path)

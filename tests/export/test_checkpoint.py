@@ -1,0 +1,142 @@
+"""Checkpoint folders that cannot be exported are refused with what is wrong and what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="checkpoints are loaded with torch (pip: mexma-rt[export])")
+
+from mexma_export.checkpoint import load_checkpoint
+from mexma_rt.errors import BundleError, FileError
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def refuse(folder: Path | str, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        load_checkpoint(folder)
+
+
+def test_a_good_folder_loads(tiny_checkpoint: Path) -> None:
+    import torch
+
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    assert (checkpoint.name, checkpoint.dimensions, checkpoint.max_length_limit) == ("tiny", 32, 512)
+    assert not checkpoint.model.training
+    assert {p.dtype for p in checkpoint.model.parameters()} == {torch.float32}
+
+
+def test_names_that_are_no_folder_never_reach_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("went to the hub"))
+    for name in ["nothing", "runs/mni", "/no/such/folder", "a/b/c"]:
+        refuse(name, FileError, "no such checkpoint folder. Give a folder with config.json")
+
+
+def test_a_hub_name_fetches_safe_files_only(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(name: str, **keywords: Any) -> str:
+        asked.update(keywords, name=name)
+        return str(tiny_checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert load_checkpoint("some-lab/mexma", revision="v1").name == "some-lab/mexma"
+    assert asked == {
+        "name": "some-lab/mexma",
+        "revision": "v1",
+        "allow_patterns": ["config.json", "model.safetensors", "tokenizer.json", "README.md"],
+    }
+
+
+def test_missing_files(folder: Path) -> None:
+    (folder / "tokenizer.json").rename(folder / "hidden")
+    refuse(folder, FileError, r"tokenizer\.json is missing")
+    (folder / "hidden").rename(folder / "tokenizer.json")
+    (folder / "model.safetensors").unlink()
+    refuse(folder, FileError, r"model\.safetensors is missing")
+    (folder / "config.json").unlink()
+    refuse(folder, FileError, r"config\.json is missing, so this is no checkpoint folder")
+
+
+def test_pickled_weights_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refuse(folder, BundleError, r"only pickled weights \(pytorch_model\.bin\), and loading a pickle can run any code: refused")
+
+
+def test_split_weights_name_the_way_out(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
+    refuse(folder, BundleError, r"split over several files\. Write them as one: .*max_shard_size")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "bert"}, r"model_type is 'bert', but mexma-export exports 'xlm-roberta' encoders only"),
+        ({"pad_token_id": 0}, r"pad_token_id is 0, but XLM-R's positions need 1"),
+        ({"vocab_size": 9999}, r"tokenizer\.json has 322 pieces, but config\.json says vocab_size 9999"),
+        ({"vocab_size": 300}, r"tokenizer\.json has 322 pieces, but config\.json says vocab_size 300"),
+        ({"vocab_size": 328}, r"the weights do not load"),
+        ({"num_hidden_layers": 4}, r"model\.safetensors lacks 16 weights, encoder\.layer\.3"),
+        ({"hidden_size": None}, r"no number for hidden_size"),
+    ],
+)
+def test_wrong_configs(folder: Path, change: dict[str, Any], message: str) -> None:
+    change_config(folder, **change)
+    refuse(folder, BundleError, message)
+
+
+def test_damaged_files(folder: Path) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-1000])
+    refuse(folder, BundleError, "the weights do not load")
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    refuse(folder, BundleError, "not a readable tokenizer")
+    (folder / "config.json").write_text("{", encoding="utf-8")
+    refuse(folder, BundleError, "not valid JSON")
+
+
+def test_nan_weights(folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.output.dense.bias"][3] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refuse(folder, BundleError, r"NaN or infinite numbers in encoder\.layer\.1\.output\.dense\.bias: the training diverged")
+
+
+def test_tokenizers_of_another_kind(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer["post_processor"] = None
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    refuse(folder, BundleError, r"an empty text gives the ids \[\], but XLM-R's <s> </s> are \[0, 2\]")
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8").replace("<pad>", "<padding>")
+    path.write_text(text, encoding="utf-8")
+    refuse(folder, BundleError, r"special tokens have the ids \{'<pad>': None\}, but XLM-R has")
+
+
+def test_truncation_and_padding_in_the_file_are_switched_off(folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert len(load_checkpoint(folder).tokenizer.encode("The children were playing near the river.").ids) > 8
+    assert load_checkpoint(folder).tokenizer.encode("").ids == [0, 2]

@@ -1,0 +1,75 @@
+"""mexma-export: exit codes, messages, JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mexma_export.cli import main
+
+
+def run(*arguments: str | Path):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def sentence_file(tmp_path_factory: pytest.TempPathFactory, sentences) -> Path:
+    path = tmp_path_factory.mktemp("sentences") / "own.tsv"
+    path.write_text("".join(f"{lang}\t{text}\n" for lang, text in sentences), encoding="utf-8")
+    return path
+
+
+def test_a_good_export_prints_the_figures(tiny_checkpoint: Path, tmp_path: Path, sentence_file: Path) -> None:
+    result = run(
+        tiny_checkpoint, tmp_path / "b", "--precision", "int8", "--no-weights", "--name", "n", "--verify", sentence_file
+    )
+    assert result.exit_code == 0, result.output
+    assert "int8: 20 sentences in 14 languages, cosine to the checkpoint: mean 0.999" in result.output
+    assert "default on CPU: int8 (fastest on CPU, and its parity gate passed)" in result.output
+    assert json.loads((tmp_path / "b" / "mexma.json").read_text(encoding="utf-8"))["name"] == "n"
+
+
+def test_json_is_the_only_thing_on_standard_output(tiny_checkpoint: Path, tmp_path: Path, sentence_file: Path) -> None:
+    result = run(tiny_checkpoint, tmp_path / "b", "--precision", "int8", "--verify", sentence_file, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["default_precision"] == "int8" and report["parity"]["int8"]["passed"] is True
+    assert report["bytes"]["onnx/model_int8.onnx"] == (tmp_path / "b/onnx/model_int8.onnx").stat().st_size
+
+
+def test_a_failed_gate_exits_with_1(tiny_checkpoint: Path, tmp_path: Path, sentence_file: Path, monkeypatch) -> None:
+    from mexma_export import THRESHOLDS, Thresholds
+
+    monkeypatch.setitem(THRESHOLDS, "int8", Thresholds(min_cosine=1.0, mean_cosine=1.0))
+    result = run(tiny_checkpoint, tmp_path / "b", "--precision", "int8", "--verify", sentence_file, "--json")
+    assert result.exit_code == 1
+    assert "The int8 graph does not give the checkpoint's vectors" in result.stderr
+    assert json.loads(result.stdout)["error"] == "ParityError"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_checkpoint_exits_with_1(tmp_path: Path) -> None:
+    result = run(tmp_path, tmp_path / "b")
+    assert result.exit_code == 1
+    assert "Error: " in result.stderr and "config.json is missing" in result.stderr
+
+
+def test_bad_arguments_exit_with_2(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert run(tiny_checkpoint, tmp_path / "b", "--precision", "int4").exit_code == 2
+    assert run(tiny_checkpoint, tmp_path / "b", "--no-such-option").exit_code == 2
+    existing = tmp_path / "old"
+    existing.mkdir()
+    result = run(tiny_checkpoint, existing)
+    assert result.exit_code == 2 and "exists already. Type --force" in result.stderr
+
+
+def test_a_missing_extra_exits_with_2_and_the_pip_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnxscript" else found(name, *rest))
+    result = run(tmp_path, tmp_path / "b")
+    assert result.exit_code == 2
+    assert "onnxscript is not installed, and this needs it. Type:\n    pip install 'mexma-rt[export]'" in result.stderr
