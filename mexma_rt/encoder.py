@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from mexma_rt.backends import Backend, open_backend
 from mexma_rt.bundle import TOKENIZER, Bundle, open_bundle
 from mexma_rt.errors import BackendError, InputError
 from mexma_rt.packing import pack
+from mexma_rt.progress import progress_bar
 from mexma_rt.report import Embedded, EmbedReport, warn_if_truncated
 from mexma_rt.textinput import check_texts
 from mexma_rt.tokenizer import Tokenizer
@@ -193,7 +193,8 @@ class Encoder:
         lengths = tokens.lengths
         batches = pack(lengths, cells, max_rows)
         padded_tokens = 0
-        with _progress_bar(progress, int(lengths.sum())) as advance:
+        # Tokens, not sentences, take the time: a bar of tokens makes the time left right.
+        with progress_bar(progress, total=int(lengths.sum()), desc="embed", unit="token") as advance:
             for batch in batches:
                 input_ids, attention_mask = tokens.batch(batch)
                 raw = self.backend.run(input_ids, attention_mask)[:, :truncate_dim]
@@ -204,8 +205,8 @@ class Encoder:
                 advance(int(lengths[batch].sum()))
         _copy_duplicates(vectors, row_of)
 
-        cut = tokens.truncated[np.searchsorted(distinct, row_of)] if len(texts) else tokens.truncated
-        truncated = np.flatnonzero(cut)
+        place = np.searchsorted(distinct, row_of)  # of each text among the distinct ones
+        truncated = np.flatnonzero(tokens.truncated[place])
         report = EmbedReport(
             model=self.bundle.name,
             sentences=len(texts),
@@ -214,8 +215,9 @@ class Encoder:
             padded_tokens=padded_tokens,
             batches=len(batches),
             max_length=self.max_length,
+            max_length_limit=self.bundle.max_length_limit,
             truncated=tuple(truncated.tolist()),
-            truncated_lengths=tuple(tokens.full_lengths[np.searchsorted(distinct, row_of[truncated])].tolist()),
+            truncated_lengths=tuple(tokens.full_lengths[place[truncated]].tolist()),
             seconds=time.perf_counter() - started,
             backend=self.backend.name,
             device=self.backend.device,
@@ -289,17 +291,3 @@ def _check_count(name: str, value: int) -> int:
 def _check_truncate_dim(truncate_dim: int | None, dimensions: int) -> None:
     if truncate_dim is not None and _check_count("truncate_dim", truncate_dim) > dimensions:
         raise InputError(f"truncate_dim={truncate_dim} is more than the {dimensions} dimensions of the model.")
-
-
-@contextlib.contextmanager
-def _progress_bar(progress: bool | None, tokens: int) -> Iterator[Callable[[int], object]]:
-    """A function to advance the bar by some tokens (they, not sentences, take the time); it does nothing if not shown."""
-    if progress is False:
-        yield lambda _: None
-        return
-    from tqdm import tqdm
-
-    # disable=None: off unless stderr is a terminal; delay: nothing is shown for a job shorter than a second.
-    disable, delay = (None, 1.0) if progress is None else (False, 0.0)
-    with tqdm(total=tokens, desc="embed", unit="token", unit_scale=True, disable=disable, delay=delay) as bar:
-        yield bar.update

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -17,13 +17,17 @@ from mexma_rt.knn import check_dimensions, check_k, check_vectors, mutual_neighb
 from mexma_rt.margin import MARGINS, check_choice, margin_scores, neighbour_means
 from mexma_rt.textinput import check_texts
 
-if TYPE_CHECKING:
-    from mexma_rt.encoder import Encoder
-
 RETRIEVALS = ("max", "intersect", "fwd", "bwd")
 
 # Not yet measured on the bundled model. 1.06 is the ratio of CCMatrix (Schwenk et al. 2021, arXiv 1911.04944).
 DEFAULT_THRESHOLD = {"ratio": 1.06, "distance": 0.04, "absolute": 0.7}
+
+
+class Embeds(Protocol):
+    """What mining needs of an encoder; `mexma_rt.Encoder` is one."""
+
+    def embed(self, texts: Iterable[str], *, progress: bool | None = None) -> np.ndarray:
+        """Return vectors [n, D] of n texts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +50,7 @@ def mine(
     k: int = 4,
     retrieval: str = "max",
     threshold: float | None = None,
-    encoder: Encoder | None = None,
+    encoder: Embeds | None = None,
     source_vectors: np.ndarray | None = None,
     target_vectors: np.ndarray | None = None,
     unify: bool = True,
@@ -108,7 +112,7 @@ def score_pairs(
     *,
     margin: str = "ratio",
     k: int = 4,
-    encoder: Encoder | None = None,
+    encoder: Embeds | None = None,
     source_vectors: np.ndarray | None = None,
     target_vectors: np.ndarray | None = None,
     progress: bool | None = None,
@@ -188,7 +192,7 @@ def _pool(lines: list[str], unify: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unit_vectors(
-    source: _Side, target: _Side, encoder: Encoder | None, progress: bool | None
+    source: _Side, target: _Side, encoder: Embeds | None, progress: bool | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return both sides as normalised float32 copies [size, D], embedding the texts that came without vectors."""
     if encoder is None and (source.vectors is None or target.vectors is None):

@@ -21,6 +21,7 @@ class EmbedReport:
     padded_tokens: int  # cells computed: sum over batches of rows x longest row
     batches: int
     max_length: int
+    max_length_limit: int  # of the model
     truncated: tuple[int, ...]  # indices into the input
     truncated_lengths: tuple[int, ...]  # tokens of those sentences before the cut
     seconds: float
@@ -50,11 +51,14 @@ class Embedded:
 def warn_if_truncated(report: EmbedReport, stacklevel: int) -> None:
     """One TruncationWarning for a call that cut sentences; `stacklevel` counts from the caller, as in warnings.warn."""
     if report.truncated:
+        longest, limit = max(report.truncated_lengths), report.max_length_limit
+        remedy = f"To keep more, type load(..., max_length={min(longest, limit)})." if limit > report.max_length else ""
+        if longest > limit:
+            remedy += f" The model takes no more than {limit} tokens: split longer texts into sentences."
         warnings.warn(
-            f"{len(report.truncated)} of {report.sentences} sentences were longer than max_length="
-            f"{report.max_length} tokens and were cut; the first has index {report.truncated[0]} and "
-            f"{report.truncated_lengths[0]} tokens. To keep more, type load(..., max_length={max(report.truncated_lengths)}) "
-            "(the model's limit allowing); embed_report() lists them all.",
+            f"{len(report.truncated)} of {report.sentences} texts were longer than max_length={report.max_length} tokens "
+            f"and were cut; the first has index {report.truncated[0]} and {report.truncated_lengths[0]} tokens; "
+            f"embed_report() lists them all. {remedy.strip()}",
             TruncationWarning,
             stacklevel=stacklevel + 1,
         )

@@ -62,7 +62,7 @@ def export_bundle(
 
     `max_length` (tokens with `<s>` and `</s>`) is the bundle's default, 128 unless the position table is shorter;
     `weights=False` leaves model.safetensors out (sentence-transformers then cannot load the bundle); `sentences` replaces
-    the 560 shipped ones of the gate; `progress(stage, done, total)` is called along the way.
+    the 562 shipped ones of the gate; `progress(stage, done, total)` is called along the way.
 
     Raises ParityError (the gate failed), InputError (an argument), FileError and BundleError (the checkpoint), and
     MissingExtraError (torch or onnx not installed). In each case `target` stays as it was.
@@ -170,10 +170,11 @@ def _write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], t
             else:
                 export_int8(source.model, path)
         except Exception as error:  # torch, onnx and onnxruntime each raise their own, often with pages of graph
-            others = [other for other in GRAPHS if other != precision]
+            first_line = str(error).strip().partition("\n")[0].rstrip(".")
+            other = next(other for other in GRAPHS if other != precision)
             raise BundleError(
-                f"Writing the {precision} graph failed: {str(error).strip().partition(chr(10))[0].rstrip('.')}. The versions of torch, "
-                f"onnx and onnxruntime may not fit each other; --precision {others[0]} leaves this graph out."
+                f"Writing the {precision} graph failed: {first_line}. The versions of torch, onnx and onnxruntime may not fit "
+                f"each other; --precision {other} leaves this graph out."
             ) from error
 
 

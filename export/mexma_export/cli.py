@@ -29,7 +29,7 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 @click.option(
     "--verify",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Sentences for the parity gate, lines of language<TAB>text. [default: 560 shipped ones in 56 languages]",
+    help="Sentences for the parity gate, lines of language<TAB>text. [default: 562 shipped ones in 57 languages]",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub name.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle; it survives any failure.")
@@ -103,5 +103,5 @@ def _as_text(report: ExportReport) -> str:
             f"centred: mean {parity.mean_centred_cosine:.6f}, lowest {parity.min_centred_cosine:.6f}"
         )
     lines.append(f"  default on CPU: {report.default_precision} ({report.reason})")
-    lines.append(f"Next: mexma embed FILE --model {report.path} -o vectors.npy")
+    lines.append(f"In Python: mexma_rt.load({str(report.path)!r}).embed(texts)")
     return "\n".join(lines)

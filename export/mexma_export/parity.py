@@ -89,20 +89,23 @@ class Parity:
 
 
 def load_sentences(path: Path | None = None) -> list[Sentence]:
-    """Read `lang<TAB>text` lines (UTF-8; # starts a comment line); None: the 560 shipped sentences in 56 languages.
+    """Read `lang<TAB>text` lines (UTF-8; # starts a comment line); None: the 562 shipped sentences in 57 languages.
 
     The shipped ones are articles of the Universal Declaration of Human Rights, in the public domain.
     """
     source = path or Path(__file__).with_name("parity_sentences.tsv")
     sentences = []
-    with source.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            lang, tab, text = line.rstrip("\r\n").partition("\t")
-            if line.startswith("#") or not line.strip():
-                continue
-            if not (lang and tab and text.strip()):
-                raise InputError(f"{source}, line {number}: not 'language<TAB>text': {line.strip()[:80]!r}")
-            sentences.append(Sentence(lang=lang, text=text))
+    for number, raw in enumerate(source.read_bytes().splitlines(), start=1):
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source}, line {number}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+        lang, tab, text = line.partition("\t")
+        if line.startswith("#") or not line.strip():
+            continue
+        if not (lang and tab and text.strip()):
+            raise InputError(f"{source}, line {number}: not 'language<TAB>text': {line.strip()[:80]!r}")
+        sentences.append(Sentence(lang=lang, text=text))
     if not sentences:
         raise InputError(f"{source}: no sentences. The gate needs lines of 'language<TAB>text'.")
     return sentences
@@ -123,6 +126,8 @@ def check_parity(
 
     Sentences are cut at `max_length` tokens; buckets go up to `length_limit`. `progress(done, total)` counts batches.
     """
+    if not sentences:
+        raise InputError("The parity gate needs at least one sentence; sentences=None takes the 562 shipped ones.")
     encoded = [e.ids for e in tokenizer.encode_batch([sentence.text for sentence in sentences])]
     ids = [row if len(row) <= max_length else [*row[: max_length - 1], EOS] for row in encoded]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))

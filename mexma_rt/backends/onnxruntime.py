@@ -36,19 +36,16 @@ class OnnxRuntime(Backend):
         # Threads may spin between the operators of a run but not after it, where they would only take cores from others.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         path = bundle.folder / bundle.graphs[precision]
-        preload = ""
         if device == "cuda":
             _require_cuda_provider(onnxruntime.get_available_providers())
-            preload = _preload_cuda_libraries()
+            _load_cuda_libraries()
         providers = [CUDA, "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BackendError(f"onnxruntime {onnxruntime.__version__} cannot open {path} on {device}: {error}") from error
         if device == "cuda" and self._session.get_providers()[0] != CUDA:
-            raise BackendError(
-                f"onnxruntime could not start CUDA: no GPU, no driver, or a library is missing.{_PIP}\n{preload}"
-            )
+            raise BackendError(f"onnxruntime could not start CUDA: no GPU, no driver, or a library is missing.{_PIP}")
         dimensions = {output.name: output.shape[-1] for output in self._session.get_outputs()}.get(OUTPUT)
         if dimensions != bundle.dimensions:
             raise BundleError(
@@ -89,8 +86,10 @@ def _quota(cpu_max: Path) -> int | None:
     return None
 
 
+_KEEP_GPU = "pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
 _PIP = (
-    "\nType:\n    pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'mexma-rt[cuda]'\nor name device='cpu' or 'auto'."
+    f"\nType:\n    pip install 'mexma-rt[cuda]' && {_KEEP_GPU}\n"
+    "(onnxruntime and onnxruntime-gpu overwrite each other: only one may stay), or name device='cpu' or 'auto'."
 )
 
 
@@ -99,14 +98,15 @@ def _require_cuda_provider(available: list[str]) -> None:
         raise BackendError(f"The installed onnxruntime has no CUDA (it has {', '.join(available)}).{_PIP}")
 
 
-def _preload_cuda_libraries() -> str:
-    """Load CUDA and cuDNN from their pip packages; onnxruntime prints what it misses, and we return that for the error."""
+def _load_cuda_libraries() -> None:
+    """Load CUDA and cuDNN from their pip packages, or raise BackendError with what onnxruntime says is missing."""
     import onnxruntime
 
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(said):  # it prints, and libraries do not print
         getattr(onnxruntime, "preload_dlls", lambda: None)()  # since onnxruntime 1.21
-    return said.getvalue()
+    if "Failed to load" in said.getvalue():  # opening a session would fail too, and fill stderr
+        raise BackendError(f"onnxruntime misses libraries of CUDA.{_PIP}\n{said.getvalue()}")
 
 
 def _clash_of_packages() -> str:
@@ -118,6 +118,5 @@ def _clash_of_packages() -> str:
     if len(installed) < 2:
         return ""
     return (
-        f"; note: {' and '.join(installed)} are both installed and overwrite each other: keep one "
-        "(pip uninstall both, then install one)"
+        f"; note: {' and '.join(installed)} are both installed and overwrite each other. To keep the second, type: {_KEEP_GPU}"
     )

@@ -99,12 +99,12 @@ def test_check_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_output(os.devnull, [source])
     with pytest.raises(FileError, match=r"is a folder, but the output is a file\. Type .*NAME"):
         check_output(tmp_path)
-    with pytest.raises(FileError, match="the folder .*nowhere does not exist. Type: mkdir -p .*nowhere"):
+    with pytest.raises(FileError, match=r"the folder .*nowhere does not exist\. Type: mkdir -p .*nowhere"):
         check_output(tmp_path / "nowhere" / "out.npy")
     link = tmp_path / "link"
     link.symlink_to(source)
     for same in (source, tmp_path / "." / "in.txt", link):
-        with pytest.raises(InputError, match="is an input as well as the output. Choose another name"):
+        with pytest.raises(InputError, match=r"is an input as well as the output\. Choose another name"):
             check_output(same, [source])
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(FileError, match=r"out\.npy cannot be written: no permission in"):

@@ -66,17 +66,17 @@ def random_sides(seed: int, n: int = 60, m: int = 45, d: int = 12) -> tuple[np.n
 @pytest.mark.parametrize("k", [2, 4])
 def test_equals_the_reference_with_the_threshold_in_every_mode(margin: str, retrieval: str, k: int) -> None:
     x, y = random_sides(seed=k)
+    x = np.random.default_rng(0).permutation(x)
     everything = reference(x, y, k, margin, retrieval, -np.inf)
     threshold = (everything[len(everything) // 2][2] + everything[len(everything) // 2 - 1][2]) / 2
-    expected = reference(x, y, k, margin, retrieval, threshold)
-    assert 0 < len(expected) < len(everything)
-    pairs = mine(
-        source_vectors=x, target_vectors=y, margin=margin, retrieval=retrieval, k=k, threshold=threshold, progress=False
-    )
-    assert [(p.source_index, p.target_index) for p in pairs] == [(i, j) for i, j, _ in expected]
-    np.testing.assert_allclose([p.score for p in pairs], [score for *_, score in expected], rtol=1e-5)
+    assert 0 < len(reference(x, y, k, margin, retrieval, threshold)) < len(everything)
     cosine, _ = reference_scores(x, y, k, margin)
-    np.testing.assert_allclose([p.cosine for p in pairs], [cosine[i, j] for i, j, _ in expected], rtol=1e-5)
+    for least in (threshold, -np.inf):
+        expected = reference(x, y, k, margin, retrieval, least)
+        pairs = mine(source_vectors=x, target_vectors=y, margin=margin, retrieval=retrieval, k=k, threshold=least)
+        assert [(p.source_index, p.target_index) for p in pairs] == [(i, j) for i, j, _ in expected]
+        np.testing.assert_allclose([p.score for p in pairs], [score for *_, score in expected], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose([p.cosine for p in pairs], [cosine[i, j] for i, j, _ in expected], rtol=1e-4, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=30)
@@ -138,8 +138,11 @@ class LookUp:
 def test_encoder_is_used_only_for_sides_without_vectors() -> None:
     x, y = random_sides(seed=7)
     src, tgt = [f"s{i}" for i in range(len(x))], [f"t{j}" for j in range(len(y))]
+    src.reverse()
+    x = x[::-1]
     expected = mine(src, tgt, source_vectors=x, target_vectors=y)
-    assert expected[0].source == src[expected[0].source_index] and expected[0].target == tgt[expected[0].target_index]
+    assert len(expected) > 5
+    assert all((p.source, p.target) == (src[p.source_index], tgt[p.target_index]) for p in expected)
     encoder = LookUp(src + tgt, np.concatenate([x, y]))
     assert mine(iter(src), tgt, encoder=encoder) == expected and encoder.calls == 2
     assert mine(src, tgt, source_vectors=x, encoder=encoder) == expected and encoder.calls == 3

@@ -59,7 +59,10 @@ def test_gradients_equal_those_of_the_full_forward_pass() -> None:
         groups = warmup_parameters(model, WarmupConfig(steps=1))
         gradients.append([p.grad for group in groups for p in group["params"]])
     for full, bag in zip(*gradients, strict=True):
-        torch.testing.assert_close(bag, full, atol=1e-4, rtol=1e-3)
+        if bag is None:  # the key bias: it cancels in the softmax, so the shortcut leaves it out
+            assert full.abs().max() < 1e-5
+        else:
+            torch.testing.assert_close(bag, full, atol=1e-4, rtol=1e-3)
 
 
 def test_positions_are_added_at_a_tenth_of_the_words_norm() -> None:

@@ -115,8 +115,9 @@ def bag_vectors(encoder: XLMRobertaModel, bags: Bags) -> Tensor:
     tokens_UD = embeddings.LayerNorm(embeddings.word_embeddings(bags.pieces))
     start_D = embeddings.LayerNorm(embeddings.word_embeddings.weight[encoder.config.bos_token_id])
     query_HE = attention.query(start_D).view(heads, -1)
-    keys_UHE = attention.key(tokens_UD).view(len(bags.pieces), heads, -1)
-    scores_UH = torch.einsum("uhe,he->uh", keys_UHE, query_HE) / math.sqrt(query_HE.shape[1])
+    # Keys are only ever multiplied with one query: fold it into the key matrix (its bias is the same for all pieces and cancels).
+    key_HED = attention.key.weight.view(heads, -1, encoder.config.hidden_size)
+    scores_UH = tokens_UD @ torch.einsum("hed,he->dh", key_HED, query_HE) / math.sqrt(query_HE.shape[1])
     weights_UH = torch.exp(scores_UH - scores_UH.detach().amax(0))  # the shift cancels in the quotient below
     values_UHE = attention.value(tokens_UD).view(len(bags.pieces), heads, -1)
     weighted_UX = torch.cat([(weights_UH[:, :, None] * values_UHE).flatten(1), weights_UH], dim=1)

@@ -1,0 +1,45 @@
+"""The command line: `mexma embed | mine | score | xsim | doctor | models`.
+
+Exit status: 0 done; 1 the data or the machine (one message on stderr, no traceback); 2 wrong usage; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import click
+
+from mexma_rt import MexmaError, __version__
+from mexma_rt.cli.doctor import doctor, models
+from mexma_rt.cli.embed import embed
+from mexma_rt.cli.mine import mine, score
+from mexma_rt.cli.xsim import xsim
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except MexmaError as error:
+            click.echo(f"mexma: {error}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("mexma: interrupted; no output file was changed.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="mexma")
+def main() -> None:
+    """Embed sentences of many languages, find translations in two corpora, score and evaluate them.
+
+    Text files are UTF-8 with one sentence per line (.gz and .xz too); "-" is standard input.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # UTF-8 whatever the locale says
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+for command in (embed, mine, score, xsim, doctor, models):
+    main.add_command(command)

@@ -1,0 +1,112 @@
+"""What the commands share: the options of the model and the margin, the loaded encoder, and the ways to print."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from functools import reduce
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mexma_rt.files import atomic_write
+from mexma_rt.margin import MARGINS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mexma_rt import EmbedReport, Encoder
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_MODEL = [
+    click.option("--model", default="mexma-mini", show_default=True, help="Bundled name, bundle folder or hub name."),
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto."),
+    click.option("--precision", default="auto", show_default=True, help="Of the computation: fp32, fp16, int8 or auto."),
+    click.option("--max-length", type=int, help="Tokens per sentence; longer ones are cut.  [default: the model's]"),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the physical cores]"),
+    click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens per batch: memory against speed."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+]
+_MARGIN = [
+    click.option("--margin", type=click.Choice(MARGINS), default="ratio", show_default=True, help="How to score a pair."),
+    click.option("-k", "--k", type=click.IntRange(min=1), default=4, show_default=True, help="Neighbours per sentence."),
+]
+
+
+def model_options(command: Command) -> Command:
+    """Add the options that every command with a model has; they reach it as **options and --json as as_json."""
+    return _decorate(command, _MODEL)
+
+
+def margin_options(command: Command) -> Command:
+    """Add --margin and --k."""
+    return _decorate(command, _MARGIN)
+
+
+def _decorate(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    return reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+class LoadedEncoder:
+    """The encoder that the options name, loaded when first needed, so that bad input is reported at once."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._batch_tokens = options.pop("batch_tokens")
+        self._options = options
+        self._encoder: Encoder | None = None
+        self.reports: list[EmbedReport] = []
+
+    def embed(self, texts: Iterable[str], *, progress: bool | None = None, **keywords: Any) -> np.ndarray:
+        """Embed, and keep the report in `reports`."""
+        import mexma_rt
+
+        if self._encoder is None:
+            self._encoder = mexma_rt.load(**self._options)
+        result = self._encoder.embed_report(texts, batch_tokens=self._batch_tokens, progress=progress, **keywords)
+        self.reports.append(result.report)
+        return result.vectors
+
+
+def describe(report: EmbedReport, name: str) -> str:
+    """One embedding in words: counts, speed, place, reason, cuts."""
+    text = (
+        f"{name}: {report.sentences:,} sentences ({report.distinct:,} distinct) in {report.seconds:.1f} s, "
+        f"{report.sentences_per_second:,.0f} per second; {report.model}, {report.precision} on {report.device} by "
+        f"{report.backend} ({report.reason})"
+    )
+    if report.truncated:
+        text += (
+            f"\n{name}: {len(report.truncated):,} sentences had more than {report.max_length} tokens and were cut, the first "
+            f"in line {report.truncated[0] + 1}. To keep more, type --max-length {max(report.truncated_lengths)} "
+            "(the model's limit allowing)"
+        )
+    return text
+
+
+def report_dict(report: EmbedReport, name: str) -> dict[str, Any]:
+    """The same for JSON; truncated holds indices from 0."""
+    return {"file": name, **asdict(report), "sentences_per_second": report.sentences_per_second}
+
+
+def echo_json(result: dict[str, Any]) -> None:
+    """Print one JSON object; NaN and infinity, which JSON has not, are refused."""
+    click.echo(json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False))
+
+
+def write_tsv(output: str | None, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a header and rows to a file (atomically) or, without one, to standard output."""
+    with atomic_write(output) if output else contextlib.nullcontext(sys.stdout.buffer) as stream:
+        for row in (header, *rows):
+            stream.write(("\t".join(_cell(value) for value in row) + "\n").encode())
+        stream.flush()
+
+
+def _cell(value: object) -> str:
+    """A number with six decimals, or text without the tabs and carriage returns that would break the table."""
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    return str(value).replace("\t", " ").replace("\r", " ")

@@ -1,0 +1,95 @@
+"""`mexma doctor` and `mexma models`: what is installed, what runs where, and why."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+from mexma_rt.cli.common import echo_json, model_options
+
+PACKAGES = ("numpy", "onnxruntime", "tokenizers", "click", "tqdm", "huggingface_hub")
+SENTENCE = "Hello world"
+
+
+@click.command()
+@model_options
+def doctor(as_json: bool, **options: Any) -> None:
+    """Load the model, verify its files, embed a sentence, and say what runs where and why."""
+    import mexma_rt
+    from mexma_rt.backends import describe_choices
+
+    batch_tokens = options.pop("batch_tokens")
+    versions = {"mexma-rt": mexma_rt.__version__, "python": platform.python_version()}
+    versions |= {name: _version(name) for name in PACKAGES}
+    if not as_json:  # before the model is loaded, so that it is there if loading fails
+        click.echo("  ".join(f"{name} {number}" for name, number in versions.items()) + f"\n{platform.platform()}")
+
+    started = time.perf_counter()
+    encoder = mexma_rt.load(**options)
+    load_seconds = time.perf_counter() - started
+    encoder.embed([SENTENCE], batch_tokens=batch_tokens)  # the first run also sets up the engine
+    report = encoder.embed_report([SENTENCE], batch_tokens=batch_tokens).report
+    bundle, choices = encoder.bundle, [asdict(choice) for choice in describe_choices(encoder.bundle)]
+    megabytes = sum(entry.bytes for entry in bundle.files.values()) / 1e6
+    if as_json:
+        model = {"name": bundle.name, "folder": str(bundle.folder), "dimensions": bundle.dimensions}
+        model |= {"max_length": encoder.max_length, "max_length_limit": bundle.max_length_limit}
+        model |= {"files": len(bundle.files), "megabytes": megabytes, "parity": dict(bundle.parity)}
+        runs = {name: getattr(report, name) for name in ("backend", "device", "precision", "reason")}
+        times = {"load_seconds": load_seconds, "sentence_milliseconds": 1000 * report.seconds}
+        echo_json(
+            {"versions": versions, "platform": platform.platform(), "model": model, "runs": runs, "choices": choices} | times
+        )
+        return
+    click.echo(
+        f"model {bundle.name}: {bundle.dimensions} dimensions, {encoder.max_length} of at most "
+        f"{bundle.max_length_limit} tokens, {len(bundle.files)} files, {megabytes:.1f} MB\n  {bundle.folder}\n"
+        f"loaded in {load_seconds:.2f} s; sizes and hashes of its files are right; one sentence takes "
+        f"{1000 * report.seconds:.1f} ms\n"
+        f"runs {report.precision} on {report.device} by {report.backend}, because {report.reason}"
+    )
+    for choice in choices:
+        state = "works" if choice["usable"] else "no   "
+        click.echo(f"  {state}  {choice['backend']} {choice['device']:<4} {choice['precision']:<4}  {choice['reason']}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def models(as_json: bool) -> None:
+    """List the models that come with this installation."""
+    from mexma_rt.bundle import bundled_models, read_manifest
+
+    bundles = [read_manifest(folder) for folder in bundled_models().values()]
+    rows: list[dict[str, Any]] = [
+        {
+            "name": bundle.name,
+            "dimensions": bundle.dimensions,
+            "max_length": bundle.max_length,
+            "precisions": list(bundle.graphs),
+            "megabytes": sum(entry.bytes for entry in bundle.files.values()) / 1e6,
+            "folder": str(bundle.folder),
+        }
+        for bundle in bundles
+    ]
+    if as_json:
+        echo_json({"models": rows})
+        return
+    for row in rows:
+        click.echo(
+            f"{row['name']}: {row['dimensions']} dimensions, {row['max_length']} tokens, {', '.join(row['precisions'])}, "
+            f"{row['megabytes']:.1f} MB"
+        )
+    if not rows:
+        click.echo("No model comes with this installation. Any command takes --model FOLDER (made by mexma-export).")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"

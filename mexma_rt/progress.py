@@ -1,0 +1,21 @@
+"""The one progress bar: on stderr, for jobs longer than a second, and nowhere but on a terminal unless asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(progress: bool | None, *, total: int, desc: str, unit: str) -> Iterator[Callable[[int], object]]:
+    """Gives a function that advances the bar. `progress`: True, False, or None for a terminal and over a second."""
+    shown = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
+    if not shown:  # not even a disabled tqdm, which would start a thread in the host
+        yield lambda _: None
+        return
+    from tqdm import tqdm
+
+    delay = 1.0 if progress is None else 0.0
+    with tqdm(total=total, desc=desc, unit=unit, unit_scale=True, delay=delay) as bar:
+        yield bar.update

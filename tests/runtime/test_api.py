@@ -1,0 +1,119 @@
+"""The small promise: the public names, their signatures, one version, and the bundled default model."""
+
+from __future__ import annotations
+
+import inspect
+import pydoc
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mexma_rt
+from mexma_rt import encoder as pipeline
+
+PROMISE = [
+    *("BackendError", "BundleError", "EmbedReport", "Embedded", "Encoder", "FileError", "InputError", "MexmaError"),
+    *("MissingExtraError", "Pair", "TruncationWarning", "XsimResult", "__version__"),
+    *("embed", "knn", "load", "mine", "score_pairs", "xsim"),
+]
+
+
+def test_the_promise_is_frozen():
+    assert mexma_rt.__all__ == PROMISE
+
+
+@pytest.mark.parametrize("name", PROMISE)
+def test_every_promised_name_is_there_and_documented(name):
+    assert name in dir(mexma_rt)
+    value = getattr(mexma_rt, name)
+    assert name == "__version__" or len(inspect.getdoc(value)) > 30
+
+
+def test_a_star_import_and_help_work():
+    namespace = {}
+    exec("from mexma_rt import *", namespace)
+    assert set(PROMISE) <= set(namespace)
+    assert "Embed n sentences with the bundled default model" in pydoc.render_doc(mexma_rt.embed, renderer=pydoc.plaintext)
+
+
+def test_other_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="module 'mexma_rt' has no attribute 'embde'"):
+        mexma_rt.embde  # noqa: B018
+
+
+def test_the_version_is_that_of_the_package():
+    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.findall('^version = "(.*)"$', pyproject, re.MULTILINE) == [mexma_rt.__version__]
+
+
+def test_the_thin_functions_have_the_signatures_of_what_they_call():
+    def parameters(function, skip=()):
+        return [
+            (name, parameter.default, parameter.kind)
+            for name, parameter in inspect.signature(function).parameters.items()
+            if name not in skip
+        ]
+
+    assert parameters(mexma_rt.load) == parameters(pipeline.load)
+    assert parameters(mexma_rt.embed) == parameters(mexma_rt.Encoder.embed, skip=("self",))
+    assert parameters(mexma_rt.embed) == parameters(mexma_rt.Encoder.embed_report, skip=("self",))
+    assert inspect.signature(mexma_rt.load).parameters["model"].default == pipeline.DEFAULT_MODEL
+
+
+def test_every_error_is_a_mexma_error_and_a_builtin():
+    for name, builtin in {
+        "InputError": ValueError,
+        "FileError": OSError,
+        "BundleError": ValueError,
+        "BackendError": RuntimeError,
+        "MissingExtraError": ImportError,
+    }.items():
+        assert issubclass(getattr(mexma_rt, name), (mexma_rt.MexmaError, builtin))
+        assert issubclass(getattr(mexma_rt, name), builtin)
+    assert issubclass(mexma_rt.TruncationWarning, UserWarning)
+
+
+def test_embed_loads_the_default_model_once_for_all_threads(tiny_bundle, monkeypatch):
+    loads, results = [], []
+    real = pipeline.load
+
+    def slow_load():
+        loads.append(1)
+        return real(tiny_bundle)
+
+    monkeypatch.setattr(pipeline, "_default", None)
+    monkeypatch.setattr(pipeline, "load", slow_load)
+    threads = [threading.Thread(target=lambda: results.append(mexma_rt.embed(["Hello"]))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads) == 1 and len(results) == 8
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+
+
+def test_embed_warns_at_the_line_of_the_caller(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(pipeline, "_default", pipeline.load(tiny_bundle, max_length=3))
+    with pytest.warns(mexma_rt.TruncationWarning, match="1 of 1 texts were longer than max_length=3") as caught:
+        mexma_rt.embed(["Hello world, how are you?"])
+    assert caught[0].filename == __file__
+
+
+# --- the bundled default model: these need the folder mexma_rt/models/mexma-mini ----------------------------------------
+
+
+def test_the_bundled_model_embeds_translations_close_to_each_other():
+    vectors = mexma_rt.embed(["The cat is sleeping.", "Le chat dort.", "Wo ist der Bahnhof?", "Where is the station?"])
+    assert vectors.shape == (4, mexma_rt.load().dimensions) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    similar = vectors @ vectors.T
+    assert min(similar[0, 1], similar[2, 3]) > similar[:2, 2:].max()
+
+
+def test_the_bundled_model_is_small_enough_for_a_wheel():
+    folder = mexma_rt.load().bundle.folder
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 25_000_000

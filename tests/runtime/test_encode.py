@@ -1,0 +1,77 @@
+"""encode(), the sentence-transformers spelling: against that library on the same folder, and what it does not offer."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from mexma_rt import InputError, load
+from mexma_rt.backends import Backend
+
+
+@pytest.fixture(scope="module")
+def texts(sentences):
+    return [*(text for _, text in sentences), "", "a"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_bundle):
+    return load(tiny_bundle, device="cpu", precision="fp32", max_length=512)
+
+
+def test_encode_of_one_and_of_many(encoder, texts):
+    unit = encoder.embed(texts)
+    np.testing.assert_allclose(encoder.encode(texts), unit, atol=1e-5)
+    one = encoder.encode(texts[0])
+    assert one.shape == (32,)
+    np.testing.assert_allclose(one, unit[0], atol=1e-5)
+    assert encoder.encode([]).shape == (0, 32)
+
+
+@pytest.mark.peers
+def test_encode_is_what_sentence_transformers_gives(encoder, texts, tiny_bundle):
+    library = pytest.importorskip("sentence_transformers", reason="the peer is not installed (pip: mexma-rt[bench])")
+    peer = library.SentenceTransformer(str(tiny_bundle), device="cpu")
+    for keywords in (
+        {},
+        {"normalize_embeddings": True},
+        {"truncate_dim": 8},
+        {"truncate_dim": 8, "normalize_embeddings": True, "batch_size": 3, "show_progress_bar": False},
+    ):
+        theirs = peer.encode(texts, **keywords)
+        np.testing.assert_allclose(encoder.encode(texts, **keywords), theirs, atol=1e-5, err_msg=str(keywords))
+    assert peer.encode(texts[0]).shape == encoder.encode(texts[0]).shape
+
+
+def test_batch_size_bounds_the_rows(encoder, texts):
+    rows = []
+
+    class Spy(Backend):
+        name, device, precision, reason = "spy", "cpu", "fp32", "test"
+
+        def run(self, input_ids, attention_mask):
+            rows.append(len(input_ids))
+            return encoder.backend.run(input_ids, attention_mask)
+
+    dataclasses.replace(encoder, backend=Spy()).encode(texts, batch_size=3)
+    assert max(rows) == 3
+    with pytest.raises(InputError, match="batch_size=0 must be a whole number of at least 1"):
+        encoder.encode(texts, batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"convert_to_tensor": True}, "For a tensor, type torch.from_numpy(encoder.encode(...))."),
+        ({"convert_to_numpy": False}, "encode() returns numpy arrays."),
+        ({"output_value": "token_embeddings"}, "output_value='token_embeddings' is not offered"),
+        ({"precision": "int8"}, "precision='int8' is no storage of vectors: type 'float32' or 'float16'."),
+        ({"truncate_dim": 99}, "truncate_dim=99 is more than the 32 dimensions"),
+    ],
+)
+def test_what_encode_does_not_offer_teaches(encoder, keywords, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        encoder.encode(["a"], **keywords)
