@@ -104,7 +104,8 @@ def embed(
     from mexma_rt.encoder import default_encoder
     from mexma_rt.report import warn_if_truncated
 
-    result = default_encoder().embed_report(
+    encoder = default_encoder()
+    result = encoder.embed_report(
         texts,
         normalize=normalize,
         precision=precision,
@@ -113,7 +114,7 @@ def embed(
         progress=progress,
         out=out,
     )
-    warn_if_truncated(result.report, stacklevel=2)
+    warn_if_truncated(result.report, encoder.bundle.max_length_limit, stacklevel=2)
     return result.vectors
 
 

@@ -104,7 +104,7 @@ class Encoder:
             progress=progress,
             out=out,
         )
-        warn_if_truncated(result.report, stacklevel=2)
+        warn_if_truncated(result.report, self.bundle.max_length_limit, stacklevel=2)
         return result.vectors
 
     def embed_report(
@@ -167,7 +167,7 @@ class Encoder:
             progress=show_progress_bar,
             out=None,
         )
-        warn_if_truncated(result.report, stacklevel=2)
+        warn_if_truncated(result.report, self.bundle.max_length_limit, stacklevel=2)
         vectors = np.ascontiguousarray(result.vectors[:, :truncate_dim])
         return vectors[0] if single else vectors
 
@@ -215,7 +215,6 @@ class Encoder:
             padded_tokens=padded_tokens,
             batches=len(batches),
             max_length=self.max_length,
-            max_length_limit=self.bundle.max_length_limit,
             truncated=tuple(truncated.tolist()),
             truncated_lengths=tuple(tokens.full_lengths[place[truncated]].tolist()),
             seconds=time.perf_counter() - started,

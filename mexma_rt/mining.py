@@ -71,8 +71,8 @@ def mine(
     check_choice("margin", margin, MARGINS)
     check_choice("retrieval", retrieval, RETRIEVALS)
     threshold = DEFAULT_THRESHOLD[margin] if threshold is None else threshold
-    if np.isnan(threshold):
-        raise InputError("threshold is NaN, which no score can reach. Type a number, or -inf for all pairs.")
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.number)) or np.isnan(threshold):
+        raise InputError(f"threshold={threshold!r}, but a number is needed: the least score of a pair, or -inf for all pairs.")
     source = _Side.of(src, source_vectors, "source", unify=unify)
     target = _Side.of(tgt, target_vectors, "target", unify=unify)
     _check_pools(k, source, target, "distinct sentences" if unify else "sentences")
@@ -191,9 +191,7 @@ def _pool(lines: list[str], unify: bool) -> tuple[np.ndarray, np.ndarray]:
     return np.array(pool, np.int64), place
 
 
-def _unit_vectors(
-    source: _Side, target: _Side, encoder: Embeds | None, progress: bool | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _unit_vectors(source: _Side, target: _Side, encoder: Embeds | None, progress: bool | None) -> tuple[np.ndarray, np.ndarray]:
     """Return both sides as normalised float32 copies [size, D], embedding the texts that came without vectors."""
     if encoder is None and (source.vectors is None or target.vectors is None):
         from mexma_rt.encoder import default_encoder

@@ -21,7 +21,6 @@ class EmbedReport:
     padded_tokens: int  # cells computed: sum over batches of rows x longest row
     batches: int
     max_length: int
-    max_length_limit: int  # of the model
     truncated: tuple[int, ...]  # indices into the input
     truncated_lengths: tuple[int, ...]  # tokens of those sentences before the cut
     seconds: float
@@ -48,10 +47,12 @@ class Embedded:
     report: EmbedReport
 
 
-def warn_if_truncated(report: EmbedReport, stacklevel: int) -> None:
-    """One TruncationWarning for a call that cut sentences; `stacklevel` counts from the caller, as in warnings.warn."""
+def warn_if_truncated(report: EmbedReport, limit: int, stacklevel: int) -> None:
+    """One TruncationWarning for a call that cut texts. `limit` is the most tokens that the model can take; `stacklevel`
+    counts from the caller, as in warnings.warn.
+    """
     if report.truncated:
-        longest, limit = max(report.truncated_lengths), report.max_length_limit
+        longest = max(report.truncated_lengths)
         remedy = f"To keep more, type load(..., max_length={min(longest, limit)})." if limit > report.max_length else ""
         if longest > limit:
             remedy += f" The model takes no more than {limit} tokens: split longer texts into sentences."

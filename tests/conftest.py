@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-# Our own sentences, in nine scripts: enough text for a tokenizer of some hundred pieces.
+# Our own sentences, in ten scripts: enough text for a tokenizer of some hundred pieces.
 SENTENCES = [
     ("eng", "Hello world, the cat is sleeping on the warm stone."),
     ("eng", "Where can I buy a ticket for the evening train?"),
@@ -38,13 +38,13 @@ SENTENCES = [
 
 @pytest.fixture(scope="session")
 def sentences() -> list[tuple[str, str]]:
-    """Twenty (language, text) pairs in nine scripts, no two alike."""
+    """Twenty (language, text) pairs in ten scripts, no two alike."""
     return SENTENCES
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random XLM-R checkpoint folder: 3 layers of 32, 4 heads, 514 positions, about 600 pieces. Do not modify it."""
+    """A random XLM-R checkpoint folder: 3 layers of 32, 4 heads, 514 positions, 322 pieces. Do not modify it."""
     _need_export_extra()
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaModel
@@ -107,7 +107,7 @@ def _train_tokenizer():  # type: ignore[no-untyped-def]  # tokenizers is importe
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = UnigramTrainer(
-        vocab_size=600,
+        vocab_size=600,  # an upper bound: so little text gives about 320 pieces
         special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
         unk_token="<unk>",
         show_progress=False,

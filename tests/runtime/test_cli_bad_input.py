@@ -77,7 +77,7 @@ def fails(status: int, *arguments: str, stdin: str | None = None) -> str:
             "mine two.txt four.txt",
             "mexma: source has 2 distinct sentences, too few to find k=4 neighbours among them. Type k=2",
         ),
-        ("mine four.txt four.txt --threshold nan", "mexma: threshold is NaN"),
+        ("mine four.txt four.txt --threshold nan", "mexma: threshold=nan, but a number is needed"),
         ("score two.txt four.txt -o s.tsv", "mexma: source has 2 lines and target 4, but pairs need as many on each side."),
         ("score two.txt none.txt", "mexma: none.txt does not exist."),
         ("xsim two.txt four.txt", "mexma: two.txt has 2 lines and four.txt 4, but they must be line-aligned."),

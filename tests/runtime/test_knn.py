@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -106,6 +108,16 @@ def test_unit_rows_copies_and_survives_huge_and_tiny_rows() -> None:
     before = x.copy()
     np.testing.assert_allclose(unit_rows(x), [[0.6, 0.8]] * 3, rtol=1e-6)
     np.testing.assert_array_equal(x, before)
+
+
+def test_memory_is_bounded() -> None:
+    x = np.random.default_rng(4).standard_normal((3000, 32)).astype(np.float16)
+    budget = 4 << 20
+    tracemalloc.start()
+    results = mutual_neighbours(x, x, 4, memory_bytes=budget, progress=False)
+    peak = tracemalloc.get_traced_memory()[1] - sum(array.nbytes for array in results)
+    tracemalloc.stop()
+    assert peak < budget < 3000 * 3000 * 4  # the whole matrix would take 36 MB
 
 
 def test_progress_bar_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,7 +190,8 @@ FIVE = list("abcde")
     [
         ({"margin": "cos"}, "margin='cos' is not known. Type one of: ratio, distance, absolute."),
         ({"retrieval": "best"}, "retrieval='best' is not known. Type one of: max, intersect, fwd, bwd."),
-        ({"threshold": float("nan")}, "threshold is NaN"),
+        ({"threshold": float("nan")}, "threshold=nan, but a number is needed: the least score of a pair"),
+        ({"threshold": "1.06"}, "threshold='1.06', but a number is needed"),
         ({"src": "abc"}, "source is a single str, but a list of sentences is needed"),
         ({"src": [None] * 5}, r"source\[0\] is of type NoneType"),
         ({"tgt": []}, "target has 0 sentences and target_vectors 5 rows: give one row for each sentence"),
