@@ -1,9 +1,10 @@
-"""Throughput of `embed` beside sentence-transformers on the same bundle and the same sentences: interleaved rounds, medians, ratios.
+"""Throughput of `embed` beside sentence-transformers on the same bundle and sentences: interleaved rounds, medians, ratios.
 
-    python benchmarks/embed.py BUNDLE SENTENCES.txt -o benchmarks/results/embed.md     # BUNDLE with weights, one sentence per line
+    python benchmarks/embed.py BUNDLE SENTENCES.txt -o benchmarks/results/embed.md
 
-Both sides get ready texts and give normalised float32 vectors; loading is not timed. The machine's speed drifts, so only the
-ratios inside a round are to be quoted.
+BUNDLE must hold its weights (exported without --no-weights); SENTENCES.txt has one sentence per line. Both sides get ready
+texts and give normalised float32 vectors; loading is not timed. The machine's speed drifts, so only the ratios inside a
+round are to be quoted.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def main() -> None:
     rows = [
         f"# Embedding {len(texts)} sentences with `{ours['fp32'].bundle.name}` on {threads} CPU threads",
         "",
-        f"{datetime.date.today()}, commit {commit}, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__};",
+        f"{datetime.date.today()}, commit {commit}, {platform.machine()}, torch {torch.__version__};",
         f"made by `python benchmarks/embed.py`. {args.rounds} interleaved rounds. Our padding: {padding:.3f} cells per token.",
         "",
         "| route | median sentences/s | ratio to the first row, median (min-max) of rounds | lowest cosine to the first row |",

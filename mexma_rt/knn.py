@@ -8,14 +8,11 @@ time goes into the matrix product.
 from __future__ import annotations
 
 from math import isqrt
-from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from mexma_rt.errors import InputError
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from mexma_rt.progress import progress_bar
 
 # Cells per group. Measured on a 4096 x 4096 tile, ns per cell: rows 1.0 with groups of 64, 0.6 with 128, 0.34 with 256
 # (numpy pays per group, and a row's groups lie in one piece of memory); columns 0.2 with any group. A column's group
@@ -47,7 +44,7 @@ def mutual_neighbours(
     # Half of the budget is the tile; the rest is for maxima, converted blocks and the groups looked into.
     side = max(isqrt(memory_bytes // 8) // ROW_GROUP, 1) * ROW_GROUP
     memory = np.empty(min(side, _padded(n)) * min(side, _padded(m)), np.float32)
-    with _progress_bar(progress, n * m) as bar:
+    with progress_bar(progress, total=n * m, desc="neighbours", unit="cell") as advance:
         for i in range(0, n, side):
             rows, b = _block(x, i, side), min(side, n - i)
             for j in range(0, m, side):
@@ -61,7 +58,7 @@ def mutual_neighbours(
                 row_maxima, column_maxima = by_row.max(axis=2), by_column.max(axis=2)
                 _absorb(best_xy, slice(i, i + b), by_row[:b], row_maxima[:b], first=j)
                 _absorb(best_yx, slice(j, j + c), by_column[:c], column_maxima[:c], first=i)
-                bar.update(b * c)
+                advance(b * c)
     return *best_xy, *best_yx
 
 
@@ -118,14 +115,6 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 def _largest(vectors: np.ndarray) -> float:
     return max(float(vectors.max()), -float(vectors.min()))
-
-
-def _progress_bar(progress: bool | None, total: int) -> tqdm[NoReturn]:
-    from tqdm import tqdm
-
-    # disable=None: off unless stderr is a terminal; delay: nothing is shown for a job shorter than a second.
-    disable, delay = (None, 1.0) if progress is None else (not progress, 0.0)
-    return tqdm(total=total, desc="neighbours", unit="cell", unit_scale=True, disable=disable, delay=delay)
 
 
 def _padded(n: int) -> int:

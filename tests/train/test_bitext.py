@@ -4,6 +4,7 @@ import lzma
 from pathlib import Path
 
 import pytest
+
 from mexma_rt.errors import FileError, InputError
 from mexma_train.bitext import ReadReport, Row, read_pairs
 
@@ -23,7 +24,7 @@ def test_plain_xz_and_zst_give_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_bad_rows_are_counted_with_the_first_line(tmp_path: Path) -> None:
-    bad = ["one column\n".encode(), b"fra\tx\t\xff\tb\n", "fra\tx\t \tb\n".encode()]
+    bad = [b"one column\n", b"fra\tx\t\xff\tb\n", b"fra\tx\t \tb\n"]
     (tmp_path / "a.tsv").write_bytes(GOOD.encode() * 500 + b"".join(bad) + GOOD.encode() * 500)
     report = ReadReport()
     assert list(read_pairs(tmp_path / "a.tsv", report)) == [ROW] * 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
 import torch.nn.functional as F  # noqa: E402
+
 from mexma_train.config import MexmaConfig, ModelConfig, SamplingConfig  # noqa: E402
 from mexma_train.losses import alignment_loss, koleo_loss  # noqa: E402
 from mexma_train.mexma import Side, candidate_pieces, make_side, mexma_batch_loss, mexma_loss  # noqa: E402
@@ -19,8 +21,9 @@ from mexma_train.shards import Ragged, open_shards  # noqa: E402
 
 VOCAB = 60
 SHAPE = ModelConfig(
-    hidden_size=32, layers=2, heads=4, intermediate_size=64, max_positions=40, head_layers=2, head_heads=4, head_intermediate_size=48
-)
+    hidden_size=32, layers=2, heads=4, intermediate_size=64, max_positions=40,
+    head_layers=2, head_heads=4, head_intermediate_size=48,
+)  # fmt: skip
 CPU = torch.device("cpu")
 
 
@@ -68,7 +71,10 @@ def slow_loss(model: Mexma, source: Side, target: Side, config: MexmaConfig) -> 
 def test_loss_and_every_gradient_equal_the_slow_reading() -> None:
     source, target, config = small_side(1), small_side(2), MexmaConfig(steps=1)
     losses, gradients = [], []
-    for compute in (lambda m: slow_loss(m, source, target, config), lambda m: mexma_loss(m, source, target, config, None)["loss"]):
+    for compute in (
+        lambda m: slow_loss(m, source, target, config),
+        lambda m: mexma_loss(m, source, target, config, None)["loss"],
+    ):
         model = small_model().double()
         loss = compute(model)
         loss.backward()
@@ -87,18 +93,16 @@ def test_the_other_languages_clean_vector_gets_gradient_from_the_tokens() -> Non
     model = small_model()
     config = MexmaConfig(steps=1, align_weight=0, koleo_weight=0)
     source, target = small_side(1), small_side(2)
-    masked_source = Side(clean=source.clean, masked=source.masked, mask=source.mask, chosen=torch.zeros_like(source.chosen))
-    terms = mexma_loss(model, masked_source, target, config, None)
-    assert terms["mlm_source"].item() == 0
-    terms["loss"].backward()
+    unmasked_source = Side(clean=source.clean, masked=source.masked, mask=source.mask, chosen=torch.zeros_like(source.chosen))
     only_in_source = [i for i in source.clean.unique().tolist() if i > 3 and i not in target.clean and i not in target.masked]
     assert only_in_source
-    # The tied matrix has gradient from the softmax everywhere, so look at it through an untied copy of the lookup.
-    model.zero_grad()
-    looked_up = model.encoder.embeddings.word_embeddings.weight.detach().clone().requires_grad_(True)
-    model.encoder.embeddings.word_embeddings.weight = torch.nn.Parameter(looked_up.detach().clone())
-    mexma_loss(model, masked_source, target, config, None)["loss"].backward()
-    assert model.encoder.embeddings.word_embeddings.weight.grad[only_in_source].abs().max() > 0
+    # The tied matrix has gradient from the softmax everywhere, so look at the rows of an untied copy used for the lookup.
+    words = model.encoder.embeddings.word_embeddings
+    words.weight = torch.nn.Parameter(words.weight.detach().clone())
+    terms = mexma_loss(model, unmasked_source, target, config, None)
+    assert terms["mlm_source"].item() == 0
+    terms["loss"].backward()
+    assert words.weight.grad[only_in_source].abs().max() > 0
 
 
 def test_tied_matrix_and_fresh_bias() -> None:
@@ -119,12 +123,12 @@ def test_candidates_include_every_piece_of_the_batch() -> None:
     candidates = candidate_pieces(source, target, 10, VOCAB, np.random.default_rng(0))
     assert set(source.clean.unique().tolist()) | set(target.clean.unique().tolist()) <= set(candidates.tolist())
     assert (candidates[1:] > candidates[:-1]).all()
-    full = mexma_loss(small_model(), source, target, MexmaConfig(steps=1), torch.arange(VOCAB))["loss"]
-    assert full.item() == pytest.approx(mexma_loss(small_model(), source, target, MexmaConfig(steps=1), None)["loss"].item(), rel=1e-5)
+    every, full = (mexma_loss(small_model(), source, target, MexmaConfig(steps=1), c) for c in (torch.arange(VOCAB), None))
+    assert every["loss"].item() == pytest.approx(full["loss"].item(), rel=1e-5)
 
 
 def test_a_batch_is_repeatable_from_its_number(toy_shards: Path) -> None:
-    shape = ModelConfig(hidden_size=32, layers=1, heads=4, intermediate_size=64, head_layers=1, head_heads=4, head_intermediate_size=48)
+    shape = replace(SHAPE, layers=1, head_layers=1)
     shards = open_shards(toy_shards)
     torch.manual_seed(0)
     model = Mexma(new_encoder(shape, shards.vocab_size), shape).train()

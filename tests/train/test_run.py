@@ -15,11 +15,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
+from transformers import XLMRobertaModel  # noqa: E402
+
 from mexma_rt.errors import FileError, InputError  # noqa: E402
 from mexma_train.config import MexmaConfig, ModelConfig, Recipe, WarmupConfig, load_recipe  # noqa: E402
 from mexma_train.run import mexma_rate, train  # noqa: E402
 from mexma_train.warmup import warmup_rate  # noqa: E402
-from transformers import XLMRobertaModel  # noqa: E402
 
 TOY = Recipe(
     name="toy",
@@ -106,7 +107,7 @@ def test_kill_9_and_resume_ends_in_the_same_weights(finished: Path, toy_shards: 
 def test_a_finished_or_foreign_run_is_not_overwritten(finished: Path, toy_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"holds a run already\. Continue it with --resume"):
         train(TOY, toy_shards, finished)
-    with pytest.raises(FileError, match="nothing to resume. Start without --resume"):
+    with pytest.raises(FileError, match=r"nothing to resume\. Start without --resume"):
         train(TOY, toy_shards, tmp_path / "none", resume=True)
     with pytest.raises(InputError, match="was started with another recipe"):
         train(replace(TOY, name="other"), toy_shards, finished, resume=True)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mexma_train.config import SamplingConfig
 from mexma_train.sampling import BUCKET, PairSampler
 from mexma_train.shards import open_shards
@@ -45,4 +47,4 @@ def test_length_batches_deal_out_one_draw_sorted_by_length(toy_shards: Path) -> 
         lengths = np.maximum(shards.text(part, 99).lengths, shards.english(part, 99).lengths)
         ranges.append((lengths.min(), lengths.max()))
     ranges.sort()
-    assert all(low[1] <= high[0] for low, high in zip(ranges, ranges[1:], strict=False))
+    assert all(low[1] <= high[0] for low, high in itertools.pairwise(ranges))

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+
 from mexma_rt.errors import FileError, InputError
 from mexma_train.shards import open_shards, prepare
-from tokenizers import Tokenizer
 
 
 def test_every_pair_comes_back_as_the_tokenizer_would_encode_it(pairs_tsv: Path, toy_shards: Path) -> None:

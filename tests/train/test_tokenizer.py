@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+
 from mexma_rt.errors import InputError
 from mexma_train.bitext import Row
 from mexma_train.config import TokenizerConfig
 from mexma_train.tokenizer import load_tokenizer, sample_lines, train_tokenizer
-from tokenizers import Tokenizer
 
 pytest.importorskip("sentencepiece", reason="part of mexma-rt[train]")
 

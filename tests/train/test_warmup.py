@@ -7,16 +7,15 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
-from mexma_train.config import ModelConfig  # noqa: E402
+from mexma_train.config import ModelConfig, WarmupConfig  # noqa: E402
 from mexma_train.model import new_encoder  # noqa: E402
 from mexma_train.shards import Ragged  # noqa: E402
 from mexma_train.warmup import add_positions, bag_vectors, make_bags, make_transparent, warmup_parameters  # noqa: E402
-from mexma_train.config import WarmupConfig  # noqa: E402
 
 SHAPE = ModelConfig(hidden_size=32, layers=3, heads=4, intermediate_size=64, max_positions=40)
 
 
-def batch() -> tuple[Ragged, "torch.Tensor", "torch.Tensor"]:
+def batch() -> tuple[Ragged, torch.Tensor, torch.Tensor]:
     rng = np.random.default_rng(0)
     sentences = [np.array([0, *rng.integers(4, 99, n), 2]) for n in (1, 5, 5, 20, 0)]
     lengths = np.array([len(s) for s in sentences])
@@ -26,7 +25,7 @@ def batch() -> tuple[Ragged, "torch.Tensor", "torch.Tensor"]:
     return Ragged(ids=np.concatenate(sentences), lengths=lengths), torch.tensor(ids), torch.tensor(ids != 1)
 
 
-def encoder() -> "torch.nn.Module":
+def encoder() -> torch.nn.Module:
     torch.manual_seed(1)
     model = new_encoder(SHAPE, 100).eval()
     make_transparent(model)

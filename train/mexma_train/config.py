@@ -1,4 +1,4 @@
-"""What a training run is made of. A recipe is a Python file that defines `RECIPE = Recipe(...)`; all sizes have their reason there."""
+"""What a training run is made of. A recipe is a Python file that defines `RECIPE = Recipe(...)` and says why."""
 
 from __future__ import annotations
 

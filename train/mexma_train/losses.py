@@ -1,4 +1,7 @@
-"""MEXMA's losses (paper.md section 5, points 5 to 7) and the contrastive one. B sentences, D dimensions, M masked tokens, V pieces."""
+"""MEXMA's losses as facebookresearch/mexma computes them, and a contrastive one.
+
+Shapes: B sentences, D dimensions, M masked tokens, V pieces.
+"""
 
 from __future__ import annotations
 

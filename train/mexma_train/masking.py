@@ -1,4 +1,4 @@
-"""Token masking for MEXMA (paper.md section 5, points 11 and 12). T tokens of a ragged batch laid end to end.
+"""Token masking for MEXMA (as the collator of facebookresearch/mexma). T tokens of a ragged batch laid end to end.
 
 As BERT: of the chosen tokens 80 % become <mask>, 10 % a random piece, 10 % stay. Deviations from the original, each on purpose:
 source and target draw from independent streams (the original seeds both alike, so equal shapes get equal masks), and a random

@@ -69,18 +69,14 @@ def encode_side(model: Mexma, side: Side) -> tuple[Tensor, Tensor]:
     return clean_BLD[:, 0], masked_BLD
 
 
-def mexma_loss(
-    model: Mexma, source: Side, target: Side, config: MexmaConfig, candidates: Tensor | None
-) -> dict[str, Tensor]:
+def mexma_loss(model: Mexma, source: Side, target: Side, config: MexmaConfig, candidates: Tensor | None) -> dict[str, Tensor]:
     """All loss terms of a batch and their weighted sum `loss`; terms of weight 0 that cost time are left out."""
     source_BD, source_states = encode_side(model, source)
     target_BD, target_states = encode_side(model, target)
 
     def token_loss(side: Side, states_BLD: Tensor, other_BD: Tensor) -> Tensor:
         hidden = model.predict(states_BLD, other_BD, side.mask)[side.chosen]
-        return masked_token_loss(
-            hidden, side.labels, model.head.vocabulary.weight, model.head.vocabulary.bias, candidates
-        )
+        return masked_token_loss(hidden, side.labels, model.head.vocabulary.weight, model.head.vocabulary.bias, candidates)
 
     terms = {
         "mlm_source": token_loss(source, source_states, target_BD),
@@ -107,13 +103,9 @@ def mexma_batch_loss(model: Mexma, sampler: PairSampler, config: MexmaConfig, st
     pairs = sampler.length_batch(step, config.batch_pairs)
     source_rng, target_rng, candidate_rng = (np.random.default_rng((config.seed, step, stream)) for stream in range(3))
     source = make_side(sampler.shards.text(pairs, config.max_tokens), config.mask_ratio, vocab_size, source_rng, device)
-    target = make_side(
-        sampler.shards.english(pairs, config.max_tokens), config.mask_ratio, vocab_size, target_rng, device
-    )
+    target = make_side(sampler.shards.english(pairs, config.max_tokens), config.mask_ratio, vocab_size, target_rng, device)
     candidates = (
-        candidate_pieces(source, target, config.sampled_pieces, vocab_size, candidate_rng)
-        if config.sampled_pieces
-        else None
+        candidate_pieces(source, target, config.sampled_pieces, vocab_size, candidate_rng) if config.sampled_pieces else None
     )
     with torch.autocast(device_type=device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
         return mexma_loss(model, source, target, config, candidates)

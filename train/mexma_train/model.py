@@ -1,7 +1,7 @@
 """The encoder (XLM-R of transformers) and MEXMA's token head. B sentences, L tokens, D dimensions, V pieces.
 
 The head is a small transformer without positions, type embeddings or input LayerNorm, then a linear layer tied to the
-word embeddings with a bias of its own (paper.md section 5, points 3 to 5 and 9).
+word embeddings with a bias of its own, as in facebookresearch/mexma.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def new_encoder(config: ModelConfig, vocab_size: int) -> XLMRobertaModel:
 
 
 class TokenHead(nn.Module):
-    """States [B, L, D] whose position 0 holds the other language's sentence vector -> states [B, L, D] ready for the vocabulary."""
+    """States [B, L, D], with the other language's sentence vector at position 0 -> states [B, L, D] for the vocabulary."""
 
     def __init__(self, config: ModelConfig, word_embeddings: nn.Embedding) -> None:
         super().__init__()
@@ -50,8 +50,8 @@ class TokenHead(nn.Module):
             layer_norm_eps=config.head_norm_eps,
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=0.0,
-            attn_implementation="sdpa",
         )
+        layer_config._attn_implementation = "sdpa"  # a layer made alone has no model that would choose one
         self.layers = nn.ModuleList(XLMRobertaLayer(layer_config) for _ in range(config.head_layers))
         self.vocabulary = nn.Linear(config.hidden_size, word_embeddings.num_embeddings)
         self.vocabulary.weight = word_embeddings.weight  # tied; the bias is fresh

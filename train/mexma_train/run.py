@@ -80,8 +80,8 @@ def updates(stage: Stage, first: int) -> Iterator[tuple[int, dict[str, float]]]:
             terms = stage.batch_loss(step * stage.accumulation + micro)
             if not torch.isfinite(terms["loss"]):
                 raise InputError(
-                    f"update {step}, micro-batch {micro}: loss is {terms['loss'].item()}; terms {_values(terms)}. No weight was "
-                    "changed. Lower lr or koleo_weight in the recipe, then resume from the last saved state with --resume."
+                    f"update {step}, micro-batch {micro}: loss is {terms['loss'].item()}; terms {_values(terms)}. No weight "
+                    "was changed. Lower lr or koleo_weight in the recipe, then start again."
                 )
             (terms["loss"] / stage.accumulation).backward()
             for name, value in _values(terms).items():
@@ -116,9 +116,7 @@ class _Log:
             line: dict = {"stage": self.stage.name, "update": step, "pairs_per_second": speed}
             line |= {name: value / self.count for name, value in self.sums.items()}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(
-                    json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in line.items()}) + "\n"
-                )
+                file.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in line.items()}) + "\n")
             self.bar.set_postfix(loss=f"{line['loss']:.3f}", pairs_s=f"{line['pairs_per_second']:.0f}")
             self.sums, self.count, self.since = {}, 0, now
 
@@ -205,8 +203,8 @@ def first_encoder(recipe: Recipe, shards: Shards) -> XLMRobertaModel:
         )
         if encoder.config.vocab_size != shards.vocab_size:
             raise InputError(
-                f"{recipe.initial_checkpoint} has {encoder.config.vocab_size} pieces, the shards' tokenizer {shards.vocab_size}. "
-                "Prepare the shards again with the tokenizer.json of that checkpoint."
+                f"{recipe.initial_checkpoint} has {encoder.config.vocab_size} pieces, the shards' tokenizer "
+                f"{shards.vocab_size}. Prepare the shards again with the tokenizer.json of that checkpoint."
             )
     if recipe.warmup:
         make_transparent(encoder)

@@ -5,7 +5,7 @@ A shard folder holds plain .npy files, read back as memory maps:
     text.ids    uint16 [S], text.offsets    int64 [N+1]    the other side of each of the N pairs
     pair_english int32 [N], pair_lang uint16 [N], pair_source uint16 [N]
     meta.json   languages, sources, counts, SHA-256 of tokenizer.json, report of bad rows
-English is stored once because one English line often has dozens of translations; its number also tells duplicates inside a batch.
+English is stored once because one English line often has dozens of translations; its number also tells duplicates in a batch.
 """
 
 from __future__ import annotations
@@ -107,9 +107,7 @@ def prepare(pairs: str | Path, folder: str | Path, tokenizer_path: str | Path, *
         raise FileError(f"{folder} exists already. Name another folder, or delete it first.")
     tokenizer = load_tokenizer(tokenizer_path)
     if tokenizer.get_vocab_size() > 2**16:
-        raise InputError(
-            f"{tokenizer_path} has {tokenizer.get_vocab_size()} pieces; shards hold uint16 ids, at most 65,536."
-        )
+        raise InputError(f"{tokenizer_path} has {tokenizer.get_vocab_size()} pieces; shards hold uint16 ids, at most 65,536.")
     work = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -166,15 +164,9 @@ def prepare(pairs: str | Path, folder: str | Path, tokenizer_path: str | Path, *
 def open_shards(folder: str | Path) -> Shards:
     """Open a shard folder as memory maps. Raises FileError if a file is missing."""
     folder = Path(folder)
-    missing = [
-        name for name in (*(f"{a}.npy" for a in ARRAYS), "meta.json", "tokenizer.json") if not (folder / name).is_file()
-    ]
+    missing = [name for name in (*(f"{a}.npy" for a in ARRAYS), "meta.json", "tokenizer.json") if not (folder / name).is_file()]
     if missing:
-        raise FileError(
-            f"{folder} is no shard folder: {', '.join(missing)} missing. Type: mexma-train prepare PAIRS {folder}"
-        )
+        raise FileError(f"{folder} is no shard folder: {', '.join(missing)} missing. Type: mexma-train prepare PAIRS {folder}")
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     maps = {name.replace(".", "_"): np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-    return Shards(
-        folder=folder, languages=meta["languages"], sources=meta["sources"], vocab_size=meta["vocab_size"], **maps
-    )
+    return Shards(folder=folder, languages=meta["languages"], sources=meta["sources"], vocab_size=meta["vocab_size"], **maps)

@@ -1,4 +1,4 @@
-"""Warm start: translation ranking with static tokens, so that MEXMA begins with a `<s>` state that already is a sentence vector.
+"""Warm start: translation ranking with static tokens, so that MEXMA begins with a `<s>` state that is a sentence vector.
 
 The trick: let layers 1 .. N-1 of the encoder be the identity (output projections zero, LayerNorms plain) and the position
 table zero. Then every token reaches the last layer as LayerNorm(word embedding), the same wherever it stands, and the last
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,26 +31,28 @@ POSITION_SCALE = 0.1  # share of a word embedding's norm given to the position t
 def make_transparent(encoder: XLMRobertaModel) -> None:
     """Let layers 1 .. N-1 be the identity and positions and types vanish; the last layer keeps its initialisation."""
     with torch.no_grad():
-        embeddings = encoder.embeddings
+        embeddings: Any = encoder.embeddings
         embeddings.position_embeddings.weight.zero_()
         embeddings.token_type_embeddings.weight.zero_()
         # Rows of norm 1: LayerNorm makes the scale irrelevant for the output, and Adam's step is then 1/lr steps per turn.
         embeddings.word_embeddings.weight.normal_(0, encoder.config.hidden_size**-0.5)
-        for layer in encoder.encoder.layer[:-1]:
+        layers: Any = encoder.encoder.layer
+        for layer in layers[:-1]:
             for dense in (layer.attention.output.dense, layer.output.dense):
                 dense.weight.zero_()
                 dense.bias.zero_()
-        last = encoder.encoder.layer[-1].attention
+        last = layers[-1].attention
         last.self.value.weight.copy_(torch.eye(encoder.config.hidden_size))
         last.output.dense.weight.copy_(torch.eye(encoder.config.hidden_size))
 
 
-def add_positions(encoder: XLMRobertaModel, seed: int = 0) -> None:
+def add_positions(encoder: XLMRobertaModel) -> None:
     """Give the position table sinusoids of POSITION_SCALE times the mean word norm, so that MLM can tell places apart."""
-    table = encoder.embeddings.position_embeddings.weight
+    embeddings: Any = encoder.embeddings
+    table = embeddings.position_embeddings.weight
     count, width = table.shape
     with torch.no_grad():
-        norm = encoder.embeddings.word_embeddings.weight.norm(dim=1).mean()
+        norm = embeddings.word_embeddings.weight.norm(dim=1).mean()
         rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
         angle = torch.arange(count)[:, None] * rate
         waves = torch.stack([angle.sin(), angle.cos()], dim=2).reshape(count, width)
@@ -64,9 +67,7 @@ class _SumBags(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx, rows: Tensor, columns: Tensor, starts: Tensor, back_columns: Tensor, back_starts: Tensor
-    ) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx, rows: Tensor, columns: Tensor, starts: Tensor, back_columns: Tensor, back_starts: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(back_columns, back_starts)
         return F.embedding_bag(columns, rows, starts, mode="sum")
 
@@ -103,19 +104,18 @@ def make_bags(batch: Ragged, device: torch.device | str = "cpu") -> Bags:
     pieces_t, columns_t, starts_t, back_columns_t, back_starts_t = (
         torch.from_numpy(np.ascontiguousarray(a, np.int64)).to(device) for a in arrays
     )
-    return Bags(
-        pieces=pieces_t, columns=columns_t, starts=starts_t, back_columns=back_columns_t, back_starts=back_starts_t
-    )
+    return Bags(pieces=pieces_t, columns=columns_t, starts=starts_t, back_columns=back_columns_t, back_starts=back_starts_t)
 
 
 def bag_vectors(encoder: XLMRobertaModel, bags: Bags) -> Tensor:
     """`<s>` states [B, D] of a transparent encoder, computed from the bags alone (dropout off)."""
-    embeddings, layer = encoder.embeddings, encoder.encoder.layer[-1]
+    embeddings: Any = encoder.embeddings
+    layer: Any = encoder.encoder.layer[-1]
     attention, heads = layer.attention.self, encoder.config.num_attention_heads
     tokens_UD = embeddings.LayerNorm(embeddings.word_embeddings(bags.pieces))
     start_D = embeddings.LayerNorm(embeddings.word_embeddings.weight[encoder.config.bos_token_id])
     query_HE = attention.query(start_D).view(heads, -1)
-    # Keys are only ever multiplied with one query: fold it into the key matrix (its bias is the same for all pieces and cancels).
+    # Keys meet one query only: fold it into the key matrix (the key bias is the same for all pieces and cancels).
     key_HED = attention.key.weight.view(heads, -1, encoder.config.hidden_size)
     scores_UH = tokens_UD @ torch.einsum("hed,he->dh", key_HED, query_HE) / math.sqrt(query_HE.shape[1])
     weights_UH = torch.exp(scores_UH - scores_UH.detach().amax(0))  # the shift cancels in the quotient below
@@ -130,13 +130,14 @@ def bag_vectors(encoder: XLMRobertaModel, bags: Bags) -> Tensor:
 
 def warmup_parameters(encoder: XLMRobertaModel, config: WarmupConfig) -> list[dict]:
     """Adam groups: the word embeddings at the full rate, the last layer at a tenth; nothing else is trained."""
-    words, last = encoder.embeddings.word_embeddings.weight, encoder.encoder.layer[-1]
+    embeddings: Any = encoder.embeddings
+    words, last = embeddings.word_embeddings.weight, encoder.encoder.layer[-1]
     return [{"params": [words], "lr": config.lr}, {"params": list(last.parameters()), "lr": config.lr / 10}]
 
 
 def warmup_loss(encoder: XLMRobertaModel, sampler: PairSampler, config: WarmupConfig, step: int) -> dict[str, Tensor]:
     """Loss terms of one batch of a transparent encoder: {loss, accuracy}."""
-    device = encoder.embeddings.word_embeddings.weight.device
+    device = encoder.device
     pairs = sampler.batch(step, config.batch_pairs)
     text = bag_vectors(encoder, make_bags(sampler.shards.text(pairs, config.max_tokens), device))
     english = bag_vectors(encoder, make_bags(sampler.shards.english(pairs, config.max_tokens), device))

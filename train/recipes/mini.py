@@ -1,9 +1,9 @@
-"""The bundled model: 3 layers x 256, 64,000 pieces, 62 languages; warm start and MEXMA in about an hour and a half of two CPU cores.
+"""The bundled model: 3 layers x 256, 64,000 pieces, 62 languages; warm start and MEXMA on two CPU cores.
 
-    python read_bitext.py > pairs.tsv                       # any TSV of lang, source, english, text
-    mexma-train tokenizer pairs.tsv tokenizer.json --recipe train/recipes/mini.py
-    mexma-train prepare pairs.tsv shards --tokenizer tokenizer.json
-    mexma-train run train/recipes/mini.py shards runs/mini
+python read_bitext.py > pairs.tsv                       # any TSV of lang, source, english, text
+mexma-train tokenizer pairs.tsv tokenizer.json --recipe train/recipes/mini.py
+mexma-train prepare pairs.tsv shards --tokenizer tokenizer.json
+mexma-train run train/recipes/mini.py shards runs/mini
 """
 
 from mexma_train.config import MexmaConfig, ModelConfig, Recipe, SamplingConfig, TokenizerConfig, WarmupConfig
