@@ -49,7 +49,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|",
     ]
     for lang in args.languages:
-        text = (args.tatoeba / f"{lang}.txt").read_text(encoding="utf-8").rstrip("\n")
+        text = (args.tatoeba / f"{lang}.tsv").read_text(encoding="utf-8").rstrip("\n")
         pairs = [tuple(line.split("\t")) for line in text.split("\n")]
         for noise in args.noise:
             source, target, truth = corpora(pairs, noise)  # type: ignore[arg-type]

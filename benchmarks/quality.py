@@ -26,7 +26,7 @@ XTREME = set(
     "ara heb vie ind jav tgl eus mal tam tel afr nld deu ell ben hin mar urd pes fra ita por spa bul rus jpn kat kor tha "  # noqa: SIM905
     "swh cmn kaz tur est fin hun".split()
 )
-SAME = {"zho_Hans": "cmn", "zho": "cmn"}  # FLORES spelling -> ours
+SAME = {"srp_Cyrl": "srp", "als": "sqi"}  # FLORES spelling -> that of the corpus
 
 
 def lines(path: Path) -> list[str]:
@@ -43,7 +43,7 @@ def flores_errors(encoder: mexma.Encoder, folder: Path) -> dict[str, float]:
 def tatoeba_accuracy(encoder: mexma.Encoder, folder: Path) -> dict[str, tuple[float, float]]:
     """(to English, from English) accuracy in percent of every language."""
     out = {}
-    for path in sorted(folder.glob("*.txt")):
+    for path in sorted(folder.glob("*.tsv")):
         english, text = zip(*(line.split("\t") for line in lines(path)), strict=True)
         out[path.stem] = retrieval_accuracy(encoder.embed(text), encoder.embed(english))
     return out
