@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install '
 from mexma_train.config import ModelConfig, WarmupConfig  # noqa: E402
 from mexma_train.model import new_encoder  # noqa: E402
 from mexma_train.shards import Ragged  # noqa: E402
-from mexma_train.warmup import add_positions, bag_vectors, make_bags, make_transparent, warmup_parameters  # noqa: E402
+from mexma_train.warmup import bag_vectors, make_bags, make_transparent, settle, warmup_parameters  # noqa: E402
 
 SHAPE = ModelConfig(hidden_size=32, layers=3, heads=4, intermediate_size=64, max_positions=40)
 
@@ -64,11 +64,15 @@ def test_gradients_equal_those_of_the_full_forward_pass() -> None:
             torch.testing.assert_close(bag, full, atol=1e-4, rtol=1e-3)
 
 
-def test_positions_are_added_at_a_tenth_of_the_words_norm() -> None:
+def test_settling_changes_no_vector_but_for_the_positions() -> None:
     model = encoder()
-    add_positions(model)
-    norms = model.embeddings.position_embeddings.weight.norm(dim=1)
-    words = model.embeddings.word_embeddings.weight.norm(dim=1).mean()
-    assert norms[1] == 0  # padding
-    torch.testing.assert_close(norms[2:], torch.full((38,), 0.1 * words.item()))
-    assert model.embeddings.position_embeddings.weight[2:].unique(dim=0).shape[0] == 38
+    ragged, _, _ = batch()
+    with torch.no_grad():
+        expected = bag_vectors(model, make_bags(ragged))  # of the bags alone: positions do not enter
+        settle(model)
+        torch.testing.assert_close(bag_vectors(model, make_bags(ragged)), expected, atol=2e-2, rtol=0)  # LayerNorm's eps
+    torch.testing.assert_close(model.embeddings.word_embeddings.weight.norm(dim=1), torch.full((100,), 0.5))
+    positions = model.embeddings.position_embeddings.weight
+    assert positions[1].abs().max() == 0  # padding
+    torch.testing.assert_close(positions[2:].norm(dim=1), torch.full((38,), 0.05))
+    assert positions[2:].unique(dim=0).shape[0] == 38

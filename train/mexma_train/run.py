@@ -29,7 +29,7 @@ from mexma_train.mexma import mexma_batch_loss
 from mexma_train.model import Mexma, new_encoder
 from mexma_train.sampling import PairSampler
 from mexma_train.shards import Shards, open_shards
-from mexma_train.warmup import add_positions, make_transparent, warmup_loss, warmup_parameters, warmup_rate
+from mexma_train.warmup import make_transparent, settle, warmup_loss, warmup_parameters, warmup_rate
 
 LOG_EVERY = 20  # updates per log line
 SAVE_SECONDS = 300  # at most this much work is lost to a kill
@@ -177,7 +177,7 @@ def train(
     if state["stage"] == "warmup" and recipe.warmup is not None:
         if not run_stage(warmup_stage(recipe.warmup, model, sampler), model, state, out, deadline):
             return False
-        add_positions(model.encoder)
+        settle(model.encoder)
         save_checkpoint(model.encoder, shards.tokenizer_path, out / "warmup")
         state = first_state(recipe) | {"stage": "mexma"}
 

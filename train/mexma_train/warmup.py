@@ -25,7 +25,8 @@ from mexma_train.losses import contrastive_loss
 from mexma_train.sampling import PairSampler
 from mexma_train.shards import Ragged
 
-POSITION_SCALE = 0.1  # share of a word embedding's norm given to the position table after the warm-up
+ROW_NORM = 0.5  # length of a word row after the warm-up: BERT's 0.02 per dimension gives 0.32 at 256, 0.64 at 1,024
+POSITION_NORM = 0.05  # a tenth of it: cost 0.8 points of Tatoeba accuracy at once (10 languages: 75.4 -> 74.6)
 
 
 def make_transparent(encoder: XLMRobertaModel) -> None:
@@ -46,17 +47,22 @@ def make_transparent(encoder: XLMRobertaModel) -> None:
         last.output.dense.weight.copy_(torch.eye(encoder.config.hidden_size))
 
 
-def add_positions(encoder: XLMRobertaModel) -> None:
-    """Give the position table sinusoids of POSITION_SCALE times the mean word norm, so that MLM can tell places apart."""
+def settle(encoder: XLMRobertaModel) -> None:
+    """After the warm-up: bring the word rows to one length, and give the position table sinusoids so that MLM can tell places.
+
+    LayerNorm makes each row's mean and length irrelevant to the encoder, but the token head multiplies with the same rows:
+    as the warm-up leaves them, the first MLM loss was 19.8 where a uniform guess over the batch's 3,500 candidates gives 8.2.
+    """
     embeddings: Any = encoder.embeddings
-    table = embeddings.position_embeddings.weight
+    words, table = embeddings.word_embeddings.weight, embeddings.position_embeddings.weight
     count, width = table.shape
     with torch.no_grad():
-        norm = embeddings.word_embeddings.weight.norm(dim=1).mean()
+        words.sub_(words.mean(dim=1, keepdim=True))
+        words.mul_(ROW_NORM / words.norm(dim=1, keepdim=True).clamp_min(1e-12))
         rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
         angle = torch.arange(count)[:, None] * rate
         waves = torch.stack([angle.sin(), angle.cos()], dim=2).reshape(count, width)
-        table.copy_(waves / waves.norm(dim=1, keepdim=True) * norm * POSITION_SCALE)
+        table.copy_(waves * (POSITION_NORM / waves.norm(dim=1, keepdim=True)))
         table[encoder.config.pad_token_id].zero_()
 
 
