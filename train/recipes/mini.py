@@ -30,7 +30,7 @@ RECIPE = Recipe(
     # lr: after 50 updates 2e-2 to 3e-2 was ahead of 1e-2 (loss 4.63 against 5.57).
     warmup=WarmupConfig(steps=2_000, batch_pairs=2_048, lr=2e-2, temperature=0.05, max_tokens=64),
     mexma=MexmaConfig(
-        steps=1_500,  # 192,000 pairs: about an hour of two cores
+        steps=1_200,  # 153,600 pairs: under an hour of two cores
         batch_pairs=128,
         accumulation=1,
         lr=3e-4,
