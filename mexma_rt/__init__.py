@@ -69,7 +69,8 @@ def load(
 
     model: a bundled name, the path of a bundle folder, or a hub name "org/name" (only this may use the network).
     device: "cpu", "cuda" or "auto". backend: "onnxruntime" or "auto". What is named runs there or raises BackendError.
-    precision: of the computation: "fp32", "fp16", "int8", or "auto" for the bundle's default.
+    precision: of the computation: "fp32", "fp16", "int8", "mixed" (int8 embeddings, fp16 weights, fp32 products), or "auto"
+    for the bundle's default.
     max_length: tokens per sentence, up to the model's limit; None takes the bundle's default. Longer ones are cut.
     threads: of the CPU engine; None takes the physical cores that this process may use.
     revision, offline: for hub names: a branch, tag or commit; use the local cache only.

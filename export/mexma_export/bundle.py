@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mexma_export.checkpoint import Checkpoint
     from mexma_export.reopen import Runner
 
-GRAPHS = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
+GRAPHS = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx", "mixed": "onnx/model_mixed.onnx"}
 DEFAULT_MAX_LENGTH = 128  # tokens; a sentence rarely has more, and MEXMA is trained on sentences
 
 
@@ -142,7 +142,9 @@ def _default_precision(precisions: Sequence[str], wanted: str | None) -> tuple[s
         return wanted, "asked for"
     if "int8" in precisions:
         return "int8", "fastest on CPU, and its parity gate passed"
-    return "fp32", "int8 was not exported"
+    if "mixed" in precisions:
+        return "mixed", "smallest of the exported, and its parity gate passed"
+    return "fp32", "neither int8 nor mixed was exported"
 
 
 def _length(wanted: int | None, limit: int) -> int:
@@ -157,8 +159,8 @@ def _length(wanted: int | None, limit: int) -> int:
 
 
 def _write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], tell: Callable[[str, int, int], None]) -> None:
+    from mexma_export.compact import export_int8, export_mixed
     from mexma_export.graphs import SentenceEncoder, export_standard
-    from mexma_export.int8 import export_int8
 
     (folder / "onnx").mkdir()
     for done, precision in enumerate(precisions):
@@ -167,8 +169,10 @@ def _write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], t
         try:
             if precision == "fp32":
                 export_standard(SentenceEncoder(source.model), path, length_limit=source.max_length_limit)
-            else:
+            elif precision == "int8":
                 export_int8(source.model, path)
+            else:
+                export_mixed(source.model, path)
         except Exception as error:  # torch, onnx and onnxruntime each raise their own, often with pages of graph
             first_line = str(error).strip().partition("\n")[0].rstrip(".")
             other = next(other for other in GRAPHS if other != precision)

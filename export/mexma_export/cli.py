@@ -21,11 +21,11 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--precision", default="fp32,int8", show_default=True, help="Graphs to write, separated by commas.")
+@click.option("--precision", default="fp32,int8", show_default=True, help="Graphs to write, out of fp32,int8,mixed.")
 @click.option("--max-length", type=int, help="Default length limit in tokens, <s> and </s> included. [default: 128]")
 @click.option("--name", help="Name of the bundle. [default: that of the checkpoint]")
 @click.option("--no-weights", is_flag=True, help="Leave model.safetensors out (sentence-transformers then cannot load it).")
-@click.option("--default-precision", help="What `mexma` loads on CPU. [default: int8 where exported, else fp32]")
+@click.option("--default-precision", help="What `mexma` loads on CPU. [default: int8 where exported, else mixed, else fp32]")
 @click.option(
     "--verify",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

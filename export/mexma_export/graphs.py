@@ -1,4 +1,4 @@
-"""Checkpoint -> ONNX graphs: one of standard operators (fp32), one fused and quantised for onnxruntime on CPU (int8).
+"""Checkpoint -> ONNX graphs: one of standard operators (fp32), and fused ones for onnxruntime on CPU (compact.py).
 
 Both take `input_ids` and `attention_mask` (int64 [B, L], padding on the right) and give, in this order,
 `sentence_embedding` (float32 [B, D], the last state of `<s>`, not normalised) and `last_hidden_state` (float32 [B, L, D]).

@@ -15,7 +15,7 @@ from mexma_rt.errors import BackendError, MexmaError
 
 BACKENDS = ("onnxruntime",)
 DEVICES = ("cpu", "cuda")
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "mixed")
 
 
 class Backend(ABC):
@@ -87,9 +87,9 @@ def _open(bundle: Bundle, device: str, precision: str, threads: int | None, *, w
     if precision == "auto":
         precision, chosen = _auto_precision(bundle, device)
         why = f"{why}; {chosen}"
-    elif device == "cuda" and precision == "int8":
+    elif device == "cuda" and precision in ("int8", "mixed"):
         raise BackendError(
-            "The int8 graph is made for the CPU; on cuda use precision='fp16' or 'fp32' "
+            f"The {precision} graph is made for the CPU; on cuda use precision='fp16' or 'fp32' "
             f"(this bundle has {', '.join(bundle.graphs)})."
         )
     else:
