@@ -78,6 +78,7 @@ class MexmaConfig:
     sampled_pieces: int = 0  # 0: softmax over the whole vocabulary; n: over the batch's pieces plus n random ones
     max_tokens: int = 200
     precision: str = "fp32"  # "fp32" or "bf16" (autocast)
+    freeze_words: bool = False  # keep the word embeddings as the warm start left them
     seed: int = 42
 
 

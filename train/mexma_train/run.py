@@ -223,6 +223,7 @@ def warmup_stage(config: WarmupConfig, model: Mexma, sampler: PairSampler) -> St
 
 
 def mexma_stage(config: MexmaConfig, model: Mexma, sampler: PairSampler) -> Stage:
+    model.head.vocabulary.weight.requires_grad_(not config.freeze_words)  # the tied matrix
     return Stage(
         name="mexma",
         optimizer=torch.optim.AdamW(parameter_groups(model, config), fused=True),

@@ -28,7 +28,7 @@ RECIPE = Recipe(
         source_weights={"ui": 0.25, "lohelp": 0.4, "bible": 0.5, "ddtp": 0.5, "tatoeba": 2.0, "stories": 2.0, "wmt": 2.0},
     ),
     # lr: after 50 updates 2e-2 to 3e-2 was ahead of 1e-2 (loss 4.63 against 5.57).
-    warmup=WarmupConfig(steps=2_000, batch_pairs=2_048, lr=2e-2, temperature=0.05, max_tokens=64),
+    warmup=WarmupConfig(steps=4_500, batch_pairs=2_048, lr=2e-2, temperature=0.05, max_tokens=64),
     mexma=MexmaConfig(
         steps=1_200,  # 153,600 pairs: under an hour of two cores
         batch_pairs=128,
