@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import lzma
 import os
+import shutil
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -79,6 +80,38 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 f"{path} cannot be written: {error.strerror or error}. What stood under that name before is unchanged."
             ) from error
         raise
+
+
+def move_folder(work: Path, target: Path) -> None:
+    """Sync the folder `work` and rename it to `target` beside it, replacing an older one whole.
+
+    At any moment, also in a crash, `target` is the old folder or the new one, or the old one lies beside it as NAME.old.
+    """
+    for path in [work, *work.rglob("*")]:
+        _sync(path)  # so that the rename never shows names without their bytes
+    old = work.with_suffix(".old")
+    replaced = target.exists()
+    if replaced:
+        target.rename(old)
+    try:
+        work.rename(target)
+    except OSError:
+        if replaced:
+            old.rename(target)
+        raise
+    if replaced:
+        shutil.rmtree(old, ignore_errors=True)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":  # Windows cannot open folders
+        return
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _is_special(path: Path) -> bool:

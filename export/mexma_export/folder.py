@@ -5,7 +5,6 @@ Whatever fails before the rename leaves the target as it was (absent, or the old
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mexma_rt.errors import FileError, InputError
+from mexma_rt.files import move_folder
 
 
 @contextmanager
@@ -31,22 +31,10 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         raise FileError(f"{target.parent}: cannot write there ({error.strerror}). Choose another place.") from error
     try:
         yield work
-        sync(work)
         _check_target(target, force)  # somebody may have made it meanwhile
-        _move_into_place(work, target)
+        move_folder(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def sync(folder: Path) -> None:
-    """fsync every file and folder below `folder`, so that a rename never shows names without their bytes."""
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_file() or os.name == "posix":  # Windows cannot open folders
-            handle = os.open(path, os.O_RDWR if path.is_file() and os.name != "posix" else os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
 
 
 def _check_target(target: Path, force: bool) -> None:
@@ -58,24 +46,3 @@ def _check_target(target: Path, force: bool) -> None:
         raise InputError(f"{target} exists already. Type --force (force=True) to replace it, or choose another name.")
     if not target.is_dir() or (not (target / "mexma.json").is_file() and any(target.iterdir())):
         raise InputError(f"{target} exists and is not a bundle (no mexma.json): it will not be replaced. Move it away.")
-
-
-def _move_into_place(work: Path, target: Path) -> None:
-    old = work.with_suffix(".old")
-    replaced = target.exists()
-    if replaced:
-        target.rename(old)
-    try:
-        work.rename(target)
-    except OSError:
-        if replaced:
-            old.rename(target)
-        raise
-    if replaced:
-        shutil.rmtree(old, ignore_errors=True)
-    if os.name == "posix":
-        handle = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

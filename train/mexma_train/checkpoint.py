@@ -5,54 +5,41 @@ Both are written under a temporary name, synced and renamed, so that a kill at a
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import XLMRobertaModel
+from transformers import PreTrainedTokenizerFast, XLMRobertaModel
 
 from mexma_rt.errors import FileError
+from mexma_rt.files import atomic_write, move_folder
 
 
 def save_checkpoint(encoder: XLMRobertaModel, tokenizer_path: Path, folder: Path) -> None:
-    """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json; replaces an older folder whole."""
-    work, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (work, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json; an older folder is replaced whole."""
+    work = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed here
     encoder.save_pretrained(work, safe_serialization=True)
-    shutil.copyfile(tokenizer_path, work / "tokenizer.json")
-    tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<s>",
-        "cls_token": "<s>",
-        "eos_token": "</s>",
-        "sep_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "mask_token": "<mask>",
-        "model_max_length": encoder.config.max_position_embeddings - 2,
-        "clean_up_tokenization_spaces": False,
-    }
-    (work / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=1) + "\n", encoding="utf-8")
-    for path in work.iterdir():
-        _sync(path)
-    if folder.exists():
-        folder.rename(old)
-    work.rename(folder)
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer_path),
+        model_max_length=encoder.config.max_position_embeddings - 2,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+    ).save_pretrained(work)
+    shutil.copyfile(tokenizer_path, work / "tokenizer.json")  # byte for byte what the shards were made with
+    move_folder(work, folder)
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
     """Write a resumable state (tensors and plain values only) atomically."""
-    work = path.with_suffix(".tmp")
-    torch.save(state, work)
-    _sync(work)
-    work.replace(path)
-    _sync(path.parent)
+    with atomic_write(path) as stream:
+        torch.save(state, stream)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -60,11 +47,3 @@ def load_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileError(f"{path} is not there, so there is nothing to resume. Start without --resume.")
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
