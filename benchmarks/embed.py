@@ -39,14 +39,15 @@ def main() -> None:
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     peer = SentenceTransformer(str(args.bundle), device="cpu")
-    ours = {precision: mexma.load(args.bundle, precision=precision) for precision in ("fp32", "int8")}
+    precisions = list(mexma.load(args.bundle).bundle.graphs)
+    ours = {precision: mexma.load(args.bundle, precision=precision) for precision in precisions}
 
     runs: dict[str, Callable[[], np.ndarray]] = {
         "sentence-transformers, torch fp32 (its defaults)": lambda: peer.encode(texts),
         "sentence-transformers, batch_size=128": lambda: peer.encode(texts, batch_size=128),
-        "mexma embed, fp32": lambda: ours["fp32"].embed(texts),
-        "mexma embed, int8": lambda: ours["int8"].embed(texts),
     }
+    for precision, encoder in ours.items():
+        runs[f"mexma embed, {precision}"] = lambda encoder=encoder: encoder.embed(texts)  # type: ignore[misc]
     reference = np.asarray(peer.encode(texts))  # also the warm-up of the peer
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     cosine = {}
@@ -60,12 +61,12 @@ def main() -> None:
 
     base = seconds["sentence-transformers, torch fp32 (its defaults)"]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    padding = ours["fp32"].embed_report(texts).report.padding
+    report = ours[precisions[0]].embed_report(texts).report
     rows = [
-        f"# Embedding {len(texts)} sentences with `{ours['fp32'].bundle.name}` on {threads} CPU threads",
+        f"# Embedding {len(texts)} sentences with `{report.model}` on {threads} CPU threads",
         "",
         f"{datetime.date.today()}, commit {commit}, {platform.machine()}, torch {torch.__version__};",
-        f"made by `python benchmarks/embed.py`. {args.rounds} interleaved rounds. Our padding: {padding:.3f} cells per token.",
+        f"made by `python benchmarks/embed.py`. {args.rounds} interleaved rounds. Our padding: {report.padding:.3f} cells per token.",
         "",
         "| route | median sentences/s | ratio to the first row, median (min-max) of rounds | lowest cosine to the first row |",
         "|---|---|---|---|",

@@ -88,7 +88,7 @@ def export_bundle(
             shutil.copyfile(source.folder / "model.safetensors", folder / "model.safetensors")
         if (source.folder / "README.md").is_file():
             shutil.copyfile(source.folder / "README.md", folder / "README.md")
-        source.tokenizer.save(str(folder / "tokenizer.json"))
+        source.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
         peers = peer_files(source.config, max_length=length, length_limit=source.max_length_limit)
         for path, content in peers.items():
             _write_json(folder / path, content)
