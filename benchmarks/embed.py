@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def main() -> None:
         "sentence-transformers, batch_size=128": lambda: peer.encode(texts, batch_size=128),
     }
     for precision, encoder in ours.items():
-        runs[f"mexma embed, {precision}"] = lambda encoder=encoder: encoder.embed(texts)  # type: ignore[misc]
+        runs[f"mexma embed, {precision}"] = partial(encoder.embed, texts)
     reference = np.asarray(peer.encode(texts))  # also the warm-up of the peer
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     cosine = {}
@@ -66,7 +67,7 @@ def main() -> None:
         f"# Embedding {len(texts)} sentences with `{report.model}` on {threads} CPU threads",
         "",
         f"{datetime.date.today()}, commit {commit}, {platform.machine()}, torch {torch.__version__};",
-        f"made by `python benchmarks/embed.py`. {args.rounds} interleaved rounds. Our padding: {report.padding:.3f} cells per token.",
+        f"made by `python benchmarks/embed.py`. {args.rounds} interleaved rounds. Our padding: {report.padding:.3f}.",
         "",
         "| route | median sentences/s | ratio to the first row, median (min-max) of rounds | lowest cosine to the first row |",
         "|---|---|---|---|",

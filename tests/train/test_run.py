@@ -113,6 +113,16 @@ def test_a_finished_or_foreign_run_is_not_overwritten(finished: Path, toy_shards
         train(replace(TOY, name="other"), toy_shards, finished, resume=True)
 
 
+def test_frozen_words_stay_as_they_were_and_the_rest_learns(finished: Path, toy_shards: Path, tmp_path: Path) -> None:
+    start = str(finished / "checkpoint")
+    mexma = replace(TOY.mexma, steps=2, freeze_words=True)
+    train(replace(TOY, warmup=None, initial_checkpoint=start, mexma=mexma), toy_shards, tmp_path / "frozen")
+    before, after = weights(finished / "checkpoint"), weights(tmp_path / "frozen" / "checkpoint")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert "embeddings.word_embeddings.weight" not in changed
+    assert "encoder.layer.0.attention.self.value.weight" in changed
+
+
 def test_nan_loss_stops_before_any_weight_changes(toy_shards: Path, tmp_path: Path) -> None:
     broken = replace(TOY, warmup=None, mexma=replace(TOY.mexma, align_weight=float("nan")))
     with pytest.raises(InputError, match=r"update 0, micro-batch 0: loss is nan; .*Lower lr or koleo_weight"):
