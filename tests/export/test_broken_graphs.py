@@ -55,7 +55,7 @@ class NoMask(SentenceEncoder):
 
 @pytest.mark.parametrize("broken", [MeanPooling, PositionsFromZero, DroppedLayer, SwappedLayers, NoMask])
 def test_broken_export_fails_and_leaves_nothing(broken, tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences) -> None:
-    monkeypatch.setattr("mexma_export.int8.SentenceEncoder", broken)
+    monkeypatch.setattr("mexma_export.compact.SentenceEncoder", broken)
     with pytest.raises(ParityError) as caught:
         export_bundle(
             tiny_checkpoint,
@@ -88,7 +88,7 @@ def test_force_keeps_the_old_bundle_when_the_gate_fails(
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "mexma.json").write_text("old", encoding="utf-8")
-    monkeypatch.setattr("mexma_export.int8.SentenceEncoder", MeanPooling)
+    monkeypatch.setattr("mexma_export.compact.SentenceEncoder", MeanPooling)
     with pytest.raises(ParityError):
         export_bundle(
             tiny_checkpoint,

@@ -99,7 +99,7 @@ def test_an_exporter_that_breaks_is_one_clear_error(tiny_checkpoint: Path, tmp_p
     def broken(*arguments, **keywords):
         raise RuntimeError("unsupported operator aten::new\nand a page of graph")
 
-    monkeypatch.setattr("mexma_export.int8.export_traced", broken)
+    monkeypatch.setattr("mexma_export.compact.export_traced", broken)
     with pytest.raises(
         BundleError, match=r"^Writing the int8 graph failed: unsupported operator aten::new\. .*--precision fp32"
     ):
@@ -110,7 +110,8 @@ def test_an_exporter_that_breaks_is_one_clear_error(tiny_checkpoint: Path, tmp_p
 def test_default_precision_rule() -> None:
     from mexma_export.bundle import _default_precision
 
-    assert _default_precision(["fp32"], None) == ("fp32", "int8 was not exported")
+    assert _default_precision(["fp32", "mixed"], None) == ("mixed", "smallest of the exported, and its parity gate passed")
+    assert _default_precision(["fp32"], None) == ("fp32", "neither int8 nor mixed was exported")
     assert _default_precision(["fp32", "int8"], None)[0] == "int8"
     assert _default_precision(["fp32", "int8"], "fp32") == ("fp32", "asked for")
 

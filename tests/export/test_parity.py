@@ -166,7 +166,7 @@ def test_the_error_names_figure_threshold_sentence_and_remedy() -> None:
     assert "lowest cosine -1.000000, threshold 0.995" in message
     assert "mean cosine -1.000000, threshold 0.999" in message
     assert "at cosine -1.000000" in message
-    assert message.endswith("What to try: --precision fp32 writes the bundle without this graph.")
+    assert message.endswith("What to try: --precision fp32,mixed writes the bundle without this graph.")
     require_passed({"fp32": found["fp32"]})
 
 
