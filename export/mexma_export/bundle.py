@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mexma_export.folder import new_folder
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mexma_export.reopen import Runner
 
 GRAPHS = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx", "mixed": "onnx/model_mixed.onnx"}
+AUTO = ("fp32", "int8")
 DEFAULT_MAX_LENGTH = 128  # tokens; a sentence rarely has more, and MEXMA is trained on sentences
 
 
@@ -47,7 +49,7 @@ def export_bundle(
     checkpoint: str | Path,
     target: str | Path,
     *,
-    precisions: Sequence[str] = ("fp32", "int8"),
+    precisions: Sequence[str] | None = None,
     max_length: int | None = None,
     name: str | None = None,
     weights: bool = True,
@@ -60,6 +62,8 @@ def export_bundle(
 ) -> ExportReport:
     """Export a checkpoint folder or hub name to the bundle folder `target`.
 
+    `precisions` names the graphs ("fp32", "int8", "mixed"); a named one that fails its gate fails the export. None chooses:
+    fp32 and int8, or mixed in the place of an int8 that fails, which the report and parity.json then say.
     `max_length` (tokens with `<s>` and `</s>`) is the bundle's default, 128 unless the position table is shorter;
     `weights=False` leaves model.safetensors out (sentence-transformers then cannot load the bundle); `sentences` replaces
     the 562 shipped ones of the gate; `progress(stage, done, total)` is called along the way.
@@ -68,7 +72,8 @@ def export_bundle(
     MissingExtraError (torch or onnx not installed). In each case `target` stays as it was.
     """
     started, target = time.perf_counter(), Path(target)
-    _check_precisions(precisions, default_precision)
+    chosen: Sequence[str] = AUTO if precisions is None else precisions
+    _check_precisions(chosen, default_precision, named=precisions is not None)
     require_extra("export", "torch", "transformers", "safetensors", "onnx", "onnxscript")
     from mexma_export.checkpoint import load_checkpoint
     from mexma_export.reopen import check_in_fresh_process
@@ -80,9 +85,17 @@ def export_bundle(
         length = _length(max_length, source.max_length_limit)
         name = name or source.name.rsplit("/", 1)[-1]
         sentences = list(sentences) if sentences is not None else load_sentences()
-        _write_graphs(source, folder, precisions, tell)
-        results = _gate(source, folder, precisions, sentences, length, thresholds, tell)
-        default, reason = _default_precision(precisions, default_precision)
+        _write_graphs(source, folder, chosen, tell)
+        results = _gate(source, folder, chosen, sentences, length, thresholds, tell)
+        refused: dict[str, Parity] = {}
+        if precisions is None and not results["int8"].passed:
+            refused["int8"] = results.pop("int8")
+            (folder / GRAPHS["int8"]).unlink()
+            chosen = ("fp32", "mixed")
+            _write_graphs(source, folder, ["mixed"], tell)
+            results |= _gate(source, folder, ["mixed"], sentences, length, thresholds, tell)
+        require_passed(results)
+        default, reason = _default_precision(chosen, default_precision, refused)
 
         if weights:
             shutil.copyfile(source.folder / "model.safetensors", folder / "model.safetensors")
@@ -92,7 +105,10 @@ def export_bundle(
         peers = peer_files(source.config, max_length=length, length_limit=source.max_length_limit)
         for path, content in peers.items():
             _write_json(folder / path, content)
-        _write_json(folder / "parity.json", {"max_length": length} | {p: r.full() for p, r in results.items()})
+        report = {"max_length": length} | {p: r.full() for p, r in results.items()}
+        if refused:
+            report["refused"] = {p: r.full() for p, r in refused.items()}
+        _write_json(folder / "parity.json", report)
 
         tell("fresh process", 0, 1)
         check_in_fresh_process(folder)
@@ -107,7 +123,7 @@ def export_bundle(
             "pooling": "cls",
             "default_precision": default,
             "source": {"name": source.name, "sha256": source.sha256},
-            "graphs": {precision: GRAPHS[precision] for precision in precisions},
+            "graphs": {precision: GRAPHS[precision] for precision in chosen},
             "parity": {precision: result.summary() for precision, result in results.items()},
             "files": files,
             "created": {p.replace("-", "_"): _version(p) for p in ("mexma-rt", "torch", "onnx", "onnxruntime")},
@@ -124,24 +140,31 @@ def export_bundle(
     )
 
 
-def _check_precisions(precisions: Sequence[str], default: str | None) -> None:
+def _check_precisions(precisions: Sequence[str], default: str | None, *, named: bool) -> None:
     if isinstance(precisions, str) or not precisions or len(set(precisions)) != len(precisions):
         raise InputError(f"precisions must be a list without repetition out of {list(GRAPHS)}, not {precisions!r}.")
     if unknown := [p for p in precisions if p not in GRAPHS]:
-        raise InputError(f"Unknown precision {unknown[0]!r}: this export knows {' and '.join(GRAPHS)}.")
-    if default is not None and default not in precisions:
+        raise InputError(f"Unknown precision {unknown[0]!r}: this export knows {', '.join(GRAPHS)}.")
+    if default is not None and default not in (precisions if named else GRAPHS):
         raise InputError(
             f"The default precision {default!r} is not among the exported ones ({', '.join(precisions)}). "
             f"Type --precision {','.join([*precisions, default])}"
         )
 
 
-def _default_precision(precisions: Sequence[str], wanted: str | None) -> tuple[str, str]:
+def _default_precision(
+    precisions: Sequence[str], wanted: str | None, refused: Mapping[str, Parity] = MappingProxyType({})
+) -> tuple[str, str]:
     """(precision, why). Only called once every gate has passed."""
+    if wanted is not None and wanted not in precisions:
+        why = "; ".join(refused[wanted].failures) if wanted in refused else "it was not needed, for int8 passed its gate"
+        raise InputError(f"The default precision {wanted!r} is not in the bundle: {why}. Name it: --precision fp32,{wanted}")
     if wanted is not None:
         return wanted, "asked for"
     if "int8" in precisions:
         return "int8", "fastest on CPU, and its parity gate passed"
+    if "int8" in refused:
+        return "mixed", f"in the place of int8, which its parity gate refused: {'; '.join(refused['int8'].failures)}"
     if "mixed" in precisions:
         return "mixed", "smallest of the exported, and its parity gate passed"
     return "fp32", "neither int8 nor mixed was exported"
@@ -162,7 +185,7 @@ def _write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], t
     from mexma_export.compact import export_int8, export_mixed
     from mexma_export.graphs import SentenceEncoder, export_standard
 
-    (folder / "onnx").mkdir()
+    (folder / "onnx").mkdir(exist_ok=True)
     for done, precision in enumerate(precisions):
         tell(f"export {precision}", done, len(precisions))
         path = folder / GRAPHS[precision]
@@ -193,7 +216,7 @@ def _gate(
 ) -> dict[str, Parity]:
     from mexma_export.reopen import open_graph
 
-    results = check_parity(
+    return check_parity(
         {precision: open_graph(folder / GRAPHS[precision]) for precision in precisions},
         _torch_runner(source),
         source.tokenizer,
@@ -203,8 +226,6 @@ def _gate(
         thresholds=thresholds,
         progress=lambda done, total: tell("parity gate", done, total),
     )
-    require_passed(results)
-    return results
 
 
 def _torch_runner(source: Checkpoint) -> Runner:

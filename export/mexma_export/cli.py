@@ -21,7 +21,10 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--precision", default="fp32,int8", show_default=True, help="Graphs to write, out of fp32,int8,mixed.")
+@click.option(
+    "--precision",
+    help="Graphs to write, of fp32,int8,mixed. [default: fp32,int8, or mixed for an int8 that fails its gate]",
+)
 @click.option("--max-length", type=int, help="Default length limit in tokens, <s> and </s> included. [default: 128]")
 @click.option("--name", help="Name of the bundle. [default: that of the checkpoint]")
 @click.option("--no-weights", is_flag=True, help="Leave model.safetensors out (sentence-transformers then cannot load it).")
@@ -37,7 +40,7 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 def main(
     checkpoint: str,
     bundle: Path,
-    precision: str,
+    precision: str | None,
     max_length: int | None,
     name: str | None,
     no_weights: bool,
@@ -60,7 +63,7 @@ def main(
         report = export_bundle(
             checkpoint,
             bundle,
-            precisions=[p.strip() for p in precision.split(",") if p.strip()],
+            precisions=None if precision is None else [p.strip() for p in precision.split(",") if p.strip()],
             max_length=max_length,
             name=name,
             weights=not no_weights,

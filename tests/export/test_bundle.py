@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mexma_export import Sentence, export_bundle
+from mexma_export import THRESHOLDS, ParityError, Sentence, Thresholds, export_bundle
 from mexma_rt.errors import BundleError, FileError, InputError
 
 
@@ -81,7 +81,7 @@ def test_int8_alone_without_weights(tiny_checkpoint: Path, tiny_bundle: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precisions": ["fp16"]}, "Unknown precision 'fp16': this export knows fp32 and int8."),
+        ({"precisions": ["fp16"]}, "Unknown precision 'fp16': this export knows fp32, int8, mixed."),
         ({"precisions": "fp32"}, r"precisions must be a list without repetition"),
         ({"precisions": []}, r"precisions must be a list without repetition"),
         ({"precisions": ["int8"], "default_precision": "fp32"}, r"'fp32' is not among .* Type --precision int8,fp32"),
@@ -114,6 +114,26 @@ def test_default_precision_rule() -> None:
     assert _default_precision(["fp32"], None) == ("fp32", "neither int8 nor mixed was exported")
     assert _default_precision(["fp32", "int8"], None)[0] == "int8"
     assert _default_precision(["fp32", "int8"], "fp32") == ("fp32", "asked for")
+
+
+def test_mixed_takes_the_place_of_an_int8_that_fails_only_where_none_was_named(
+    tiny_checkpoint: Path, sentences: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
+    strict = dict(THRESHOLDS) | {"int8": Thresholds(min_cosine=0.999999, mean_cosine=0.999999)}
+    report = export_bundle(tiny_checkpoint, tmp_path / "auto", sentences=rows, thresholds=strict, weights=False)
+    assert list(report.parity) == ["fp32", "mixed"] and report.default_precision == "mixed"
+    assert report.reason.startswith("in the place of int8, which its parity gate refused: lowest cosine 0.99")
+    assert sorted(path.name for path in (tmp_path / "auto" / "onnx").iterdir()) == ["model.onnx", "model_mixed.onnx"]
+    saved = json.loads((tmp_path / "auto" / "parity.json").read_text())
+    assert saved["refused"]["int8"]["passed"] is False and saved["mixed"]["passed"] is True
+    with pytest.raises(ParityError, match="The int8 graph does not give"):
+        export_bundle(tiny_checkpoint, tmp_path / "named", precisions=["int8"], sentences=rows, thresholds=strict)
+    with pytest.raises(InputError, match="The default precision 'int8' is not in the bundle: lowest cosine"):
+        export_bundle(
+            tiny_checkpoint, tmp_path / "wanted", sentences=rows, thresholds=strict, default_precision="int8", weights=False
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["auto"]
 
 
 def test_missing_parent_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
