@@ -130,7 +130,7 @@ def test_nan_loss_stops_before_any_weight_changes(toy_shards: Path, tmp_path: Pa
 
 
 def test_learning_rates_follow_the_papers_schedule() -> None:
-    """paper.md section 5, point 16: 0.1 of the peak at the start, the peak after 30 %, half of it mid-cosine, 0 at the end."""
+    """As facebookresearch/mexma: 0.1 of the peak at the start, the peak after 30 %, half of it mid-cosine, 0 at the end."""
     config = MexmaConfig(steps=1000)
     assert [round(mexma_rate(step, config), 6) for step in (0, 150, 300, 650, 1000)] == [0.1, 0.55, 1.0, 0.5, 0.0]
     assert [round(warmup_rate(step, WarmupConfig(steps=1000)), 4) for step in (0, 99, 500)] == [0.01, 0.901, 0.5]
@@ -142,3 +142,8 @@ def test_recipe_files_are_read_and_bad_ones_explained(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(InputError, match="defines no RECIPE = Recipe"):
         load_recipe(tmp_path / "empty.py")
+
+
+def test_a_warm_start_does_not_overwrite_a_checkpoint() -> None:
+    with pytest.raises(InputError, match=r"has a warmup and the initial_checkpoint 'x', .* Keep one of them"):
+        replace(TOY, initial_checkpoint="x")

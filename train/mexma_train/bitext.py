@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from mexma_rt.errors import FileError, InputError, require_extra
 
-BAD_SHARE = 0.01  # issue "Train", point 7
+BAD_SHARE = 0.01  # more than this is another kind of file, not dirt
 MIN_ROWS = 1_000  # below this one bad row would already be above the share
 
 

@@ -21,7 +21,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """XLM-R shape of the encoder, and the token head on top of it (paper.md section 5, points 3, 8, 9)."""
+    """XLM-R shape of the encoder, and the token head on top of it, as facebookresearch/mexma builds them."""
 
     hidden_size: int = 1024
     layers: int = 24
@@ -59,7 +59,7 @@ class WarmupConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MexmaConfig:
-    """The MEXMA stage. Defaults are the original's (README command of facebookresearch/mexma, paper.md section 4)."""
+    """The MEXMA stage. Defaults are the original's (the command in the README of facebookresearch/mexma)."""
 
     steps: int
     batch_pairs: int = 150
@@ -91,6 +91,13 @@ class Recipe:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     warmup: WarmupConfig | None = None
     initial_checkpoint: str | None = None  # Hugging Face folder or hub name
+
+    def __post_init__(self) -> None:
+        if self.warmup and self.initial_checkpoint:
+            raise InputError(
+                f"recipe {self.name!r} has a warmup and the initial_checkpoint {self.initial_checkpoint!r}, but the warm start "
+                "begins with fresh weights and would overwrite the checkpoint's. Keep one of them."
+            )
 
 
 def load_recipe(path: str | Path) -> Recipe:

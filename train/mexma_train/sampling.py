@@ -1,7 +1,7 @@
 """Draw batches of pairs: languages by temperature, sources by weight, no English segment twice in a batch.
 
 A duplicate English segment would be a false negative for the contrastive term and would make KoLeo's -log(distance)
-explode (paper.md, "REASONED"): a batch therefore never holds the same English segment twice.
+explode (see tests/train/test_losses.py): a batch therefore never holds the same English segment twice.
 """
 
 from __future__ import annotations
