@@ -184,7 +184,7 @@ def verify_files(bundle: Bundle, names: Iterable[str]) -> None:
             size = path.stat().st_size
             if size != expected.bytes:
                 raise BundleError(f"{path} has {size} bytes, but {MANIFEST} says {expected.bytes}. {_REMEDY}")
-            digest = _sha256(path)
+            digest = sha256_of(path)
         except FileNotFoundError:
             raise BundleError(f"{path} is missing, but {MANIFEST} lists it. {_REMEDY}") from None
         except OSError as error:
@@ -199,7 +199,8 @@ _REMEDY = (
 )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

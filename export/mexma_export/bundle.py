@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mexma_export.folder import new_folder
 from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, check_parity, load_sentences, require_passed
 from mexma_export.peers import peer_files
+from mexma_rt.bundle import sha256_of
 from mexma_rt.errors import BundleError, InputError, require_extra
 
 if TYPE_CHECKING:
@@ -242,8 +243,6 @@ def _torch_runner(source: Checkpoint) -> Runner:
 
 
 def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
-    from mexma_export.checkpoint import sha256_of
-
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {p.relative_to(folder).as_posix(): {"sha256": sha256_of(p), "bytes": p.stat().st_size} for p in paths}
 

@@ -5,13 +5,13 @@ Only safetensors weights are read: a pickle can run code, and is refused. Nothin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mexma_rt.bundle import sha256_of
 from mexma_rt.errors import BundleError, FileError
 
 if TYPE_CHECKING:
@@ -62,15 +62,6 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
         model=_load_model(folder),
         tokenizer=tokenizer,
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _find(source: str | Path, revision: str | None) -> Path:
