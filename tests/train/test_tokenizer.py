@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from mexma_rt.errors import InputError
+from mexma_rt.errors import FileError, InputError
 from mexma_train.bitext import Row
 from mexma_train.config import TokenizerConfig
 from mexma_train.tokenizer import load_tokenizer, sample_lines, train_tokenizer
@@ -54,3 +54,8 @@ def test_foreign_special_ids_are_refused(toy_tokenizer: Path, tmp_path: Path) ->
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).token_to_id("<mask>") is None
     with pytest.raises(InputError, match=r"XLM-R's order needs \[0, 1, 2, 3, 89\]"):
         load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_a_missing_tokenizer_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"no\.json is not a file\. Type: mexma-train tokenizer PAIRS"):
+        load_tokenizer(tmp_path / "no.json")

@@ -70,7 +70,7 @@ def encode_side(model: Mexma, side: Side) -> tuple[Tensor, Tensor]:
 
 
 def mexma_loss(model: Mexma, source: Side, target: Side, config: MexmaConfig, candidates: Tensor | None) -> dict[str, Tensor]:
-    """All loss terms of a batch and their weighted sum `loss`; terms of weight 0 that cost time are left out."""
+    """All loss terms of a batch and their weighted sum `loss`; accuracy is that of the ranking in the batch."""
     source_BD, source_states = encode_side(model, source)
     target_BD, target_states = encode_side(model, target)
 

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from mexma_rt.errors import FileError, InputError
+from mexma_rt.files import move_folder
 from mexma_train.bitext import ReadReport, read_pairs
 from mexma_train.tokenizer import load_tokenizer
 
@@ -128,8 +129,9 @@ def prepare(pairs: str | Path, folder: str | Path, tokenizer_path: str | Path, *
         texts.clear()
 
     for row in tqdm(read_pairs(pairs, report), unit="pairs", disable=None if progress is None else not progress):
-        number = numbers.setdefault(row.english, len(numbers))
-        if number == len(numbers) - 1 and number >= len(english.offsets) - 1 + len(new_english):
+        number = numbers.get(row.english)
+        if number is None:
+            number = numbers[row.english] = len(numbers)
             new_english.append(row.english)
         texts.append(row.text)
         columns[0].append(number)
@@ -157,7 +159,7 @@ def prepare(pairs: str | Path, folder: str | Path, tokenizer_path: str | Path, *
         "rows_skipped": report.bad,
     }
     (work / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    work.rename(folder)
+    move_folder(work, folder)
     return meta
 
 

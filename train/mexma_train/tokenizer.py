@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from mexma_rt.errors import InputError
+from mexma_rt.errors import FileError, InputError
 from mexma_train.bitext import Row
 from mexma_train.config import TokenizerConfig
 
@@ -94,6 +94,8 @@ def train_tokenizer(lines: list[str], config: TokenizerConfig) -> Tokenizer:
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load a tokenizer.json and check XLM-R's special ids; the loss and the position ids rely on them."""
+    if not Path(path).is_file():
+        raise FileError(f"{path} is not a file. Type: mexma-train tokenizer PAIRS {path}")
     tokenizer = Tokenizer.from_file(str(path))
     ids = [tokenizer.token_to_id(token) for token in (*SPECIALS, "<mask>")]
     expected = [0, 1, 2, 3, tokenizer.get_vocab_size() - 1]
