@@ -82,6 +82,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
+def move_file(work: Path, target: Path) -> None:
+    """Sync the file `work` and rename it to `target` in the same folder, replacing an older one at once."""
+    _sync(work)
+    work.replace(target)
+    _sync(target.parent)
+
+
 def move_folder(work: Path, target: Path) -> None:
     """Sync the folder `work` and rename it to `target` beside it, replacing an older one whole.
 

@@ -45,7 +45,7 @@ def toy_tokenizer(pairs_tsv: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def toy_shards(pairs_tsv: Path, toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mexma_train.shards import prepare
+    from mexma_train.prepare import prepare
 
     folder = tmp_path_factory.mktemp("shards") / "toy"
     prepare(pairs_tsv, folder, toy_tokenizer, progress=False)

@@ -60,11 +60,47 @@ def _as_sentences(rows: list[tuple[str, str]]) -> list:
     return [Sentence(lang=lang, text=text) for lang, text in rows]
 
 
-def test_stopping_and_resuming_is_said(pairs_tsv: Path, toy_shards: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE.replace("steps=250", "steps=4").replace("steps=20", "steps=2"))
-    assert "continue with --resume" in call("run", recipe, toy_shards, tmp_path / "out", "--minutes", 0)
-    assert "finished" in call("run", recipe, toy_shards, tmp_path / "out", "--resume")
+    return recipe
+
+
+def test_stopping_resuming_evaluating_and_drawing(pairs_tsv: Path, toy_shards: Path, short: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = call("run", short, toy_shards, out, "--minutes", 0, "--run.log-every", 1)
+    assert f"continue with: mexma-train resume {out}" in said
+    assert "toy: cpu, one process, fp32; attention padded (CPU: " in said
+    rows = [line.split("\t") for line in pairs_tsv.read_text(encoding="utf-8").splitlines()[:40]]
+    test_set = tmp_path / "toys.tsv"
+    test_set.write_text("".join(f"{row[2]}\t{row[3]}\n" for row in rows), encoding="utf-8")
+    assert "finished" in call("resume", out, "--run.eval-pairs", test_set)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    evaluated = CliRunner().invoke(mexma_train.cli.main, ["eval", str(out / "checkpoint"), str(test_set)])
+    results = json.loads(evaluated.stdout)
+    assert set(results) == {"toys", "mean"}
+    for measure, value in results["toys"].items():  # what the run measured at its end
+        assert lines[-1]["evaluation"]["toys"][measure] == pytest.approx(value, rel=1e-3, abs=1e-6)
+    pytest.importorskip("matplotlib", reason="part of mexma-rt[train]")
+    assert call("plot", out).strip().endswith("run.png")
+    assert (out / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_flags_change_the_recipe_and_original_sets_it_back(toy_shards: Path, short: Path, tmp_path: Path) -> None:
+    from mexma_train.state import newest_state
+
+    out = tmp_path / "out"
+    call("run", short, toy_shards, out, "--no-warmup", "--original", "--mexma.steps", 1, "--mexma.koleo-weight", 0.5)
+    recipe = newest_state(out).recipe
+    assert recipe.warmup is None and recipe.mexma.koleo_weight == 0.5
+    assert (recipe.mexma.precision, recipe.mexma.reduction, recipe.sampling.order) == ("fp16", "micro-batch", "epochs")
+
+
+def test_a_dry_run_says_what_would_be_trained_and_trains_nothing(toy_shards: Path, short: Path, tmp_path: Path) -> None:
+    said = call("run", short, toy_shards, tmp_path / "out", "--dry-run", "--mexma.batch-tokens", 400)
+    assert "parameters" in said and "clean tokens" in said and "memory of a process" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_user_errors_are_one_message_without_traceback(toy_shards: Path, tmp_path: Path) -> None:
@@ -75,10 +111,10 @@ def test_user_errors_are_one_message_without_traceback(toy_shards: Path, tmp_pat
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_named_device_that_is_missing_is_refused(toy_shards: Path, tmp_path: Path) -> None:
-    arguments = ["run", "recipe.py", str(toy_shards), str(tmp_path / "o"), "--device", "cuda"]
+def test_a_named_device_that_is_missing_is_refused(toy_shards: Path, short: Path, tmp_path: Path) -> None:
+    arguments = ["run", str(short), str(toy_shards), str(tmp_path / "o"), "--device", "cuda"]
     result = CliRunner().invoke(mexma_train.cli.main, arguments)
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert "sees no CUDA GPU. Type --device cpu" in result.output
 
 

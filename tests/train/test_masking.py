@@ -42,3 +42,19 @@ def test_at_least_one_token_is_chosen_and_a_side_of_specials_ends() -> None:
     assert mask_tokens(np.array([0, 7, 2]), 1e-9, VOCAB, rng).chosen.tolist() == [False, True, False]
     assert not mask_tokens(np.array([0, 2]), 0.4, VOCAB, rng).chosen.any()
     assert not mask_tokens(np.array([0, 7, 2]), 0.0, VOCAB, rng).chosen.any()
+
+
+def test_the_originals_random_pieces_may_be_special() -> None:
+    ids = np.full(200_000, 17)
+    masked = mask_tokens(ids, 0.4, 20, np.random.default_rng(0), random_pieces="all")
+    assert set(masked.ids[masked.chosen].tolist()) == set(range(20))
+
+
+def test_the_originals_shared_stream_masks_equal_shapes_alike() -> None:
+    lengths = np.array([4, 9, 6])
+    ids = np.full(19, 17)
+    sides = [mask_tokens(ids + i, 0.4, VOCAB, np.random.default_rng(5), grid_lengths=lengths) for i in range(2)]
+    assert (sides[0].chosen == sides[1].chosen).all() and sides[0].chosen.any()
+    # The numbers belong to places of the padded table: a shorter first sentence moves no mask of the others.
+    shorter = mask_tokens(ids[:17], 0.4, VOCAB, np.random.default_rng(5), grid_lengths=np.array([2, 9, 6]))
+    assert (shorter.chosen[2:] == sides[0].chosen[4:]).all()

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from mexma_rt.errors import FileError, InputError
-from mexma_train.bitext import Row
+from mexma_train.bitext import Row, read_pairs
 from mexma_train.config import TokenizerConfig
 from mexma_train.tokenizer import load_tokenizer, sample_lines, train_tokenizer
 
@@ -59,3 +59,27 @@ def test_foreign_special_ids_are_refused(toy_tokenizer: Path, tmp_path: Path) ->
 def test_a_missing_tokenizer_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"no\.json is not a file\. Type: mexma-train tokenizer PAIRS"):
         load_tokenizer(tmp_path / "no.json")
+
+
+def test_a_tokenizer_saved_with_cutting_and_padding_still_encodes_whole_texts(toy_tokenizer: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(toy_tokenizer))
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=20)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    whole = load_tokenizer(toy_tokenizer).encode("sun moon house river").ids
+    assert 3 < len(whole) < 20
+    assert load_tokenizer(tmp_path / "tokenizer.json").encode("sun moon house river").ids == whole
+
+
+def test_a_damaged_tokenizer_is_explained(toy_tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.json").write_text(toy_tokenizer.read_text(encoding="utf-8")[:1000], encoding="utf-8")
+    with pytest.raises(FileError, match=r"cut\.json is no readable tokenizer\.json: .*Copy or make it again"):
+        load_tokenizer(tmp_path / "cut.json")
+
+
+def test_lines_are_sampled_from_any_source_bitext_reads(tmp_path: Path) -> None:
+    for name, line in (("a.en", "hello {}\n"), ("a.fr", "bonjour {}\n")):
+        (tmp_path / name).write_text("".join(line.format(i) for i in range(100)))
+    config = TokenizerConfig(vocab_size=150, lines_per_language=10, english_share=3)
+    lines = sample_lines(read_pairs(f"{tmp_path}/a.en:{tmp_path}/a.fr,lang=fra"), config)
+    assert sorted({line.split()[0] for line in lines}) == ["bonjour", "hello"] and len(lines) == 40

@@ -1,14 +1,24 @@
-"""`mexma-train tokenizer | prepare | run`: bitext -> tokenizer -> shards -> checkpoint folder."""
+"""`mexma-train tokenizer | prepare | run | resume | eval | plot`: bitext -> tokenizer -> shards -> checkpoint folder."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mexma_rt.errors import MexmaError, require_extra
+from mexma_train.config import Recipe, TokenizerConfig, as_original, load_recipe
+from mexma_train.flags import apply_flags, recipe_flags, run_flags
+
+if TYPE_CHECKING:
+    from mexma_train.parallel import World
+
+PATH: Any = click.Path(path_type=Path)
 
 
 class _Group(click.Group):
@@ -29,16 +39,28 @@ def main() -> None:
     """Train MEXMA sentence encoders. Needs: pip install 'mexma-rt[train]'."""
 
 
+def execution(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of run and resume that say where and how long, not what is learnt."""
+    for option in (
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: torch's)."),
+        click.option("--minutes", type=float, help="Stop after so many minutes; continue with: mexma-train resume OUT"),
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N; with torchrun cpu or cuda."),
+    ):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.argument("pairs")
-@click.argument("tokenizer", type=click.Path(path_type=Path))
-@click.option("--recipe", type=click.Path(path_type=Path), help="Take the sizes from this recipe (default: TokenizerConfig's).")
-def tokenizer(pairs: str, tokenizer: Path, recipe: Path | None) -> None:
-    """Train TOKENIZER (a tokenizer.json) on PAIRS: TSV `lang source english text`, plain, .xz, .zst or -."""
+@click.argument("pairs", nargs=-1, required=True)
+@click.argument("tokenizer", type=PATH)
+@click.option("--recipe", type=PATH, help="Take the sizes from this recipe (default: TokenizerConfig's).")
+def tokenizer(pairs: tuple[str, ...], tokenizer: Path, recipe: Path | None) -> None:
+    """Train TOKENIZER (a tokenizer.json) on PAIRS: the same sources as `prepare` takes."""
+    from mexma_rt.files import check_output
     from mexma_train.bitext import read_pairs
-    from mexma_train.config import TokenizerConfig, load_recipe
     from mexma_train.tokenizer import sample_lines, train_tokenizer
 
+    check_output(tokenizer, pairs)
     config = load_recipe(recipe).tokenizer if recipe else TokenizerConfig()
     lines = sample_lines(read_pairs(pairs), config)
     trained = train_tokenizer(lines, config)
@@ -47,34 +69,157 @@ def tokenizer(pairs: str, tokenizer: Path, recipe: Path | None) -> None:
 
 
 @main.command()
-@click.argument("pairs")
-@click.argument("shards", type=click.Path(path_type=Path))
-@click.option("--tokenizer", required=True, type=click.Path(path_type=Path), help="tokenizer.json to use.")
-def prepare(pairs: str, shards: Path, tokenizer: Path) -> None:
-    """Tokenise PAIRS into the folder SHARDS; bad rows are counted and skipped, above 1 % it stops."""
-    from mexma_train.shards import prepare as write_shards
+@click.argument("pairs", nargs=-1, required=True)
+@click.argument("shards", type=PATH)
+@click.option("--tokenizer", required=True, type=PATH, help="tokenizer.json to use.")
+@click.option("--lang", help="Language of every row, where the data has no such column.")
+@click.option("--source", help="Source name of every row, where the data has no such column.")
+@click.option("--english", help="Column of the English text in parquet and data sets.")
+@click.option("--text", help="Column of the other text in parquet and data sets.")
+def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, **options: Any) -> None:
+    """Tokenise PAIRS into the folder SHARDS; bad rows are counted and skipped, above 1 % it stops.
 
-    click.echo(json.dumps(write_shards(pairs, shards, tokenizer), indent=1))
+    \b
+    PAIRS, one or several:
+      pairs.tsv[.gz|.xz|.zst], -       lang<TAB>source<TAB>english<TAB>text
+      pairs.parquet, folder            parquet files, or a data set saved by Hugging Face datasets
+      corpus.en:corpus.fr,lang=fra     Moses: two files aligned line by line, English first
+    """
+    from mexma_train.prepare import prepare as write_shards
+
+    given = {name: value for name, value in options.items() if value is not None}
+    meta = write_shards(list(pairs), shards, tokenizer, **given)
+    del meta["groups"]  # a table of pairs per language and source; it stays in meta.json
+    click.echo(json.dumps(meta, indent=1, ensure_ascii=False))
 
 
 @main.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.argument("shards", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--resume", is_flag=True, help="Continue the run in OUT.")
+@click.argument("recipe", type=PATH)
+@click.argument("shards", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--original", is_flag=True, help="As facebookresearch/mexma, every deliberate deviation set back.")
+@click.option("--dry-run", is_flag=True, help="Print parameters, tokens per update and a memory estimate; train nothing.")
+@execution
+@recipe_flags
+def run(
+    recipe: Path,
+    shards: Path,
+    out: Path,
+    original: bool,
+    dry_run: bool,
+    device: str,
+    minutes: float | None,
+    threads: int | None,
+    **flags: object,
+) -> None:
+    """Train RECIPE (a Python file) on SHARDS; OUT/checkpoint is the result, in Hugging Face form.
+
+    Every field of the recipe is a flag. Several GPUs: torchrun --nproc-per-node 8 -m mexma_train run RECIPE ... --device cuda
+    """
+    from mexma_train.run import train
+
+    loaded = load_recipe(recipe)
+    loaded = apply_flags(as_original(loaded) if original else loaded, flags)
+    if dry_run:
+        click.echo(_dry_run(loaded, shards))
+        return
+    with _started(device, threads) as world:
+        _say(loaded, world)
+        _end(train(loaded, shards, out, device=world, minutes=minutes), out, world)
+
+
+@main.command()
+@click.argument("out", type=PATH)
+@click.option("--shards", type=PATH, help="Where the shards are now (default: where they were).")
+@execution
+@run_flags
+def resume(out: Path, shards: Path | None, device: str, minutes: float | None, threads: int | None, **flags: object) -> None:
+    """Continue the run in OUT from its newest state, as if it had not stopped; its recipe is in the state."""
+    from mexma_train.run import resume as go_on
+    from mexma_train.state import newest_state
+
+    recipe = apply_flags(newest_state(out).recipe, flags)
+    with _started(device, threads) as world:
+        _say(recipe, world)
+        _end(go_on(out, shards_folder=shards, run=recipe.run, device=world, minutes=minutes), out, world)
+
+
+@main.command("eval")
+@click.argument("checkpoint", type=PATH)
+@click.argument("pairs", nargs=-1, required=True)
+@click.option("--max-tokens", default=200, show_default=True, help="Tokens per sentence, <s> and </s> included.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--minutes", type=float, help="Stop after so many minutes; continue with --resume.")
-@click.option("--threads", type=int, help="CPU threads (default: torch's).")
-def run(recipe: Path, shards: Path, out: Path, resume: bool, device: str, minutes: float | None, threads: int | None) -> None:
-    """Train RECIPE (a Python file) on SHARDS; OUT/checkpoint is the result, in Hugging Face form."""
+def evaluate(checkpoint: Path, pairs: tuple[str, ...], max_tokens: int, device: str) -> None:
+    """Measure CHECKPOINT (a Hugging Face folder) on PAIRS: test files of english<TAB>text. JSON on standard output.
+
+    xsim error (ratio, k=4, text -> English) and accuracy in percent, alignment and uniformity of Wang and Isola.
+    """
+    from mexma_train.attention import choose_attention
+    from mexma_train.encoder import load_encoder
+    from mexma_train.evaluate import evaluate as measure
+    from mexma_train.evaluate import read_test_sets
+    from mexma_train.probe import embed_texts
+    from mexma_train.tokenizer import load_tokenizer
+
+    tests = read_test_sets(pairs)
+    pieces = load_tokenizer(checkpoint / "tokenizer.json")
+    with _started(device, None) as world:
+        encoder = load_encoder(checkpoint).to(world.device)
+        attention, _ = choose_attention("auto", world.device, "fp32")
+        results = measure(tests, lambda texts: embed_texts(encoder, pieces, texts, max_tokens=max_tokens, attention=attention))
+    click.echo(json.dumps(results, indent=1))
+
+
+@main.command()
+@click.argument("out", type=PATH)
+@click.argument("picture", type=PATH, required=False)
+def plot(out: Path, picture: Path | None) -> None:
+    """Draw the losses, rates, speed and evaluations of the run in OUT as PICTURE (.png, .svg or .pdf; default OUT/run.png)."""
+    from mexma_train.plot import plot as draw
+
+    picture = picture or out / "run.png"
+    draw(out, picture)
+    click.echo(picture)
+
+
+@contextlib.contextmanager
+def _started(device: str, threads: int | None) -> Iterator[World]:
     import torch
 
-    from mexma_train.config import load_recipe
-    from mexma_train.run import train
+    from mexma_train.parallel import start_world
 
     if threads:
         torch.set_num_threads(threads)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise click.UsageError(f"--device {device}: this torch ({torch.__version__}) sees no CUDA GPU. Type --device cpu.")
-    finished = train(load_recipe(recipe), shards, out, resume=resume, device=device, minutes=minutes)
-    click.echo(f"finished: {out / 'checkpoint'}" if finished else f"stopped by --minutes; continue with --resume: {out}")
+    with start_world(device) as world:
+        yield world
+
+
+def _say(recipe: Recipe, world: World) -> None:
+    """What was chosen, and why: on standard error, once."""
+    from mexma_train.attention import choose_attention
+
+    kind, reason = choose_attention(recipe.run.attention, world.device, recipe.mexma.precision)
+    if world.main:
+        processes = f"{world.size} processes, {recipe.run.parallel}" if world.size > 1 else "one process"
+        click.echo(
+            f"{recipe.name}: {world.device}, {processes}, {recipe.mexma.precision}; attention {kind} ({reason})", err=True
+        )
+
+
+def _end(finished: bool, out: Path, world: World) -> None:
+    if world.main:
+        checkpoint = f"{out / 'checkpoint'}"
+        click.echo(f"finished: {checkpoint}" if finished else f"stopped by --minutes; continue with: mexma-train resume {out}")
+
+
+def _dry_run(recipe: Recipe, shards_folder: Path) -> str:
+    import os
+
+    from mexma_train.estimate import describe, estimate
+    from mexma_train.sampling import PairSampler
+    from mexma_train.shards import open_shards
+
+    shards = open_shards(shards_folder)
+    mean = PairSampler(shards, recipe.sampling).mean_tokens(recipe.mexma.max_tokens)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return describe(estimate(recipe, vocab_size=shards.vocab_size, mean_pair_tokens=mean, pairs=len(shards), world=world))

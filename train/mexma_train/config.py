@@ -1,96 +1,160 @@
-"""What a training run is made of. A recipe is a Python file that defines `RECIPE = Recipe(...)` and says why."""
+"""What a training run is made of. A recipe is a Python file that defines `RECIPE = Recipe(...)` and says why.
+
+Every field is also a flag of `mexma-train run` (`--mexma.lr 3e-4`): the text in its annotation is the flag's help.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
-from dataclasses import dataclass, field
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from mexma_rt.errors import FileError, InputError
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    vocab_size: int = 64_000  # at most 65,536: shards hold uint16 ids
-    lines_per_language: int = 5_000
-    english_share: int = 8  # English gets that many times the lines of another language: half of all text is English
-    character_coverage: float = 0.9997  # of all characters of the sample; the rarer ones become <unk>
-    max_piece_length: int = 16
-    seed: int = 0
+    vocab_size: Annotated[int, "pieces, special ones included"] = 64_000  # at most 65,536 keeps shards at two bytes a token
+    lines_per_language: Annotated[int, "lines sampled per language"] = 5_000
+    english_share: Annotated[int, "English gets that many times the lines of another language"] = 8  # half of all text
+    character_coverage: Annotated[float, "share of the sample's characters that get a piece"] = 0.9997
+    max_piece_length: Annotated[int, "characters"] = 16
+    seed: Annotated[int, "of the sampling of lines"] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """XLM-R shape of the encoder, and the token head on top of it, as facebookresearch/mexma builds them."""
 
-    hidden_size: int = 1024
-    layers: int = 24
-    heads: int = 16
-    intermediate_size: int = 4096
-    max_positions: int = 514  # 512 tokens + padding_idx + 1, as XLM-R
-    norm_eps: float = 1e-5
-    dropout: float = 0.1  # hidden and embedding dropout; attention dropout is always 0 in MEXMA
-    head_layers: int = 6
-    head_heads: int = 8
-    head_intermediate_size: int = 3072  # XLMRobertaConfig's default, which the original inherits whatever the width
-    head_norm_eps: float = 1e-12  # likewise
+    hidden_size: Annotated[int, "dimensions of a vector"] = 1024
+    layers: Annotated[int, "encoder layers"] = 24
+    heads: Annotated[int, "attention heads of the encoder"] = 16
+    intermediate_size: Annotated[int, "width of the encoder's feed-forward layers"] = 4096
+    max_positions: Annotated[int, "rows of the position table: tokens + 2"] = 514  # 512 tokens + padding_idx + 1, as XLM-R
+    norm_eps: Annotated[float, "LayerNorm epsilon of the encoder"] = 1e-5
+    dropout: Annotated[float, "hidden and embedding dropout; attention dropout is always 0 in MEXMA"] = 0.1
+    head_layers: Annotated[int, "layers of the token head"] = 6
+    head_heads: Annotated[int, "attention heads of the token head"] = 8
+    # The next two are XLMRobertaConfig's defaults, which the original inherits whatever the encoder's shape.
+    head_intermediate_size: Annotated[int, "width of the head's feed-forward layers"] = 3072
+    head_norm_eps: Annotated[float, "LayerNorm epsilon of the head"] = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Which pairs are drawn: p(language) ~ n^temperature; inside a language each source has a weight (default 1)."""
+    """Which pairs a batch holds. The batch of a step is a function of (seed, step): that is the sampler's whole state."""
 
-    temperature: float = 0.5
-    source_weights: dict[str, float] = field(default_factory=dict)
-    max_tokens: int = 200  # per side, <s> and </s> included
-    seed: int = 42
+    order: Annotated[
+        Literal["draw", "epochs"], "draw: independently, languages by temperature; epochs: every pair once an epoch"
+    ] = "draw"
+    temperature: Annotated[float, "draw: p(language) ~ n^temperature"] = 0.5
+    source_weights: Annotated[dict[str, float], "draw: weight of each source, as JSON (default 1 each)"] = field(
+        default_factory=dict
+    )
+    distinct_english: Annotated[bool, "no English segment twice in a batch: a duplicate makes KoLeo explode"] = True
+    bucket: Annotated[int, "micro-batches drawn together and cut by length, equal in tokens; 1 = off"] = 16
+    seed: Annotated[int, "of the draws"] = 42
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupConfig:
     """Translation ranking with static tokens: see warmup.py."""
 
-    steps: int
-    batch_pairs: int = 2_048
-    lr: float = 1e-2
-    temperature: float = 0.05
-    max_tokens: int = 64
+    steps: Annotated[int, "updates"]
+    batch_pairs: Annotated[int, "pairs of an update"] = 2_048
+    lr: Annotated[float, "peak learning rate of the word embeddings"] = 1e-2
+    temperature: Annotated[float, "of the softmax over the batch"] = 0.05
+    max_tokens: Annotated[int, "per side, <s> and </s> included"] = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class MexmaConfig:
-    """The MEXMA stage. Defaults are the original's (the command in the README of facebookresearch/mexma)."""
+    """The MEXMA stage. Defaults are the original's (the command in the README of facebookresearch/mexma), but for what
+    `as_original` sets back; train/README.md lists it and says why.
+    """
 
-    steps: int
-    batch_pairs: int = 150
-    accumulation: int = 2
-    lr: float = 1e-4
-    warmup_share: float = 0.3
-    warmup_start: float = 0.1  # linear warm-up starts at this share of lr
-    weight_decay: float = 0.0
-    clip: float = 1.2
-    mask_ratio: float = 0.4
-    mlm_weight: float = 1.0
-    align_weight: float = 1.0
-    koleo_weight: float = 0.01
-    contrastive_weight: float = 0.0  # not in MEXMA: symmetric InfoNCE on the clean CLS vectors, for small models
-    contrastive_temperature: float = 0.05
-    sampled_pieces: int = 0  # 0: softmax over the whole vocabulary; n: over the batch's pieces plus n random ones
-    max_tokens: int = 200
-    precision: str = "fp32"  # "fp32" or "bf16" (autocast)
-    freeze_words: bool = False  # keep the word embeddings as the warm start left them
-    seed: int = 42
+    steps: Annotated[int | None, "updates; or give epochs"] = None
+    epochs: Annotated[float | None, "passes over as many pairs as the shards hold; or give steps"] = None
+    batch_pairs: Annotated[int, "pairs of a micro-batch of one process"] = 150
+    batch_tokens: Annotated[int | None, "instead of batch_pairs: clean tokens of a micro-batch of one process"] = None
+    accumulation: Annotated[int, "micro-batches of an update"] = 2
+    max_tokens: Annotated[int, "per side, <s> and </s> included"] = 200
+    lr: Annotated[float, "peak learning rate"] = 1e-4
+    warmup_share: Annotated[float, "share of the updates with rising rate"] = 0.3
+    warmup_start: Annotated[float, "the rise starts at this share of lr"] = 0.1
+    schedule: Annotated[Literal["update", "micro-batch"], "what the schedule counts; the original's counts micro-batches"] = (
+        "update"
+    )
+    weight_decay: Annotated[float, "AdamW, matrices only"] = 0.0
+    clip: Annotated[float, "global L2 norm of the gradient"] = 1.2
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], "of the products (autocast); fp16 with loss scaling"] = "fp32"
+    mask_ratio: Annotated[float, "share of tokens masked on both sides"] = 0.4
+    masks: Annotated[Literal["independent", "shared"], "random streams of the two sides; the original's start alike"] = (
+        "independent"
+    )
+    random_pieces: Annotated[Literal["ordinary", "all"], "what a random replacement may be; all: special pieces too"] = (
+        "ordinary"
+    )
+    mlm_weight: Annotated[float, "of the mean of both sides' cross entropy"] = 1.0
+    align_weight: Annotated[float, "of the alignment loss"] = 1.0
+    koleo_weight: Annotated[float, "of KoLeo; 0 = off"] = 0.01
+    alignment: Annotated[Literal["mse", "contrastive"], "ablation: InfoNCE instead of the mean squared error"] = "mse"
+    token_gradients: Annotated[bool, "ablation: no = masked tokens update the encoder through the sentence vectors only"] = True
+    contrastive_weight: Annotated[float, "InfoNCE beside the other terms; not in MEXMA, for small models"] = 0.0
+    contrastive_temperature: Annotated[float, "of every InfoNCE"] = 0.05
+    reduction: Annotated[
+        Literal["update", "micro-batch"], "means over the whole update, or of each process's micro-batch as the original"
+    ] = "update"
+    gather_vectors: Annotated[bool, "KoLeo and InfoNCE look at the vectors of all processes"] = False
+    sampled_pieces: Annotated[int, "0: softmax over all pieces; n: over the batch's pieces and n random ones"] = 0
+    freeze_words: Annotated[bool, "keep the word embeddings as they are"] = False
+    seed: Annotated[int, "of masks, dropout and fresh weights"] = 42
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise InputError(
+                f"mexma.steps is {self.steps} and mexma.epochs is {self.epochs}: give one of them, for example steps=1000."
+            )
+        for name in ("batch_pairs", "accumulation"):
+            if getattr(self, name) < 1:
+                raise InputError(f"mexma.{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.mask_ratio < 1:
+            raise InputError(f"mexma.mask_ratio is {self.mask_ratio}; it is a share, for example 0.4.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How a run is executed: these do not change what is learnt (but for rounding) and may change at a resume."""
+
+    attention: Annotated[
+        Literal["auto", "varlen", "flex", "block", "padded"], "how packed sentences attend: see attention.py"
+    ] = "auto"
+    parallel: Annotated[Literal["ddp", "fsdp"], "several processes: replicate the weights, or shard them"] = "ddp"
+    compile: Annotated[bool, "torch.compile the layers"] = False
+    vocabulary_chunk: Annotated[int, "masked tokens whose logits exist at once"] = 1024
+    log_every: Annotated[int, "updates per line of log.jsonl"] = 20
+    save_minutes: Annotated[float, "at most this much work is lost to a kill"] = 5.0
+    keep: Annotated[int, "resumable states kept"] = 2
+    eval_every: Annotated[int, "updates between evaluations; 0 = at the end only"] = 0
+    eval_pairs: Annotated[tuple[str, ...], "test files NAME.tsv (english<TAB>text), repeat the flag"] = ()
+    tensorboard: Annotated[bool, "also write TensorBoard events into the run's folder"] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    name: str
+    name: Annotated[str, "shown in logs"]
     mexma: MexmaConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    run: RunConfig = field(default_factory=RunConfig)
     warmup: WarmupConfig | None = None
-    initial_checkpoint: str | None = None  # Hugging Face folder or hub name
+    initial_checkpoint: Annotated[str | None, "Hugging Face folder or hub name, e.g. FacebookAI/xlm-roberta-large"] = None
 
     def __post_init__(self) -> None:
         if self.warmup and self.initial_checkpoint:
@@ -98,6 +162,21 @@ class Recipe:
                 f"recipe {self.name!r} has a warmup and the initial_checkpoint {self.initial_checkpoint!r}, but the warm start "
                 "begins with fresh weights and would overwrite the checkpoint's. Keep one of them."
             )
+
+
+def as_original(recipe: Recipe) -> Recipe:
+    """The recipe with every deliberate deviation from facebookresearch/mexma set back (listed in train/README.md)."""
+    mexma = replace(
+        recipe.mexma,
+        masks="shared",
+        random_pieces="all",
+        schedule="micro-batch",
+        reduction="micro-batch",
+        gather_vectors=False,
+        precision="fp16",
+    )
+    sampling = replace(recipe.sampling, order="epochs", distinct_english=False, bucket=1)
+    return replace(recipe, mexma=mexma, sampling=sampling)
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -109,3 +188,32 @@ def load_recipe(path: str | Path) -> Recipe:
     if not isinstance(recipe, Recipe):
         raise InputError(f"{path} defines no RECIPE = Recipe(...). Start from a copy of train/recipes/mini.py.")
     return recipe
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain data for JSON; `recipe_from_dict` is the inverse."""
+    return dataclasses.asdict(recipe)
+
+
+def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
+    """A recipe from the plain data of `recipe_to_dict`. Raises InputError for a name that no recipe has."""
+    return _from_dict(Recipe, data)
+
+
+def _from_dict(kind: type, data: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(kind)
+    unknown = set(data) - {f.name for f in dataclasses.fields(kind)}
+    if unknown:
+        raise InputError(f"{kind.__name__} has no {', '.join(sorted(unknown))}: the run was written by another version.")
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        nested = [t for t in _alternatives(hints[name]) if dataclasses.is_dataclass(t)]
+        if nested and value is not None:
+            value = _from_dict(nested[0], value)  # type: ignore[arg-type]
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type alone."""
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)

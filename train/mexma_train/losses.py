@@ -1,6 +1,8 @@
-"""MEXMA's losses as facebookresearch/mexma computes them, and a contrastive one.
+"""The losses on sentence vectors, as facebookresearch/mexma computes them, and a contrastive one.
 
-Shapes: B sentences, D dimensions, M masked tokens, V pieces.
+Each comes as a sum over the own B sentences, so that a batch cut into micro-batches and processes adds up to the whole. With
+several processes `pool` holds the vectors of all of them (N rows) and the own rows are pool[first : first + B]; with one
+process it is the own vectors. D dimensions. Everything in float32 at least, whatever autocast says.
 """
 
 from __future__ import annotations
@@ -10,48 +12,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def koleo_loss(vectors_BD: Tensor) -> Tensor:
-    """KoLeo spread of one side: -mean log(distance to the nearest other vector + 1e-8), as in DINOv2 (arXiv 2304.07193).
+def koleo_sum(vectors_BD: Tensor, pool_ND: Tensor, first: int = 0) -> Tensor:
+    """KoLeo spread of one side: sum of -log(distance to the nearest other vector + 1e-8), as in DINOv2 (arXiv 2304.07193).
 
     Vectors are normalised first; the neighbour is the one of largest dot product; gradient flows to both ends, not through
-    the choice. Always float32. A single sentence has no neighbour: 0.
+    the choice. A single sentence has no neighbour: 0.
     """
-    if len(vectors_BD) < 2:
+    if len(pool_ND) < 2:
         return vectors_BD.sum() * 0.0
     with torch.autocast(device_type=vectors_BD.device.type, enabled=False):
-        unit = F.normalize(vectors_BD.float(), eps=1e-8)
+        unit_BD, unit_ND = (F.normalize(_exact(x), eps=1e-8) for x in (vectors_BD, pool_ND))
         with torch.no_grad():
-            dots = unit @ unit.T
-            dots.fill_diagonal_(-1)
+            dots = unit_BD @ unit_ND.T
+            own = torch.arange(len(dots), device=dots.device)
+            dots[own, first + own] = -1
             nearest = dots.argmax(dim=1)
-        distance = F.pairwise_distance(unit, unit[nearest], eps=1e-8)
-        return -torch.log(distance + 1e-8).mean()
+        distance = F.pairwise_distance(unit_BD, unit_ND.index_select(0, nearest), eps=1e-8)
+        return -torch.log(distance + 1e-8).sum()
 
 
-def alignment_loss(source_BD: Tensor, target_BD: Tensor) -> Tensor:
-    """Mean squared error over sentences and dimensions of the raw (unnormalised) clean sentence vectors."""
-    return F.mse_loss(source_BD.float(), target_BD.float())
+def alignment_sum(source_BD: Tensor, target_BD: Tensor) -> Tensor:
+    """Sum over sentences of the mean square over dimensions of raw (unnormalised) clean vectors: B times torch's mse_loss."""
+    return (_exact(source_BD) - _exact(target_BD)).square().mean(dim=1).sum()
 
 
-def contrastive_loss(source_BD: Tensor, target_BD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Symmetric InfoNCE on cosines, and the share of sources whose nearest target is their own translation."""
-    similarity = F.normalize(source_BD.float()) @ F.normalize(target_BD.float()).T / temperature
-    labels = torch.arange(len(similarity), device=similarity.device)
-    loss = (F.cross_entropy(similarity, labels) + F.cross_entropy(similarity.T, labels)) / 2
-    return loss, (similarity.argmax(dim=1) == labels).float().mean()
+def contrastive_sum(
+    source_BD: Tensor, target_BD: Tensor, pools: tuple[Tensor, Tensor], first: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Sum of symmetric InfoNCE on cosines, and how many sources have their own translation as nearest target.
 
-
-def masked_token_loss(
-    states_MD: Tensor, labels_M: Tensor, weight_VD: Tensor, bias_V: Tensor, candidates_C: Tensor | None = None
-) -> Tensor:
-    """Cross entropy of masked tokens only: head states [M, D] at masked places against their pieces [M].
-
-    Projecting only masked places gives the same loss as projecting all (CE ignores the others). With `candidates_C` (distinct,
-    sorted piece ids that include every label) the softmax runs over these pieces alone: a cheaper, biased estimate.
+    `pools` are all sources and all targets [N, D]; the mean of both directions is taken for each pair.
     """
-    if len(labels_M) == 0:
-        return states_MD.sum() * 0.0
-    if candidates_C is not None:
-        weight_VD, bias_V = weight_VD[candidates_C], bias_V[candidates_C]
-        labels_M = torch.searchsorted(candidates_C, labels_M)
-    return F.cross_entropy(F.linear(states_MD, weight_VD, bias_V).float(), labels_M)
+    with torch.autocast(device_type=source_BD.device.type, enabled=False):
+        x, y, all_x, all_y = (F.normalize(_exact(v)) for v in (source_BD, target_BD, *pools))
+        labels = first + torch.arange(len(x), device=x.device)
+        forward = x @ all_y.T / temperature
+        losses = F.cross_entropy(forward, labels, reduction="sum")
+        losses = losses + F.cross_entropy(y @ all_x.T / temperature, labels, reduction="sum")
+        return losses / 2, (forward.argmax(dim=1) == labels).float().sum()
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

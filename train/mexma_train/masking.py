@@ -1,13 +1,15 @@
-"""Token masking for MEXMA (as the collator of facebookresearch/mexma). T tokens of a ragged batch laid end to end.
+"""Token masking for MEXMA (as the collator of facebookresearch/mexma). T tokens of S sentences laid end to end, L the longest.
 
-As BERT: of the chosen tokens 80 % become <mask>, 10 % a random piece, 10 % stay. Deviations from the original, each on purpose:
-source and target draw from independent streams (the original seeds both alike, so equal shapes get equal masks), and a random
-piece is never a special one (an inserted <pad> would shift the position ids).
+As BERT: of the chosen tokens 80 % become <mask>, 10 % a random piece, 10 % stay. Two deliberate deviations, each with its
+switch in MexmaConfig: source and target draw from independent streams (the original seeds both alike, so that equal shapes get
+equal masks: `masks="shared"`), and a random piece is never a special one (an inserted <pad> shifts the position numbers:
+`random_pieces="all"`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -22,14 +24,34 @@ class Masked:
     chosen: np.ndarray
 
 
-def mask_tokens(ids: np.ndarray, ratio: float, vocab_size: int, rng: np.random.Generator) -> Masked:
-    """Choose ordinary tokens with probability `ratio` each; at least one of the batch if it has any and ratio > 0."""
+def mask_tokens(
+    ids: np.ndarray,
+    ratio: float,
+    vocab_size: int,
+    rng: np.random.Generator,
+    *,
+    random_pieces: Literal["ordinary", "all"] = "ordinary",
+    grid_lengths: np.ndarray | None = None,
+) -> Masked:
+    """Choose ordinary tokens with probability `ratio` each; at least one of the batch if it has any and ratio > 0.
+
+    With `grid_lengths` [S] the numbers are drawn for the padded S x L table, as the original does: two sides of equal shape and
+    equal seed then get the same places.
+    """
+
+    def uniform() -> np.ndarray:
+        if grid_lengths is None:
+            return rng.random(len(ids))
+        table = np.arange(grid_lengths.max()) < grid_lengths[:, None]
+        return rng.random(table.shape)[table]
+
     ordinary = (ids >= SPECIAL_IDS) & (ids != vocab_size - 1)
-    chosen = (rng.random(len(ids)) < ratio) & ordinary
+    chosen = (uniform() < ratio) & ordinary
     if ratio > 0 and not chosen.any() and ordinary.any():
         chosen[rng.choice(np.flatnonzero(ordinary))] = True
-    how = rng.random(len(ids))
+    how = uniform()
     out = np.where(chosen & (how < 0.8), vocab_size - 1, ids)
     random_piece = chosen & (how >= 0.8) & (how < 0.9)
-    out[random_piece] = rng.integers(SPECIAL_IDS, vocab_size - 1, random_piece.sum())
+    low, high = (SPECIAL_IDS, vocab_size - 1) if random_pieces == "ordinary" else (0, vocab_size)
+    out[random_piece] = rng.integers(low, high, random_piece.sum())
     return Masked(ids=out, chosen=chosen)

@@ -1,81 +1,120 @@
-"""The encoder (XLM-R of transformers) and MEXMA's token head. B sentences, L tokens, D dimensions, V pieces.
+"""MEXMA: the encoder, the token head, and the losses of one packed micro-batch.
 
-The head is a small transformer without positions, type embeddings or input LayerNorm, then a linear layer tied to the
-word embeddings with a bias of its own, as in facebookresearch/mexma.
+Four encoder passes (clean and masked, source and target) through one shared encoder, run as one packed row. The sentence vector
+is the `<s>` state of the *clean* pass; the head predicts the masked tokens of one language from their masked-pass states with
+position 0 replaced by the clean sentence vector of the *other* language. Nothing is detached: both ways carry gradient.
+B pairs, T tokens of the packed row, D dimensions, M masked tokens, V pieces.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import XLMRobertaConfig, XLMRobertaModel
-from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 
-from mexma_train.config import ModelConfig
-
-
-def encoder_config(config: ModelConfig, vocab_size: int) -> XLMRobertaConfig:
-    """XLM-R configuration with the special ids of our tokenizers; attention dropout 0 as in MEXMA."""
-    return XLMRobertaConfig(
-        vocab_size=vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        intermediate_size=config.intermediate_size,
-        max_position_embeddings=config.max_positions,
-        layer_norm_eps=config.norm_eps,
-        hidden_dropout_prob=config.dropout,
-        attention_probs_dropout_prob=0.0,
-        type_vocab_size=1,
-        bos_token_id=0,
-        pad_token_id=1,
-        eos_token_id=2,
-    )
-
-
-def new_encoder(config: ModelConfig, vocab_size: int) -> XLMRobertaModel:
-    """A randomly initialised encoder without pooler."""
-    return XLMRobertaModel(encoder_config(config, vocab_size), add_pooling_layer=False)
+from mexma_train.attention import make_layout
+from mexma_train.batch import MicroBatch
+from mexma_train.config import MexmaConfig, ModelConfig
+from mexma_train.encoder import Encoder, Layer
+from mexma_train.losses import alignment_sum, contrastive_sum, koleo_sum
+from mexma_train.parallel import World, gather_rows
+from mexma_train.vocabulary import vocabulary_loss
 
 
 class TokenHead(nn.Module):
-    """States [B, L, D], with the other language's sentence vector at position 0 -> states [B, L, D] for the vocabulary."""
+    """Layers without positions, type embeddings or input LayerNorm, then the word matrix of the encoder with an own bias.
 
-    def __init__(self, config: ModelConfig, word_embeddings: nn.Embedding) -> None:
+    The layers keep torch's default (kaiming uniform) weights, as in facebookresearch/mexma. The tied matrix is passed in rather
+    than registered twice, so that every parameter has one name.
+    """
+
+    def __init__(self, shape: ModelConfig, width: int, vocab_size: int) -> None:
         super().__init__()
-        layer_config = XLMRobertaConfig(
-            hidden_size=config.hidden_size,
-            num_attention_heads=config.head_heads,
-            intermediate_size=config.head_intermediate_size,
-            layer_norm_eps=config.head_norm_eps,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=0.0,
+        self.layers: Any = nn.ModuleList(
+            Layer(
+                width=width,
+                heads=shape.head_heads,
+                intermediate=shape.head_intermediate_size,
+                norm_eps=shape.head_norm_eps,
+                dropout=shape.dropout,
+            )
+            for _ in range(shape.head_layers)
         )
-        layer_config._attn_implementation = "sdpa"  # a layer made alone has no model that would choose one
-        self.layers = nn.ModuleList(XLMRobertaLayer(layer_config) for _ in range(config.head_layers))
-        self.vocabulary = nn.Linear(config.hidden_size, word_embeddings.num_embeddings)
-        self.vocabulary.weight = word_embeddings.weight  # tied; the bias is fresh
-
-    def forward(self, states_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        attend = mask_BL[:, None, None, :].bool().expand(-1, 1, states_BLD.shape[1], -1)
-        for layer in self.layers:
-            states_BLD = layer(states_BLD, attention_mask=attend)
-        return states_BLD
+        self.bias = nn.Parameter(torch.empty(vocab_size).uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width)))
 
 
 class Mexma(nn.Module):
     """Encoder plus head; what training optimises. Only the encoder is saved as the checkpoint."""
 
-    def __init__(self, encoder: XLMRobertaModel, config: ModelConfig) -> None:
+    def __init__(self, encoder: Encoder, shape: ModelConfig) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = TokenHead(config, encoder.embeddings.word_embeddings)
+        self.head = TokenHead(shape, encoder.config.hidden_size, encoder.config.vocab_size)
 
-    def encode(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Final states [B, L, D]; the sentence vector is row 0 of each sentence."""
-        return self.encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+    def forward(
+        self, batch: MicroBatch, config: MexmaConfig, *, attention: str, chunk: int = 1024, world: World | None = None
+    ) -> dict[str, Tensor]:
+        """Loss terms of a micro-batch, divided by its totals, and their weighted sum `loss`.
 
-    def predict(self, masked_states_BLD: Tensor, other_vectors_BD: Tensor, mask_BL: Tensor) -> Tensor:
-        """Head states [B, L, D] of masked sentences whose <s> is replaced by the other language's clean vector."""
-        joined = torch.cat([other_vectors_BD[:, None], masked_states_BLD[:, 1:]], dim=1)
-        return self.head(joined, mask_BL)
+        The sum over micro-batches and processes is the value of the update. `accuracy` is that of the ranking in the batch.
+        """
+        clean_2BD, hidden_MD = self.states(batch, attention, token_gradients=config.token_gradients)
+        source_BD, target_BD = clean_2BD.chunk(2)
+        totals, split = batch.totals, batch.masked_source
+        labels, candidates = batch.labels, batch.candidates
+        words: Tensor = self.encoder.embeddings.word_embeddings.weight
+        bias: Tensor = self.head.bias
+        if candidates is not None:
+            words, bias, labels = words[candidates], bias[candidates], torch.searchsorted(candidates, labels)
+        exact = torch.promote_types(hidden_MD.dtype, torch.float32)
+        shares_M = torch.full_like(hidden_MD[:, 0], 0.5 / totals.target, dtype=exact)
+        shares_M[:split] = 0.5 / totals.source
+        mlm, token_losses_M = vocabulary_loss(hidden_MD, words, bias, labels, shares_M, chunk=chunk)
+
+        pools, first = (source_BD, target_BD), 0
+        if config.gather_vectors and world is not None and world.size > 1:
+            pools = (gather_rows(source_BD, batch.pairs_per_rank, world), gather_rows(target_BD, batch.pairs_per_rank, world))
+            first = sum(batch.pairs_per_rank[: world.rank])
+        koleo = (koleo_sum(source_BD, pools[0], first) + koleo_sum(target_BD, pools[1], first)) / 2
+        contrastive, right = contrastive_sum(source_BD, target_BD, pools, first, config.contrastive_temperature)
+        terms: dict[str, Tensor] = {
+            "mlm_source": token_losses_M[:split].sum() / totals.source,
+            "mlm_target": token_losses_M[split:].sum() / totals.target,
+            "align": alignment_sum(source_BD, target_BD) / totals.pairs,
+            "koleo": koleo / totals.pairs,
+            "contrastive": contrastive / totals.pairs,
+            "accuracy": right / totals.pairs,
+        }
+        alignment = terms["contrastive"] if config.alignment == "contrastive" else terms["align"]
+        terms["loss"] = (
+            config.mlm_weight * mlm
+            + config.align_weight * alignment
+            + config.koleo_weight * terms["koleo"]
+            + config.contrastive_weight * terms["contrastive"]
+        )
+        return terms
+
+    def states(self, batch: MicroBatch, attention: str, *, token_gradients: bool = True) -> tuple[Tensor, Tensor]:
+        """Clean sentence vectors [2B, D] (sources, then targets) and the head's states [M, D] at the masked places.
+
+        Without token gradients the masked-pass states are detached before the head: the paper's ablation, in which masked
+        tokens reach the encoder through the sentence vectors alone.
+        """
+        device, count = batch.ids.device, len(batch.lengths)
+        layout = make_layout(np.concatenate([batch.lengths, batch.lengths]), attention, device)
+        half = make_layout(batch.lengths, attention, device)
+        # The last layer's feed-forward part is computed where it is read: <s> of the clean half, and the masked half.
+        rows = torch.cat([half.starts_S, torch.arange(half.tokens, layout.tokens, device=device)])
+        states = self.encoder(batch.ids, batch.positions, layout, rows)
+        clean_2BD, masked_TD = states[:count], states[count:]
+        if not token_gradients:
+            masked_TD = masked_TD.detach()
+        source_BD, target_BD = clean_2BD.chunk(2)
+        masked_TD = masked_TD.index_copy(0, half.starts_S, torch.cat([target_BD, source_BD]))
+        *lower, last = self.head.layers
+        for layer in lower:
+            masked_TD = layer(masked_TD, half)
+        return clean_2BD, last(masked_TD, half, batch.chosen)

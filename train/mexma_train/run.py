@@ -1,46 +1,212 @@
-"""The training run, top to bottom: recipe + shards -> warm start -> MEXMA -> checkpoint folder.
+"""The training run, top to bottom: recipe + shards -> warm start (if the recipe has one) -> MEXMA -> checkpoint folder.
 
-    mexma-train tokenizer pairs.tsv.xz tokenizer.json --recipe train/recipes/mini.py
-    mexma-train prepare pairs.tsv.xz shards/ --tokenizer tokenizer.json
-    mexma-train run train/recipes/mini.py shards/ runs/mini            # again with --resume after a stop
+    mexma-train run train/recipes/mini.py shards runs/mini                                            # CPU
+    mexma-train run train/recipes/mexma_large.py shards runs/large --device cuda                      # one GPU
+    torchrun --nproc-per-node 8 -m mexma_train run train/recipes/mexma_large.py shards runs/large --device cuda    # one node
+    mexma-train resume runs/mini                                                # after a stop or a kill
 
-The output folder holds checkpoint/ (Hugging Face form), state.pt (to resume) and log.jsonl (a line per LOG_EVERY updates).
-Every batch, mask and dropout draw depends on (seed, step) alone, so a resumed run repeats what the killed one would have done.
+The output folder holds checkpoint/ (Hugging Face form), state-*.safetensors (to resume) and log.jsonl.
 """
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
-from transformers import XLMRobertaModel
 
 from mexma_rt.errors import FileError, InputError
-from mexma_train.checkpoint import load_state, save_checkpoint, save_state
-from mexma_train.config import MexmaConfig, Recipe, WarmupConfig
-from mexma_train.mexma import mexma_batch_loss
-from mexma_train.model import Mexma, new_encoder
+from mexma_train import probe
+from mexma_train.attention import choose_attention
+from mexma_train.batch import MicroBatch, update_batches
+from mexma_train.checkpoint import save_checkpoint
+from mexma_train.config import MexmaConfig, Recipe, RunConfig, WarmupConfig
+from mexma_train.encoder import Encoder, load_encoder, new_encoder
+from mexma_train.estimate import steps_of
+from mexma_train.evaluate import TestSet, evaluate, read_test_sets
+from mexma_train.logs import truncate
+from mexma_train.loop import Stage, run_stage
+from mexma_train.model import Mexma
+from mexma_train.parallel import World, distribute, whole, whole_weights
 from mexma_train.sampling import PairSampler
 from mexma_train.shards import Shards, open_shards
-from mexma_train.warmup import make_transparent, settle, warmup_loss, warmup_parameters, warmup_rate
+from mexma_train.state import STAGES, State, load_weights, newest_state, states
+from mexma_train.tokenizer import load_tokenizer
+from mexma_train.warmup import make_transparent, settle, warmup_batch, warmup_parameters, warmup_rate, warmup_terms
 
-LOG_EVERY = 20  # updates per log line
-SAVE_SECONDS = 300  # at most this much work is lost to a kill
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def mexma_rate(step: int, config: MexmaConfig) -> float:
-    """Share of the peak learning rate at an update: linear from warmup_start over warmup_share, then cosine to 0."""
-    warm = max(1, int(config.warmup_share * config.steps))
-    if step < warm:
-        return config.warmup_start + (1 - config.warmup_start) * step / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
+def train(
+    recipe: Recipe,
+    shards_folder: str | Path,
+    out: str | Path,
+    *,
+    device: str | World = "cpu",
+    minutes: float | None = None,
+) -> bool:
+    """Start a run; True when it is finished, False when `minutes` ran out first (then `resume`).
+
+    `device` is a name, or in a torchrun process the world of parallel.start_world. Raises FileError if `out` holds a run.
+    """
+    out = Path(out)
+    if states(out):
+        raise FileError(f"{out} holds a run already. Continue it with: mexma-train resume {out}\nor name another folder.")
+    stage = "warmup" if recipe.warmup else "mexma"
+    return _go_on(State(stage=stage, update=0, recipe=recipe, shards=str(Path(shards_folder).resolve())), out, device, minutes)
+
+
+def resume(
+    out: str | Path,
+    *,
+    shards_folder: str | Path | None = None,
+    run: RunConfig | None = None,
+    device: str | World = "cpu",
+    minutes: float | None = None,
+) -> bool:
+    """Continue the run in `out` from its newest state, bit for bit as if it had never stopped (one CPU process).
+
+    The recipe is the state's; `run` may change how it is executed, `shards_folder` says where the shards are now.
+    """
+    state = newest_state(Path(out))
+    recipe = replace(state.recipe, run=run or state.recipe.run)
+    shards = str(Path(shards_folder).resolve()) if shards_folder is not None else state.shards
+    return _go_on(replace(state, recipe=recipe, shards=shards), Path(out), device, minutes)
+
+
+def _go_on(state: State, out: Path, device: str | World, minutes: float | None) -> bool:
+    deadline = time.monotonic() + minutes * 60 if minutes is not None else math.inf
+    world = World(device=torch.device(device)) if isinstance(device, str) else device
+    recipe, shards = state.recipe, open_shards(state.shards)
+    sampler, tests = PairSampler(shards, recipe.sampling), read_test_sets(recipe.run.eval_pairs)
+    if world.main:
+        out.mkdir(parents=True, exist_ok=True)
+        truncate(out, list(STAGES), state.stage, state.update)  # what a killed run logged after its last state
+    if recipe.warmup and state.stage == "warmup" and world.size > 1:
+        raise InputError(
+            f"the warm start of recipe {recipe.name!r} runs in one process. Type the same command without torchrun (a warm "
+            "start is minutes), with --minutes to stop after it, and then: torchrun ... -m mexma_train resume " + str(out)
+        )
+    torch.manual_seed(recipe.mexma.seed)
+    model = Mexma(first_encoder(recipe, shards), recipe.model).to(world.device)
+    if state.path:
+        load_weights(state.path, model)
+
+    if state.stage == "warmup" and recipe.warmup:
+        stage = warmup_stage(recipe.warmup, model, sampler, recipe.mexma.seed)
+        if not run_stage(stage, model, state, out, deadline, world):
+            return False
+        settle(model.encoder)
+        save_checkpoint(model.encoder.config, _weights(model.encoder), shards.tokenizer_path, out / "warmup")
+        state = replace(state, stage="mexma", update=0, path=None, pending={})
+    model.train()
+    stage = mexma_stage(recipe, model, sampler, world, tests)
+    finished = run_stage(stage, model, state, out, deadline, world)
+    weights = _weights(model.encoder)
+    if world.main:
+        save_checkpoint(model.encoder.config, weights, shards.tokenizer_path, out / "checkpoint")
+    return finished
+
+
+def _evaluate(
+    model: Mexma, module: nn.Module, tests: list[TestSet], tokenizer: Any, config: MexmaConfig, attention: str
+) -> dict[str, dict[str, float]]:
+    """Every process embeds all of it: sharded layers need all processes, and the test sets are small."""
+
+    def embed(texts: list[str]) -> Any:
+        return probe.embed_texts(model.encoder, tokenizer, texts, max_tokens=config.max_tokens, attention=attention)
+
+    def mlm_accuracy(test: TestSet) -> float:
+        pairs = list(zip(test.text, test.english, strict=True))
+        how: Any = {"max_tokens": config.max_tokens, "ratio": config.mask_ratio, "attention": attention}
+        return probe.masked_accuracy(model, tokenizer, pairs, **how)
+
+    with whole_weights(module), _autocast(config.precision, model.head.bias.device):
+        return evaluate(tests, embed, mlm_accuracy)
+
+
+def _autocast(precision: str, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision != "fp32")
+
+
+def _weights(encoder: Encoder) -> dict[str, Tensor]:
+    return {name: whole(tensor) for name, tensor in encoder.state_dict().items()}
+
+
+def first_encoder(recipe: Recipe, shards: Shards) -> Encoder:
+    """The encoder before any training: a given checkpoint, or random weights of the recipe's shape."""
+    if recipe.initial_checkpoint is None:
+        encoder = new_encoder(recipe.model, shards.vocab_size)
+    else:
+        encoder = load_encoder(recipe.initial_checkpoint, dropout=recipe.model.dropout)
+        if encoder.config.vocab_size != shards.vocab_size:
+            raise InputError(
+                f"{recipe.initial_checkpoint} has {encoder.config.vocab_size} pieces, the shards' tokenizer "
+                f"{shards.vocab_size}. Prepare the shards again with the tokenizer.json of that checkpoint."
+            )
+    if recipe.warmup:
+        make_transparent(encoder)
+    return encoder
+
+
+def warmup_stage(config: WarmupConfig, model: Mexma, sampler: PairSampler, seed: int) -> Stage:
+    device = model.head.bias.device
+    return Stage(
+        name="warmup",
+        module=model,
+        optimizer=torch.optim.Adam(warmup_parameters(model.encoder, config), fused=True),
+        scaler=torch.amp.GradScaler(device.type, enabled=False),
+        batches=lambda update: [warmup_batch(update, sampler, config)],
+        terms=lambda batch: warmup_terms(model.encoder, batch, config),
+        rate=lambda update: warmup_rate(update, config),
+        steps=config.steps,
+        pairs=config.batch_pairs,
+        seed=seed,
+    )
+
+
+def mexma_stage(recipe: Recipe, model: Mexma, sampler: PairSampler, world: World, tests: list[TestSet]) -> Stage:
+    config, run = recipe.mexma, recipe.run
+    attention, _ = choose_attention(run.attention, world.device, config.precision)
+    batch_pairs = config.batch_pairs
+    if config.batch_tokens is not None:
+        batch_pairs = sampler.pairs_for_tokens(config.batch_tokens, config.max_tokens)
+    fixed = replace(config, batch_pairs=batch_pairs, batch_tokens=None)
+    steps = steps_of(fixed, pairs=len(sampler.shards), mean_pair_tokens=math.nan, world=world.size)  # tokens are counted above
+    model.encoder.embeddings.word_embeddings.weight.requires_grad_(not config.freeze_words)
+    layers = [*model.encoder.encoder.layer, *model.head.layers]
+    if run.compile:
+        for layer in layers:
+            layer.compile(dynamic=True)
+    module = distribute(model, layers, world, run.parallel)
+
+    def terms(batch: MicroBatch) -> dict[str, Tensor]:
+        with _autocast(config.precision, world.device):
+            return module(batch, config, attention=attention, chunk=run.vocabulary_chunk, world=world)
+
+    tokenizer = load_tokenizer(sampler.shards.tokenizer_path)
+    measure = functools.partial(_evaluate, model, module, tests, tokenizer, config, attention)
+    return Stage(
+        name="mexma",
+        module=module,
+        optimizer=torch.optim.AdamW(parameter_groups(model, config), fused=True),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16"),
+        batches=functools.partial(
+            update_batches, sampler=sampler, config=config, batch_pairs=batch_pairs, rank=world.rank, world=world.size
+        ),
+        terms=terms,
+        rate=lambda update: mexma_rate(update, config, steps),
+        steps=steps,
+        pairs=batch_pairs * config.accumulation * world.size,
+        seed=config.seed,
+        clip=config.clip,
+        evaluate=measure if tests else None,
+    )
 
 
 def parameter_groups(model: nn.Module, config: MexmaConfig) -> list[dict]:
@@ -52,185 +218,14 @@ def parameter_groups(model: nn.Module, config: MexmaConfig) -> list[dict]:
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What one stage optimises: a loss per micro-batch, a learning-rate schedule, a number of updates."""
+def mexma_rate(update: int, config: MexmaConfig, steps: int) -> float:
+    """Share of the peak learning rate at an update: linear from warmup_start over warmup_share, then cosine to 0.
 
-    name: str
-    optimizer: torch.optim.Optimizer  # its groups hold the peak learning rates
-    batch_loss: Callable[[int], dict[str, Tensor]]  # micro-batch number -> terms, `loss` among them
-    rate: Callable[[int], float]  # update number -> share of the peak rate
-    steps: int
-    pairs: int  # per update
-    accumulation: int = 1
-    clip: float | None = None  # global L2 norm
-
-
-def updates(stage: Stage, first: int) -> Iterator[tuple[int, dict[str, float]]]:
-    """Run updates first, first + 1, ... and yield (updates done, mean loss terms). A NaN loss raises and touches no weight."""
-    groups = stage.optimizer.param_groups
-    peaks = [group.setdefault("peak", group["lr"]) for group in groups]  # kept in the saved state for a resumed run
-    parameters = [p for group in groups for p in group["params"]]
-    for step in range(first, stage.steps):
-        for group, peak in zip(groups, peaks, strict=True):
-            group["lr"] = peak * stage.rate(step)
-        stage.optimizer.zero_grad(set_to_none=True)
-        means: dict[str, float] = {}
-        for micro in range(stage.accumulation):
-            terms = stage.batch_loss(step * stage.accumulation + micro)
-            if not torch.isfinite(terms["loss"]):
-                raise InputError(
-                    f"update {step}, micro-batch {micro}: loss is {terms['loss'].item()}; terms {_values(terms)}. No weight "
-                    "was changed. Lower lr or koleo_weight in the recipe, then start again."
-                )
-            (terms["loss"] / stage.accumulation).backward()
-            for name, value in _values(terms).items():
-                means[name] = means.get(name, 0.0) + value / stage.accumulation
-        if stage.clip is not None:
-            means["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, stage.clip).item()
-        stage.optimizer.step()
-        yield step + 1, means | {"lr": groups[0]["lr"]}
-
-
-def _values(terms: dict[str, Tensor]) -> dict[str, float]:
-    return {name: term.item() for name, term in terms.items()}
-
-
-class _Log:
-    """Means over LOG_EVERY updates as JSON lines, and the progress bar's text."""
-
-    def __init__(self, path: Path, stage: Stage, first: int) -> None:
-        self.path, self.stage = path, stage
-        self.bar = tqdm(total=stage.steps, initial=first, desc=stage.name, unit="updates", disable=None)
-        self.sums: dict[str, float] = {}
-        self.count, self.since = 0, time.perf_counter()
-
-    def add(self, step: int, means: dict[str, float]) -> None:
-        self.bar.update(1)
-        self.count += 1
-        for name, value in means.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        if step % LOG_EVERY == 0:
-            now = time.perf_counter()
-            speed = self.count * self.stage.pairs / (now - self.since)
-            line: dict = {"stage": self.stage.name, "update": step, "pairs_per_second": speed}
-            line |= {name: value / self.count for name, value in self.sums.items()}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in line.items()}) + "\n")
-            self.bar.set_postfix(loss=f"{line['loss']:.3f}", pairs_s=f"{line['pairs_per_second']:.0f}")
-            self.sums, self.count, self.since = {}, 0, now
-
-
-def run_stage(stage: Stage, model: Mexma, state: dict, out: Path, deadline: float) -> bool:
-    """Run a stage from its saved update; save the state every SAVE_SECONDS and at the end. False if the deadline came first."""
-    if "optimizer" in state:
-        stage.optimizer.load_state_dict(state["optimizer"])
-    log = _Log(out / "log.jsonl", stage, first=state["step"])
-
-    def save(done: int) -> None:
-        now = {"stage": stage.name, "step": done, "recipe": state["recipe"]}
-        save_state(now | {"model": model.state_dict(), "optimizer": stage.optimizer.state_dict()}, out / "state.pt")
-
-    saved = time.monotonic()
-    for done, means in updates(stage, first=state["step"]):
-        log.add(done, means)
-        stop = time.monotonic() > deadline and done < stage.steps
-        if stop or done == stage.steps or time.monotonic() - saved > SAVE_SECONDS:
-            save(done)
-            saved = time.monotonic()
-        if stop:
-            return False
-    return True
-
-
-def train(
-    recipe: Recipe,
-    shards_folder: str | Path,
-    out: str | Path,
-    *,
-    resume: bool = False,
-    device: str = "cpu",
-    minutes: float | None = None,
-) -> bool:
-    """Train a recipe; True when it is finished, False when `minutes` ran out first (then resume).
-
-    Raises FileError if `out` holds a run and `resume` is not set, or holds none and it is; InputError if the recipe changed.
+    schedule "micro-batch" is the original's: the schedule moves at every micro-batch and an update takes the rate of its last.
     """
-    out = Path(out)
-    if (out / "state.pt").exists() and not resume:
-        raise FileError(f"{out} holds a run already. Continue it with --resume, or name another folder.")
-    state = load_state(out / "state.pt") if resume else first_state(recipe)
-    if state["recipe"] != repr(recipe):
-        raise InputError(
-            f"{out} was started with another recipe:\n  {state['recipe']}\nnow it is:\n  {recipe!r}\n"
-            "Give the old recipe, or start again in a new folder."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + minutes * 60 if minutes is not None else math.inf
-    shards = open_shards(shards_folder)
-    sampler = PairSampler(shards, recipe.sampling)
-    torch.manual_seed(recipe.mexma.seed)
-    model = Mexma(first_encoder(recipe, shards), recipe.model).to(device)
-    if "model" in state:
-        model.load_state_dict(state.pop("model"))
-
-    if state["stage"] == "warmup" and recipe.warmup is not None:
-        if not run_stage(warmup_stage(recipe.warmup, model, sampler), model, state, out, deadline):
-            return False
-        settle(model.encoder)
-        save_checkpoint(model.encoder, shards.tokenizer_path, out / "warmup")
-        state = first_state(recipe) | {"stage": "mexma"}
-
-    model.train()
-    if not run_stage(mexma_stage(recipe.mexma, model, sampler), model, state, out, deadline):
-        return False
-    save_checkpoint(model.encoder, shards.tokenizer_path, out / "checkpoint")
-    return True
-
-
-def first_state(recipe: Recipe) -> dict:
-    """Where a new run starts."""
-    return {"stage": "warmup" if recipe.warmup else "mexma", "step": 0, "recipe": repr(recipe)}
-
-
-def first_encoder(recipe: Recipe, shards: Shards) -> XLMRobertaModel:
-    """The encoder before any training: a given checkpoint, or random weights of the recipe's shape."""
-    if recipe.initial_checkpoint is None:
-        encoder = new_encoder(recipe.model, shards.vocab_size)
-    else:
-        encoder = XLMRobertaModel.from_pretrained(
-            recipe.initial_checkpoint, add_pooling_layer=False, use_safetensors=True, attention_probs_dropout_prob=0.0
-        )
-        if encoder.config.vocab_size != shards.vocab_size:
-            raise InputError(
-                f"{recipe.initial_checkpoint} has {encoder.config.vocab_size} pieces, the shards' tokenizer "
-                f"{shards.vocab_size}. Prepare the shards again with the tokenizer.json of that checkpoint."
-            )
-    if recipe.warmup:
-        make_transparent(encoder)
-    return encoder
-
-
-def warmup_stage(config: WarmupConfig, model: Mexma, sampler: PairSampler) -> Stage:
-    return Stage(
-        name="warmup",
-        optimizer=torch.optim.Adam(warmup_parameters(model.encoder, config), fused=True),
-        batch_loss=lambda step: warmup_loss(model.encoder, sampler, config, step),
-        rate=lambda step: warmup_rate(step, config),
-        steps=config.steps,
-        pairs=config.batch_pairs,
-    )
-
-
-def mexma_stage(config: MexmaConfig, model: Mexma, sampler: PairSampler) -> Stage:
-    model.head.vocabulary.weight.requires_grad_(not config.freeze_words)  # the tied matrix
-    return Stage(
-        name="mexma",
-        optimizer=torch.optim.AdamW(parameter_groups(model, config), fused=True),
-        batch_loss=lambda step: mexma_batch_loss(model, sampler, config, step),
-        rate=lambda step: mexma_rate(step, config),
-        steps=config.steps,
-        pairs=config.batch_pairs * config.accumulation,
-        accumulation=config.accumulation,
-        clip=config.clip,
-    )
+    accumulation = config.accumulation if config.schedule == "micro-batch" else 1
+    total, at = steps * accumulation, update * accumulation + accumulation - 1
+    warm = max(1, int(config.warmup_share * total))
+    if at < warm:
+        return config.warmup_start + (1 - config.warmup_start) * at / warm
+    return 0.5 * (1 + math.cos(math.pi * (at - warm) / max(1, total - warm)))

@@ -1,61 +1,177 @@
-"""Draw batches of pairs: languages by temperature, sources by weight, no English segment twice in a batch.
+"""Which pairs a batch holds: a function of (seed, batch number, batch size), so that any batch can be had at any time.
 
-A duplicate English segment would be a false negative for the contrastive term and would make KoLeo's -log(distance)
-explode (see tests/train/test_losses.py): a batch therefore never holds the same English segment twice.
+order="draw" draws each pair independently: a language with p ~ n^temperature, where n counts its pairs, each with its source's
+weight; inside the language a source by weight x pairs; inside both any pair alike. order="epochs" goes through a fresh random
+permutation of all pairs in each epoch; weights and temperature have no say, and a batch may span the end of an epoch.
+
+A duplicate English segment would be a false negative for a contrastive term and would make KoLeo's -log(distance) explode
+(tests/train/test_losses.py). With distinct_english only the first pair of each English segment stays in what is drawn together
+(a batch, or a bucket's batches); the others are dropped: redrawn some day by "draw", skipped for this epoch by "epochs".
+
+Nothing here is as long as the corpus: pairs are found through the shards' table of groups and its map of order.npy.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from mexma_rt.errors import InputError
 from mexma_train.config import SamplingConfig
+from mexma_train.permutation import permute
 from mexma_train.shards import Shards
 
-BUCKET = 16  # batches drawn together for length bucketing
+BATCH, BUCKET, DEAL, EPOCH, ESTIMATE = range(5)  # streams of random numbers
+ESTIMATE_PAIRS = 16_384  # the mean length of pairs is then known to 1 % (their lengths spread by about their mean)
 
 
 class PairSampler:
-    """Independent draws over steps; the batch of step s depends on (seed, s) alone, so that any step can be resumed."""
+    """Batches of pair numbers. Stateless but for the bucket computed last; may be shared between threads."""
 
     def __init__(self, shards: Shards, config: SamplingConfig) -> None:
+        """Raises InputError for a source that the shards have not, a negative weight or seed, or weights that exclude all."""
         self.shards, self.config = shards, config
-        lang = np.asarray(shards.pair_lang)
-        weight = np.array([config.source_weights.get(name, 1.0) for name in shards.sources])[np.asarray(shards.pair_source)]
-        self.order = np.argsort(lang, kind="stable")
-        self.cumulative: list[np.ndarray] = []  # per language: running sum of the pairs' source weights
-        mass = np.empty(len(shards.languages))
-        self.starts = np.searchsorted(lang[self.order], np.arange(len(shards.languages) + 1))
-        for i in range(len(shards.languages)):
-            running = np.cumsum(weight[self.order[self.starts[i] : self.starts[i + 1]]])
-            self.cumulative.append(running)
-            mass[i] = running[-1] ** config.temperature if running[-1] > 0 else 0
-        self.language_share = mass / mass.sum()
+        _check(shards, config)
+        share = self._group_shares()
+        used = [(group, p) for group, p in zip(shards.groups, share, strict=True) if p > 0]
+        self.starts, self.counts, self.langs = np.array([(g.start, g.count, g.lang) for g, _ in used], np.int64).T
+        self.share = np.array([p for _, p in used])  # of each used group in what is drawn
+        self._last: tuple[tuple[int, int, int | None], list[np.ndarray]] | None = None
 
-    def batch(self, step: int, pairs: int) -> np.ndarray:
-        """Pair numbers int64 [at most `pairs`], English segments distinct; deterministic in (seed, step)."""
-        rng = np.random.default_rng((self.config.seed, 0 if step >= 0 else 1, abs(step)))
-        counts = rng.multinomial(pairs, self.language_share)
-        drawn = []
-        for i in np.flatnonzero(counts):
-            running = self.cumulative[i]
-            slot = np.searchsorted(running, rng.random(counts[i]) * running[-1], side="right")
-            drawn.append(self.order[self.starts[i] + np.minimum(slot, len(running) - 1)])
-        rows = rng.permutation(np.concatenate(drawn))
-        _, first = np.unique(self.shards.pair_english[rows], return_index=True)
+    def _group_shares(self) -> np.ndarray:
+        """Share of each of the shards' groups in what is drawn."""
+        groups = self.shards.groups
+        counts = np.array([group.count for group in groups], np.float64)
+        if self.config.order == "epochs":
+            return counts / counts.sum()
+        weight = np.array([self.config.source_weights.get(name, 1.0) for name in self.shards.sources])
+        langs = np.array([group.lang for group in groups])
+        mass = counts * weight[[group.source for group in groups]]
+        of_lang = np.bincount(langs, weights=mass, minlength=len(self.shards.languages))
+        if not mass.any():
+            raise InputError("sampling.source_weights is 0 for every source of the shards, so there is nothing to draw from.")
+        share: np.ndarray = np.zeros_like(of_lang)
+        share[of_lang > 0] = of_lang[of_lang > 0] ** self.config.temperature
+        share /= share.sum()
+        return share[langs] * np.divide(mass, of_lang[langs], out=np.zeros_like(mass), where=of_lang[langs] > 0)
+
+    @property
+    def language_share(self) -> np.ndarray:
+        """Expected share of each language in what is drawn: float64, in the order of shards.languages."""
+        return np.bincount(self.langs, weights=self.share, minlength=len(self.shards.languages))
+
+    def batch(self, number: int, pairs: int) -> np.ndarray:
+        """Batch `number` (>= 0): pair numbers int64, `pairs` of them less those that distinct_english drops."""
+        return self._distinct(self._rows(BATCH, number, pairs))
+
+    def micro_batch(self, number: int, pairs: int, max_tokens: int | None = None) -> np.ndarray:
+        """Like `batch`, but its pairs are of similar length, and the batches of a bucket of equal tokens give or take one pair.
+
+        config.bucket batches are drawn together, sorted by tokens (of both sides, each cut to max_tokens), cut into as many
+        parts, and the parts dealt out at random. Raises InputError if fewer distinct pairs are drawn than there are parts.
+        """
+        if self.config.bucket == 1:
+            return self.batch(number, pairs)
+        bucket, place = divmod(number, self.config.bucket)
+        key = (bucket, pairs, max_tokens)
+        last = self._last  # read once: another thread may replace it, but never changes it
+        if last is None or last[0] != key:
+            last = self._last = (key, self._bucket(bucket, pairs, max_tokens))
+        return last[1][place].copy()
+
+    def _bucket(self, number: int, pairs: int, max_tokens: int | None) -> list[np.ndarray]:
+        parts = self.config.bucket
+        rows = self._distinct(self._rows(BUCKET, number, pairs * parts))
+        if len(rows) < parts:
+            raise InputError(
+                f"{pairs} pairs x sampling.bucket={parts} hold only {len(rows)} distinct English segments, fewer than batches. "
+                "Set sampling.bucket to 1, or sampling.distinct_english to no."
+            )
+        lengths = self.shards.lengths(rows, max_tokens)
+        by_length = np.argsort(lengths, kind="stable")
+        cut = np.split(rows[by_length], equal_cuts(lengths[by_length], parts))
+        return [cut[i] for i in self._rng(DEAL, number).permutation(parts)]
+
+    def pairs_for_tokens(self, tokens: int, max_tokens: int) -> int:
+        """Pairs (at least 1) expected to hold `tokens` tokens of both sides, <s> and </s> included, each cut to max_tokens."""
+        return max(1, round(tokens / self.mean_tokens(max_tokens)))
+
+    def mean_tokens(self, max_tokens: int) -> float:
+        """Tokens of both sides of a drawn pair, <s> and </s> included, each cut to max_tokens: the mean of a fixed sample."""
+        if self.config.order == "epochs":
+            rows = permute(np.arange(min(ESTIMATE_PAIRS, len(self.shards))), len(self.shards), self._seed(ESTIMATE, 0))
+        else:
+            rows = self._drawn(ESTIMATE, 0, ESTIMATE_PAIRS)
+        return float(self.shards.lengths(rows, max_tokens).mean())
+
+    def _rows(self, stream: int, number: int, pairs: int) -> np.ndarray:
+        return self._in_epochs(number, pairs) if self.config.order == "epochs" else self._drawn(stream, number, pairs)
+
+    def _drawn(self, stream: int, number: int, pairs: int) -> np.ndarray:
+        rng = self._rng(stream, number)
+        group = np.repeat(np.arange(len(self.counts)), rng.multinomial(pairs, self.share))
+        return np.asarray(self.shards.order[rng.permutation(self.starts[group] + rng.integers(0, self.counts[group]))])
+
+    def _in_epochs(self, number: int, pairs: int) -> np.ndarray:
+        epoch, place = np.divmod(number * pairs + np.arange(pairs), len(self.shards))
+        rows = np.empty(pairs, np.int64)
+        for e in np.unique(epoch):
+            rows[epoch == e] = permute(place[epoch == e], len(self.shards), self._seed(EPOCH, int(e)))
+        return rows
+
+    def _distinct(self, rows: np.ndarray) -> np.ndarray:
+        if not self.config.distinct_english:
+            return rows
+        _, first = np.unique(self.shards.english_hash[self.shards.pair_english[rows]], return_index=True)
         return rows[np.sort(first)]
 
-    def length_batch(self, step: int, pairs: int) -> np.ndarray:
-        """Like `batch`, but of similar length: BUCKET batches are drawn at once, sorted by length and dealt out at random.
+    def _rng(self, stream: int, number: int) -> np.random.Generator:
+        return np.random.default_rng((self.config.seed, stream, number))
 
-        Cells per token of a batch of 64 pairs on the bundled model's corpus: 1.29 instead of 4.10 (64 batches counted).
-        """
-        group, place = divmod(step, BUCKET)
-        rows = self.batch(-1 - group, pairs * BUCKET)
-        english = self.shards.pair_english[rows]
-        lengths = np.maximum(
-            self.shards.text_offsets[rows + 1] - self.shards.text_offsets[rows],
-            self.shards.english_offsets[english + 1] - self.shards.english_offsets[english],
+    def _seed(self, stream: int, number: int) -> int:
+        return int(np.random.SeedSequence((self.config.seed, stream, number)).generate_state(1, np.uint64)[0])
+
+
+def equal_cuts(lengths: np.ndarray, parts: int) -> np.ndarray:
+    """Where to cut n >= parts pairs laid end to end into parts of equal token sums: int64 [parts - 1], each part >= 1 pair.
+
+    Part k begins with the pair whose middle comes first after k / parts of all tokens, so that each sum differs from the mean
+    by at most the longest pair, unless a pair longer than that mean must be left alone.
+    """
+    ends = np.cumsum(lengths)
+    middles = ends - lengths / 2
+    cuts = np.searchsorted(middles, ends[-1] * np.arange(1, parts) / parts)
+    place = np.arange(1, parts)
+    cuts = np.maximum.accumulate(np.maximum(cuts, place) - place) + place  # at least one pair before each cut ...
+    return np.minimum(cuts, len(lengths) - parts + place)  # ... and after it
+
+
+def deal(lengths: np.ndarray, ranks: int) -> np.ndarray:
+    """The rank int64 [n] of each pair: pair counts differ by at most one, token sums by at most the longest pair.
+
+    Longest first, in rounds: each round gives every rank one pair, the longest to the rank with the fewest tokens so far. Of
+    two ranks the poorer one never gets less than the richer one, so that their difference shrinks, or turns round and is
+    then at most what the one got more than the other.
+    """
+    lengths = np.asarray(lengths, np.int64)
+    rank = np.empty(len(lengths), np.int64)
+    sums = np.zeros(ranks, np.int64)
+    by_length = np.argsort(-lengths, kind="stable")
+    for first in range(0, len(lengths), ranks):
+        pairs = by_length[first : first + ranks]
+        poorest = np.argsort(sums, kind="stable")[: len(pairs)]
+        rank[pairs] = poorest
+        sums[poorest] += lengths[pairs]
+    return rank
+
+
+def _check(shards: Shards, config: SamplingConfig) -> None:
+    unknown = sorted(set(config.source_weights) - set(shards.sources))
+    if unknown:
+        raise InputError(
+            f"sampling.source_weights names {', '.join(unknown)}, but the shards {shards.folder} have the sources "
+            f"{', '.join(shards.sources)}. Mend the name, or leave it out."
         )
-        rows = rows[np.argsort(lengths, kind="stable")]
-        order = np.random.default_rng((self.config.seed, group, 1)).permutation(BUCKET)
-        return np.array_split(rows, BUCKET)[order[place]]
+    if wrong := {name: w for name, w in config.source_weights.items() if not 0 <= w < float("inf")}:
+        raise InputError(f"sampling.source_weights has {wrong}; a weight is a number from 0 (never drawn) up.")
+    if config.bucket < 1 or config.seed < 0:
+        raise InputError(f"sampling.bucket is {config.bucket} and sampling.seed {config.seed}; at least 1 and 0 are needed.")

@@ -1,32 +1,40 @@
-"""Pre-tokenised bitext on disk, so that tokenisation is off the training path.
+"""Pre-tokenised bitext on disk, so that tokenisation is off the training path: the format, and how it is read.
 
-A shard folder holds plain .npy files, read back as memory maps:
-    english.ids uint16 [T], english.offsets int64 [E+1]    every English segment once, without <s> and </s>
-    text.ids    uint16 [S], text.offsets    int64 [N+1]    the other side of each of the N pairs
-    pair_english int32 [N], pair_lang uint16 [N], pair_source uint16 [N]
-    meta.json   languages, sources, counts, SHA-256 of tokenizer.json, report of bad rows
-English is stored once because one English line often has dozens of translations; its number also tells duplicates in a batch.
+A shard folder holds flat .npy files, read back as memory maps, so that a corpus may be larger than memory. N pairs:
+    english.ids uint16 [T], english.offsets int64 [E+1]    English segments, without <s> and </s>
+    english.hash uint64 [E]                                of a segment's ids: equal segments are equal here
+    text.ids    uint16 [S], text.offsets    int64 [N+1]    the other side of each pair
+    pair_english int64 [N], pair_lang uint16 [N], pair_source uint16 [N]
+    order int64 [N]    pair numbers, those of one (language, source) side by side, in file order
+    meta.json   format, languages, sources, groups (language, source, start in order, count), token counts, bad rows, ...
+    tokenizer.json    a copy of the one that made the ids
+Ids are uint32 when the tokenizer has more than 65,536 pieces. English lines that prepare.py saw again are stored once, because
+one English line often has dozens of translations.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
-from tqdm import tqdm
 
-from mexma_rt.errors import FileError, InputError
-from mexma_rt.files import move_folder
-from mexma_train.bitext import ReadReport, read_pairs
-from mexma_train.tokenizer import load_tokenizer
+from mexma_rt.errors import FileError
 
-SLAB = 50_000  # rows tokenised at a time
-ARRAYS = ("english.ids", "english.offsets", "text.ids", "text.offsets", "pair_english", "pair_lang", "pair_source")
+FORMAT = 2  # 1 had no hashes, no order and no token counts, and ids of 16 bits only
+ARRAYS = (
+    "english.ids",
+    "english.offsets",
+    "english.hash",
+    "text.ids",
+    "text.offsets",
+    "pair_english",
+    "pair_lang",
+    "pair_source",
+    "order",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +46,35 @@ class Ragged:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Group:
+    """The pairs of one language and source: order[start : start + count]. lang and source are places in the lists of names."""
+
+    lang: int
+    source: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shards:
+    """An open shard folder. The arrays are memory maps; their meaning is in the module's docstring."""
+
     folder: Path
     languages: list[str]
     sources: list[str]
+    groups: list[Group]
     vocab_size: int
+    english_tokens: int  # of all pairs together, a shared segment once for each pair, without <s> and </s>
+    text_tokens: int
     english_ids: np.ndarray
     english_offsets: np.ndarray
+    english_hash: np.ndarray
     text_ids: np.ndarray
     text_offsets: np.ndarray
     pair_english: np.ndarray
     pair_lang: np.ndarray
     pair_source: np.ndarray
+    order: np.ndarray
 
     def __len__(self) -> int:
         return len(self.pair_english)
@@ -62,9 +87,71 @@ class Shards:
         """Token ids (with <s> and </s>, cut to max_tokens) of the other side of these pairs."""
         return _gather(self.text_ids, self.text_offsets, pairs, max_tokens)
 
+    def lengths(self, pairs: np.ndarray, max_tokens: int | None = None) -> np.ndarray:
+        """Tokens of both sides of these pairs together, <s> and </s> included, each side cut to max_tokens: int64 [B]."""
+        english = self.pair_english[pairs]
+        sides = (
+            self.english_offsets[english + 1] - self.english_offsets[english] + 2,
+            self.text_offsets[pairs + 1] - self.text_offsets[pairs] + 2,
+        )
+        if max_tokens is not None:
+            sides = (np.minimum(sides[0], max_tokens), np.minimum(sides[1], max_tokens))
+        return np.asarray(sides[0] + sides[1], np.int64)
+
     @property
     def tokenizer_path(self) -> Path:
         return self.folder / "tokenizer.json"
+
+
+def open_shards(folder: str | Path) -> Shards:
+    """Open a shard folder as memory maps. Raises FileError if it is none, of another format, or damaged."""
+    folder = Path(folder)
+    again = f"Delete it and type: mexma-train prepare PAIRS {folder} --tokenizer tokenizer.json"
+    if not (folder / "meta.json").is_file():
+        raise FileError(
+            f"{folder} is no shard folder: it has no meta.json. Type: mexma-train prepare PAIRS {folder} "
+            "--tokenizer tokenizer.json"
+        )
+    try:
+        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileError(f"{folder / 'meta.json'} is damaged: {error}. {again}") from None
+    if (found := meta.get("format", 1)) != FORMAT:
+        raise FileError(f"{folder} has shard format {found}, this version of mexma-train reads format {FORMAT}. {again}")
+    missing = [name for name in (*(f"{a}.npy" for a in ARRAYS), "tokenizer.json") if not (folder / name).is_file()]
+    if missing:
+        raise FileError(f"{folder} is an incomplete shard folder: {', '.join(missing)} missing. {again}")
+    try:
+        maps = {name.replace(".", "_"): np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    except (ValueError, OSError) as error:  # a cut file: numpy says "mmap length is greater than file size"
+        raise FileError(f"{folder} is damaged: {error}. {again}") from None
+    shards = Shards(
+        folder=folder,
+        languages=meta["languages"],
+        sources=meta["sources"],
+        groups=[Group(lang=g[0], source=g[1], start=g[2], count=g[3]) for g in meta["groups"]],
+        vocab_size=meta["vocab_size"],
+        english_tokens=meta["tokens"]["english"],
+        text_tokens=meta["tokens"]["text"],
+        **maps,
+    )
+    _check_sizes(shards, meta, again)
+    return shards
+
+
+def _check_sizes(shards: Shards, meta: dict[str, Any], again: str) -> None:
+    pairs, segments = meta["pairs"], meta["english_segments"]
+    sizes = {
+        "english.offsets": (len(shards.english_offsets), segments + 1),
+        "english.hash": (len(shards.english_hash), segments),
+        "english.ids": (len(shards.english_ids), shards.english_offsets[-1]),
+        "text.offsets": (len(shards.text_offsets), pairs + 1),
+        "text.ids": (len(shards.text_ids), shards.text_offsets[-1]),
+        **{name: (len(getattr(shards, name)), pairs) for name in ("pair_english", "pair_lang", "pair_source", "order")},
+    }
+    for name, (found, expected) in sizes.items():
+        if found != expected:
+            raise FileError(f"{shards.folder} is damaged: {name}.npy holds {found} entries instead of {expected}. {again}")
 
 
 def _gather(ids: np.ndarray, offsets: np.ndarray, rows: np.ndarray, max_tokens: int) -> Ragged:
@@ -79,96 +166,3 @@ def _gather(ids: np.ndarray, offsets: np.ndarray, rows: np.ndarray, max_tokens: 
     rank = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
     flat[np.repeat(ends - lengths + 1, kept) + rank] = ids[np.repeat(starts, kept) + rank]
     return Ragged(ids=flat, lengths=lengths)
-
-
-class _Ragged:
-    """Appends token lists to a flat array on disk."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.file, self.offsets = path, path.with_suffix(".raw").open("wb"), [0]
-
-    def add(self, tokenizer: Tokenizer, texts: list[str]) -> None:
-        for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
-            ids = np.asarray(encoding.ids, np.uint16)
-            self.file.write(ids.tobytes())
-            self.offsets.append(self.offsets[-1] + len(ids))
-
-    def finish(self) -> None:
-        self.file.close()
-        raw = self.path.with_suffix(".raw")
-        np.save(self.path.parent / f"{self.path.name}.ids.npy", np.fromfile(raw, np.uint16))
-        np.save(self.path.parent / f"{self.path.name}.offsets.npy", np.asarray(self.offsets, np.int64))
-        raw.unlink()
-
-
-def prepare(pairs: str | Path, folder: str | Path, tokenizer_path: str | Path, *, progress: bool | None = None) -> dict:
-    """Tokenise a TSV into a shard folder (written under a temporary name, then renamed). Returns the meta data."""
-    folder = Path(folder)
-    if folder.exists():
-        raise FileError(f"{folder} exists already. Name another folder, or delete it first.")
-    tokenizer = load_tokenizer(tokenizer_path)
-    if tokenizer.get_vocab_size() > 2**16:
-        raise InputError(f"{tokenizer_path} has {tokenizer.get_vocab_size()} pieces; shards hold uint16 ids, at most 65,536.")
-    work = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-
-    english, text = _Ragged(work / "english"), _Ragged(work / "text")
-    numbers: dict[str, int] = {}
-    columns: tuple[list[int], list[int], list[int]] = ([], [], [])
-    langs: dict[str, int] = {}
-    sources: dict[str, int] = {}
-    new_english: list[str] = []
-    texts: list[str] = []
-    report = ReadReport()
-
-    def flush() -> None:
-        english.add(tokenizer, new_english)
-        text.add(tokenizer, texts)
-        new_english.clear()
-        texts.clear()
-
-    for row in tqdm(read_pairs(pairs, report), unit="pairs", disable=None if progress is None else not progress):
-        number = numbers.get(row.english)
-        if number is None:
-            number = numbers[row.english] = len(numbers)
-            new_english.append(row.english)
-        texts.append(row.text)
-        columns[0].append(number)
-        columns[1].append(langs.setdefault(row.lang, len(langs)))
-        columns[2].append(sources.setdefault(row.source, len(sources)))
-        if len(texts) == SLAB:
-            flush()
-    flush()
-    if not columns[0]:
-        raise InputError(f"{pairs} holds no usable pair. Each line must be lang<TAB>source<TAB>english<TAB>text.")
-    english.finish()
-    text.finish()
-    np.save(work / "pair_english.npy", np.asarray(columns[0], np.int32))
-    np.save(work / "pair_lang.npy", np.asarray(columns[1], np.uint16))
-    np.save(work / "pair_source.npy", np.asarray(columns[2], np.uint16))
-    shutil.copyfile(tokenizer_path, work / "tokenizer.json")
-    meta = {
-        "languages": list(langs),
-        "sources": list(sources),
-        "pairs": len(columns[0]),
-        "english_segments": len(numbers),
-        "vocab_size": tokenizer.get_vocab_size(),
-        "tokenizer_sha256": hashlib.sha256(Path(tokenizer_path).read_bytes()).hexdigest(),
-        "rows_read": report.rows,
-        "rows_skipped": report.bad,
-    }
-    (work / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    move_folder(work, folder)
-    return meta
-
-
-def open_shards(folder: str | Path) -> Shards:
-    """Open a shard folder as memory maps. Raises FileError if a file is missing."""
-    folder = Path(folder)
-    missing = [name for name in (*(f"{a}.npy" for a in ARRAYS), "meta.json", "tokenizer.json") if not (folder / name).is_file()]
-    if missing:
-        raise FileError(f"{folder} is no shard folder: {', '.join(missing)} missing. Type: mexma-train prepare PAIRS {folder}")
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    maps = {name.replace(".", "_"): np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-    return Shards(folder=folder, languages=meta["languages"], sources=meta["sources"], vocab_size=meta["vocab_size"], **maps)

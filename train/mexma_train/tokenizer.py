@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from mexma_rt.errors import FileError, InputError
+from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_train.bitext import Row
 from mexma_train.config import TokenizerConfig
 
@@ -50,6 +50,7 @@ def train_tokenizer(lines: list[str], config: TokenizerConfig) -> Tokenizer:
     The library's own EM is used because it took minutes where the trainer of `tokenizers` had not ended after nine
     (46 M characters, 2 cores). Raises InputError if the text is too poor for that many pieces.
     """
+    require_extra("train", "sentencepiece")
     import sentencepiece
 
     normalizer = normalizers.Sequence(
@@ -93,10 +94,19 @@ def train_tokenizer(lines: list[str], config: TokenizerConfig) -> Tokenizer:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load a tokenizer.json and check XLM-R's special ids; the loss and the position ids rely on them."""
+    """Load a tokenizer.json, XLM-R's own or one of `train_tokenizer`, set to encode whole texts.
+
+    Raises FileError if it is missing or damaged, InputError if <s> <pad> </s> <unk> are not ids 0 to 3 or <mask> not the last:
+    the losses and the position ids rely on them.
+    """
     if not Path(path).is_file():
         raise FileError(f"{path} is not a file. Type: mexma-train tokenizer PAIRS {path}")
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # what the library raises for damaged JSON is a bare Exception
+        raise FileError(f"{path} is no readable tokenizer.json: {error}. Copy or make it again.") from None
+    tokenizer.no_truncation()  # a saved tokenizer may be set to cut or pad
+    tokenizer.no_padding()
     ids = [tokenizer.token_to_id(token) for token in (*SPECIALS, "<mask>")]
     expected = [0, 1, 2, 3, tokenizer.get_vocab_size() - 1]
     if ids != expected:

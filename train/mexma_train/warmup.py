@@ -11,17 +11,17 @@ The loss is symmetric InfoNCE over the batch's pairs (LaBSE's translation rankin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import XLMRobertaModel
 
 from mexma_train.config import WarmupConfig
-from mexma_train.losses import contrastive_loss
+from mexma_train.encoder import Encoder
+from mexma_train.losses import contrastive_sum
 from mexma_train.sampling import PairSampler
 from mexma_train.shards import Ragged
 
@@ -29,7 +29,7 @@ ROW_NORM = 0.5  # length of a word row after the warm-up: BERT's 0.02 per dimens
 POSITION_NORM = 0.05  # a tenth of it: cost 0.8 points of Tatoeba accuracy at once (10 languages: 75.4 -> 74.6)
 
 
-def make_transparent(encoder: XLMRobertaModel) -> None:
+def make_transparent(encoder: Encoder) -> None:
     """Let layers 1 .. N-1 be the identity and positions and types vanish; the last layer keeps its initialisation."""
     with torch.no_grad():
         embeddings: Any = encoder.embeddings
@@ -47,7 +47,7 @@ def make_transparent(encoder: XLMRobertaModel) -> None:
         last.output.dense.weight.copy_(torch.eye(encoder.config.hidden_size))
 
 
-def settle(encoder: XLMRobertaModel) -> None:
+def settle(encoder: Encoder) -> None:
     """After the warm-up: bring the word rows to one length, and give the position table sinusoids so that MLM can tell places.
 
     LayerNorm makes each row's mean and length irrelevant to the encoder, but the token head multiplies with the same rows:
@@ -93,8 +93,11 @@ class Bags:
     back_columns: Tensor
     back_starts: Tensor
 
+    def to(self, device: torch.device) -> Bags:
+        return Bags(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
-def make_bags(batch: Ragged, device: torch.device | str = "cpu") -> Bags:
+
+def make_bags(batch: Ragged) -> Bags:
     """Bags of a ragged batch; every piece of `pieces` occurs at least once."""
     pieces, columns = np.unique(batch.ids, return_inverse=True)
     sentence = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
@@ -108,12 +111,12 @@ def make_bags(batch: Ragged, device: torch.device | str = "cpu") -> Bags:
         np.cumsum(piece_counts) - piece_counts,
     )
     pieces_t, columns_t, starts_t, back_columns_t, back_starts_t = (
-        torch.from_numpy(np.ascontiguousarray(a, np.int64)).to(device) for a in arrays
+        torch.from_numpy(np.ascontiguousarray(a, np.int64)) for a in arrays
     )
     return Bags(pieces=pieces_t, columns=columns_t, starts=starts_t, back_columns=back_columns_t, back_starts=back_starts_t)
 
 
-def bag_vectors(encoder: XLMRobertaModel, bags: Bags) -> Tensor:
+def bag_vectors(encoder: Encoder, bags: Bags) -> Tensor:
     """`<s>` states [B, D] of a transparent encoder, computed from the bags alone (dropout off)."""
     embeddings: Any = encoder.embeddings
     layer: Any = encoder.encoder.layer[-1]
@@ -131,24 +134,41 @@ def bag_vectors(encoder: XLMRobertaModel, bags: Bags) -> Tensor:
     size = encoder.config.hidden_size
     pooled_BHE = sums_BX[:, :size].view(-1, heads, size // heads) / sums_BX[:, size:, None]
     attended_BD = layer.attention.output.LayerNorm(layer.attention.output.dense(pooled_BHE.flatten(1)) + start_D)
-    return layer.output.LayerNorm(layer.output.dense(layer.intermediate(attended_BD)) + attended_BD)
+    return layer.output.LayerNorm(layer.output.dense(F.gelu(layer.intermediate.dense(attended_BD))) + attended_BD)
 
 
-def warmup_parameters(encoder: XLMRobertaModel, config: WarmupConfig) -> list[dict]:
+def warmup_parameters(encoder: Encoder, config: WarmupConfig) -> list[dict]:
     """Adam groups: the word embeddings at the full rate, the last layer at a tenth; nothing else is trained."""
-    embeddings: Any = encoder.embeddings
-    words, last = embeddings.word_embeddings.weight, encoder.encoder.layer[-1]
+    words, last = encoder.embeddings.word_embeddings.weight, encoder.encoder.layer[-1]
     return [{"params": [words], "lr": config.lr}, {"params": list(last.parameters()), "lr": config.lr / 10}]
 
 
-def warmup_loss(encoder: XLMRobertaModel, sampler: PairSampler, config: WarmupConfig, step: int) -> dict[str, Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class BagBatch:
+    """A batch of pairs as bags; `tokens` counts both sides."""
+
+    text: Bags
+    english: Bags
+    pairs: int
+    tokens: int
+
+    def to(self, device: torch.device) -> BagBatch:
+        return replace(self, text=self.text.to(device), english=self.english.to(device))
+
+
+def warmup_batch(update: int, sampler: PairSampler, config: WarmupConfig) -> BagBatch:
+    """The pairs of an update; a function of (seed, update)."""
+    pairs = sampler.batch(update, config.batch_pairs)
+    text, english = (side(pairs, config.max_tokens) for side in (sampler.shards.text, sampler.shards.english))
+    tokens = int(text.lengths.sum() + english.lengths.sum())
+    return BagBatch(text=make_bags(text), english=make_bags(english), pairs=len(pairs), tokens=tokens)
+
+
+def warmup_terms(encoder: Encoder, batch: BagBatch, config: WarmupConfig) -> dict[str, Tensor]:
     """Loss terms of one batch of a transparent encoder: {loss, accuracy}."""
-    device = encoder.device
-    pairs = sampler.batch(step, config.batch_pairs)
-    text = bag_vectors(encoder, make_bags(sampler.shards.text(pairs, config.max_tokens), device))
-    english = bag_vectors(encoder, make_bags(sampler.shards.english(pairs, config.max_tokens), device))
-    loss, accuracy = contrastive_loss(text, english, config.temperature)
-    return {"loss": loss, "accuracy": accuracy}
+    text, english = bag_vectors(encoder, batch.text), bag_vectors(encoder, batch.english)
+    loss, right = contrastive_sum(text, english, (text, english), 0, config.temperature)
+    return {"loss": loss / batch.pairs, "accuracy": right / batch.pairs}
 
 
 def warmup_rate(step: int, config: WarmupConfig) -> float:

@@ -1,0 +1,91 @@
+"""Every way to attend against a softmax written out, sentence by sentence, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
+
+from mexma_rt.errors import InputError  # noqa: E402
+from mexma_train.attention import attend, choose_attention, make_layout  # noqa: E402
+
+CPU = torch.device("cpu")
+LENGTHS = np.array([3, 1, 7, 2, 7])
+
+
+def tensors(dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(20, 2, 8, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(3)]
+
+
+def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    out, start = np.empty_like(q), 0
+    for length in LENGTHS:
+        part = slice(start, start + length)
+        for head in range(q.shape[1]):
+            scores = q[part, head] @ k[part, head].T / np.sqrt(q.shape[2])
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            out[part, head] = weights / weights.sum(axis=1, keepdims=True) @ v[part, head]
+        start += length
+    return out
+
+
+@pytest.mark.parametrize("kind", ["padded", "block"])
+def test_a_sentence_sees_itself_alone(kind: str) -> None:
+    q, k, v = tensors()
+    out = attend(q, k, v, make_layout(LENGTHS, kind))
+    np.testing.assert_allclose(out.detach().numpy(), by_hand(*(x.detach().numpy() for x in (q, k, v))), atol=1e-12)
+
+
+def test_flex_computes_the_same_forward_on_cpu() -> None:
+    """Forward only, because torch's FlexAttention has no backward on CPU; the gradient is compared on CUDA below."""
+    with torch.no_grad():
+        q, k, v = (x.detach().float() for x in tensors())
+        out = attend(q, k, v, make_layout(LENGTHS, "flex"))
+    np.testing.assert_allclose(out.numpy(), by_hand(*(x.double().numpy() for x in (q, k, v))), atol=1e-5)
+
+
+def test_gradients_of_padded_and_block_agree() -> None:
+    gradients = []
+    for kind in ("padded", "block"):
+        inputs = tensors()
+        out = attend(*inputs, make_layout(LENGTHS, kind))
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        gradients.append([x.grad for x in inputs])
+    for padded, block in zip(*gradients, strict=True):
+        torch.testing.assert_close(padded, block, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="varlen and compiled flex attention need a CUDA GPU")
+@pytest.mark.parametrize(("kind", "dtype", "tolerance"), [("varlen", torch.bfloat16, 3e-2), ("flex", torch.float32, 1e-4)])
+def test_cuda_ways_agree_with_block_and_so_do_their_gradients(kind: str, dtype: torch.dtype, tolerance: float) -> None:
+    results = []
+    for way in (kind, "block"):
+        inputs = [x.detach().to("cuda", dtype).requires_grad_() for x in tensors()]
+        out = attend(*inputs, make_layout(LENGTHS, way, "cuda"))
+        (out * torch.linspace(-1, 1, out.numel(), device="cuda", dtype=dtype).view_as(out)).sum().backward()
+        results.append([out, *(x.grad for x in inputs)])
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference, atol=tolerance, rtol=tolerance)
+
+
+def test_starts_are_the_first_tokens() -> None:
+    assert make_layout(LENGTHS, "padded").starts_S.tolist() == [0, 3, 4, 11, 13]
+
+
+def test_auto_chooses_with_a_reason_and_a_named_way_runs_or_raises() -> None:
+    assert choose_attention("auto", CPU, "bf16")[0] == "padded"
+    assert choose_attention("auto", torch.device("cuda"), "bf16") == (
+        "varlen",
+        "CUDA and bf16: flash attention without padding",
+    )
+    assert choose_attention("auto", torch.device("cuda"), "fp32")[0] == "flex"
+    assert choose_attention("block", CPU, "fp32") == ("block", "named")
+    with pytest.raises(InputError, match=r"needs a CUDA GPU and bf16 or fp16\. Type --run.attention auto"):
+        choose_attention("varlen", CPU, "bf16")
+    with pytest.raises(InputError, match="cannot train on CPU"):
+        choose_attention("flex", CPU, "fp32")
+    with pytest.raises(InputError, match="choose one of auto, varlen"):
+        choose_attention("flash", CPU, "fp32")

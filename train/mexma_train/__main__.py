@@ -1,0 +1,5 @@
+"""`torchrun -m mexma_train run ...`: the same commands as `mexma-train`."""
+
+from mexma_train.cli import main
+
+main()

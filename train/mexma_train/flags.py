@@ -1,0 +1,198 @@
+"""Every field of a recipe as a flag of `mexma-train run`: `--mexma.lr 3e-4`, `--model.layers 6`, `--no-warmup`.
+
+Made from the dataclasses of config.py by introspection: the annotation's text is the help, the annotation's type is what the
+flag accepts. A flag that is not given leaves the recipe as it is, so no flag has a default of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, replace
+from typing import Annotated, Any, Literal
+
+import click
+
+from mexma_rt.errors import InputError
+from mexma_train.config import Recipe, WarmupConfig
+
+NO_WARMUP = "no_warmup"
+NONE = "none"  # the word for None in `X | None`, and for an empty list in `tuple[str, ...]`
+
+# A recipe may set one of each pair; a flag for one takes the place of the other, or it would be refused or have no effect.
+INSTEAD_OF = {
+    ("mexma", "steps"): "epochs",
+    ("mexma", "epochs"): "steps",
+    ("mexma", "batch_pairs"): "batch_tokens",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One field of a recipe. `section` is the nested config it belongs to, "" for the recipe's own fields."""
+
+    section: str
+    name: str
+    kind: Any  # the field's type without Annotated
+    help: str
+    default: Any  # of the dataclass; MISSING where a recipe must say
+
+    @property
+    def key(self) -> str:
+        """Name of the value in click's dictionary."""
+        return f"{self.section}__{self.name}" if self.section else self.name
+
+    @property
+    def option(self) -> str:
+        """What a user types."""
+        return "--" + f"{self.section}.{self.name}".lstrip(".").replace("_", "-")
+
+
+def recipe_fields() -> Iterator[Flag]:
+    """The flags in the order of config.py. Raises TypeError for a field without Annotated help: a mistake in config.py."""
+    for section, kind, default in _fields(Recipe):
+        nested = [t for t in _members(kind) if dataclasses.is_dataclass(t)]
+        if nested:
+            for name, hint, default in _fields(nested[0]):  # type: ignore[arg-type]
+                yield _flag(section, name, hint, default)
+        else:
+            yield _flag("", section, kind, default)
+
+
+def recipe_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: adds an option for every field of a recipe. The command gets them as keywords; see `apply_flags`."""
+    help_text = "Without the warm start, whatever the recipe says."
+    command = click.option("--no-warmup", NO_WARMUP, is_flag=True, default=None, help=help_text)(command)
+    for flag in reversed(list(recipe_fields())):  # click shows the option added last first
+        command = _option(flag)(command)
+    return command
+
+
+def run_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: adds the options of RunConfig alone, which may change at a resume."""
+    for flag in reversed([flag for flag in recipe_fields() if flag.section == "run"]):
+        command = _option(flag)(command)
+    return command
+
+
+def apply_flags(recipe: Recipe, flags: Mapping[str, object]) -> Recipe:
+    """The recipe with the given values in place of its own. `flags` holds what click passed for `recipe_flags`' options.
+
+    A flag of `warmup` makes one where the recipe has none, which then needs `--warmup.steps`. Raises InputError for values
+    that a config refuses, and for flags that contradict each other.
+    """
+    given: dict[str, dict[str, Any]] = {}
+    for flag in recipe_fields():
+        value = flags.get(flag.key)
+        if value is not None and value != ():  # click's words for "not given"
+            given.setdefault(flag.section, {})[flag.name] = _plain(flag, value)
+    for (section, name), other in INSTEAD_OF.items():
+        values = given.get(section, {})
+        if values.get(name) is not None and other not in values:
+            values[other] = None
+    changes = given.pop("", {})
+    warmup = given.pop("warmup", {})
+    if flags.get(NO_WARMUP):
+        if warmup:
+            raise InputError(f"--no-warmup and {_options('warmup', warmup)} contradict each other. Leave one of them out.")
+        changes["warmup"] = None
+    elif warmup and recipe.warmup is not None:
+        changes["warmup"] = replace(recipe.warmup, **warmup)
+    elif warmup:
+        if "steps" not in warmup:
+            raise InputError(f"The recipe has no warmup for {_options('warmup', warmup)}: give --warmup.steps too to make one.")
+        changes["warmup"] = WarmupConfig(**warmup)
+    for section, values in given.items():
+        changes[section] = replace(getattr(recipe, section), **values)
+    return replace(recipe, **changes)
+
+
+def _options(section: str, names: Iterable[str]) -> str:
+    return ", ".join(f"--{section}.{name}".replace("_", "-") for name in names)
+
+
+def _fields(kind: type) -> Iterator[tuple[str, Any, Any]]:
+    """(name, type with its Annotated, default) of each field of a dataclass."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        yield field.name, hints[field.name], default
+
+
+def _flag(section: str, name: str, hint: Any, default: Any) -> Flag:
+    if typing.get_origin(hint) is not Annotated or not isinstance(hint.__metadata__[0], str):
+        raise TypeError(f"{section}.{name} has no Annotated help text in config.py".lstrip("."))
+    return Flag(section=section, name=name, kind=hint.__origin__, help=hint.__metadata__[0], default=default)
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type alone."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def _option(flag: Flag) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The click option of a field. default=None means "as in the recipe"; the dataclass's own default is told in the help."""
+    text = flag.help if flag.default in (MISSING, None, (), {}) else f"{flag.help}  [recipe's default: {_shown(flag.default)}]"
+    if flag.kind is bool:
+        negative = f"--{flag.section}.no-{flag.name}".replace("_", "-")
+        return click.option(f"{flag.option}/{negative}", flag.key, default=None, help=text)
+    items = typing.get_args(flag.kind)[0] if typing.get_origin(flag.kind) is tuple else None  # tuple[str, ...]: repeat the flag
+    return click.option(
+        flag.option, flag.key, default=None, multiple=items is not None, type=_click_type(items or flag.kind), help=text
+    )
+
+
+def _shown(value: Any) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
+
+
+def _click_type(kind: Any) -> click.ParamType:
+    members = [m for m in _members(kind) if m is not types.NoneType]
+    if len(members) < len(_members(kind)):
+        return _OrNone(_click_type(members[0]))
+    if typing.get_origin(kind) is Literal:
+        return click.Choice(typing.get_args(kind))
+    if typing.get_origin(kind) is dict:
+        return _Weights()
+    simple: dict[Any, click.ParamType] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+    return simple[kind]
+
+
+def _plain(flag: Flag, value: Any) -> Any:
+    """click's value as the dataclass has it."""
+    if value == NONE and types.NoneType in _members(flag.kind):
+        return None
+    if typing.get_origin(flag.kind) is tuple:
+        return () if value == (NONE,) else tuple(value)
+    return value
+
+
+class _OrNone(click.ParamType):
+    """A type or the word `none`, which stays a word until `apply_flags`: for click, None is "not given"."""
+
+    def __init__(self, inner: click.ParamType) -> None:
+        self.inner, self.name = inner, f"{inner.name}|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return NONE if value == NONE else self.inner.convert(value, param, ctx)
+
+
+class _Weights(click.ParamType):
+    """dict[str, float] as JSON."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, dict):
+            return value
+        try:
+            weights = json.loads(value)
+        except json.JSONDecodeError as error:
+            self.fail(f"{value!r} is not JSON ({error}). Type, quotes included: '{{\"ui\": 0.25}}'", param, ctx)
+        numbers = isinstance(weights, dict) and all(type(w) in (int, float) for w in weights.values())
+        if not numbers:
+            self.fail(f"{value!r} is not names with numbers. Type, quotes included: '{{\"ui\": 0.25}}'", param, ctx)
+        return {name: float(weight) for name, weight in weights.items()}
