@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,20 @@ WORDS = {
     "fra": "soleil lune maison fleuve chien chat pain eau nuit jour route arbre pierre oiseau".split(),  # noqa: SIM905
     "rus": "солнце луна дом река собака кот хлеб вода ночь день дорога дерево камень птица".split(),  # noqa: SIM905
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small gain nothing from threads, and threads that wait for each other lose much on a busy machine."""
+    if importlib.util.find_spec("torch") is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -65,8 +65,8 @@ class Encoder(nn.Module):
         self.config, width = config, config.hidden_size
         self.embeddings: Any = nn.ModuleDict(
             {
-                "word_embeddings": nn.Embedding(config.vocab_size, width),
-                "position_embeddings": nn.Embedding(config.max_position_embeddings, width),
+                "word_embeddings": nn.Embedding(config.vocab_size, width, padding_idx=PAD),  # no gradient to a <pad>, as theirs
+                "position_embeddings": nn.Embedding(config.max_position_embeddings, width, padding_idx=PAD),
                 "token_type_embeddings": nn.Embedding(1, width),
                 "LayerNorm": nn.LayerNorm(width, eps=config.layer_norm_eps),
             }

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import XLMRobertaConfig
 
 from mexma_rt.errors import FileError, InputError
 from mexma_train import probe
@@ -93,7 +94,12 @@ def _go_on(state: State, out: Path, device: str | World, minutes: float | None) 
             "start is minutes), with --minutes to stop after it, and then: torchrun ... -m mexma_train resume " + str(out)
         )
     torch.manual_seed(recipe.mexma.seed)
-    model = Mexma(first_encoder(recipe, shards), recipe.model).to(world.device)
+    if state.path and state.encoder:  # what the run began with need not be there any more
+        encoder = Encoder(XLMRobertaConfig.from_dict(state.encoder))
+    else:
+        encoder = first_encoder(recipe, shards)
+    model = Mexma(encoder, recipe.model).to(world.device)
+    state = replace(state, encoder=encoder.config.to_dict())
     if state.path:
         load_weights(state.path, model)
 

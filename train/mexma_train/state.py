@@ -12,6 +12,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +37,7 @@ class State:
     update: int
     recipe: Recipe
     shards: str
+    encoder: dict[str, Any] | None = None  # its transformers configuration; None: a run that has not begun
     path: Path | None = None  # None: a run that has not begun
     pending: dict[str, float] = field(default_factory=dict)  # sums since the last line of the log, which a resume goes on with
 
@@ -66,6 +68,7 @@ def newest_state(folder: Path) -> State:
         update=header["update"],
         recipe=recipe,
         shards=header["shards"],
+        encoder=header["encoder"],
         path=paths[-1],
         pending=header["pending"],
     )
@@ -90,6 +93,7 @@ def save_state(
             "update": state.update,
             "recipe": recipe_to_dict(state.recipe),
             "shards": state.shards,
+            "encoder": state.encoder,
             "pending": state.pending,
         }
         work = folder / ".state.new"  # not a name that `states` finds: a kill while writing leaves the older states
