@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mexma_export.checkpoint import Checkpoint
     from mexma_export.reopen import Runner
+    from mexma_export.trim import Vocabulary
 
 GRAPHS = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx", "mixed": "onnx/model_mixed.onnx"}
 AUTO = ("fp32", "int8")
@@ -44,6 +45,7 @@ class ExportReport:
     parity: dict[str, Parity]
     bytes: dict[str, int]  # relative path -> size
     seconds: float
+    vocabulary: Vocabulary | None = None  # None: not trimmed
 
 
 def export_bundle(
@@ -57,6 +59,7 @@ def export_bundle(
     default_precision: str | None = None,
     sentences: Sequence[Sentence] | None = None,
     thresholds: Mapping[str, Thresholds] = THRESHOLDS,
+    trim_vocab: Sequence[str | Path] = (),
     force: bool = False,
     revision: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -67,7 +70,9 @@ def export_bundle(
     fp32 and int8, or mixed in the place of an int8 that fails, which the report and parity.json then say.
     `max_length` (tokens with `<s>` and `</s>`) is the bundle's default, 128 unless the position table is shorter;
     `weights=False` leaves model.safetensors out (sentence-transformers then cannot load the bundle); `sentences` replaces
-    the 562 shipped ones of the gate; `progress(stage, done, total)` is called along the way.
+    the 562 shipped ones of the gate; `trim_vocab` names text files (plain, .gz, .xz) whose pieces alone the vocabulary keeps
+    (see mexma_export.trim; the gate still compares with the untrimmed model); `progress(stage, done, total)` is called along
+    the way.
 
     Raises ParityError (the gate failed), InputError (an argument), FileError and BundleError (the checkpoint), and
     MissingExtraError (torch or onnx not installed). In each case `target` stays as it was.
@@ -86,6 +91,10 @@ def export_bundle(
         length = _length(max_length, source.max_length_limit)
         name = name or source.name.rsplit("/", 1)[-1]
         sentences = list(sentences) if sentences is not None else load_sentences()
+        vocabulary = None
+        if trim_vocab:
+            tell("trim vocabulary", 0, 1)
+            source, vocabulary = _trim(source, trim_vocab, sentences)
         _write_graphs(source, folder, chosen, tell)
         results = _gate(source, folder, chosen, sentences, length, thresholds, tell)
         refused: dict[str, Parity] = {}
@@ -99,7 +108,7 @@ def export_bundle(
         default, reason = _default_precision(chosen, default_precision, refused)
 
         if weights:
-            shutil.copyfile(source.folder / "model.safetensors", folder / "model.safetensors")
+            _write_weights(source, folder)
         if (source.folder / "README.md").is_file():
             shutil.copyfile(source.folder / "README.md", folder / "README.md")
         source.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
@@ -129,6 +138,8 @@ def export_bundle(
             "files": files,
             "created": {p.replace("-", "_"): _version(p) for p in ("mexma-rt", "torch", "onnx", "onnxruntime")},
         }
+        if vocabulary:
+            manifest["vocabulary"] = asdict(vocabulary)
         _write_json(folder / "mexma.json", manifest)
     return ExportReport(
         path=target,
@@ -138,6 +149,7 @@ def export_bundle(
         parity=results,
         bytes={path: entry["bytes"] for path, entry in files.items()},
         seconds=time.perf_counter() - started,
+        vocabulary=vocabulary,
     )
 
 
@@ -182,21 +194,44 @@ def _length(wanted: int | None, limit: int) -> int:
     return wanted
 
 
+def _trim(source: Checkpoint, corpus: Sequence[str | Path], sentences: Sequence[Sentence]) -> tuple[Checkpoint, Vocabulary]:
+    """The checkpoint with a trimmed tokenizer and configuration; its model stays whole, and is the gate's reference."""
+    from mexma_export.trim import describe, trim_vocabulary
+
+    trim = trim_vocabulary(source.tokenizer, [corpus] if isinstance(corpus, str | Path) else corpus)
+    rows = source.config["vocab_size"]
+    vocabulary = describe(source.tokenizer, trim, sentences, source_rows=rows, dimensions=source.dimensions)
+    config = source.config | {"vocab_size": len(trim.kept)}
+    return replace(source, tokenizer=trim.tokenizer, config=config, kept=trim.kept), vocabulary
+
+
+def _write_weights(source: Checkpoint, folder: Path) -> None:
+    from mexma_export.trim import write_trimmed_weights
+
+    name = "model.safetensors"
+    if source.kept is None:
+        shutil.copyfile(source.folder / name, folder / name)
+    else:
+        write_trimmed_weights(source.folder / name, folder / name, source.kept)
+
+
 def _write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], tell: Callable[[str, int, int], None]) -> None:
     from mexma_export.compact import export_int8, export_mixed
     from mexma_export.graphs import SentenceEncoder, export_standard
+    from mexma_export.trim import trimmed_embeddings
 
     (folder / "onnx").mkdir(exist_ok=True)
     for done, precision in enumerate(precisions):
         tell(f"export {precision}", done, len(precisions))
         path = folder / GRAPHS[precision]
         try:
-            if precision == "fp32":
-                export_standard(SentenceEncoder(source.model), path, length_limit=source.max_length_limit)
-            elif precision == "int8":
-                export_int8(source.model, path)
-            else:
-                export_mixed(source.model, path)
+            with trimmed_embeddings(source.model, source.kept):
+                if precision == "fp32":
+                    export_standard(SentenceEncoder(source.model), path, length_limit=source.max_length_limit)
+                elif precision == "int8":
+                    export_int8(source.model, path)
+                else:
+                    export_mixed(source.model, path)
         except Exception as error:  # torch, onnx and onnxruntime each raise their own, often with pages of graph
             first_line = str(error).strip().partition("\n")[0].rstrip(".")
             other = next(other for other in GRAPHS if other != precision)
@@ -230,10 +265,14 @@ def _gate(
 
 
 def _torch_runner(source: Checkpoint) -> Runner:
-    """The reference: the model itself, not the wrapper that was exported, and the `<s>` row taken here."""
+    """The reference: the model itself, not the wrapper that was exported, and the `<s>` row taken here.
+
+    It is the whole model even where the graphs are trimmed: it gets the ids that the same pieces have there.
+    """
     import torch
 
     def run(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids = ids if source.kept is None else source.kept[ids]
         with torch.inference_mode():
             output = source.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
         states = output.last_hidden_state.numpy()

@@ -15,6 +15,7 @@ from mexma_rt.bundle import sha256_of
 from mexma_rt.errors import BundleError, FileError
 
 if TYPE_CHECKING:
+    import numpy as np
     from tokenizers import Tokenizer
     from transformers import XLMRobertaModel
 
@@ -33,6 +34,7 @@ class Checkpoint:
     config: dict[str, Any]
     model: XLMRobertaModel
     tokenizer: Tokenizer  # without truncation and padding
+    kept: np.ndarray | None = None  # int64 [V]: the model's rows for the pieces of a trimmed tokenizer (trim.py); None: all
 
     @property
     def dimensions(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from mexma_export.bundle import ExportReport, export_bundle
 from mexma_export.parity import load_sentences
+from mexma_export.trim import Vocabulary
 from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 
 
@@ -34,6 +36,13 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Sentences for the parity gate, lines of language<TAB>text. [default: 562 shipped ones in 57 languages]",
 )
+@click.option(
+    "--trim-vocab",
+    multiple=True,
+    metavar="CORPUS",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Keep only the pieces that this text file (plain, .gz, .xz) uses, single characters and special tokens. Repeatable.",
+)
 @click.option("--revision", help="Branch, tag or commit of a hub name.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle; it survives any failure.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -46,6 +55,7 @@ def main(
     no_weights: bool,
     default_precision: str | None,
     verify: Path | None,
+    trim_vocab: tuple[Path, ...],
     revision: str | None,
     force: bool,
     as_json: bool,
@@ -69,6 +79,7 @@ def main(
             weights=not no_weights,
             default_precision=default_precision,
             sentences=load_sentences(verify) if verify else None,
+            trim_vocab=trim_vocab,
             force=force,
             revision=revision,
             progress=show,
@@ -91,6 +102,7 @@ def _as_data(report: ExportReport) -> dict[str, Any]:
         "default_precision": report.default_precision,
         "reason": report.reason,
         "parity": {precision: parity.summary() for precision, parity in report.parity.items()},
+        "vocabulary": asdict(report.vocabulary) if report.vocabulary else None,
         "bytes": report.bytes,
         "seconds": round(report.seconds, 1),
     }
@@ -105,6 +117,17 @@ def _as_text(report: ExportReport) -> str:
             f"{parity.mean_cosine:.6f}, lowest {parity.min_cosine:.6f} ({worst['lang']} {worst['text'][:40]!r}); "
             f"centred: mean {parity.mean_centred_cosine:.6f}, lowest {parity.min_centred_cosine:.6f}"
         )
+    if report.vocabulary:
+        lines.append(_vocabulary_text(report.vocabulary))
     lines.append(f"  default on CPU: {report.default_precision} ({report.reason})")
     lines.append(f"In Python: mexma_rt.load({str(report.path)!r}).embed(texts)")
     return "\n".join(lines)
+
+
+def _vocabulary_text(vocabulary: Vocabulary) -> str:
+    return (
+        f"  vocabulary: {vocabulary.pieces:,} of {vocabulary.source_pieces:,} pieces kept, after "
+        f"{sum(file.lines for file in vocabulary.corpus):,} lines; word embeddings "
+        f"{vocabulary.source_embedding_bytes / 1e6:.1f} -> {vocabulary.embedding_bytes / 1e6:.1f} MB (float32); "
+        f"{vocabulary.gate_sentences_that_lost_pieces} of {vocabulary.gate_sentences} gate sentences lost pieces"
+    )

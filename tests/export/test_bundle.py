@@ -141,6 +141,21 @@ def test_missing_parent_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
         export_bundle(tiny_checkpoint, tmp_path / "no" / "bundle")
 
 
+def test_a_target_that_cannot_be_written(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    def denied(self: Path, *arguments: object, **keywords: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    with pytest.raises(FileError, match=r"cannot write there \(Permission denied\)\. Choose another place"):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle")
+
+
+def test_an_untrimmed_bundle_says_nothing_of_its_vocabulary(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    assert "vocabulary" not in json.loads((tiny_bundle / "mexma.json").read_text(encoding="utf-8"))
+    weights = (tiny_checkpoint / "model.safetensors").read_bytes()
+    assert (tiny_bundle / "model.safetensors").read_bytes() == weights
+
+
 def test_a_graph_that_does_not_open_in_a_fresh_process_is_no_bundle(tmp_path: Path) -> None:
     from mexma_export.reopen import check_in_fresh_process
 

@@ -1,0 +1,253 @@
+"""Vocabulary trimming: the pieces that a corpus uses, and what any other text needs, are kept; the rest leave the model.
+
+A Unigram tokenizer takes, of all ways to cut a word into pieces, the one with the highest sum of scores. Leaving out pieces
+that are not on this best way cannot change it: text made of kept pieces keeps its pieces, and its vectors. Any other text
+falls back to shorter pieces, down to single characters, all of which are kept.
+
+The full model stays in memory as the reference of the parity gate. Its encoder is shared: the only tensor that is held twice
+is the kept part of the word embeddings.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from mexma_rt.bundle import sha256_of
+from mexma_rt.errors import BundleError, FileError, InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import XLMRobertaModel
+
+    from mexma_export.parity import Sentence
+
+SLAB = 1000  # lines tokenised at once: enough to keep the tokenizer's threads busy
+SPECIALS = 4  # <s> <pad> </s> <unk>, which load_checkpoint has found at 0 to 3
+# Tensors with one row for each piece; a masked language model has the last three beside its encoder.
+PER_PIECE = ("embeddings.word_embeddings.weight", "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusFile:
+    """A text file that decided what is kept; only the last part of its path, for it may be private."""
+
+    name: str
+    lines: int
+    sha256: str  # of the file as it is, packed or not
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trim:
+    """A trimmed tokenizer and where its pieces were: piece i has the id kept[i] in the source."""
+
+    tokenizer: Tokenizer
+    kept: np.ndarray  # int64 [V], ascending
+    corpus: tuple[CorpusFile, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What trimming did to a bundle. Bytes are those of the word embeddings as float32.
+
+    The gate compares every graph with the untrimmed model. A sentence that lost pieces enters that model with the pieces it
+    has now; any other enters both with the pieces it always had.
+    """
+
+    pieces: int
+    source_pieces: int
+    embedding_bytes: int
+    source_embedding_bytes: int
+    corpus: tuple[CorpusFile, ...]
+    gate_sentences: int
+    gate_sentences_that_lost_pieces: int
+    lost_by_language: dict[str, int]  # gate sentences that lost pieces, where there are any
+
+
+def trim_vocabulary(tokenizer: Tokenizer, corpus: Sequence[str | Path]) -> Trim:
+    """Keep the pieces that the lines of `corpus` (UTF-8 files, plain, .gz or .xz) use, in their order, and whatever they use:
+
+    special and added tokens (the first four stay at 0 to 3, `<mask>` stays last); pieces of a single character; pieces with a
+    character that has no piece of its own; the byte pieces of a tokenizer that falls back to bytes; and a piece of the lowest
+    score, from which the score of `<unk>` is computed.
+
+    Raises BundleError (not a Unigram tokenizer), InputError (no text, not UTF-8), FileError (a file that cannot be read).
+    """
+    data = json.loads(tokenizer.to_str())
+    if (kind := data["model"]["type"]) != "Unigram":
+        raise BundleError(
+            f"The tokenizer is of the kind {kind}, and only Unigram ones (XLM-R's) can be trimmed: pieces of other kinds are "
+            "built from each other. Export without --trim-vocab."
+        )
+    needed = _needed(data)
+    used, files, sample = _used(tokenizer, [Path(path) for path in corpus])
+    kept = np.array(sorted(needed | used), dtype=np.int64)
+    trim = Trim(tokenizer=_without_others(data, kept), kept=kept, corpus=files)
+    _check(tokenizer, trim, sample)
+    return trim
+
+
+def lost_pieces(source: Tokenizer, trim: Trim, texts: Sequence[str]) -> list[bool]:
+    """Which texts lost pieces. Raises BundleError if one that lost none is cut otherwise than before: that may not be."""
+    kept, lost = set(trim.kept.tolist()), []
+    for text, old, new in zip(texts, source.encode_batch_fast(texts), trim.tokenizer.encode_batch_fast(texts), strict=True):
+        lost.append(not kept.issuperset(old.ids))
+        if not lost[-1] and trim.kept[new.ids].tolist() != old.ids:
+            raise BundleError(
+                f"The trimmed tokenizer gives other pieces for {text[:80]!r}, although all of its pieces were kept: this "
+                "tokenizer cannot be trimmed. Export without --trim-vocab."
+            )
+    return lost
+
+
+def describe(source: Tokenizer, trim: Trim, sentences: Sequence[Sentence], *, source_rows: int, dimensions: int) -> Vocabulary:
+    """The report. `source_rows` counts the source's embedding rows, spare ones included; `sentences` are the gate's."""
+    by_language: dict[str, int] = {}
+    for sentence, lost in zip(sentences, lost_pieces(source, trim, [s.text for s in sentences]), strict=True):
+        by_language[sentence.lang] = by_language.get(sentence.lang, 0) + lost
+    return Vocabulary(
+        pieces=len(trim.kept),
+        source_pieces=source.get_vocab_size(),
+        embedding_bytes=len(trim.kept) * dimensions * 4,
+        source_embedding_bytes=source_rows * dimensions * 4,
+        corpus=trim.corpus,
+        gate_sentences=len(sentences),
+        gate_sentences_that_lost_pieces=sum(by_language.values()),
+        lost_by_language={lang: n for lang, n in sorted(by_language.items()) if n},
+    )
+
+
+@contextmanager
+def trimmed_embeddings(model: XLMRobertaModel, kept: np.ndarray | None) -> Iterator[None]:
+    """Within the block the model has the rows `kept` of its word embeddings; afterwards it is as it was. None: all rows."""
+    if kept is None:
+        yield
+        return
+    import torch
+
+    embeddings: Any = model.embeddings
+    words = embeddings.word_embeddings
+    rows = words.weight.detach()[torch.from_numpy(kept)]
+    embeddings.word_embeddings = torch.nn.Embedding.from_pretrained(rows, padding_idx=words.padding_idx)
+    try:
+        yield
+    finally:
+        embeddings.word_embeddings = words
+
+
+def write_trimmed_weights(source: Path, target: Path, kept: np.ndarray) -> None:
+    """Copy a safetensors file with the rows `kept` of every tensor that has one for each piece; numbers keep their type.
+
+    The file is mapped, not read: only the kept rows take memory. Raises BundleError if it has no word embeddings.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    index = torch.from_numpy(kept)
+    with safe_open(source, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping: it has only keys())
+        metadata = file.metadata()
+    if not any(name.endswith(PER_PIECE[0]) for name in tensors):
+        raise BundleError(f"{source}: no tensor is called {PER_PIECE[0]}, so it cannot be trimmed. Type --no-weights.")
+    for name in tensors:
+        if name.endswith(PER_PIECE):
+            tensors[name] = tensors[name][index]
+    save_file(tensors, target, metadata=metadata)
+
+
+def _needed(data: dict[str, Any]) -> set[int]:
+    """Ids that are kept whatever the corpus: see trim_vocabulary."""
+    vocabulary = data["model"]["vocab"]
+    characters = {piece for piece, _ in vocabulary if len(piece) == 1}
+    needed = set(range(SPECIALS)) | {token["id"] for token in data["added_tokens"]}
+    # of a single character, or with one that only longer pieces can spell (XLM-R has no such piece)
+    needed |= {i for i, (piece, _) in enumerate(vocabulary) if len(piece) == 1 or not characters.issuperset(piece)}
+    if data["model"].get("byte_fallback"):
+        names = {f"<0x{byte:02X}>" for byte in range(256)}
+        needed |= {i for i, (piece, _) in enumerate(vocabulary) if piece in names}
+    # <unk> scores 10 below the lowest piece: without that piece, words with unknown characters might be cut otherwise
+    needed.add(min(range(len(vocabulary)), key=lambda i: vocabulary[i][1]))
+    return needed
+
+
+def _used(tokenizer: Tokenizer, corpus: Sequence[Path]) -> tuple[set[int], tuple[CorpusFile, ...], list[str]]:
+    """(ids that the corpus uses, its files, the first lines of each file)."""
+    used: set[int] = set()
+    files, sample = [], []
+    for path in corpus:
+        lines, n, found = _lines(path), 0, set()
+        while slab := list(islice(lines, SLAB)):
+            sample += slab if n == 0 else []
+            n += len(slab)
+            for encoding in tokenizer.encode_batch_fast(slab):
+                found.update(encoding.ids)
+        if not found - set(range(SPECIALS)):
+            raise InputError(
+                f"{path}: no text that this tokenizer knows ({n} lines), so nothing says which pieces to keep. Give a text "
+                "file, one sentence per line, like the texts that the model is for."
+            )
+        used |= found
+        files.append(CorpusFile(name=path.name, lines=n, sha256=sha256_of(path)))
+    return used, tuple(files), sample
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file without their ends, read one by one: a corpus may be larger than the memory."""
+    number = 0
+    try:
+        with _open(path) as stream:
+            for number, raw in enumerate(stream, start=1):
+                yield raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}, line {number}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise FileError(f"{path} is damaged or not complete: it cannot be unpacked. Copy or download it again.") from error
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}. Check the name given to --trim-vocab.") from error
+
+
+def _open(path: Path) -> BinaryIO | gzip.GzipFile | lzma.LZMAFile:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    return lzma.open(path, "rb") if path.suffix == ".xz" else path.open("rb")
+
+
+def _without_others(data: dict[str, Any], kept: np.ndarray) -> Tokenizer:
+    """A tokenizer with the pieces `kept` in their order, every id that the file mentions renumbered. Changes `data`."""
+    from tokenizers import Tokenizer
+
+    new = {int(old): i for i, old in enumerate(kept)}
+    model = data["model"]
+    model["vocab"] = [entry for old, entry in enumerate(model["vocab"]) if old in new]
+    if model["unk_id"] is not None:
+        model["unk_id"] = new[model["unk_id"]]
+    for token in data["added_tokens"]:
+        token["id"] = new[token["id"]]
+    # The other processors (RobertaProcessing, BertProcessing) name <s> and </s> alone, which stay where they are.
+    processor = data["post_processor"] or {}
+    for part in [processor, *processor.get("processors", [])]:
+        for special in part.get("special_tokens", {}).values():
+            special["ids"] = [new[old] for old in special["ids"]]
+    return Tokenizer.from_str(json.dumps(data, ensure_ascii=False))
+
+
+def _check(source: Tokenizer, trim: Trim, sample: Sequence[str]) -> None:
+    """Every piece where it should be, and the corpus's first lines cut as before. Raises BundleError."""
+    moved = [i for i, old in enumerate(trim.kept.tolist()) if trim.tokenizer.id_to_token(i) != source.id_to_token(old)]
+    if moved or trim.tokenizer.get_vocab_size() != len(trim.kept):
+        raise BundleError(
+            f"Trimming this tokenizer would move {len(moved)} of its {len(trim.kept)} pieces to wrong ids (a piece may be "
+            "listed twice in tokenizer.json). Export without --trim-vocab."
+        )
+    lost_pieces(source, trim, sample)
