@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import multiprocessing
 import platform
 import shlex
 import subprocess
@@ -56,7 +57,7 @@ def main() -> None:
         for arm in options.arms:
             folder = options.work / f"{arm.replace(' ', '-')}-{seed}"
             if not (folder / "checkpoint").exists():
-                train(recipe(options, arm, seed), options.shards, folder, device=options.device)
+                run_alone(recipe(options, arm, seed), options.shards, folder, options.device)
             last = [line for line in read_log(folder) if "evaluation" in line][-1]
             rows.setdefault(arm, []).append(last["evaluation"]["mean"])
             print(arm, seed, last["evaluation"]["mean"], flush=True)
@@ -64,6 +65,15 @@ def main() -> None:
     print(table)
     if options.out:
         options.out.write_text(table, encoding="utf-8")
+
+
+def run_alone(arm: Recipe, shards: Path, folder: Path, device: str) -> None:
+    """A process for each arm, so that all begin alike; a failed one ends the benchmark."""
+    process = multiprocessing.get_context("spawn").Process(target=train, args=(arm, shards, folder), kwargs={"device": device})
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"the arm in {folder} failed with status {process.exitcode}; its error stands above")
 
 
 def recipe(options: argparse.Namespace, arm: str, seed: int) -> Recipe:

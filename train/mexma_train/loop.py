@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ def updates(stage: Stage, first: int, out: Path, world: World) -> Iterator[tuple
         kept: list[dict[str, Tensor]] = []
         for micro, batch in enumerate(batches):
             batch = batch.to(world.device)
-            torch.manual_seed(hash((stage.seed, update, micro, world.rank)) % 2**63)  # dropout: a hash of integers is fixed
+            torch.manual_seed(_dropout_seed(stage.seed, update, micro, world.rank))
             with synchronised(stage.module, last=micro == len(batches) - 1):
                 terms = stage.terms(batch)
                 # Gradients are averaged over processes, but the terms are shares of a sum.
@@ -110,6 +111,10 @@ def updates(stage: Stage, first: int, out: Path, world: World) -> Iterator[tuple
         stage.scaler.step(stage.optimizer)
         stage.scaler.update()
         yield update + 1, values | {"grad_norm": norm, "lr": groups[0]["lr"]}, int(all_tokens)
+
+
+def _dropout_seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def _not_finite(

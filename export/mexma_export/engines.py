@@ -1,0 +1,257 @@
+"""The fp16 ONNX graph -> a TensorRT engine with its sidecar: one path for tensorrt 10 and 11 and for tensorrt_rtx.
+
+The network is strongly typed, so that its types are those of the graph; tensorrt 11 and tensorrt_rtx know nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mexma_export.sidecar import Profile, Sidecar, TensorInfo, check_sidecar, graph_hash, read_sidecar, write_sidecar
+from mexma_export.trt_compat import (
+    RTX_SM,
+    architectures_for,
+    count_in_engine,
+    count_in_network,
+    load_library,
+    made,
+    new_logger,
+    use_timing_cache,
+)
+from mexma_rt.bundle import read_manifest, verify_files
+from mexma_rt.errors import BackendError, BundleError, FileError, InputError
+from mexma_rt.files import atomic_write, check_output
+
+IO = {"input_ids": ("int64", 2), "attention_mask": ("int64", 2), "sentence_embedding": ("float32", 2)}  # type, dimensions
+IO["last_hidden_state"] = ("float32", 3)
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32"}
+LEAST_HALF = 0.95  # of the matrix products; our graph has all of them in fp16
+FP16 = "fp16"  # the graph's name in a bundle's manifest
+
+
+def default_profiles(length_limit: int) -> tuple[Profile, ...]:
+    """One query at a time, and three lengths with 16,384 tokens a batch, so that each needs about the same memory.
+
+    32 tokens hold most sentences (web sentences: median 25 tokens, mean 30), 128 is a bundle's default length, and the position
+    table ends at `length_limit`, so that no input finds no profile. The batch of 16,384 tokens is a first value, not measured.
+    """
+    wanted = [(1, 32), (512, 32), (128, 128), (32, length_limit)]
+    return tuple(dict.fromkeys(Profile(batch=batch, length=min(length, length_limit)) for batch, length in wanted))
+
+
+def parse_profiles(text: str) -> tuple[Profile, ...]:
+    """ "1x16,32x64" -> the profiles for up to 1 row of 16 tokens and up to 32 rows of 64. Raises InputError."""
+    found = [re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", part.strip(), re.ASCII) for part in text.split(",")]
+    profiles = [Profile(batch=int(match[1]), length=int(match[2])) for match in found if match]
+    if len(profiles) < len(found) or len(set(profiles)) < len(profiles):
+        raise InputError(
+            f"{text!r} is no list of profiles: each is ROWSxTOKENS, the largest batch and length, and none comes twice. For "
+            "example, for single queries and for batches of up to 32 rows: --profiles 1x16,32x64"
+        )
+    return tuple(profiles)
+
+
+def parse_sm(text: str) -> tuple[int, ...]:
+    """ "80,86" -> (80, 86). Raises InputError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d{2,3}", part, re.ASCII) for part in parts) or len(set(parts)) < len(parts):
+        raise InputError(
+            f"{text!r} is no list of GPU architectures: each is the compute capability without its point (8.9 is 89), and none "
+            f"comes twice. For example: --sm {','.join(map(str, RTX_SM))}"
+        )
+    return tuple(int(part) for part in parts)
+
+
+def build_bundle_engine(
+    bundle: Path,
+    *,
+    engine: str,
+    sm: Sequence[int] | None = None,
+    profiles: Sequence[Profile] | None = None,
+    timing_cache: Path | None = None,
+) -> tuple[Path, Sidecar]:
+    """Build the engine of a bundle into BUNDLE/engines/, in the place of an older one; returns its path and sidecar.
+
+    The arguments and errors are those of `build_engine`. The bundle must hold an fp16 graph (else InputError), whose bytes are
+    verified (BundleError) before the build.
+    """
+    manifest = read_manifest(bundle)
+    if FP16 not in manifest.graphs:
+        raise InputError(
+            f"{bundle} has no fp16 graph (its graphs: {', '.join(manifest.graphs)}), and engines are built from that one. "
+            "Export it: mexma-export CHECKPOINT BUNDLE --precision fp32,int8,fp16"
+        )
+    graph = manifest.graphs[FP16]
+    verify_files(manifest, [name for name in (graph, f"{graph}.data") if name in manifest.files])
+    load_library(engine)  # an unknown or missing one leaves no folder
+    target = bundle / "engines" / f"{engine}.engine"
+    try:
+        target.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{target.parent} cannot be made: {error.strerror}. Copy the bundle to a place of your own.") from error
+    sidecar = build_engine(
+        bundle / graph,
+        target,
+        engine=engine,
+        length_limit=manifest.max_length_limit,
+        sm=sm,
+        profiles=profiles,
+        timing_cache=timing_cache,
+    )
+    return target, sidecar
+
+
+def build_engine(
+    graph: Path,
+    target: Path,
+    *,
+    engine: str,
+    length_limit: int,
+    sm: Sequence[int] | None = None,
+    profiles: Sequence[Profile] | None = None,
+    timing_cache: Path | None = None,
+) -> Sidecar:
+    """Build the engine file `target` from an fp16 graph of half.py, and `<target>.json` beside it; minutes for large models.
+
+    `engine` is "tensorrt" (this machine's GPU) or "rtx" (the architectures `sm`, no GPU needed; None: 80, 86, 89, 120);
+    `profiles` None: `default_profiles`. `timing_cache`, for tensorrt only, is read where it exists and rewritten: it saves a
+    second build on the same GPU the measuring of kernels.
+
+    Raises InputError (an argument), MissingExtraError (the library), BackendError (it cannot build here, or the build failed),
+    BundleError (a graph that it cannot parse, not one of ours, or with too few products in fp16), FileError. `target` is
+    untouched until the engine has passed; a crash between the two files leaves a pair that `check_sidecar` refuses.
+    """
+    profiles = _checked(profiles if profiles is not None else default_profiles(length_limit), length_limit)
+    if not graph.is_file():
+        raise FileError(f"{graph}: no such graph. Export it: mexma-export CHECKPOINT BUNDLE --precision fp32,int8,fp16")
+    check_output(target, [graph])
+    trt = load_library(engine)
+    architectures = architectures_for(trt, engine, sm)
+    if engine == "rtx" and timing_cache is not None:
+        raise InputError("--engine rtx has no timing cache (the library ignores one). Leave --timing-cache out.")
+
+    log, started = new_logger(trt), time.perf_counter()
+    builder = made(lambda: trt.Builder(log), trt, log, "make a builder")
+    network, parser = _parse(trt, builder, log, graph)
+    matmuls, half = count_in_network(trt, network)
+    counted_in = "network"
+    _require_half(graph, matmuls, half, counted_in)
+    inputs, outputs = _tensors(graph, network)
+
+    config = builder.create_builder_config()
+    for profile in profiles:
+        _add_profile(builder, config, profile, inputs)
+    if engine == "rtx":
+        config.num_compute_capabilities = len(architectures)
+        for index, number in enumerate(architectures):
+            if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{number}"), index):
+                raise BackendError(f"{trt.__name__} {trt.__version__} refused SM {number}. Leave it out of --sm.")
+    else:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells names only
+        use_timing_cache(trt, config, timing_cache)
+    plan = made(lambda: builder.build_serialized_network(network, config), trt, log, f"build {graph}")
+    del parser  # until here: it may own the weights that the network points to
+
+    if engine == "tensorrt" and (counts := count_in_engine(trt, log, plan)) is not None:
+        (matmuls, half), counted_in = counts, "engine"
+        _require_half(graph, matmuls, half, counted_in)
+    if timing_cache is not None:
+        with atomic_write(timing_cache) as stream:
+            stream.write(memoryview(config.get_timing_cache().serialize()))
+    with atomic_write(target) as stream:
+        stream.write(memoryview(plan))
+    sidecar = Sidecar(
+        library=trt.__name__,
+        version=trt.__version__,
+        sm=tuple(architectures),
+        precision=FP16,
+        matmuls=matmuls,
+        half_matmuls=half,
+        counted_in=counted_in,
+        profiles=tuple(profiles),
+        inputs=inputs,
+        outputs=outputs,
+        graph_sha256=graph_hash(graph),
+        engine_sha256=hashlib.sha256(memoryview(plan)).hexdigest(),
+        engine_bytes=memoryview(plan).nbytes,
+        build_seconds=round(time.perf_counter() - started, 2),
+        built=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    write_sidecar(target, sidecar)
+    check_sidecar(  # what lies on the disk now
+        read_sidecar(target),
+        target,
+        library=sidecar.library,
+        version=sidecar.version,
+        sm=sidecar.sm[0],
+        graph_sha256=sidecar.graph_sha256,
+    )
+    return sidecar
+
+
+def _checked(profiles: Sequence[Profile], length_limit: int) -> Sequence[Profile]:
+    if not profiles:
+        raise InputError("An engine needs at least one profile, for example --profiles 1x16,32x64")
+    for profile in profiles:
+        if profile.batch < 1 or not 2 <= profile.length <= length_limit:
+            raise InputError(
+                f"Profile {profile}: the batch must be at least 1, and the length between 2 (an empty text is <s> </s>) and "
+                f"{length_limit}, where the position table ends."
+            )
+    return profiles
+
+
+def _parse(trt: Any, builder: Any, log: Any, graph: Path) -> tuple[Any, Any]:
+    # Without a meaning since tensorrt 11, where every network is strongly typed; needed in 10.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(graph)):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        words = "; ".join(f"{error.node_name() or 'the file'}: {error.desc()}" for error in errors[:3]) or "no reason given"
+        raise BundleError(
+            f"{graph}: {trt.__name__} {trt.__version__} cannot read this graph: {words}. It reads standard operators only, and "
+            "the int8 and mixed graphs have onnxruntime's own. Give the fp16 graph; a damaged one has to be exported again."
+        )
+    return network, parser
+
+
+def _require_half(graph: Path, matmuls: int, half: int, counted_in: str) -> None:
+    if not matmuls or half < LEAST_HALF * matmuls:
+        raise BundleError(
+            f"{graph}: {half} of {matmuls} matrix products are in fp16 (counted in the {counted_in}), and {LEAST_HALF:.0%} are "
+            "needed: the engine would run at half the speed or less. Its types are those of the graph: give the fp16 one "
+            "(mexma-export CHECKPOINT BUNDLE --precision fp32,int8,fp16)."
+        )
+
+
+def _tensors(graph: Path, network: Any) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    def describe(tensor: Any) -> TensorInfo:
+        name = DTYPES.get(tensor.dtype.name, tensor.dtype.name)
+        return TensorInfo(name=tensor.name, dtype=name, shape=tuple(int(size) for size in tensor.shape))
+
+    inputs = tuple(describe(network.get_input(index)) for index in range(network.num_inputs))
+    outputs = tuple(describe(network.get_output(index)) for index in range(network.num_outputs))
+    found = {tensor.name: (tensor.dtype, len(tensor.shape)) for tensor in (*inputs, *outputs)}
+    free = all(-1 in tensor.shape[:2] and tensor.shape[0] == -1 for tensor in (*inputs, *outputs))
+    if found != IO or not free:
+        listed = ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in (*inputs, *outputs))
+        raise BundleError(
+            f"{graph}: inputs and outputs are {listed}, but a graph of mexma-export has {', '.join(IO)}, with "
+            "free batch and length. Give onnx/model_fp16.onnx of a bundle."
+        )
+    return inputs, outputs
+
+
+def _add_profile(builder: Any, config: Any, profile: Profile, inputs: Sequence[TensorInfo]) -> None:
+    shapes = builder.create_optimization_profile()
+    largest = (profile.batch, profile.length)
+    for tensor in inputs:
+        shapes.set_shape(tensor.name, (1, 2), largest, largest)
+    if config.add_optimization_profile(shapes) < 0:
+        raise BackendError(f"Profile {profile} was refused by the library. Try smaller --profiles.")

@@ -1,0 +1,102 @@
+"""Checkpoint -> the fp16 graph of standard ONNX operators that TensorRT engines are built from.
+
+TensorRT networks are strongly typed (from version 11 always): the types of this graph are those of the engine. Matrix products
+and the activation are fp16; softmax, the sums of the residual stream and LayerNorm are fp32, since their numbers may pass
+65504, where fp16 ends. Inputs and outputs are those of graphs.py: int64 in, float32 out.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mexma_export.graphs import export_standard
+from mexma_rt.errors import BundleError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import XLMRobertaModel
+
+    from mexma_export.reopen import Runner
+
+PAD = 1
+
+
+class HalfEncoder(nn.Module):
+    """A copy of an XLM-R with fp16 weights and fp32 LayerNorms: (input_ids, attention_mask) [B, L] -> ([B, D], [B, L, D]).
+
+    Not `model.half()`: its residual sums are fp16, and one beyond 65504 becomes infinite and then NaN; and it adds -65504 to
+    the scores of padding, where -16 more is -inf. Raises BundleError for a weight that fp16 cannot hold, or another activation.
+    """
+
+    def __init__(self, model: XLMRobertaModel) -> None:
+        super().__init__()
+        if model.config.hidden_act != "gelu":
+            raise BundleError(f"hidden_act is {model.config.hidden_act!r}, but the fp16 graph knows XLM-R's 'gelu' only.")
+        self.heads = model.config.num_attention_heads
+        self.model: Any = copy.deepcopy(model).half()
+        for module in self.model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.float()
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                largest = float(model.get_parameter(name).detach().abs().max())
+                raise BundleError(
+                    f"{name} holds {largest:.6g}, and fp16 ends at 65504: this checkpoint has no fp16 graph, and so no engine. "
+                    "A weight so large usually means that the training diverged; the fp32 graph still works."
+                )
+        self.eval()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        real = (input_ids != PAD).long()
+        positions = real.cumsum(dim=1) * real + PAD  # XLM-R counts from 2; padding stays at 1
+        table = self.model.embeddings
+        states = table.word_embeddings(input_ids).float() + table.position_embeddings(positions).float()
+        states = table.LayerNorm(states + table.token_type_embeddings.weight[0].float())
+        padding = (attention_mask == 0)[:, None, None, :]
+        for layer in self.model.encoder.layer:
+            mixed = layer.attention.output.dense(self._attend(layer.attention.self, states.half(), padding))
+            states = layer.attention.output.LayerNorm(states + mixed.float())
+            wide = nn.functional.gelu(layer.intermediate.dense(states.half()))
+            states = layer.output.LayerNorm(states + layer.output.dense(wide).float())
+        return states[:, 0], states
+
+    def _attend(self, part: Any, states: Tensor, padding: Tensor) -> Tensor:
+        """fp16 states [B, L, D], padding [B, 1, 1, L] (True: no token there) -> fp16 [B, L, D]."""
+        queries, keys, values = (
+            linear(states).unflatten(2, (self.heads, -1)).transpose(1, 2) for linear in (part.query, part.key, part.value)
+        )  # [B, H, L, E]
+        queries = queries * (1 / math.sqrt(queries.shape[-1]))  # before the product, so that its sums stay small
+        scores = (queries @ keys.transpose(2, 3)).float()
+        # The lowest finite number, not -inf: a row of padding alone then gets even weights in the place of NaN.
+        weights = scores.masked_fill(padding, torch.finfo(torch.float32).min).softmax(dim=-1)
+        return (weights.half() @ values).transpose(1, 2).flatten(2)
+
+
+def half_runner(model: XLMRobertaModel) -> Runner:
+    """The fp16 encoder in torch, for the parity gate: true fp16 arithmetic, in which an overflow shows.
+
+    onnxruntime on CPU does not show it: it runs fp16 graphs in fp32, with casts around (a graph whose residual sums pass 65504
+    gave finite vectors there, and NaN in torch).
+    """
+    encoder = HalfEncoder(model)
+
+    def run(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            sentence, tokens = encoder(torch.from_numpy(ids), torch.from_numpy(mask))
+        return sentence.numpy(), tokens.numpy()
+
+    return run
+
+
+def export_half(model: XLMRobertaModel, path: Path, *, length_limit: int) -> None:
+    """Write the fp16 graph of an XLM-R to `path` (and `<name>.data` beyond 1.8 GB); the model is left as it was.
+
+    Raises BundleError for a weight beyond fp16's range or another activation than gelu.
+    """
+    export_standard(HalfEncoder(model), path, length_limit=length_limit)
