@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from mexma_export.reopen import Runner
     from mexma_export.trim import Vocabulary
 
-GRAPHS = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx", "mixed": "onnx/model_mixed.onnx"}
+GRAPHS = {
+    "fp32": "onnx/model.onnx",
+    "int8": "onnx/model_int8.onnx",
+    "mixed": "onnx/model_mixed.onnx",
+    "fp16": "onnx/model_fp16.onnx",  # what TensorRT engines are built from
+}
 AUTO = ("fp32", "int8")
 DEFAULT_MAX_LENGTH = 128  # tokens; a sentence rarely has more, and MEXMA is trained on sentences
 
@@ -66,8 +71,8 @@ def export_bundle(
 ) -> ExportReport:
     """Export a checkpoint folder or hub name to the bundle folder `target`.
 
-    `precisions` names the graphs ("fp32", "int8", "mixed"); a named one that fails its gate fails the export. None chooses:
-    fp32 and int8, or mixed in the place of an int8 that fails, which the report and parity.json then say.
+    `precisions` names the graphs ("fp32", "int8", "mixed", "fp16"); a named one that fails its gate fails the export. None
+    chooses: fp32 and int8, or mixed in the place of an int8 that fails, which the report and parity.json then say.
     `max_length` (tokens with `<s>` and `</s>`) is the bundle's default, 128 unless the position table is shorter;
     `weights=False` leaves model.safetensors out (sentence-transformers then cannot load the bundle); `sentences` replaces
     the 562 shipped ones of the gate; `trim_vocab` names text files (plain, .gz, .xz) whose pieces alone the vocabulary keeps
@@ -180,7 +185,9 @@ def _default_precision(
         return "mixed", f"in the place of int8, which its parity gate refused: {'; '.join(refused['int8'].failures)}"
     if "mixed" in precisions:
         return "mixed", "smallest of the exported, and its parity gate passed"
-    return "fp32", "neither int8 nor mixed was exported"
+    if "fp32" in precisions:
+        return "fp32", "neither int8 nor mixed was exported"
+    return "fp16", "the only one exported; onnxruntime on CPU runs it slower than fp32"
 
 
 def _length(wanted: int | None, limit: int) -> int:
@@ -218,6 +225,7 @@ def _write_weights(source: Checkpoint, folder: Path) -> None:
 def _write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], tell: Callable[[str, int, int], None]) -> None:
     from mexma_export.compact import export_int8, export_mixed
     from mexma_export.graphs import SentenceEncoder, export_standard
+    from mexma_export.half import export_half
     from mexma_export.trim import trimmed_embeddings
 
     (folder / "onnx").mkdir(exist_ok=True)
@@ -230,8 +238,10 @@ def _write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], t
                     export_standard(SentenceEncoder(source.model), path, length_limit=source.max_length_limit)
                 elif precision == "int8":
                     export_int8(source.model, path)
-                else:
+                elif precision == "mixed":
                     export_mixed(source.model, path)
+                else:
+                    export_half(source.model, path, length_limit=source.max_length_limit)
         except Exception as error:  # torch, onnx and onnxruntime each raise their own, often with pages of graph
             first_line = str(error).strip().partition("\n")[0].rstrip(".")
             other = next(other for other in GRAPHS if other != precision)
@@ -250,10 +260,17 @@ def _gate(
     thresholds: Mapping[str, Thresholds],
     tell: Callable[[str, int, int], None],
 ) -> dict[str, Parity]:
+    from mexma_export.half import half_runner
     from mexma_export.reopen import open_graph
+    from mexma_export.trim import trimmed_embeddings
 
+    runners = {precision: open_graph(folder / GRAPHS[precision]) for precision in precisions}
+    if "fp16" in runners:  # the file, in onnxruntime, and the arithmetic: onnxruntime on CPU hides an overflow
+        with trimmed_embeddings(source.model, source.kept):
+            runners["fp16 in torch"] = half_runner(source.model)
+        thresholds = {**thresholds, "fp16 in torch": thresholds["fp16"]}
     return check_parity(
-        {precision: open_graph(folder / GRAPHS[precision]) for precision in precisions},
+        runners,
         _torch_runner(source),
         source.tokenizer,
         sentences,

@@ -9,7 +9,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from tqdm import tqdm
@@ -22,10 +22,10 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--precision",
-    help="Graphs to write, of fp32,int8,mixed. [default: fp32,int8, or mixed for an int8 that fails its gate]",
+    help="Graphs to write, of fp32,int8,mixed,fp16. [default: fp32,int8, or mixed for an int8 that fails its gate]",
 )
 @click.option("--max-length", type=int, help="Default length limit in tokens, <s> and </s> included. [default: 128]")
 @click.option("--name", help="Name of the bundle. [default: that of the checkpoint]")
@@ -44,11 +44,22 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
     help="Keep only the pieces that this text file (plain, .gz, .xz) uses, single characters and special tokens. Repeatable.",
 )
 @click.option("--revision", help="Branch, tag or commit of a hub name.")
+@click.option(
+    "--engine",
+    help="Build the TensorRT engine of a bundle, given alone and with an fp16 graph: tensorrt (for the GPU of this machine) or "
+    "rtx (RTX and data centre GPUs except H100/H200; builds without a GPU).",
+)
+@click.option("--sm", help="GPU architectures of an rtx engine. [default: 80,86,89,120]")
+@click.option(
+    "--profiles",
+    help="Shapes of the engine, largest ROWSxTOKENS each. [default: 1x32,512x32,128x128,32xLIMIT of the position table]",
+)
+@click.option("--timing-cache", type=click.Path(dir_okay=False, path_type=Path), help="Kernel timings to keep (tensorrt).")
 @click.option("--force", is_flag=True, help="Replace an existing bundle; it survives any failure.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(
     checkpoint: str,
-    bundle: Path,
+    bundle: Path | None,
     precision: str | None,
     max_length: int | None,
     name: str | None,
@@ -57,11 +68,26 @@ def main(
     verify: Path | None,
     trim_vocab: tuple[Path, ...],
     revision: str | None,
+    engine: str | None,
+    sm: str | None,
+    profiles: str | None,
+    timing_cache: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Export CHECKPOINT (a folder with config.json, model.safetensors and tokenizer.json, or a hub name such as
-    facebook/MEXMA) to the folder BUNDLE, after comparing every graph with the checkpoint on real sentences."""
+    facebook/MEXMA) to the folder BUNDLE, after comparing every graph with the checkpoint on real sentences.
+
+    With --engine, build the TensorRT engine of a bundle instead: mexma-export BUNDLE --engine rtx"""
+    if engine is not None:
+        if bundle is not None:
+            raise click.UsageError(f"--engine takes one bundle: mexma-export {bundle} --engine {engine}")
+        _engine(Path(checkpoint), engine, sm, profiles, timing_cache, as_json)
+        return
+    if bundle is None:
+        raise click.UsageError("Missing argument 'BUNDLE': the folder to write. (Only --engine goes without.)")
+    if sm or profiles or timing_cache:
+        raise click.UsageError("--sm, --profiles and --timing-cache belong to --engine: mexma-export BUNDLE --engine rtx")
     bar = tqdm(desc="load checkpoint", unit="step", disable=None if not as_json else True, leave=False)
 
     def show(stage: str, done: int, total: int) -> None:
@@ -86,13 +112,41 @@ def main(
         )
     except MexmaError as error:
         bar.close()
-        if as_json:
-            click.echo(json.dumps({"error": type(error).__name__, "message": str(error)}, ensure_ascii=False))
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2 if isinstance(error, InputError | MissingExtraError) else 1)
+        _fail(error, as_json)
     finally:
         bar.close()
     click.echo(json.dumps(_as_data(report), ensure_ascii=False) if as_json else _as_text(report))
+
+
+def _engine(bundle: Path, engine: str, sm: str | None, profiles: str | None, timing_cache: Path | None, as_json: bool) -> None:
+    from mexma_export.engines import build_bundle_engine, parse_profiles, parse_sm
+
+    try:
+        path, sidecar = build_bundle_engine(
+            bundle,
+            engine=engine,
+            sm=None if sm is None else parse_sm(sm),
+            profiles=None if profiles is None else parse_profiles(profiles),
+            timing_cache=timing_cache,
+        )
+    except MexmaError as error:
+        _fail(error, as_json)
+    if as_json:
+        click.echo(json.dumps({"engine": str(path)} | asdict(sidecar)))
+        return
+    click.echo(
+        f"{path}: {sidecar.engine_bytes / 1e6:.1f} MB in {sidecar.build_seconds:.0f} s\n"
+        f"  {sidecar.library} {sidecar.version}, SM {', '.join(map(str, sidecar.sm))}; {sidecar.half_matmuls} of "
+        f"{sidecar.matmuls} matrix products in fp16 (counted in the {sidecar.counted_in})\n"
+        f"  profiles: {', '.join(map(str, sidecar.profiles))} (largest rows x tokens)"
+    )
+
+
+def _fail(error: MexmaError, as_json: bool) -> NoReturn:
+    if as_json:
+        click.echo(json.dumps({"error": type(error).__name__, "message": str(error)}, ensure_ascii=False))
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(2 if isinstance(error, InputError | MissingExtraError) else 1)
 
 
 def _as_data(report: ExportReport) -> dict[str, Any]:

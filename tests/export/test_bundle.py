@@ -81,7 +81,7 @@ def test_int8_alone_without_weights(tiny_checkpoint: Path, tiny_bundle: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precisions": ["fp16"]}, "Unknown precision 'fp16': this export knows fp32, int8, mixed."),
+        ({"precisions": ["int4"]}, "Unknown precision 'int4': this export knows fp32, int8, mixed, fp16."),
         ({"precisions": "fp32"}, r"precisions must be a list without repetition"),
         ({"precisions": []}, r"precisions must be a list without repetition"),
         ({"precisions": ["int8"], "default_precision": "fp32"}, r"'fp32' is not among .* Type --precision int8,fp32"),

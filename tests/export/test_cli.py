@@ -73,3 +73,33 @@ def test_a_missing_extra_exits_with_2_and_the_pip_line(tmp_path: Path, monkeypat
     result = run(tmp_path, tmp_path / "b")
     assert result.exit_code == 2
     assert "onnxscript is not installed, and this needs it. Type:\n    pip install 'mexma-rt[export]'" in result.stderr
+
+
+def test_an_engine_is_made_of_a_bundle_with_an_fp16_graph(tiny_checkpoint: Path, tmp_path: Path, sentence_file: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="builds an engine: pip install 'mexma-rt[rtx]'")
+    bundle = tmp_path / "b"
+    result = run(tiny_checkpoint, bundle, "--precision", "fp16", "--no-weights", "--verify", sentence_file)
+    assert result.exit_code == 0, result.output
+    assert "fp16 in torch: 20 sentences in 14 languages" in result.output
+    result = run(bundle, "--engine", "rtx", "--sm", "86,120", "--profiles", "1x16,8x64", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["engine"] == str(bundle / "engines" / "rtx.engine") and report["sm"] == [86, 120]
+    assert report["profiles"] == [{"batch": 1, "length": 16}, {"batch": 8, "length": 64}]
+    result = run(bundle, "--engine", "rtx", "--sm", "86")
+    assert "24 of 24 matrix products in fp16 (counted in the network)" in result.output
+    result = run(bundle, "--engine", "rtx", "--sm", "90")
+    assert result.exit_code == 2 and "does not build for SM 90" in result.stderr
+
+
+def test_bad_engine_arguments_exit_with_2(tiny_bundle: Path, tmp_path: Path) -> None:
+    for arguments, words in [
+        ([tiny_bundle], "Missing argument 'BUNDLE'"),
+        ([tiny_bundle, tmp_path / "b", "--engine", "rtx"], "--engine takes one bundle"),
+        ([tiny_bundle, tmp_path / "b", "--sm", "86"], "belong to --engine"),
+        ([tiny_bundle, "--engine", "rtx"], "has no fp16 graph (its graphs: fp32, int8)"),
+        ([tiny_bundle, "--engine", "rtx", "--profiles", "16"], "is no list of profiles"),
+        ([tiny_bundle, "--engine", "rtx", "--sm", "8.9"], "is no list of GPU architectures"),
+    ]:
+        result = run(*arguments)
+        assert result.exit_code == 2 and words in result.stderr, result.output
