@@ -2,8 +2,8 @@
 
     python benchmarks/run_engine.py tensorrt|rtx BUNDLE
 
-BUNDLE has fp32 and fp16 graphs (mexma-export CHECKPOINT BUNDLE --precision fp32,fp16). Needs the GPU that the engine is for, torch
-with CUDA for the buffers, and the library. Has not run on a GPU yet: see GPU_TODO.md.
+BUNDLE has fp32 and fp16 graphs (mexma-export CHECKPOINT BUNDLE --precision fp32,fp16). Needs the GPU that the engine is for,
+torch with CUDA for the buffers, and the library. Has not run on a GPU yet: see GPU_TODO.md.
 """
 
 from __future__ import annotations

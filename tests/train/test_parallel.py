@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="th
 
 SCRIPT = """
 import sys
+import torch
 from mexma_train.config import *
 from mexma_train.parallel import start_world
 from mexma_train.run import resume, train
@@ -34,6 +35,8 @@ model = ModelConfig(
 with start_world("cpu") as world:
     for job in sys.argv[3:]:
         out, how, precision = job.split(",")
+        # In float32 Adam turns roundings of gradients near 0 into steps, and KoLeo's logarithm makes more of them.
+        torch.set_default_dtype(torch.float64 if precision == "fp32" else torch.float32)
         mexma = MexmaConfig(
             steps=6, batch_pairs=16 // world.size, lr=1e-3, precision=precision, gather_vectors=True, contrastive_weight=0.3,
             koleo_weight=0.1,
@@ -78,10 +81,10 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_doubled_batch(how: st
     assert [line["update"] for line in two] == [line["update"] for line in one] == [1, 2, 3, 4, 5, 6, 6]
     for expected, found in zip(one[:-1], two[:-1], strict=True):
         for term in ("loss", "mlm_source", "mlm_target", "align", "koleo", "contrastive"):
-            assert found[term] == pytest.approx(expected[term], rel=1e-5), (term, expected["update"])
-        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+            assert found[term] == pytest.approx(expected[term], rel=1e-6), (term, expected["update"])
+        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-6)
     measures = [line["evaluation"]["mean"] for line in (one[-1], two[-1])]
-    assert measures[1] == pytest.approx(measures[0], rel=1e-2, abs=1e-4)
+    assert measures[1] == pytest.approx(measures[0], rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
@@ -89,8 +92,7 @@ def test_the_checkpoint_is_whole_and_the_same(how: str, runs: Path) -> None:
     one, two = (load_file(runs / name / "checkpoint" / "model.safetensors") for name in ("one", how))
     assert one.keys() == two.keys()
     for name, expected in one.items():
-        # Adam divides by the root of tiny squared gradients: a rounding can turn a step of the size of the rate.
-        torch.testing.assert_close(two[name], expected, atol=2e-3, rtol=0)
+        torch.testing.assert_close(two[name], expected, atol=1e-7, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_sharded_bf16_runs_and_learns(runs: Path) -> None:
