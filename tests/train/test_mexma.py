@@ -39,15 +39,6 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On matrices this small threads only wait for each other: four times slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def double_model(shape: ModelConfig = SHAPE) -> Mexma:
     """Random weights of a size at which every part matters; dropout is off."""
     torch.manual_seed(0)

@@ -207,13 +207,13 @@ def _from_dict(kind: type, data: Mapping[str, Any]) -> Any:
         raise InputError(f"{kind.__name__} has no {', '.join(sorted(unknown))}: the run was written by another version.")
     values: dict[str, Any] = {}
     for name, value in data.items():
-        nested = [t for t in _alternatives(hints[name]) if dataclasses.is_dataclass(t)]
+        nested = [t for t in union_members(hints[name]) if dataclasses.is_dataclass(t)]
         if nested and value is not None:
             value = _from_dict(nested[0], value)  # type: ignore[arg-type]
         values[name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type alone."""
+def union_members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union type, or the type alone."""
     return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)

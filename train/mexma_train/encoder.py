@@ -155,7 +155,8 @@ def load_encoder(source: str | Path, *, dropout: float | None = None) -> Encoder
     if dropout is not None:
         config.hidden_dropout_prob = dropout
     encoder = Encoder(config)
-    encoder.load_state_dict({k: v for k, v in loaded.state_dict().items() if k in encoder.state_dict()})
+    known = encoder.state_dict().keys()
+    encoder.load_state_dict({name: tensor for name, tensor in loaded.state_dict().items() if name in known})
     return encoder
 
 

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mexma_rt.errors import FileError, InputError, require_extra
+from mexma_rt.errors import InputError
 from mexma_rt.evaluation import retrieval_accuracy, xsim
 from mexma_rt.files import read_lines
+from mexma_train.lines import lines
 
 XSIM_K = 4  # neighbours of the margin, as LASER's xsim
 MIN_PAIRS = XSIM_K + 1  # with k pairs every English sentence is a neighbour of every text
@@ -164,22 +165,10 @@ def _lines(path: Path) -> list[str]:
     """`read_lines`, and .zst as well, by the same rules."""
     if path.suffix != ".zst" or not path.is_file():
         return read_lines(path)
-    require_extra("train", "zstandard")
-    import zstandard
-
-    data, rest = b"", path.read_bytes()
-    try:
-        while rest:
-            frame = zstandard.ZstdDecompressor().decompressobj()
-            data += frame.decompress(rest)
-            if not frame.eof:  # zstandard itself passes over a file that was cut off
-                raise zstandard.ZstdError("cut off")
-            rest = frame.unused_data
-    except zstandard.ZstdError:
-        raise FileError(f"{path} is damaged or not complete: it cannot be unpacked. Copy or download it again.") from None
-    try:
-        lines = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8").replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {number}: not valid UTF-8. Convert the file, for example with iconv.") from None
-    return lines if lines[-1] else lines[:-1]
+    decoded = []
+    for number, line in enumerate(lines(str(path)), start=1):
+        try:
+            decoded.append(line.decode())
+        except UnicodeDecodeError:
+            raise InputError(f"{path}, line {number}: not valid UTF-8. Convert the file, for example with iconv.") from None
+    return decoded

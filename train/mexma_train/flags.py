@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import click
 
 from mexma_rt.errors import InputError
-from mexma_train.config import Recipe, WarmupConfig
+from mexma_train.config import Recipe, WarmupConfig, union_members
 
 NO_WARMUP = "no_warmup"
 NONE = "none"  # the word for None in `X | None`, and for an empty list in `tuple[str, ...]`
@@ -54,7 +54,7 @@ class Flag:
 def recipe_fields() -> Iterator[Flag]:
     """The flags in the order of config.py. Raises TypeError for a field without Annotated help: a mistake in config.py."""
     for section, kind, default in _fields(Recipe):
-        nested = [t for t in _members(kind) if dataclasses.is_dataclass(t)]
+        nested = [t for t in union_members(kind) if dataclasses.is_dataclass(t)]
         if nested:
             for name, hint, default in _fields(nested[0]):  # type: ignore[arg-type]
                 yield _flag(section, name, hint, default)
@@ -128,11 +128,6 @@ def _flag(section: str, name: str, hint: Any, default: Any) -> Flag:
     return Flag(section=section, name=name, kind=hint.__origin__, help=hint.__metadata__[0], default=default)
 
 
-def _members(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type alone."""
-    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-
-
 def _option(flag: Flag) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The click option of a field. default=None means "as in the recipe"; the dataclass's own default is told in the help."""
     text = flag.help if flag.default in (MISSING, None, (), {}) else f"{flag.help}  [recipe's default: {_shown(flag.default)}]"
@@ -150,8 +145,8 @@ def _shown(value: Any) -> str:
 
 
 def _click_type(kind: Any) -> click.ParamType:
-    members = [m for m in _members(kind) if m is not types.NoneType]
-    if len(members) < len(_members(kind)):
+    members = [m for m in union_members(kind) if m is not types.NoneType]
+    if len(members) < len(union_members(kind)):
         return _OrNone(_click_type(members[0]))
     if typing.get_origin(kind) is Literal:
         return click.Choice(typing.get_args(kind))
@@ -163,7 +158,7 @@ def _click_type(kind: Any) -> click.ParamType:
 
 def _plain(flag: Flag, value: Any) -> Any:
     """click's value as the dataclass has it."""
-    if value == NONE and types.NoneType in _members(flag.kind):
+    if value == NONE and types.NoneType in union_members(flag.kind):
         return None
     if typing.get_origin(flag.kind) is tuple:
         return () if value == (NONE,) else tuple(value)

@@ -195,8 +195,10 @@ def mexma_stage(recipe: Recipe, model: Mexma, sampler: PairSampler, world: World
         with _autocast(config.precision, world.device):
             return module(batch, config, attention=attention, chunk=run.vocabulary_chunk, world=world)
 
-    tokenizer = load_tokenizer(sampler.shards.tokenizer_path)
-    measure = functools.partial(_evaluate, model, module, tests, tokenizer, config, attention)
+    measure = None
+    if tests:
+        tokenizer = load_tokenizer(sampler.shards.tokenizer_path)
+        measure = functools.partial(_evaluate, model, module, tests, tokenizer, config, attention)
     return Stage(
         name="mexma",
         module=module,
@@ -211,7 +213,7 @@ def mexma_stage(recipe: Recipe, model: Mexma, sampler: PairSampler, world: World
         pairs=batch_pairs * config.accumulation * world.size,
         seed=config.seed,
         clip=config.clip,
-        evaluate=measure if tests else None,
+        evaluate=measure,
     )
 
 
