@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mexma_rt.errors import BundleError, InputError
+from mexma_rt.known import CONFIG, MODEL_TYPE, find_known, how_to_convert, model_type
 
 FORMAT = "mexma-bundle"
 FORMAT_VERSION = 1
@@ -61,7 +62,8 @@ def open_bundle(model: str | os.PathLike[str], *, revision: str | None = None, o
 
     `model` is a bundled name, the path of a folder, or a hub name "org/name" (looked up in that order). Only a hub name
     may use the network, and not with `offline=True`; `revision` (branch, tag or commit) is for hub names only.
-    The source weights of a hub model are not fetched. Raises BundleError.
+    The source weights of a hub model are not fetched. Raises BundleError; that of a checkpoint (facebook/MEXMA, or any XLM-R)
+    says how to make a bundle of it, and no weights were fetched to find that out.
     """
     folder = _local_folder(model)
     if folder is None:
@@ -98,7 +100,16 @@ def _accepted_forms() -> str:
 
 def _open_from_hub(name: str, *, revision: str | None, offline: bool) -> Bundle:
     """Fetch the manifest, then the files it lists except the source weights; verify those. Cached by huggingface_hub."""
-    bundle = read_manifest(_fetch(name, [MANIFEST], revision, offline))
+    if known := find_known(name):
+        raise BundleError(
+            f"{known.name} is not a bundle but a checkpoint ({known.backbone}, {known.bytes / 1e9:.1f} GB), whose PyTorch "
+            f"weights this runtime does not read. Nothing was fetched. Fetch and convert it once. Type:\n"
+            f"{how_to_convert(known.name, revision)}"
+        )
+    folder = _fetch(name, [MANIFEST, CONFIG], revision, offline)  # not the weights of what may be no bundle
+    if not (folder / MANIFEST).exists():
+        raise _no_bundle(folder, name, revision)
+    bundle = read_manifest(folder)
     needed = [file for file in bundle.files if file != WEIGHTS]
     folder = _fetch(name, [MANIFEST, *map(glob.escape, needed)], revision, offline)
     bundle = read_manifest(folder)  # again: a branch may have moved between the two calls
@@ -122,16 +133,33 @@ def _fetch(name: str, patterns: list[str], revision: str | None, offline: bool) 
     return Path(folder)
 
 
+def _no_bundle(folder: Path, source: str, revision: str | None = None) -> BundleError:
+    """What a folder without manifest is, and what to type; `source` is its path or the hub name that it was fetched from."""
+    kind = model_type(folder)
+    start = f"{source} is not a bundle: it has no {MANIFEST}."
+    if kind == MODEL_TYPE:
+        return BundleError(
+            f"{start} It is an XLM-R checkpoint, whose PyTorch weights this runtime does not read. Convert it once. "
+            f"Type:\n{how_to_convert(source, revision)}"
+        )
+    if kind is not None:
+        return BundleError(
+            f"{start} Its {CONFIG} says model_type {kind!r}, and mexma-export makes bundles of {MODEL_TYPE!r} checkpoints only "
+            f"(MEXMA, XLM-R and models trained from them). {_accepted_forms()}"
+        )
+    return BundleError(
+        f"{start} Nor is it a checkpoint to make one of: it has no readable {CONFIG}. "
+        f"From a checkpoint, a bundle is made with:\n    mexma-export CHECKPOINT NEW_FOLDER\n{_accepted_forms()}"
+    )
+
+
 def read_manifest(folder: Path) -> Bundle:
     """Parse and check `mexma.json` of a folder; the other files are not touched. Raises BundleError."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise BundleError(
-            f"{folder} is not a bundle: it has no {MANIFEST}. "
-            f"To make a bundle from a checkpoint, type:\n    mexma-export {folder} NEW_FOLDER"
-        ) from None
+        raise _no_bundle(folder, str(folder)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read as JSON ({error}). {_REMEDY}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -11,9 +11,10 @@ import sys
 import click
 
 from mexma_rt import MexmaError, __version__
-from mexma_rt.cli.doctor import doctor, models
+from mexma_rt.cli.doctor import doctor
 from mexma_rt.cli.embed import embed
 from mexma_rt.cli.mine import mine, score
+from mexma_rt.cli.models import models
 from mexma_rt.cli.xsim import xsim
 
 

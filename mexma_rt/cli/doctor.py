@@ -1,4 +1,4 @@
-"""`mexma doctor` and `mexma models`: what is installed, what runs where, and why."""
+"""`mexma doctor`: what is installed, what runs where, and why."""
 
 from __future__ import annotations
 
@@ -56,36 +56,6 @@ def doctor(as_json: bool, **options: Any) -> None:
     for choice in choices:
         state = "works" if choice["usable"] else "no   "
         click.echo(f"  {state}  {choice['backend']} {choice['device']:<4} {choice['precision']:<4}  {choice['reason']}")
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def models(as_json: bool) -> None:
-    """List the models that come with this installation."""
-    from mexma_rt.bundle import bundled_models, read_manifest
-
-    bundles = [read_manifest(folder) for folder in bundled_models().values()]
-    rows: list[dict[str, Any]] = [
-        {
-            "name": bundle.name,
-            "dimensions": bundle.dimensions,
-            "max_length": bundle.max_length,
-            "precisions": list(bundle.graphs),
-            "megabytes": sum(entry.bytes for entry in bundle.files.values()) / 1e6,
-            "folder": str(bundle.folder),
-        }
-        for bundle in bundles
-    ]
-    if as_json:
-        echo_json({"models": rows})
-        return
-    for row in rows:
-        click.echo(
-            f"{row['name']}: {row['dimensions']} dimensions, {row['max_length']} tokens, {', '.join(row['precisions'])}, "
-            f"{row['megabytes']:.1f} MB"
-        )
-    if not rows:
-        click.echo("No model comes with this installation. Any command takes --model FOLDER (made by mexma-export).")
 
 
 def _version(package: str) -> str:

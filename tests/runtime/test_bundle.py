@@ -118,9 +118,35 @@ def test_a_folder_in_the_place_of_a_file(folder):
 # --- the manifest -------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_without_manifest_says_how_to_make_one(tmp_path):
-    message = f"{tmp_path} is not a bundle: it has no mexma.json. To make a bundle from a checkpoint, type:\n"
-    with pytest.raises(BundleError, match=re.escape(message + f"    mexma-export {tmp_path} NEW_FOLDER")):
+def test_a_folder_that_is_neither_bundle_nor_checkpoint(tmp_path):
+    message = (
+        f"{tmp_path} is not a bundle: it has no mexma.json. Nor is it a checkpoint to make one of: "
+        "it has no readable config.json. "
+        "From a checkpoint, a bundle is made with:\n    mexma-export CHECKPOINT NEW_FOLDER\nAccepted are a bundled name"
+    )
+    with pytest.raises(BundleError, match=re.escape(message)):
+        open_bundle(tmp_path)
+
+
+def test_a_checkpoint_says_how_to_make_a_bundle_of_it(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta"}')
+    message = (
+        f"{tmp_path} is not a bundle: it has no mexma.json. It is an XLM-R checkpoint, whose PyTorch weights this runtime "
+        "does not read. Convert it once. Type:\n    pip install 'mexma-rt[export]'\n"
+        f"    mexma-export {tmp_path} {tmp_path.name}-bundle\n"
+        f"and load the folder that this writes:\n    mexma_rt.load('{tmp_path.name}-bundle')"
+    )
+    with pytest.raises(BundleError, match=re.escape(message)):
+        load(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match=re.escape(f"    mexma-export . {tmp_path.name}-bundle\n")):
+        load(".")
+
+
+def test_a_checkpoint_of_another_architecture(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    message = "Its config.json says model_type 'bert', and mexma-export makes bundles of 'xlm-roberta' checkpoints only"
+    with pytest.raises(BundleError, match=message):
         open_bundle(tmp_path)
 
 
@@ -252,11 +278,29 @@ def test_offline_reaches_the_hub_client(hub):
     assert [call["offline"] for call in calls] == [True, True]
 
 
-def test_a_hub_repository_that_is_no_bundle(hub):
-    remote, _, _ = hub
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            b'{"model_type": "xlm-roberta"}',
+            "It is an XLM-R checkpoint, whose PyTorch weights this runtime does not read. Convert it once. Type:\n"
+            "    pip install 'mexma-rt[export]'\n    mexma-export org/name name-bundle --revision v1\n",
+        ),
+        (b'{"model_type": "bert"}', "Its config.json says model_type 'bert', and mexma-export makes bundles of 'xlm-roberta'"),
+        (b"{}", "Its config.json says model_type ''"),
+        (None, "Nor is it a checkpoint to make one of: it has no readable config.json."),
+    ],
+)
+def test_a_hub_repository_that_is_no_bundle_is_told_apart_by_a_small_file(hub, config, message):
+    remote, cache, calls = hub
     (remote / "mexma.json").unlink()
-    with pytest.raises(BundleError, match=r"is not a bundle: it has no mexma\.json"):
-        open_bundle("org/name")
+    (remote / "config.json").unlink()
+    if config:
+        (remote / "config.json").write_bytes(config)
+    with pytest.raises(BundleError, match=re.escape(f"org/name is not a bundle: it has no mexma.json. {message}")):
+        open_bundle("org/name", revision="v1")
+    assert len(calls) == 1
+    assert {path.name for path in cache.rglob("*") if path.is_file()} == ({"config.json"} if config else set())
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 
 import mexma_train.config
 from mexma_rt.errors import InputError
-from mexma_train.config import MexmaConfig, ModelConfig, Recipe, SamplingConfig, WarmupConfig
+from mexma_train.config import MexmaConfig, ModelConfig, RankingConfig, Recipe, SamplingConfig, WarmupConfig
 from mexma_train.flags import apply_flags, recipe_fields, recipe_flags
 
-TOY = Recipe(name="toy", mexma=MexmaConfig(steps=10), warmup=WarmupConfig(steps=5))
-COLD = replace(TOY, warmup=None)
-SECTIONS = ("mexma", "model", "tokenizer", "sampling", "run", "warmup")
+TOY = Recipe(name="toy", mexma=MexmaConfig(steps=10), warmup=WarmupConfig(steps=5), ranking=RankingConfig(steps=3))
+COLD = replace(TOY, warmup=None, ranking=None)
+SECTIONS = ("mexma", "model", "tokenizer", "sampling", "run", "warmup", "ranking")
 
 
 @click.command()
@@ -64,7 +64,7 @@ def option(section: str, name: str) -> str:
 def test_every_field_of_every_dataclass_has_a_flag_with_help() -> None:
     options = {name: o for o in command.params if isinstance(o, click.Option) for name in o.opts}
     expected = [option(section, name) for section, name, _ in every_field()]
-    assert sorted([*expected, "--no-warmup"]) == sorted(options)
+    assert sorted([*expected, "--no-warmup", "--no-ranking"]) == sorted(options)
     assert len(expected) > 60
     for name in expected:
         text = (options[name].help or "").split("[recipe's default")[0]
@@ -180,12 +180,16 @@ def test_warmup_is_changed_made_and_removed() -> None:
     assert applied("--warmup.lr", "0.5").warmup == WarmupConfig(steps=5, lr=0.5)
     assert applied("--warmup.steps", "9", "--warmup.lr", "0.5", to=COLD).warmup == WarmupConfig(steps=9, lr=0.5)
     assert applied("--no-warmup").warmup is None
+    assert applied("--no-ranking") == replace(TOY, ranking=None)
+    assert applied("--ranking.steps", "9", "--ranking.lr", "0.5", to=COLD).ranking == RankingConfig(steps=9, lr=0.5)
     assert applied("--no-warmup", to=COLD) == COLD
 
 
 def test_contradictions_about_warmup_are_explained() -> None:
     with pytest.raises(InputError, match=r"The recipe has no warmup for --warmup\.batch-pairs: give --warmup\.steps too"):
         applied("--warmup.batch-pairs", "9", to=COLD)
+    with pytest.raises(InputError, match=r"The recipe has no ranking for --ranking\.words-lr: give --ranking\.steps too"):
+        applied("--ranking.words-lr", "0.1", to=COLD)
     with pytest.raises(InputError, match=r"--no-warmup and --warmup\.steps, --warmup\.lr contradict each other"):
         applied("--no-warmup", "--warmup.lr", "1", "--warmup.steps", "9")
     with pytest.raises(InputError, match="has a warmup and the initial_checkpoint 'folder'"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tokenizers import Tokenizer
 
 import mexma_train.prepare as prepare_module
@@ -139,6 +140,47 @@ def test_several_sources_and_options(pairs_tsv: Path, toy_tokenizer: Path, tmp_p
     assert (meta["languages"], meta["sources"]) == (["fra", "rus", "deu"], ["ui", "toy", "news"])
     assert (meta["pairs"], meta["rows_read"], meta["rows_skipped"]) == (602, 603, {"empty side": 1})
     assert meta["first_skipped"]["empty side"].endswith("news.de, row 3")
+
+
+KANJI = "We can not learn Japanese without learning Kanji!"  # Tatoeba's test set of LASER
+MICE = "„Wir haben jetzt 4 Monate alte Mäuse, die Diabetes hatten und jetzt keinen mehr haben“, fügte er hinzu."  # FLORES-200
+
+
+def test_rows_with_a_test_sentence_are_dropped_and_are_no_bad_rows(toy_tokenizer: Path, tmp_path: Path) -> None:
+    clean = [("fra", f"sun {i}", f"soleil {i}") for i in range(990)]
+    held = [("jpn", KANJI.lower(), "本" * i) for i in range(1, 25)] + [("deu", "house", MICE), ("deu", KANJI, MICE)]
+    rows = [*clean[:500], *held, *clean[500:]]  # 2.6 % of the rows, of which 1 % may be bad
+    (tmp_path / "p.tsv").write_text("".join(f"{lang}\tx\t{e}\t{t}\n" for lang, e, t in rows), encoding="utf-8")
+    meta = prepare(tmp_path / "p.tsv", tmp_path / "shards", toy_tokenizer)
+    assert (meta["pairs"], meta["rows_read"], meta["rows_skipped"]) == (990, 1016, {})
+    assert meta["held_out"]["rows"] == 26 and meta["held_out"]["languages"] == {"jpn": 24, "deu": 2}
+    assert list(meta["held_out"]["sets"]) == ["FLORES-200 devtest", "Tatoeba test set of LASER"]
+    assert json.loads((tmp_path / "shards" / "meta.json").read_text())["held_out"] == meta["held_out"]
+    (tmp_path / "clean.tsv").write_text("".join(f"{lang}\tx\t{e}\t{t}\n" for lang, e, t in clean))
+    prepare(tmp_path / "clean.tsv", tmp_path / "without", toy_tokenizer)
+    for array in ARRAYS:  # nothing of them is left, not even an English segment without a pair
+        assert (tmp_path / "shards" / f"{array}.npy").read_bytes() == (tmp_path / "without" / f"{array}.npy").read_bytes()
+
+    kept = prepare(tmp_path / "p.tsv", tmp_path / "all", toy_tokenizer, allow_held_out=True)
+    assert (kept["pairs"], kept["languages"], kept["held_out"]) == (1016, ["fra", "jpn", "deu"], None)
+
+
+def test_the_command_line_drops_test_sentences_unless_told_to_keep_them(toy_tokenizer: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="mexma-train needs torch: pip install 'mexma-rt[train]'")
+    from mexma_train.cli import main
+
+    (tmp_path / "p.tsv").write_text(f"jpn\tx\t{KANJI}\tsun\njpn\tx\tmoon\tsun\n")
+    for words, pairs in ([], 1), (["--allow-held-out"], 2):
+        shards = tmp_path / f"shards{pairs}"
+        arguments = [str(tmp_path / "p.tsv"), str(shards), "--tokenizer", str(toy_tokenizer)]
+        result = CliRunner().invoke(main, ["prepare", *arguments, *words])
+        assert result.exit_code == 0 and json.loads(result.stdout)["pairs"] == len(open_shards(shards)) == pairs
+
+
+def test_nothing_but_test_sentences(toy_tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.tsv").write_text(f"jpn\tx\t{KANJI}\tsun\n")
+    with pytest.raises(InputError, match=r"p\.tsv holds no usable pair \(1 rows read, 1 of them held out, bad ones: none\)"):
+        prepare(tmp_path / "p.tsv", tmp_path / "shards", toy_tokenizer)
 
 
 def test_nothing_usable_and_an_existing_folder(pairs_tsv: Path, toy_tokenizer: Path, tmp_path: Path) -> None:

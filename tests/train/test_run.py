@@ -21,7 +21,7 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import XLMRobertaModel  # noqa: E402
 
 from mexma_rt.errors import FileError, InputError  # noqa: E402
-from mexma_train.config import MexmaConfig, ModelConfig, Recipe, RunConfig, SamplingConfig, WarmupConfig  # noqa: E402
+from mexma_train.config import MexmaConfig, ModelConfig, RankingConfig, Recipe, RunConfig, SamplingConfig, WarmupConfig  # noqa: E402
 from mexma_train.run import mexma_rate, resume, train  # noqa: E402
 from mexma_train.state import states  # noqa: E402
 from mexma_train.warmup import warmup_rate  # noqa: E402
@@ -34,6 +34,7 @@ TOY = Recipe(
     ),
     sampling=SamplingConfig(bucket=4),
     warmup=WarmupConfig(steps=60, batch_pairs=64, lr=0.05),
+    ranking=RankingConfig(steps=10, batch_pairs=32, lr=1e-3),
     mexma=MexmaConfig(steps=20, batch_pairs=16, lr=1e-3),
     run=RunConfig(log_every=1),
 )  # fmt: skip
@@ -62,11 +63,13 @@ def finished(toy_shards: Path, test_set: Path, tmp_path_factory: pytest.TempPath
     return out
 
 
-def test_both_stages_learn(finished: Path) -> None:
+def test_every_stage_learns(finished: Path) -> None:
     lines = log_lines(finished)
     warmup = [line for line in lines if line["stage"] == "warmup"]
     assert warmup[-1]["loss"] < 0.7 * warmup[0]["loss"]
     assert warmup[-1]["accuracy"] > 2 / 64  # chance is 1/64
+    ranking = [line for line in lines if line["stage"] == "ranking"]
+    assert [line["update"] for line in ranking] == list(range(1, 11)) and ranking[-1]["loss"] < ranking[0]["loss"]
     mexma = [line for line in lines if line["stage"] == "mexma" and "loss" in line]
     assert [line["update"] for line in mexma] == list(range(1, 21))
     assert mexma[-1]["mlm_source"] < mexma[0]["mlm_source"] and mexma[-1]["mlm_target"] < mexma[0]["mlm_target"]
@@ -98,17 +101,26 @@ def test_checkpoint_is_a_hugging_face_folder(finished: Path) -> None:
 
 
 def test_a_run_stopped_after_every_update_repeats_every_loss_to_the_bit(toy_shards: Path, tmp_path: Path) -> None:
-    short = replace(TOY, warmup=replace(TOY.warmup, steps=3), mexma=replace(TOY.mexma, steps=3))
+    steps = {name: replace(getattr(TOY, name), steps=3) for name in ("warmup", "ranking", "mexma")}
+    short = replace(TOY, **steps)
     assert train(short, toy_shards, tmp_path / "whole")
     stops = [train(short, toy_shards, tmp_path / "stopped", minutes=0)]
-    stops += [resume(tmp_path / "stopped", minutes=0) for _ in range(4)]
-    assert stops == [False, False, False, False, True]  # two stops in each stage; the last update of a stage goes on
+    stops += [resume(tmp_path / "stopped", minutes=0) for _ in range(6)]
+    assert stops == [
+        False,
+        False,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]  # two stops in each stage; the last update of a stage goes on
     assert log_lines(tmp_path / "stopped") == log_lines(tmp_path / "whole")
     expected, found = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("stage", ["warmup", "mexma"])
+@pytest.mark.parametrize("stage", ["warmup", "ranking", "mexma"])
 def test_kill_9_and_resume_repeats_every_loss_to_the_bit(stage: str, finished: Path, toy_shards: Path, tmp_path: Path) -> None:
     """The process is killed for real, somewhere after the first saved state of the stage."""
     out = tmp_path / "killed"
@@ -133,14 +145,16 @@ def test_kill_9_and_resume_repeats_every_loss_to_the_bit(stage: str, finished: P
 
 
 def test_the_last_states_are_kept_and_older_ones_dropped(toy_shards: Path, tmp_path: Path) -> None:
-    recipe = replace(TOY, warmup=None, mexma=replace(TOY.mexma, steps=5), run=replace(TOY.run, save_minutes=0.0, keep=3))
+    recipe = replace(
+        TOY, warmup=None, ranking=None, mexma=replace(TOY.mexma, steps=5), run=replace(TOY.run, save_minutes=0.0, keep=3)
+    )
     train(recipe, toy_shards, tmp_path / "run")
     assert [path.name for path in states(tmp_path / "run")] == [f"state-mexma-{n:09}.safetensors" for n in (3, 4, 5)]
 
 
 def test_fp16_trains_with_a_loss_scale_that_survives_a_resume(toy_shards: Path, tmp_path: Path) -> None:
     mexma = replace(TOY.mexma, steps=4, precision="fp16")
-    recipe = replace(TOY, warmup=None, mexma=mexma)
+    recipe = replace(TOY, warmup=None, ranking=None, mexma=mexma)
     assert train(recipe, toy_shards, tmp_path / "whole")
     train(recipe, toy_shards, tmp_path / "cut", minutes=0)
     assert "scaler" in load_file(states(tmp_path / "cut")[-1])
@@ -158,7 +172,7 @@ def test_a_finished_run_is_not_overwritten_and_nothing_is_not_resumed(finished: 
 def test_frozen_words_stay_as_they_were_and_the_rest_learns(finished: Path, toy_shards: Path, tmp_path: Path) -> None:
     start = str(finished / "checkpoint")
     mexma = replace(TOY.mexma, steps=2, freeze_words=True)
-    train(replace(TOY, warmup=None, initial_checkpoint=start, mexma=mexma), toy_shards, tmp_path / "frozen")
+    train(replace(TOY, warmup=None, ranking=None, initial_checkpoint=start, mexma=mexma), toy_shards, tmp_path / "frozen")
     before, after = (load_file(f / "checkpoint" / "model.safetensors") for f in (finished, tmp_path / "frozen"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert "embeddings.word_embeddings.weight" not in changed
@@ -168,14 +182,14 @@ def test_frozen_words_stay_as_they_were_and_the_rest_learns(finished: Path, toy_
 def test_a_resume_needs_no_initial_checkpoint(finished: Path, toy_shards: Path, tmp_path: Path) -> None:
     start = tmp_path / "start"
     shutil.copytree(finished / "checkpoint", start)
-    recipe = replace(TOY, warmup=None, initial_checkpoint=str(start), mexma=replace(TOY.mexma, steps=2))
+    recipe = replace(TOY, warmup=None, ranking=None, initial_checkpoint=str(start), mexma=replace(TOY.mexma, steps=2))
     assert not train(recipe, toy_shards, tmp_path / "run", minutes=0)
     shutil.rmtree(start)
     assert resume(tmp_path / "run")
 
 
 def test_a_loss_that_is_no_number_changes_no_weight_and_leaves_its_batch(toy_shards: Path, tmp_path: Path) -> None:
-    broken = replace(TOY, warmup=None, mexma=replace(TOY.mexma, align_weight=float("nan")))
+    broken = replace(TOY, warmup=None, ranking=None, mexma=replace(TOY.mexma, align_weight=float("nan")))
     out = tmp_path / "nan"
     with pytest.raises(InputError, match=r"(?s)update 0: the loss or its gradient is not a number; .*--mexma\.lr") as error:
         train(broken, toy_shards, out)
@@ -193,7 +207,7 @@ def test_a_checkpoint_with_another_vocabulary_is_refused(finished: Path, toy_sha
     other = new_encoder(TOY.model, 50)
     save_encoder(other.config, other.state_dict(), tmp_path / "other")
     with pytest.raises(InputError, match="has 50 pieces, the shards' tokenizer 90"):
-        train(replace(TOY, warmup=None, initial_checkpoint=str(tmp_path / "other")), toy_shards, tmp_path / "out")
+        train(replace(TOY, warmup=None, ranking=None, initial_checkpoint=str(tmp_path / "other")), toy_shards, tmp_path / "out")
 
 
 def test_learning_rates_follow_the_papers_schedule() -> None:

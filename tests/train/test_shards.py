@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from mexma_rt.errors import FileError
+from mexma_rt.errors import FileError, InputError
 from mexma_train.shards import ARRAYS, open_shards
 
 
@@ -87,3 +87,62 @@ def test_damage_is_found_at_opening(copy: Path) -> None:
     (copy / "meta.json").write_text('{"format": 2, ')
     with pytest.raises(FileError, match=r"meta\.json is damaged: .*Delete it and type"):
         open_shards(copy)
+
+
+@pytest.fixture
+def taught(copy: Path) -> Path:
+    """Shards with a teacher's vectors [E, 3] that say which segment they belong to, made without teacher.py."""
+    shards = open_shards(copy)
+    segments = len(shards.english_hash)
+    np.save(copy / "teacher.npy", np.arange(3 * segments).reshape(segments, 3).astype(np.float16))
+    about = {"segments": segments, "tokens": len(shards.english_ids), "dimensions": 3}
+    (copy / "teacher.json").write_text(json.dumps(about))
+    return copy
+
+
+def test_a_pair_gets_the_vector_of_its_english_segment(taught: Path) -> None:
+    shards = open_shards(taught)
+    assert isinstance(shards.teacher, np.memmap)
+    pairs = np.array([9, 8, 599, 0])  # pairs 8 and 9 have the same English
+    vectors = shards.teacher_of(pairs)
+    assert vectors.dtype == np.float32
+    assert vectors.tolist() == [[3.0 * e, 3.0 * e + 1, 3.0 * e + 2] for e in shards.pair_english[pairs]]
+    assert vectors[0].tolist() == vectors[1].tolist() != vectors[2].tolist()
+
+
+def test_shards_without_a_teacher_say_how_to_get_one(toy_shards: Path) -> None:
+    shards = open_shards(toy_shards)
+    assert shards.teacher is None
+    with pytest.raises(InputError, match=rf"holds no teacher's vectors, .* Type: mexma-train teach {toy_shards} --teacher"):
+        shards.teacher_of(np.arange(3))
+
+
+def test_a_teacher_of_other_shards_or_a_damaged_one_is_refused(taught: Path) -> None:
+    about = json.loads((taught / "teacher.json").read_text())
+    whole = (taught / "teacher.npy").read_bytes()
+    type_this = rf"Delete them and teach again:\n    rm -f {taught}/teacher\.json .*\n    mexma-train teach {taught} --teacher"
+
+    (taught / "teacher.npy").write_bytes(whole[:-2])
+    with pytest.raises(FileError, match=f"are damaged: .*mmap length is greater than file size.*{type_this}"):
+        open_shards(taught)
+    np.save(taught / "teacher.npy", np.zeros((about["segments"], 2), np.float16))
+    with pytest.raises(FileError, match=rf"is float16 \[\d+, 2\] instead of float16 \[\d+, 3\]\. {type_this}"):
+        open_shards(taught)
+    np.save(taught / "teacher.npy", np.zeros((about["segments"], 3), np.float32))
+    with pytest.raises(FileError, match=r"teacher\.npy is float32"):
+        open_shards(taught)
+    (taught / "teacher.npy").unlink()
+    with pytest.raises(FileError, match="are damaged: FileNotFoundError"):
+        open_shards(taught)
+
+    (taught / "teacher.npy").write_bytes(whole)
+    assert open_shards(taught).teacher is not None
+    (taught / "teacher.json").write_text(json.dumps(about | {"tokens": about["tokens"] + 1}))
+    with pytest.raises(FileError, match=rf"made for other shards: \d+ English segments of .*, and here are .*{type_this}"):
+        open_shards(taught)
+    (taught / "teacher.json").write_text('{"segments": ')
+    with pytest.raises(FileError, match=f"are damaged: JSONDecodeError.*{type_this}"):
+        open_shards(taught)
+    (taught / "teacher.json").write_text("{}")
+    with pytest.raises(FileError, match=f"are damaged: KeyError\\('segments'\\).*{type_this}"):
+        open_shards(taught)

@@ -1,4 +1,4 @@
-"""`mexma-train tokenizer | prepare | run | resume | eval | plot`: bitext -> tokenizer -> shards -> checkpoint folder."""
+"""`mexma-train tokenizer | prepare | teach | run | resume | eval | plot | pack | unpack`: bitext -> checkpoint."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mexma_rt.errors import MexmaError, require_extra
+from mexma_train.cli_eval import evaluate
+from mexma_train.cli_pieces import pack, say_packed, unpack
 from mexma_train.config import Recipe, TokenizerConfig, as_original, load_recipe
 from mexma_train.flags import apply_flags, recipe_flags, run_flags
 
@@ -37,6 +39,10 @@ class _Group(click.Group):
 @click.version_option(package_name="mexma-rt")
 def main() -> None:
     """Train MEXMA sentence encoders. Needs: pip install 'mexma-rt[train]'."""
+
+
+main.add_command(pack)
+main.add_command(unpack)
 
 
 def execution(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,8 +82,12 @@ def tokenizer(pairs: tuple[str, ...], tokenizer: Path, recipe: Path | None) -> N
 @click.option("--source", help="Source name of every row, where the data has no such column.")
 @click.option("--english", help="Column of the English text in parquet and data sets.")
 @click.option("--text", help="Column of the other text in parquet and data sets.")
-def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, **options: Any) -> None:
+@click.option("--allow-held-out", is_flag=True, help="Keep rows with a sentence of FLORES-200 devtest or Tatoeba's test set.")
+@click.option("--pieces", type=PATH, help="Also pack SHARDS into this folder, as `mexma-train pack` does.")
+def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, pieces: Path | None, **options: Any) -> None:
     """Tokenise PAIRS into the folder SHARDS; bad rows are counted and skipped, above 1 % it stops.
+
+    Rows with a sentence of a test set (FLORES-200 devtest, Tatoeba) on either side are counted and dropped.
 
     \b
     PAIRS, one or several:
@@ -85,12 +95,35 @@ def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, **options: An
       pairs.parquet, folder            parquet files, or a data set saved by Hugging Face datasets
       corpus.en:corpus.fr,lang=fra     Moses: two files aligned line by line, English first
     """
+    from mexma_train.pieces import check_new
     from mexma_train.prepare import prepare as write_shards
 
+    if pieces is not None:
+        check_new(pieces)
     given = {name: value for name, value in options.items() if value is not None}
     meta = write_shards(list(pairs), shards, tokenizer, **given)
+    if pieces is not None:
+        say_packed(pieces, shards)
     del meta["groups"]  # a table of pairs per language and source; it stays in meta.json
     click.echo(json.dumps(meta, indent=1, ensure_ascii=False))
+
+
+@main.command()
+@click.argument("shards", type=PATH)
+@click.option("--teacher", "model", required=True, help="An .onnx file, strings in and vectors out, or a mexma-rt bundle.")
+@click.option("--dimensions", default=256, show_default=True, type=click.IntRange(min=1), help="Of the stored vectors.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the teacher (default: one for each core).")
+def teach(shards: Path, model: str, dimensions: int, threads: int | None) -> None:
+    """Store a teacher's vector of every English segment in SHARDS, for training to learn from; prints what was stored.
+
+    Vectors of more dimensions are projected on their principal axes. Stopped or killed, the same command goes on.
+    """
+    from mexma_train.teacher import teach as store_vectors
+
+    taught = store_vectors(shards, model, dimensions=dimensions, threads=threads)
+    if not taught.made:
+        click.echo(f"{shards} has the vectors of this teacher already; nothing to do.", err=True)
+    click.echo(json.dumps(taught.about, indent=1, ensure_ascii=False))
 
 
 @main.command()
@@ -114,17 +147,22 @@ def run(
 ) -> None:
     """Train RECIPE (a Python file) on SHARDS; OUT/checkpoint is the result, in Hugging Face form.
 
+    SHARDS may be a folder of pieces (see pack), which is unpacked to OUT/shards.
     Every field of the recipe is a flag. Several GPUs: torchrun --nproc-per-node 8 -m mexma_train run RECIPE ... --device cuda
     """
+    from mexma_train.parallel import wait_for_main
+    from mexma_train.pieces import local_shards
     from mexma_train.run import train
 
     loaded = load_recipe(recipe)
     loaded = apply_flags(as_original(loaded) if original else loaded, flags)
     if dry_run:
-        click.echo(_dry_run(loaded, shards))
+        click.echo(_dry_run(loaded, local_shards(shards, None)))
         return
     with _started(device, threads) as world:
         _say(loaded, world)
+        shards = local_shards(shards, out, main=world.main)
+        wait_for_main(world)
         _end(train(loaded, shards, out, device=world, minutes=minutes), out, world)
 
 
@@ -144,30 +182,7 @@ def resume(out: Path, shards: Path | None, device: str, minutes: float | None, t
         _end(go_on(out, shards_folder=shards, run=recipe.run, device=world, minutes=minutes), out, world)
 
 
-@main.command("eval")
-@click.argument("checkpoint", type=PATH)
-@click.argument("pairs", nargs=-1, required=True)
-@click.option("--max-tokens", default=200, show_default=True, help="Tokens per sentence, <s> and </s> included.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-def evaluate(checkpoint: Path, pairs: tuple[str, ...], max_tokens: int, device: str) -> None:
-    """Measure CHECKPOINT (a Hugging Face folder) on PAIRS: test files of english<TAB>text. JSON on standard output.
-
-    xsim error (ratio, k=4, text -> English) and accuracy in percent, alignment and uniformity of Wang and Isola.
-    """
-    from mexma_train.attention import choose_attention
-    from mexma_train.encoder import load_encoder
-    from mexma_train.evaluate import evaluate as measure
-    from mexma_train.evaluate import read_test_sets
-    from mexma_train.probe import embed_texts
-    from mexma_train.tokenizer import load_tokenizer
-
-    tests = read_test_sets(pairs)
-    pieces = load_tokenizer(checkpoint / "tokenizer.json")
-    with _started(device, None) as world:
-        encoder = load_encoder(checkpoint).to(world.device)
-        attention, _ = choose_attention("auto", world.device, "fp32")
-        results = measure(tests, lambda texts: embed_texts(encoder, pieces, texts, max_tokens=max_tokens, attention=attention))
-    click.echo(json.dumps(results, indent=1))
+main.add_command(evaluate)
 
 
 @main.command()

@@ -70,6 +70,27 @@ class WarmupConfig:
     lr: Annotated[float, "peak learning rate of the word embeddings"] = 1e-2
     temperature: Annotated[float, "of the softmax over the batch"] = 0.05
     max_tokens: Annotated[int, "per side, <s> and </s> included"] = 64
+    contrastive_weight: Annotated[float, "of the ranking of the pairs, beside a teacher"] = 1.0
+    distil_weight: Annotated[float, "of the ranking against a teacher's English vectors; 0: no teacher"] = 0.0
+    distil_temperature: Annotated[float, "of the softmax over the teacher's vectors"] = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingConfig:
+    """Translation ranking with the whole encoder, between the warm start and MEXMA: see ranking.py."""
+
+    steps: Annotated[int, "updates"]
+    batch_pairs: Annotated[int, "pairs of an update"] = 512
+    lr: Annotated[float, "peak learning rate of the layers"] = 5e-4
+    words_lr: Annotated[float, "peak learning rate of the word embeddings; 0 keeps them as they are"] = 5e-4
+    temperature: Annotated[float, "of the softmax over the batch"] = 0.05
+    max_tokens: Annotated[int, "per side, <s> and </s> included"] = 96
+    warmup_share: Annotated[float, "share of the updates with rising rate; then straight down to 0"] = 0.1
+    clip: Annotated[float, "global L2 norm of the gradient"] = 1.0
+    precision: Annotated[Literal["fp32", "bf16"], "of the products (autocast)"] = "fp32"
+    contrastive_weight: Annotated[float, "of the ranking of the pairs, beside a teacher"] = 1.0
+    distil_weight: Annotated[float, "of the ranking against a teacher's English vectors; 0: no teacher"] = 0.0
+    distil_temperature: Annotated[float, "of the softmax over the teacher's vectors"] = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +175,7 @@ class Recipe:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     run: RunConfig = field(default_factory=RunConfig)
     warmup: WarmupConfig | None = None
+    ranking: RankingConfig | None = None
     initial_checkpoint: Annotated[str | None, "Hugging Face folder or hub name, e.g. FacebookAI/xlm-roberta-large"] = None
 
     def __post_init__(self) -> None:

@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 import click
 
 from mexma_rt.errors import InputError
-from mexma_train.config import Recipe, WarmupConfig, union_members
+from mexma_train.config import RankingConfig, Recipe, WarmupConfig, union_members
 
-NO_WARMUP = "no_warmup"
+OPTIONAL = {"warmup": "warm start", "ranking": "ranking stage"}  # stages that a recipe may have or not
 NONE = "none"  # the word for None in `X | None`, and for an empty list in `tuple[str, ...]`
 
 # A recipe may set one of each pair; a flag for one takes the place of the other, or it would be refused or have no effect.
@@ -64,8 +64,9 @@ def recipe_fields() -> Iterator[Flag]:
 
 def recipe_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: adds an option for every field of a recipe. The command gets them as keywords; see `apply_flags`."""
-    help_text = "Without the warm start, whatever the recipe says."
-    command = click.option("--no-warmup", NO_WARMUP, is_flag=True, default=None, help=help_text)(command)
+    for section, name in OPTIONAL.items():
+        help_text = f"Without the {name}, whatever the recipe says."
+        command = click.option(f"--no-{section}", f"no_{section}", is_flag=True, default=None, help=help_text)(command)
     for flag in reversed(list(recipe_fields())):  # click shows the option added last first
         command = _option(flag)(command)
     return command
@@ -81,8 +82,8 @@ def run_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 def apply_flags(recipe: Recipe, flags: Mapping[str, object]) -> Recipe:
     """The recipe with the given values in place of its own. `flags` holds what click passed for `recipe_flags`' options.
 
-    A flag of `warmup` makes one where the recipe has none, which then needs `--warmup.steps`. Raises InputError for values
-    that a config refuses, and for flags that contradict each other.
+    A flag of `warmup` or `ranking` makes one where the recipe has none, which then needs its `steps`. Raises InputError for
+    values that a config refuses, and for flags that contradict each other.
     """
     given: dict[str, dict[str, Any]] = {}
     for flag in recipe_fields():
@@ -94,17 +95,22 @@ def apply_flags(recipe: Recipe, flags: Mapping[str, object]) -> Recipe:
         if values.get(name) is not None and other not in values:
             values[other] = None
     changes = given.pop("", {})
-    warmup = given.pop("warmup", {})
-    if flags.get(NO_WARMUP):
-        if warmup:
-            raise InputError(f"--no-warmup and {_options('warmup', warmup)} contradict each other. Leave one of them out.")
-        changes["warmup"] = None
-    elif warmup and recipe.warmup is not None:
-        changes["warmup"] = replace(recipe.warmup, **warmup)
-    elif warmup:
-        if "steps" not in warmup:
-            raise InputError(f"The recipe has no warmup for {_options('warmup', warmup)}: give --warmup.steps too to make one.")
-        changes["warmup"] = WarmupConfig(**warmup)
+    for section in OPTIONAL:
+        values, own = given.pop(section, {}), getattr(recipe, section)
+        if flags.get(f"no_{section}"):
+            if values:
+                raise InputError(
+                    f"--no-{section} and {_options(section, values)} contradict each other. Leave one of them out."
+                )
+            changes[section] = None
+        elif values and own is not None:
+            changes[section] = replace(own, **values)
+        elif values:
+            if "steps" not in values:
+                raise InputError(
+                    f"The recipe has no {section} for {_options(section, values)}: give --{section}.steps too to make one."
+                )
+            changes[section] = (WarmupConfig if section == "warmup" else RankingConfig)(**values)
     for section, values in given.items():
         changes[section] = replace(getattr(recipe, section), **values)
     return replace(recipe, **changes)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mexma_train.config import RankingConfig, WarmupConfig
+
 
 def koleo_sum(vectors_BD: Tensor, pool_ND: Tensor, first: int = 0) -> Tensor:
     """KoLeo spread of one side: sum of -log(distance to the nearest other vector + 1e-8), as in DINOv2 (arXiv 2304.07193).
@@ -50,6 +52,25 @@ def contrastive_sum(
         losses = F.cross_entropy(forward, labels, reduction="sum")
         losses = losses + F.cross_entropy(y @ all_x.T / temperature, labels, reduction="sum")
         return losses / 2, (forward.argmax(dim=1) == labels).float().sum()
+
+
+def ranking_terms(
+    text_BD: Tensor, english_BD: Tensor, targets_BD: Tensor | None, config: WarmupConfig | RankingConfig
+) -> dict[str, Tensor]:
+    """Terms of translation ranking in one process: InfoNCE of the pairs and, with targets, of each side against the teacher.
+
+    The targets are a teacher's vectors of the English sides; a side is asked to find its own among the batch's, by
+    InfoNCE as between the sides. {loss, accuracy}, with targets also {contrastive, distil}: means over the pairs.
+    """
+    pairs = len(text_BD)
+    contrastive, right = contrastive_sum(text_BD, english_BD, (text_BD, english_BD), 0, config.temperature)
+    terms = {"loss": contrastive / pairs, "accuracy": right / pairs}
+    if targets_BD is None:
+        return terms
+    sides = [contrastive_sum(x, targets_BD, (x, targets_BD), 0, config.distil_temperature)[0] for x in (text_BD, english_BD)]
+    distil = (sides[0] + sides[1]) / (2 * pairs)
+    loss = config.contrastive_weight * terms["loss"] + config.distil_weight * distil
+    return {"loss": loss, "contrastive": terms["loss"], "distil": distil, "accuracy": terms["accuracy"]}
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ FORMATS = ("png", "svg", "pdf")
 COLUMNS = 4  # panels beside each other
 PANEL_INCHES = (3.6, 2.5)  # a row of four is as wide as a large screen at 120 dots per inch
 NAMED_SETS = 3  # more test sets than that are thin lines without names
-STAGES = {"warmup": "Warm start", "mexma": "MEXMA"}
+STAGES = {"warmup": "Warm start", "ranking": "Ranking", "mexma": "MEXMA"}
 NO_CURVES = ("stage", "update", "seconds")
 
 STYLES = (  # relative luminance (WCAG) 0.01, 0.30, 0.37 and 0.16, and four dashes

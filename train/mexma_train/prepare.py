@@ -1,9 +1,10 @@
 """Bitext in, shard folder out (shards.py describes it), in memory that does not grow with the corpus.
 
-Rows are read, tokenised and written in slabs. What is kept between slabs: a window of English lines seen lately, and a count
-for each (language, source). A second, blockwise pass over the small columns of the pairs writes their numbers sorted by group.
-Peak of anonymous memory, made-up pairs of 20 words, every English line another: 122 MB for 1 M pairs and 127 MB for 4 M with a
-window of 2 x 20,000 lines; 252 and 393 MB with that of 2 x 1 M, which only then is full.
+Rows are read, tokenised and written in slabs. What is kept between slabs: a window of English lines seen lately, a count for
+each (language, source), and 12 MB to find test sentences. A second, blockwise pass over the small columns of the pairs writes
+their numbers sorted by group. Peak of anonymous memory, without those 12 MB, of made-up pairs of 20 words, every English line
+another: 122 MB for 1 M pairs and 127 MB for 4 M with a window of 2 x 20,000 lines; 252 and 393 MB with one of 2 x 1 M, which
+only then is full.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mexma_rt.errors import FileError, InputError, MexmaError
 from mexma_rt.files import move_folder
 from mexma_rt.progress import progress_bar
 from mexma_train.bitext import ReadReport, Row, read_pairs
+from mexma_train.held_out import Screen, load_held_out
 from mexma_train.shards import FORMAT
 from mexma_train.tokenizer import load_tokenizer
 
@@ -43,10 +45,13 @@ def prepare(
     tokenizer_path: str | Path,
     *,
     progress: bool | None = None,
+    allow_held_out: bool = False,
     **options: str,
 ) -> dict[str, Any]:
     """Tokenise one source of bitext or several (formats and options: bitext.py) into a shard folder; returns its meta data.
 
+    Rows with a test sentence on either side (held_out.py) are dropped and counted, by language, apart from the bad rows: they
+    are no fault of the data. `allow_held_out` keeps them.
     The folder appears when it is complete: after an error, Ctrl-C or a kill there is nothing under its name. Raises FileError
     if it exists, or cannot be written; InputError if no row is usable, too many are bad, or the groups are too many.
     """
@@ -55,13 +60,17 @@ def prepare(
         raise FileError(f"{folder} exists already. Name another folder, or delete it first.")
     tokenizer = load_tokenizer(tokenizer_path)
     report = ReadReport()
+    screen = None if allow_held_out else Screen(load_held_out())
     with _appearing(folder) as work:
         with _Writer(work, tokenizer) as writer, progress_bar(progress, total=0, desc="prepare", unit="pairs") as advance:
             for slab in _slabs(read_pairs(pairs, report, **options)):
-                writer.add(slab)
+                writer.add(slab if screen is None else screen.keep(slab))
                 advance(len(slab))
         if not writer.pairs:
-            raise InputError(f"{pairs} holds no usable pair ({report.rows} rows read, bad ones: {report.bad or 'none'}).")
+            held_out = f", {sum(screen.dropped.values())} of them held out" if screen and screen.dropped else ""
+            raise InputError(
+                f"{pairs} holds no usable pair ({report.rows} rows read{held_out}, bad ones: {report.bad or 'none'})."
+            )
         groups = _groups(writer.counts)
         english_tokens = _second_pass(work, writer.pairs, groups)
         shutil.copyfile(tokenizer_path, work / "tokenizer.json")
@@ -78,6 +87,7 @@ def prepare(
             "rows_read": report.rows,
             "rows_skipped": report.bad,
             "first_skipped": report.first_bad,
+            "held_out": None if screen is None else screen.report(),
         }
         (work / "meta.json").write_text(json.dumps(meta, ensure_ascii=False) + "\n", encoding="utf-8")
     return meta

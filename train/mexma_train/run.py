@@ -1,4 +1,4 @@
-"""The training run, top to bottom: recipe + shards -> warm start (if the recipe has one) -> MEXMA -> checkpoint folder.
+"""The training run, top to bottom: recipe + shards -> warm start and ranking (if the recipe has them) -> MEXMA -> checkpoint.
 
     mexma-train run train/recipes/mini.py shards runs/mini                                            # CPU
     mexma-train run train/recipes/mexma_large.py shards runs/large --device cuda                      # one GPU
@@ -26,7 +26,7 @@ from mexma_train import probe
 from mexma_train.attention import choose_attention
 from mexma_train.batch import MicroBatch, update_batches
 from mexma_train.checkpoint import save_checkpoint
-from mexma_train.config import MexmaConfig, Recipe, RunConfig, WarmupConfig
+from mexma_train.config import MexmaConfig, RankingConfig, Recipe, RunConfig, WarmupConfig
 from mexma_train.encoder import Encoder, load_encoder, new_encoder
 from mexma_train.estimate import steps_of
 from mexma_train.evaluate import TestSet, evaluate, read_test_sets
@@ -34,6 +34,7 @@ from mexma_train.logs import truncate
 from mexma_train.loop import Stage, run_stage
 from mexma_train.model import Mexma
 from mexma_train.parallel import World, distribute, whole, whole_weights
+from mexma_train.ranking import PairBatch, ranking_batch, ranking_parameters, ranking_rate, whole_terms
 from mexma_train.sampling import PairSampler
 from mexma_train.shards import Shards, open_shards
 from mexma_train.state import STAGES, State, load_weights, newest_state, states
@@ -58,8 +59,8 @@ def train(
     out = Path(out)
     if states(out):
         raise FileError(f"{out} holds a run already. Continue it with: mexma-train resume {out}\nor name another folder.")
-    stage = "warmup" if recipe.warmup else "mexma"
-    return _go_on(State(stage=stage, update=0, recipe=recipe, shards=str(Path(shards_folder).resolve())), out, device, minutes)
+    first = "warmup" if recipe.warmup else "ranking" if recipe.ranking else "mexma"
+    return _go_on(State(stage=first, update=0, recipe=recipe, shards=str(Path(shards_folder).resolve())), out, device, minutes)
 
 
 def resume(
@@ -88,10 +89,10 @@ def _go_on(state: State, out: Path, device: str | World, minutes: float | None) 
     if world.main:
         out.mkdir(parents=True, exist_ok=True)
         truncate(out, list(STAGES), state.stage, state.update)  # what a killed run logged after its last state
-    if recipe.warmup and state.stage == "warmup" and world.size > 1:
+    if world.size > 1 and state.stage != "mexma" and getattr(recipe, state.stage):
         raise InputError(
-            f"the warm start of recipe {recipe.name!r} runs in one process. Type the same command without torchrun (a warm "
-            "start is minutes), with --minutes to stop after it, and then: torchrun ... -m mexma_train resume " + str(out)
+            f"the {state.stage} stage of recipe {recipe.name!r} runs in one process. Type the same command without torchrun, "
+            "with --minutes to stop after it, and then: torchrun ... -m mexma_train resume " + str(out)
         )
     torch.manual_seed(recipe.mexma.seed)
     if state.path and state.encoder:  # what the run began with need not be there any more
@@ -109,8 +110,15 @@ def _go_on(state: State, out: Path, device: str | World, minutes: float | None) 
             return False
         settle(model.encoder)
         save_checkpoint(model.encoder.config, _weights(model.encoder), shards.tokenizer_path, out / "warmup")
-        state = replace(state, stage="mexma", update=0, path=None, pending={})
+        state = replace(state, stage="ranking", update=0, path=None, pending={})
     model.train()
+    if state.stage != "mexma" and recipe.ranking:
+        stage = ranking_stage(recipe.ranking, recipe, model, sampler)
+        if not run_stage(stage, model, replace(state, stage="ranking"), out, deadline, world):
+            return False
+        save_checkpoint(model.encoder.config, _weights(model.encoder), shards.tokenizer_path, out / "ranking")
+        state = replace(state, update=0, path=None, pending={})
+    state = replace(state, stage="mexma")
     stage = mexma_stage(recipe, model, sampler, world, tests)
     finished = run_stage(stage, model, state, out, deadline, world)
     weights = _weights(model.encoder)
@@ -173,6 +181,29 @@ def warmup_stage(config: WarmupConfig, model: Mexma, sampler: PairSampler, seed:
         steps=config.steps,
         pairs=config.batch_pairs,
         seed=seed,
+    )
+
+
+def ranking_stage(config: RankingConfig, recipe: Recipe, model: Mexma, sampler: PairSampler) -> Stage:
+    device = model.head.bias.device
+    attention, _ = choose_attention(recipe.run.attention, device, config.precision)
+
+    def terms(batch: PairBatch) -> dict[str, Tensor]:
+        with _autocast(config.precision, device):
+            return whole_terms(model.encoder, batch, config, attention)
+
+    return Stage(
+        name="ranking",
+        module=model,
+        optimizer=torch.optim.Adam(ranking_parameters(model.encoder, config), fused=True),
+        scaler=torch.amp.GradScaler(device.type, enabled=False),
+        batches=lambda update: [ranking_batch(update, sampler, config)],
+        terms=terms,
+        rate=lambda update: ranking_rate(update, config),
+        steps=config.steps,
+        pairs=config.batch_pairs,
+        seed=recipe.mexma.seed,
+        clip=config.clip,
     )
 
 

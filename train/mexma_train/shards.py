@@ -8,6 +8,7 @@ A shard folder holds flat .npy files, read back as memory maps, so that a corpus
     order int64 [N]    pair numbers, those of one (language, source) side by side, in file order
     meta.json   format, languages, sources, groups (language, source, start in order, count), token counts, bad rows, ...
     tokenizer.json    a copy of the one that made the ids
+    teacher.npy float16 [E, D], teacher.json    only after `mexma-train teach`: a teacher's vector of each English segment
 Ids are uint32 when the tokenizer has more than 65,536 pieces. English lines that prepare.py saw again are stored once, because
 one English line often has dozens of translations.
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from mexma_rt.errors import FileError
+from mexma_rt.errors import FileError, InputError
 
 FORMAT = 2  # 1 had no hashes, no order and no token counts, and ids of 16 bits only
 ARRAYS = (
@@ -35,6 +36,7 @@ ARRAYS = (
     "pair_source",
     "order",
 )
+TEACHER = ("teacher.json", "teacher.npy", "teacher.projection.npy")  # in the order in which they may be deleted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ class Shards:
     pair_lang: np.ndarray
     pair_source: np.ndarray
     order: np.ndarray
+    teacher: np.ndarray | None = None  # float16 [E, D], rows of length 1; None where `mexma-train teach` has not run
 
     def __len__(self) -> int:
         return len(self.pair_english)
@@ -86,6 +89,15 @@ class Shards:
     def text(self, pairs: np.ndarray, max_tokens: int) -> Ragged:
         """Token ids (with <s> and </s>, cut to max_tokens) of the other side of these pairs."""
         return _gather(self.text_ids, self.text_offsets, pairs, max_tokens)
+
+    def teacher_of(self, pairs: np.ndarray) -> np.ndarray:
+        """The teacher's vectors of the English side of these pairs: float32 [B, D]. Raises InputError if there are none."""
+        if self.teacher is None:
+            raise InputError(
+                f"{self.folder} holds no teacher's vectors, and this run needs them as targets. "
+                f"Type: mexma-train teach {self.folder} --teacher MODEL"
+            )
+        return np.asarray(self.teacher[self.pair_english[pairs]], np.float32)
 
     def lengths(self, pairs: np.ndarray, max_tokens: int | None = None) -> np.ndarray:
         """Tokens of both sides of these pairs together, <s> and </s> included, each side cut to max_tokens: int64 [B]."""
@@ -134,9 +146,36 @@ def open_shards(folder: str | Path) -> Shards:
         english_tokens=meta["tokens"]["english"],
         text_tokens=meta["tokens"]["text"],
         **maps,
+        teacher=_teacher(folder, meta, len(maps["english_ids"])),
     )
     _check_sizes(shards, meta, again)
     return shards
+
+
+def _teacher(folder: Path, meta: dict[str, Any], tokens: int) -> np.ndarray | None:
+    """The teacher's vectors float16 [E, D]; None where there is no teacher.json, which teacher.py writes last of all."""
+    if not (folder / "teacher.json").is_file():
+        return None
+    names = " ".join(str(folder / name) for name in TEACHER)
+    again = f"Delete them and teach again:\n    rm -f {names}\n    mexma-train teach {folder} --teacher MODEL"
+    try:
+        about: dict[str, Any] = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
+        shape = (about["segments"], about["dimensions"])
+        made_for = (about["segments"], about["tokens"])
+        teacher = np.load(folder / "teacher.npy", mmap_mode="r")
+    except (ValueError, KeyError, TypeError, OSError) as error:  # no JSON, a field or the array missing, an array cut short
+        raise FileError(f"The teacher's vectors in {folder} are damaged: {error!r}. {again}") from None
+    if made_for != (meta["english_segments"], tokens):
+        raise FileError(
+            f"The teacher's vectors in {folder} were made for other shards: {made_for[0]} English segments of {made_for[1]} "
+            f"tokens, and here are {meta['english_segments']} of {tokens}. {again}"
+        )
+    if (teacher.shape, teacher.dtype) != (shape, np.dtype("<f2")):
+        raise FileError(
+            f"The teacher's vectors in {folder} are damaged: teacher.npy is {teacher.dtype} {list(teacher.shape)} instead of "
+            f"float16 {list(shape)}. {again}"
+        )
+    return teacher
 
 
 def _check_sizes(shards: Shards, meta: dict[str, Any], again: str) -> None:

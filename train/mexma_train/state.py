@@ -25,8 +25,8 @@ from mexma_train.config import Recipe, recipe_from_dict, recipe_to_dict
 from mexma_train.parallel import World, shard_like, wait_for_main, whole
 
 FORMAT = 1
-STAGES = ("warmup", "mexma")  # in the order of a run
-_NAME = re.compile(r"state-(warmup|mexma)-(\d{9})\.safetensors")
+STAGES = ("warmup", "ranking", "mexma")  # in the order of a run
+_NAME = re.compile(r"state-(warmup|ranking|mexma)-(\d{9})\.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)

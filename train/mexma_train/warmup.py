@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mexma_train.config import WarmupConfig
 from mexma_train.encoder import Encoder
-from mexma_train.losses import contrastive_sum
+from mexma_train.losses import ranking_terms
 from mexma_train.sampling import PairSampler
 from mexma_train.shards import Ragged
 
@@ -149,11 +149,13 @@ class BagBatch:
 
     text: Bags
     english: Bags
+    targets: Tensor | None  # float32 [B, D]: a teacher's vectors of the English sides
     pairs: int
     tokens: int
 
     def to(self, device: torch.device) -> BagBatch:
-        return replace(self, text=self.text.to(device), english=self.english.to(device))
+        targets = None if self.targets is None else self.targets.to(device)
+        return replace(self, text=self.text.to(device), english=self.english.to(device), targets=targets)
 
 
 def warmup_batch(update: int, sampler: PairSampler, config: WarmupConfig) -> BagBatch:
@@ -161,14 +163,13 @@ def warmup_batch(update: int, sampler: PairSampler, config: WarmupConfig) -> Bag
     pairs = sampler.batch(update, config.batch_pairs)
     text, english = (side(pairs, config.max_tokens) for side in (sampler.shards.text, sampler.shards.english))
     tokens = int(text.lengths.sum() + english.lengths.sum())
-    return BagBatch(text=make_bags(text), english=make_bags(english), pairs=len(pairs), tokens=tokens)
+    targets = torch.from_numpy(sampler.shards.teacher_of(pairs)) if config.distil_weight else None
+    return BagBatch(text=make_bags(text), english=make_bags(english), targets=targets, pairs=len(pairs), tokens=tokens)
 
 
 def warmup_terms(encoder: Encoder, batch: BagBatch, config: WarmupConfig) -> dict[str, Tensor]:
-    """Loss terms of one batch of a transparent encoder: {loss, accuracy}."""
-    text, english = bag_vectors(encoder, batch.text), bag_vectors(encoder, batch.english)
-    loss, right = contrastive_sum(text, english, (text, english), 0, config.temperature)
-    return {"loss": loss / batch.pairs, "accuracy": right / batch.pairs}
+    """Loss terms of one batch of a transparent encoder."""
+    return ranking_terms(bag_vectors(encoder, batch.text), bag_vectors(encoder, batch.english), batch.targets, config)
 
 
 def warmup_rate(step: int, config: WarmupConfig) -> float:

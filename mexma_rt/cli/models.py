@@ -1,0 +1,51 @@
+"""`mexma models`: the models that come with this installation, and those that one command makes of a published checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from mexma_rt.cli.common import echo_json
+from mexma_rt.known import INSTALL, KNOWN, bundle_name, export_command
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def models(as_json: bool) -> None:
+    """List the models that come with this installation, and the known ones that one command fetches and converts."""
+    from mexma_rt.bundle import bundled_models, read_manifest
+
+    bundles = [read_manifest(folder) for folder in bundled_models().values()]
+    rows: list[dict[str, Any]] = [
+        {
+            "name": bundle.name,
+            "dimensions": bundle.dimensions,
+            "max_length": bundle.max_length,
+            "precisions": list(bundle.graphs),
+            "megabytes": sum(entry.bytes for entry in bundle.files.values()) / 1e6,
+            "folder": str(bundle.folder),
+        }
+        for bundle in bundles
+    ]
+    if as_json:
+        known = [asdict(model) | {"command": export_command(model.name), "bundle": bundle_name(model.name)} for model in KNOWN]
+        echo_json({"models": rows, "known": known})
+        return
+    for row in rows:
+        click.echo(
+            f"{row['name']}: {row['dimensions']} dimensions, {row['max_length']} tokens, {', '.join(row['precisions'])}, "
+            f"{row['megabytes']:.1f} MB"
+        )
+    if not rows:
+        click.echo("No model comes with this installation. Any command takes --model FOLDER (made by mexma-export).")
+    click.echo(f"\nKnown models, each fetched and converted once by its last line; that needs: {INSTALL}")
+    for model in KNOWN:
+        click.echo(
+            f"{model.name}: {model.dimensions} dimensions, {model.backbone} of {model.layers} layers, "
+            f"{model.parameters / 1e6:.0f} M parameters, {model.bytes / 1e9:.1f} GB in fp32\n"
+            f"  {len(model.languages) - 1} languages and English; licence {model.licence}; {model.paper}\n"
+            f"  {model.figures} (the authors' figures, not measured here)\n"
+            f"  {export_command(model.name)}    # then: --model {bundle_name(model.name)}"
+        )

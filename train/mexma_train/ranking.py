@@ -1,0 +1,77 @@
+"""Translation ranking with the whole encoder, between the warm start and MEXMA.
+
+The warm start knows words but no order: its lower layers are the identity. Here they learn, from the same loss (and the same
+teacher, if there is one) on clean sentences: two encoder passes and no vocabulary product, a fraction of what a MEXMA update of
+as many pairs takes. T packed tokens, B pairs, D dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mexma_train.attention import make_layout
+from mexma_train.config import RankingConfig
+from mexma_train.encoder import Encoder, position_numbers
+from mexma_train.losses import ranking_terms
+from mexma_train.sampling import PairSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairBatch:
+    """Texts, then their English sides, end to end: ids and positions int64 [T], lengths [2B]; a teacher's targets [B, D]."""
+
+    ids: Tensor
+    positions: Tensor
+    lengths: np.ndarray
+    targets: Tensor | None
+
+    @property
+    def pairs(self) -> int:
+        return len(self.lengths) // 2
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> PairBatch:
+        ids, positions = (x.to(device, non_blocking=True) for x in (self.ids, self.positions))
+        targets = None if self.targets is None else self.targets.to(device, non_blocking=True)
+        return replace(self, ids=ids, positions=positions, targets=targets)
+
+
+def ranking_batch(update: int, sampler: PairSampler, config: RankingConfig) -> PairBatch:
+    """The pairs of an update; a function of (seed, update)."""
+    pairs = sampler.micro_batch(update, config.batch_pairs, config.max_tokens)
+    sides = [side(pairs, config.max_tokens) for side in (sampler.shards.text, sampler.shards.english)]
+    ids = np.concatenate([side.ids for side in sides])
+    lengths = np.concatenate([side.lengths for side in sides])
+    return PairBatch(
+        ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(position_numbers(ids, lengths)),
+        lengths=lengths,
+        targets=torch.from_numpy(sampler.shards.teacher_of(pairs)) if config.distil_weight else None,
+    )
+
+
+def whole_terms(encoder: Encoder, batch: PairBatch, config: RankingConfig, attention: str) -> dict[str, Tensor]:
+    """Loss terms of one batch."""
+    layout = make_layout(batch.lengths, attention, batch.ids.device)
+    text_BD, english_BD = encoder(batch.ids, batch.positions, layout, layout.starts_S).chunk(2)
+    return ranking_terms(text_BD, english_BD, batch.targets, config)
+
+
+def ranking_parameters(encoder: Encoder, config: RankingConfig) -> list[dict]:
+    """Adam groups: the word embeddings, and all the rest."""
+    words = encoder.embeddings.word_embeddings.weight
+    words.requires_grad_(config.words_lr > 0)
+    rest = [p for p in encoder.parameters() if p is not words]
+    return [{"params": rest, "lr": config.lr}] + ([{"params": [words], "lr": config.words_lr}] if config.words_lr else [])
+
+
+def ranking_rate(update: int, config: RankingConfig) -> float:
+    """Share of the peak learning rates at an update: linear up over warmup_share, then straight down to 0."""
+    return min((update + 1) / max(1.0, config.warmup_share * config.steps), 1.0) * (1 - update / config.steps)
