@@ -94,6 +94,7 @@ def load(
 def embed(
     texts: Iterable[str],
     *,
+    model: str | os.PathLike[str] = "mexma-mini",
     normalize: bool = True,
     precision: str = "float32",
     truncate_dim: int | None = None,
@@ -101,11 +102,14 @@ def embed(
     progress: bool | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Embed n sentences with the bundled default model, loaded once; returns float32 [n, D]. See `Encoder.embed`."""
-    from mexma_rt.encoder import default_encoder
+    """Embed n sentences with the bundled default model, or another, loaded once and kept; returns float32 [n, D].
+
+    model: as for `load`, whose defaults hold; the other arguments, and what is raised, as for `Encoder.embed`.
+    """
+    from mexma_rt.encoder import shared_encoder
     from mexma_rt.report import warn_if_truncated
 
-    encoder = default_encoder()
+    encoder = shared_encoder(model)
     result = encoder.embed_report(
         texts,
         normalize=normalize,

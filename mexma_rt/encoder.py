@@ -232,17 +232,17 @@ class Encoder:
         )
 
 
-_default: Encoder | None = None
-_default_lock = threading.Lock()
+_shared: dict[str, Encoder] = {}
+_shared_lock = threading.Lock()
 
 
-def default_encoder() -> Encoder:
-    """The bundled default model, loaded at the first call and shared by the whole process."""
-    global _default
-    with _default_lock:
-        if _default is None:
-            _default = load()
-        return _default
+def shared_encoder(model: str | os.PathLike[str] = DEFAULT_MODEL) -> Encoder:
+    """A model with `load`'s defaults, loaded at the first call and shared by the whole process as long as it runs."""
+    with _shared_lock:
+        name = os.fspath(model)
+        if name not in _shared:
+            _shared[name] = load(model)
+        return _shared[name]
 
 
 def _distinct(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -195,9 +195,9 @@ def _pool(lines: list[str], unify: bool) -> tuple[np.ndarray, np.ndarray]:
 def _unit_vectors(source: _Side, target: _Side, encoder: Embeds | None, progress: bool | None) -> tuple[np.ndarray, np.ndarray]:
     """Return both sides as normalised float32 copies [size, D], embedding the texts that came without vectors."""
     if encoder is None and (source.vectors is None or target.vectors is None):
-        from mexma_rt.encoder import default_encoder
+        from mexma_rt.encoder import shared_encoder
 
-        encoder = default_encoder()
+        encoder = shared_encoder()
     x, y = (
         encoder.embed(side.texts, progress=progress) if side.vectors is None else side.vectors  # type: ignore[union-attr, arg-type]
         for side in (source, target)

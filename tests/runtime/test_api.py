@@ -59,9 +59,10 @@ def test_the_thin_functions_have_the_signatures_of_what_they_call():
         ]
 
     assert parameters(mexma_rt.load) == parameters(pipeline.load)
-    assert parameters(mexma_rt.embed) == parameters(mexma_rt.Encoder.embed, skip=("self",))
-    assert parameters(mexma_rt.embed) == parameters(mexma_rt.Encoder.embed_report, skip=("self",))
-    assert inspect.signature(mexma_rt.load).parameters["model"].default == pipeline.DEFAULT_MODEL
+    for method in (mexma_rt.Encoder.embed, mexma_rt.Encoder.embed_report):
+        assert parameters(mexma_rt.embed, skip=("model",)) == parameters(method, skip=("self",))
+    for function in (mexma_rt.load, mexma_rt.embed):
+        assert inspect.signature(function).parameters["model"].default == pipeline.DEFAULT_MODEL
 
 
 def test_every_error_is_a_mexma_error_and_a_builtin():
@@ -81,24 +82,34 @@ def test_embed_loads_the_default_model_once_for_all_threads(tiny_bundle, monkeyp
     loads, results = [], []
     real = pipeline.load
 
-    def slow_load():
-        loads.append(1)
+    def slow_load(model):
+        loads.append(model)
         return real(tiny_bundle)
 
-    monkeypatch.setattr(pipeline, "_default", None)
+    monkeypatch.setattr(pipeline, "_shared", {})
     monkeypatch.setattr(pipeline, "load", slow_load)
     threads = [threading.Thread(target=lambda: results.append(mexma_rt.embed(["Hello"]))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(loads) == 1 and len(results) == 8
+    assert loads == ["mexma-mini"] and len(results) == 8
     for result in results:
         np.testing.assert_array_equal(result, results[0])
 
 
+def test_embed_takes_another_model_and_keeps_it(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(pipeline, "_shared", {})
+    expected = mexma_rt.load(tiny_bundle).embed(["Hello"])
+    for model in (tiny_bundle, str(tiny_bundle)):
+        np.testing.assert_array_equal(mexma_rt.embed(["Hello"], model=model), expected)
+    assert list(pipeline._shared) == [str(tiny_bundle)]
+    with pytest.raises(mexma_rt.BundleError, match="mexma-export facebook/MEXMA MEXMA-bundle"):
+        mexma_rt.embed(["Hello"], model="facebook/MEXMA")
+
+
 def test_embed_warns_at_the_line_of_the_caller(tiny_bundle, monkeypatch):
-    monkeypatch.setattr(pipeline, "_default", pipeline.load(tiny_bundle, max_length=3))
+    monkeypatch.setattr(pipeline, "_shared", {"mexma-mini": pipeline.load(tiny_bundle, max_length=3)})
     with pytest.warns(mexma_rt.TruncationWarning, match="1 of 1 texts were longer than max_length=3") as caught:
         mexma_rt.embed(["Hello world, how are you?"])
     assert caught[0].filename == __file__

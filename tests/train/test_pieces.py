@@ -336,6 +336,7 @@ def test_the_journey_of_a_run_to_another_machine_and_back(
                 shutil.copy(path, home)
             total = len(json.loads((home / "pieces.json").read_text())["pieces"])
             first = len(list(home.glob("piece-*.bin")))
+        assert total > 2  # it took several commands
         return home
 
     tests = tmp_path / "tests"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexma_rt.errors import InputError
@@ -16,6 +16,7 @@ from mexma_train.squeeze import PLAIN, Code, code_of, decode, encode, round_rows
 LOSSLESS = [*(Code("plain", width) for width in (1, 2, 4, 8)), *(Code("planes", width) for width in (2, 4, 8))]
 
 
+@settings(deadline=None, max_examples=60)
 @given(data=st.binary(max_size=400).map(lambda data: data[: len(data) // 8 * 8]), code=st.sampled_from(LOSSLESS))
 def test_every_lossless_code_gives_the_same_bytes(data: bytes, code: Code) -> None:
     used, packed = encode(data, code)
@@ -23,6 +24,7 @@ def test_every_lossless_code_gives_the_same_bytes(data: bytes, code: Code) -> No
     assert used == code or (code, used) == (Code("plain", 8), Code("delta", 8))
 
 
+@settings(deadline=None, max_examples=60)
 @given(data=st.binary(min_size=1, max_size=50), width=st.sampled_from([2, 4]))
 def test_bytes_behind_the_last_whole_number_stay(data: bytes, width: int) -> None:
     assert decode(encode(data, Code("planes", width))[1], Code("planes", width)) == data

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from mexma_rt.errors import FileError, InputError, MexmaError
 from mexma_rt.files import move_folder
 from mexma_rt.progress import progress_bar
-from mexma_train.squeeze import PLAIN, Code, code_of, decode, encode, round_rows
+from mexma_train.squeeze import PLAIN, Code, code_of, decode, encode, round_rows, rows_of
 
 FORMAT = 1
 MANIFEST = "pieces.json"
@@ -92,7 +92,7 @@ def _write(
             begin, code = code_of(folder / name)
             step = block_size
             if name == TEACHER and teacher_bits is not None:
-                begin, code = _teacher_code(folder / name)
+                begin, code = rows_of(folder / name)
                 step = max(1, block_size // (2 * code.width)) * 2 * code.width  # whole rows
             yield from ((file, at, min(block_size, begin - at), PLAIN) for at in range(0, begin, block_size))
             yield from ((file, at, min(step, size - at), code) for at in range(begin, size, step))
@@ -125,18 +125,6 @@ def _write(
     lossy = f"{TEACHER} is rounded to {teacher_bits} bits a number" if teacher_bits is not None else None
     files = [{"name": n, "size": s, "sha256": d.hexdigest()} for n, s, d in zip(names, sizes, digests, strict=True)]
     return {"format": FORMAT, "lossy": lossy, "files": files, "pieces": pieces}
-
-
-def _teacher_code(path: Path) -> tuple[int, Code]:
-    import numpy as np
-
-    try:
-        array = np.load(path, mmap_mode="r")
-    except (ValueError, OSError, EOFError) as error:
-        raise FileError(f"{path} is damaged: {error}. Teach the shards again.") from None
-    if array.dtype != np.dtype("<f2") or array.ndim != 2:
-        raise InputError(f"{path} is {array.dtype} {list(array.shape)}; --teacher-bits rounds float16 [segments, dimensions].")
-    return array.offset, Code("rows", array.shape[1])  # type: ignore[attr-defined]
 
 
 def unpack(sources: Sequence[str | Path], folder: str | Path, *, progress: bool | None = None) -> None:

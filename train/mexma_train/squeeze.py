@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mexma_rt.errors import InputError
+from mexma_rt.errors import FileError, InputError
 
 BITS_IN_PLACE = {1: 0, 2: 1, 4: 2, 8: 3}  # xz's lp and pb: log2 of the width to which the numbers are aligned
 
@@ -53,6 +53,17 @@ def code_of(path: Path) -> tuple[int, Code]:
     if width not in BITS_IN_PLACE:
         return 0, PLAIN
     return array.offset, Code("planes" if kind == "f" else "plain", width)  # type: ignore[attr-defined]
+
+
+def rows_of(path: Path) -> tuple[int, Code]:
+    """Where in a float16 [n, width] array file the rows begin, and their code. Raises FileError, InputError if it is none."""
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise FileError(f"{path} is damaged: {error}. Teach the shards again.") from None
+    if array.dtype != np.dtype("<f2") or array.ndim != 2:
+        raise InputError(f"{path} is {array.dtype} {list(array.shape)}; --teacher-bits rounds float16 [segments, dimensions].")
+    return array.offset, Code("rows", array.shape[1])  # type: ignore[attr-defined]
 
 
 def round_rows(data: bytes, width: int, bits: int) -> tuple[bytes, bytes]:
@@ -96,7 +107,9 @@ def _pack(data: bytes, code: Code) -> bytes:
         data = np.diff(numbers, prepend=np.zeros(1, "<u8")).tobytes()
     if code.kind in ("planes", "delta"):
         data = _planes(data, code.width)
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "lp": aligned, "lc": min(3, 4 - aligned), "pb": aligned}]
+    window = max(4096, len(data))  # not the preset's 8 MiB, for which xz takes ten times as much memory
+    how = {"preset": 6, "dict_size": window, "lp": aligned, "lc": min(3, 4 - aligned), "pb": aligned}
+    filters = [{"id": lzma.FILTER_LZMA2, **how}]
     return lzma.compress(data, check=lzma.CHECK_NONE, filters=filters)  # pieces.py has checksums of its own
 
 
