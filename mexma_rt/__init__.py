@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mexma_rt.evaluation import XsimResult, xsim
     from mexma_rt.mining import Pair, mine, score_pairs
     from mexma_rt.report import Embedded, EmbedReport
+    from mexma_rt.stream import FileReport
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "Embedded",
     "Encoder",
     "FileError",
+    "FileReport",
     "InputError",
     "MexmaError",
     "MissingExtraError",
@@ -46,6 +48,7 @@ __all__ = [
     "XsimResult",
     "__version__",
     "embed",
+    "embed_file",
     "knn",
     "load",
     "mine",
@@ -68,14 +71,15 @@ def load(
     """Load a model and verify every file of it.
 
     model: a bundled name, the path of a bundle folder, or a hub name "org/name" (only this may use the network).
-    device: "cpu", "cuda" or "auto". backend: "onnxruntime" or "auto". What is named runs there or raises BackendError.
+    device: "cpu", "cuda" or "auto". backend: "onnxruntime", "tensorrt" or "rtx" (the engine that mexma-export --engine built
+    into the bundle, on cuda), or "auto". What is named runs there or raises.
     precision: of the computation: "fp32", "fp16", "int8", "mixed" (int8 embeddings, fp16 weights, fp32 products), or "auto"
     for the bundle's default.
     max_length: tokens per sentence, up to the model's limit; None takes the bundle's default. Longer ones are cut.
     threads: of the CPU engine; None takes the physical cores that this process may use.
     revision, offline: for hub names: a branch, tag or commit; use the local cache only.
 
-    Raises BundleError (not found, damaged), BackendError (cannot run here), InputError (other arguments).
+    Raises BundleError (not found, damaged), BackendError or MissingExtraError (cannot run here), InputError (other arguments).
     """
     from mexma_rt import encoder
 
@@ -123,10 +127,57 @@ def embed(
     return result.vectors
 
 
+def embed_file(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] = "mexma-mini",
+    field: str | None = None,
+    normalize: bool = True,
+    precision: str = "float32",
+    truncate_dim: int | None = None,
+    batch_tokens: int | None = None,
+    shard_rows: int | None = None,
+    progress: bool | None = None,
+) -> FileReport:
+    """Embed a file of any size to vectors on the disk, with bounded memory; row i of the output is row i of the input.
+
+    source: UTF-8 text with one sentence per line (plain, .gz, .xz, .zst, or "-" for standard input), JSON Lines with
+    the text in `field`, or a .parquet file with the text in the column `field`. No row is skipped: a blank line
+    is a row, with the vector of the text that it is; a text that is missing (null) is an error.
+    output: a .parquet name gives a table with the column `vector` (fixed-size lists), any other a .npy file, to open with
+    np.load(output, mmap_mode="r"). With `shard_rows`, a new folder: vectors-00000.npy and so on, listed in vectors.json.
+    precision: of the stored rows: "float32", "float16", "int8" (each row by its own scale: x / np.linalg.norm(x) gives the
+    vector back) or "ubinary" (sign bits, uint8 [n, ceil(D / 8)], as sentence-transformers has it); see mexma_rt/storage.py.
+    model, and the other arguments: as for `embed`.
+
+    A job that was killed, at any point, goes on when the same call is made again, and gives the same bytes. Until it is
+    complete, all of it is in the folder .NAME.part beside the output. Another model, input or setting refuses to go on.
+    Texts are embedded in slabs of 8,192; their vectors are those of `embed` for such a slab, up to roundings that depend on
+    which texts share a batch. Raises InputError, FileError, BundleError, BackendError, MissingExtraError (.zst, .parquet).
+    """
+    from mexma_rt import stream
+    from mexma_rt.encoder import shared_encoder
+
+    return stream.embed_file(
+        lambda: shared_encoder(model),
+        source,
+        output,
+        field=field,
+        normalize=normalize,
+        precision=precision,
+        truncate_dim=truncate_dim,
+        batch_tokens=batch_tokens,
+        shard_rows=shard_rows,
+        progress=progress,
+    )
+
+
 _HOME = {
     "Embedded": "report",
     "EmbedReport": "report",
     "Encoder": "encoder",
+    "FileReport": "stream",
     "Pair": "mining",
     "XsimResult": "evaluation",
     "mine": "mining",

@@ -16,6 +16,7 @@ from mexma_rt.errors import BackendError, InputError
 from mexma_rt.packing import pack
 from mexma_rt.progress import progress_bar
 from mexma_rt.report import Embedded, EmbedReport, warn_if_truncated
+from mexma_rt.stream import FileReport, embed_file
 from mexma_rt.textinput import check_texts
 from mexma_rt.tokenizer import Tokenizer
 
@@ -128,6 +129,33 @@ class Encoder:
             max_rows=None,
             progress=progress,
             out=out,
+        )
+
+    def embed_file(
+        self,
+        source: str | os.PathLike[str],
+        output: str | os.PathLike[str],
+        *,
+        field: str | None = None,
+        normalize: bool = True,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        batch_tokens: int | None = None,
+        shard_rows: int | None = None,
+        progress: bool | None = None,
+    ) -> FileReport:
+        """A file of any size to vectors on the disk: as `mexma_rt.embed_file`, with this encoder."""
+        return embed_file(
+            lambda: self,
+            source,
+            output,
+            field=field,
+            normalize=normalize,
+            precision=precision,
+            truncate_dim=truncate_dim,
+            batch_tokens=batch_tokens,
+            shard_rows=shard_rows,
+            progress=progress,
         )
 
     def encode(

@@ -1,41 +1,21 @@
-"""Text files in, result files out: errors that name the line, and outputs that are complete or not there."""
+"""Result files: they are complete or not there. (Text files are read by lines.py; read_lines takes a small one whole.)"""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
-import lzma
 import os
 import shutil
-import sys
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from mexma_rt.errors import FileError, InputError
-
-STDIN = "-"
+from mexma_rt.lines import STDIN, text_lines
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """Return the lines of a UTF-8 file (plain, .gz or .xz; "-" is standard input) without their line ends.
-
-    A line ends in \\n or \\r\\n and nowhere else, so that line numbers are those of grep and wc; an initial byte order
-    mark is dropped. Raises FileError if the file cannot be read and InputError, with line and byte, if it is not UTF-8.
-    """
-    data = _read(path).removeprefix(b"\xef\xbb\xbf")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = error.start - data.rfind(b"\n", 0, error.start)
-        raise InputError(
-            f"{_name(path)}, line {line}, byte {byte}: 0x{data[error.start]:02x} is not valid UTF-8 there. Convert the "
-            f"file, for example: iconv -f LATIN1 -t UTF-8 FILE > NEW (with its real encoding in place of LATIN1)."
-        ) from None
-    lines = text.replace("\r\n", "\n").split("\n")
-    return lines if lines[-1] else lines[:-1]
+    """All lines of a UTF-8 file (plain, .gz, .xz or .zst; "-" is standard input); see `mexma_rt.lines.text_lines`."""
+    return list(text_lines(path))
 
 
 def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
@@ -123,26 +103,3 @@ def _sync(path: Path) -> None:
 
 def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
-
-
-def _name(path: str | os.PathLike[str]) -> str:
-    return "standard input" if path == STDIN else str(path)
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
-    try:
-        if path == STDIN:
-            return sys.stdin.buffer.read()
-        data = Path(path).read_bytes()
-        unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(Path(path).suffix)
-        return unpack(data) if unpack else data
-    except FileNotFoundError:
-        raise FileError(f"{path} does not exist. Check the name; the current folder is {Path.cwd()}.") from None
-    except IsADirectoryError:
-        raise FileError(f"{path} is a folder, but a text file with one sentence per line is needed.") from None
-    except PermissionError:
-        raise FileError(f"{path} cannot be read: no permission. Type: ls -l {path}") from None
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile):
-        raise FileError(f"{path} is damaged or not complete: it cannot be unpacked. Copy or download it again.") from None
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror}.") from error

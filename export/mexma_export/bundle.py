@@ -116,7 +116,8 @@ def export_bundle(
             _write_weights(source, folder)
         if (source.folder / "README.md").is_file():
             shutil.copyfile(source.folder / "README.md", folder / "README.md")
-        source.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+        # not tokenizer.save: what it raises when the disk is full is a plain Exception
+        (folder / "tokenizer.json").write_bytes(source.tokenizer.to_str(pretty=False).encode())
         peers = peer_files(source.config, max_length=length, length_limit=source.max_length_limit)
         for path, content in peers.items():
             _write_json(folder / path, content)
@@ -162,7 +163,9 @@ def _check_precisions(precisions: Sequence[str], default: str | None, *, named: 
     if isinstance(precisions, str) or not precisions or len(set(precisions)) != len(precisions):
         raise InputError(f"precisions must be a list without repetition out of {list(GRAPHS)}, not {precisions!r}.")
     if unknown := [p for p in precisions if p not in GRAPHS]:
-        raise InputError(f"Unknown precision {unknown[0]!r}: this export knows {', '.join(GRAPHS)}.")
+        raise InputError(
+            f"Unknown precision {unknown[0]!r}: this export knows {', '.join(GRAPHS)}. Type --precision {','.join(AUTO)}"
+        )
     if default is not None and default not in (precisions if named else GRAPHS):
         raise InputError(
             f"The default precision {default!r} is not among the exported ones ({', '.join(precisions)}). "
@@ -242,6 +245,8 @@ def _write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], t
                     export_mixed(source.model, path)
                 else:
                     export_half(source.model, path, length_limit=source.max_length_limit)
+        except OSError:  # a full disk, before all: new_folder says so
+            raise
         except Exception as error:  # torch, onnx and onnxruntime each raise their own, often with pages of graph
             first_line = str(error).strip().partition("\n")[0].rstrip(".")
             other = next(other for other in GRAPHS if other != precision)

@@ -175,7 +175,10 @@ def _load_model(folder: Path) -> XLMRobertaModel:
             output_loading_info=True,
         )
     except Exception as error:  # safetensors, torch and transformers each raise their own
-        raise BundleError(f"{folder}: the weights do not load: {error}") from error
+        raise BundleError(
+            f"{folder}: the weights do not load: {str(error).strip().rstrip('.')}. "
+            "model.safetensors is damaged, or belongs to another config.json. Copy the checkpoint again."
+        ) from error
     finally:
         if bars:
             logging.enable_progress_bar()

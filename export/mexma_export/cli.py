@@ -1,5 +1,6 @@
 """`mexma-export CHECKPOINT BUNDLE`: a checkpoint becomes a bundle, or the command fails and leaves nothing.
 
+`mexma-export doctor` says what can be built and run here.
 Exit codes: 0 written; 1 the parity gate or the checkpoint failed; 2 the command cannot run (arguments, missing extra).
 """
 
@@ -15,6 +16,7 @@ import click
 from tqdm import tqdm
 
 from mexma_export.bundle import ExportReport, export_bundle
+from mexma_export.doctor import examine
 from mexma_export.parity import load_sentences
 from mexma_export.trim import Vocabulary
 from mexma_rt.errors import InputError, MexmaError, MissingExtraError
@@ -78,7 +80,14 @@ def main(
     """Export CHECKPOINT (a folder with config.json, model.safetensors and tokenizer.json, or a hub name such as
     facebook/MEXMA) to the folder BUNDLE, after comparing every graph with the checkpoint on real sentences.
 
-    With --engine, build the TensorRT engine of a bundle instead: mexma-export BUNDLE --engine rtx"""
+    With --engine, build the TensorRT engine of a bundle instead: mexma-export BUNDLE --engine rtx
+
+    mexma-export doctor: what is installed, what can be built and run here, and what to type for what cannot. (A folder of
+    that name is ./doctor.)"""
+    if checkpoint == "doctor" and bundle is None and engine is None:
+        examination = examine()
+        click.echo(json.dumps(examination.as_data(), ensure_ascii=False) if as_json else examination.as_text())
+        return
     if engine is not None:
         if bundle is not None:
             raise click.UsageError(f"--engine takes one bundle: mexma-export {bundle} --engine {engine}")

@@ -13,17 +13,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mexma_export.sidecar import Profile, Sidecar, TensorInfo, check_sidecar, graph_hash, read_sidecar, write_sidecar
-from mexma_export.trt_compat import (
-    RTX_SM,
-    architectures_for,
-    count_in_engine,
-    count_in_network,
-    load_library,
-    made,
-    new_logger,
-    use_timing_cache,
-)
+from mexma_export.sidecar import write_sidecar
+from mexma_export.trt_compat import RTX_SM, architectures_for, count_in_engine, count_in_network, use_timing_cache
+from mexma_rt.backends.nvidia import load_library, made, new_logger
+from mexma_rt.backends.sidecar import Profile, Sidecar, TensorInfo, check_sidecar, engine_path, graph_hash, read_sidecar
 from mexma_rt.bundle import read_manifest, verify_files
 from mexma_rt.errors import BackendError, BundleError, FileError, InputError
 from mexma_rt.files import atomic_write, check_output
@@ -90,7 +83,7 @@ def build_bundle_engine(
     graph = manifest.graphs[FP16]
     verify_files(manifest, [name for name in (graph, f"{graph}.data") if name in manifest.files])
     load_library(engine)  # an unknown or missing one leaves no folder
-    target = bundle / "engines" / f"{engine}.engine"
+    target = engine_path(bundle, engine)
     try:
         target.parent.mkdir(exist_ok=True)
     except OSError as error:

@@ -7,43 +7,17 @@ compiles the kernels: so its matrix products are counted in the parsed network. 
 
 from __future__ import annotations
 
-import ctypes
-import importlib
 import json
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mexma_rt.errors import BackendError, InputError, require_extra
+from mexma_rt.backends.nvidia import device_sm, made
+from mexma_rt.errors import BackendError, InputError
 from mexma_rt.files import check_output
 
-MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # the name of an engine is also that of its extra
-MAJORS = {"tensorrt": (10, 11), "rtx": (1,)}  # strongly typed networks began with tensorrt 10.0
 RTX_SM = (80, 86, 89, 120)  # A100, RTX 30, RTX 40 and L4/L40, RTX 50
-
-
-def load_library(engine: str) -> Any:
-    """The imported module, of a version that this code knows. Raises InputError, MissingExtraError, BackendError."""
-    if engine not in MODULES:
-        raise InputError(f"Unknown engine {engine!r}: this export builds {' and '.join(MODULES)}.")
-    name = MODULES[engine]
-    require_extra(engine, name)
-    try:
-        trt = importlib.import_module(name)
-    except Exception as error:  # the loader's ImportError or OSError, or what the package itself raises
-        index = " --extra-index-url https://pypi.nvidia.com" if engine == "tensorrt" else ""  # PyPI has its bindings only
-        raise BackendError(
-            f"{name} is installed, but does not load: {str(error).strip() or type(error).__name__}. Its libraries are missing "
-            f"or of another version. Type:\n    pip install --force-reinstall{index} 'mexma-rt[{engine}]'"
-        ) from error
-    if int(trt.__version__.partition(".")[0]) not in MAJORS[engine]:
-        raise BackendError(
-            f"{name} {trt.__version__} is installed, but this needs {' or '.join(map(str, MAJORS[engine]))}. Type:\n"
-            f"    pip install 'mexma-rt[{engine}]'"
-        )
-    return trt
 
 
 def architectures_for(trt: Any, engine: str, wanted: Sequence[int] | None) -> Sequence[int]:
@@ -72,53 +46,6 @@ def architectures_for(trt: Any, engine: str, wanted: Sequence[int] | None) -> Se
             f"{', '.join(map(str, known))}.{hint}"
         )
     return RTX_SM if wanted is None else wanted
-
-
-def device_sm() -> int:
-    """The compute capability of the first visible GPU (8.9 is 89), asked of the driver. Raises BackendError without one."""
-    major, minor, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
-        # 75 and 76: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
-        failed = failed or driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-        failed = failed or driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-    except OSError as error:
-        raise BackendError(f"This machine has no NVIDIA driver ({error}), so no GPU to run on.") from error
-    if failed:
-        raise BackendError(f"The NVIDIA driver finds no usable GPU (CUDA error {failed}). Type: nvidia-smi")
-    return major.value * 10 + minor.value
-
-
-def new_logger(trt: Any) -> Any:
-    """A logger that keeps errors for our messages and prints nothing."""
-
-    class Collector(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.errors.append(message.strip())
-
-    return Collector()
-
-
-def made(make: Callable[[], Any], trt: Any, log: Any, what: str) -> Any:
-    """make()'s result; TensorRT answers None, or pybind's TypeError, and gives the reason to the logger."""
-    result, reason = None, "it gave no reason"
-    try:
-        result = make()
-    except TypeError as error:
-        reason = str(error)
-    if result is None:
-        reason = log.errors[0][:400] if log.errors else reason
-        raise BackendError(
-            f"{trt.__name__} {trt.__version__} could not {what}: {reason}. A lack of memory is met by smaller --profiles; "
-            "anything else is a limit of this version: try the one before or after."
-        )
-    return result
 
 
 def count_in_network(trt: Any, network: Any) -> tuple[int, int]:

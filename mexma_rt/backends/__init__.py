@@ -1,6 +1,7 @@
 """The seam between the pipeline and the engines: one abstract back end, one file per engine, and the choice among them.
 
-A named device, back end or precision runs or raises BackendError; only "auto" chooses, and its choice carries a reason.
+A named device, back end or precision runs or raises; only "auto" chooses, and its choice carries a reason. An engine that
+mexma-export built into the bundle comes first on a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 from mexma_rt.bundle import Bundle
 from mexma_rt.errors import BackendError, MexmaError
 
-BACKENDS = ("onnxruntime",)
+ENGINES = ("tensorrt", "rtx")  # of TensorRT, on cuda, in fp16
+BACKENDS = ("onnxruntime", *ENGINES)
 DEVICES = ("cpu", "cuda")
 PRECISIONS = ("fp32", "fp16", "int8", "mixed")
 
@@ -50,7 +52,10 @@ def open_backend(
     precision: str = "auto",
     threads: int | None = None,
 ) -> Backend:
-    """Open the named engine, or the first usable one: cuda before cpu. Raises BackendError with what is missing."""
+    """Open the named engine, or the first usable one: the bundle's TensorRT engines, onnxruntime on cuda, on the cpu.
+
+    Raises BackendError or MissingExtraError with what is missing, BundleError for an engine of another graph.
+    """
     _check_known("device", device, DEVICES)
     _check_known("backend", backend, BACKENDS)
     _check_known("precision", precision, PRECISIONS)
@@ -59,28 +64,75 @@ def open_backend(
             f"precision={precision!r} is not in the bundle {bundle.name!r}, which has {', '.join(bundle.graphs)}. "
             "Name one of those, or export the bundle again with this precision."
         )
+    if backend in ENGINES:
+        return _open_named_engine(bundle, backend, device, precision)
+    refused = ""
+    if backend == "auto" and device != "cpu" and precision in ("auto", "fp16"):
+        engine, refused = _first_engine(bundle)
+        if engine is not None:
+            return engine
+    so_far = f"{refused}; " if refused else ""
     if device != "auto":
-        return _open(bundle, device, precision, threads, why=f"device={device!r} was named")
+        try:
+            return _open(bundle, device, precision, threads, why=f"{so_far}device={device!r} was named")
+        except BackendError as error:
+            if not refused:
+                raise
+            raise BackendError(f"{error}\nBefore that, {refused}.") from error
     try:
-        return _open(bundle, "cuda", precision, threads, why="auto: CUDA works here")
+        return _open(bundle, "cuda", precision, threads, why=f"auto: {so_far}CUDA works here")
     except BackendError as error:
-        refused = str(error).partition("\n")[0]
-    return _open(bundle, "cpu", precision, threads, why=f"auto: cuda was refused ({refused})")
+        so_far += f"cuda was refused ({_first_line(error)})"
+    return _open(bundle, "cpu", precision, threads, why=f"auto: {so_far}")
 
 
 def describe_choices(bundle: Bundle) -> tuple[Choice, ...]:
     """Try every combination on one empty sentence: what runs here and why the others do not."""
+    combinations = [("onnxruntime", device, precision) for device in DEVICES for precision in bundle.graphs]
+    combinations += [(engine, "cuda", "fp16") for engine in ENGINES]
     choices = []
-    for device in DEVICES:
-        for precision in bundle.graphs:
-            try:
-                engine = open_backend(bundle, device=device, precision=precision)
-                engine.run(np.array([[0, 2]]), np.array([[1, 1]]))
-                usable, reason = True, "opened, and computed a vector"
-            except MexmaError as error:
-                usable, reason = False, str(error)
-            choices.append(Choice(backend="onnxruntime", device=device, precision=precision, usable=usable, reason=reason))
+    for backend, device, precision in combinations:
+        try:
+            named = "auto" if backend in ENGINES else precision  # a bundle without fp16 has no such graph to name
+            engine = open_backend(bundle, device=device, backend=backend, precision=named)
+            engine.run(np.array([[0, 2]]), np.array([[1, 1]]))
+            usable, reason = True, "opened, and computed a vector"
+        except MexmaError as error:
+            usable, reason = False, str(error)
+        choices.append(Choice(backend=backend, device=device, precision=precision, usable=usable, reason=reason))
     return tuple(choices)
+
+
+def _open_named_engine(bundle: Bundle, backend: str, device: str, precision: str) -> Backend:
+    if device == "cpu":
+        raise BackendError(f"backend={backend!r} runs on cuda only. Leave device='cpu' out, or name backend='onnxruntime'.")
+    if precision not in ("auto", "fp16"):
+        raise BackendError(f"backend={backend!r} computes in fp16 only. Leave precision={precision!r} out, or name 'fp16'.")
+    from mexma_rt.backends.tensorrt import TensorRT
+
+    return TensorRT(bundle, engine=backend, reason=f"backend={backend!r} was named; its engines are in fp16")
+
+
+def _first_engine(bundle: Bundle) -> tuple[Backend | None, str]:
+    """(the first engine of the bundle that runs here, "") or (None, why those of the bundle do not; "" if it has none)."""
+    from mexma_rt.backends.sidecar import engine_path
+
+    refused: list[str] = []
+    for name in ENGINES:
+        if not engine_path(bundle.folder, name).is_file():
+            continue
+        from mexma_rt.backends.tensorrt import TensorRT
+
+        so_far = "".join(f"{words}; " for words in refused)
+        try:
+            return TensorRT(bundle, engine=name, reason=f"auto: {so_far}the bundle has an engine for {name}, in fp16"), ""
+        except MexmaError as error:
+            refused.append(f"{name} was refused ({_first_line(error)})")
+    return None, "; ".join(refused)
+
+
+def _first_line(error: MexmaError) -> str:
+    return str(error).partition("\n")[0].removesuffix(" Type:")
 
 
 def _open(bundle: Bundle, device: str, precision: str, threads: int | None, *, why: str) -> Backend:

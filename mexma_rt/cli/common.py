@@ -25,6 +25,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _MODEL = [
     click.option("--model", default="mexma-mini", show_default=True, help="Bundled name, bundle folder or hub name."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto."),
+    click.option("--backend", default="auto", show_default=True, help="onnxruntime, an engine (tensorrt, rtx), or auto."),
     click.option("--precision", default="auto", show_default=True, help="Of the computation: fp32, fp16, int8, mixed or auto."),
     click.option("--max-length", type=int, help="Tokens per sentence; longer ones are cut.  [default: the model's]"),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the physical cores]"),

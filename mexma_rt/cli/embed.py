@@ -1,34 +1,61 @@
-"""`mexma embed`: a text file to an array of sentence vectors."""
+"""`mexma embed`: a text file of any size to an array of sentence vectors."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
 
-from mexma_rt.cli.common import LoadedEncoder, describe, echo_json, model_options, report_dict
+from mexma_rt.cli.common import describe, echo_json, model_options, report_dict
 
 
 @click.command()
 @click.argument("file")
-@click.option("-o", "--output", metavar="FILE", required=True, help="The .npy file to write: one row per line of FILE.")
-@click.option("--storage", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
+@click.option(
+    "-o", "--output", metavar="FILE", required=True, help="The .npy or .parquet file to write: one row per row of FILE."
+)
+@click.option("--field", metavar="NAME", help="The field of JSON Lines, or the column of a .parquet FILE, that has the text.")
+@click.option(
+    "--storage",
+    type=click.Choice(["float32", "float16", "int8", "ubinary"]),
+    default="float32",
+    show_default=True,
+    help="int8: each row by its own scale; ubinary: sign bits.",
+)
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="Vectors of length 1, or raw.")
+@click.option("--truncate-dim", type=click.IntRange(min=1), help="Keep the first dimensions only.  [default: all]")
+@click.option(
+    "--shard-rows", type=click.IntRange(min=1), help="Write a folder of .npy files of so many rows.  [default: one file]"
+)
 @model_options
-def embed(file: str, output: str, storage: str, normalize: bool, as_json: bool, **options: Any) -> None:
-    """Write the sentence vectors of FILE, one sentence per line, as a numpy array."""
-    import numpy as np
+def embed(
+    file: str, output: str, field: str | None, storage: str, as_json: bool, batch_tokens: int | None, **options: Any
+) -> None:
+    """Write the sentence vectors of FILE, one sentence per line, as a numpy array.
 
-    from mexma_rt.files import atomic_write, check_output, read_lines
+    FILE may be .gz, .xz or .zst, JSON Lines or .parquet with --field, or - for standard input. Its size does not matter: memory
+    is bounded, and after an interruption the same command goes on where it stopped.
+    """
+    import mexma_rt
+    from mexma_rt.stream import embed_file
 
-    check_output(output, [file])
-    encoder = LoadedEncoder(options)
-    vectors = encoder.embed(read_lines(file), normalize=normalize, precision=storage)
-    with atomic_write(output) as stream:
-        np.save(stream, vectors, allow_pickle=False)
-    (report,) = encoder.reports
+    settings = {name: options.pop(name) for name in ("normalize", "truncate_dim", "shard_rows")}
+    result = embed_file(
+        lambda: mexma_rt.load(**options),
+        file,
+        output,
+        field=field,
+        precision=storage,
+        batch_tokens=batch_tokens,
+        announce=partial(click.echo, err=True),
+        **settings,
+    )
     if as_json:
-        echo_json({"output": output, "shape": vectors.shape, "dtype": storage} | report_dict(report, file))
-    else:
-        click.echo(describe(report, file))
-        click.echo(f"{output}: {storage} {list(vectors.shape)}")
+        done = {"output": output, "shape": result.shape, "dtype": storage, "resumed": result.resumed, "cut": result.cut}
+        echo_json(done | report_dict(result.report, file))
+        return
+    click.echo(describe(result.report, file))
+    if result.cut > len(result.report.truncated):
+        click.echo(f"{file}: in all {result.cut:,} sentences were cut; the line above is about the first ones only")
+    click.echo(f"{output}: {storage} {list(result.shape)}")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="exports need torch (pip: mexma-rt[export])")
 
 from mexma_export import ParityError, Sentence, export_bundle  # noqa: E402
 from mexma_export.graphs import SentenceEncoder, export_traced  # noqa: E402
+from mexma_export.half import HalfEncoder  # noqa: E402
 
 
 class MeanPooling(SentenceEncoder):
@@ -46,6 +49,25 @@ class SwappedLayers(SentenceEncoder):
         super().__init__(model)
 
 
+class SwappedWeights(SentenceEncoder):
+    """Two matrices of one layer under each other's name: every shape still fits."""
+
+    def __init__(self, model):
+        model = copy.deepcopy(model)
+        attention = model.encoder.layer[1].attention.self
+        attention.query, attention.value = attention.value, attention.query
+        super().__init__(model)
+
+
+class ShortPositionTable(SentenceEncoder):
+    """Positions that end at 100: right for every sentence of the set, wrong for what is longer."""
+
+    def forward(self, input_ids, attention_mask):
+        positions = (torch.cumsum(attention_mask, dim=1) * attention_mask + 1).clamp(max=101)
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions).last_hidden_state
+        return states[:, 0], states
+
+
 class NoMask(SentenceEncoder):
     """Attention over the padding: right for a sentence alone, wrong in a batch."""
 
@@ -53,7 +75,7 @@ class NoMask(SentenceEncoder):
         return super().forward(input_ids, attention_mask * 0 + 1)
 
 
-@pytest.mark.parametrize("broken", [MeanPooling, PositionsFromZero, DroppedLayer, SwappedLayers, NoMask])
+@pytest.mark.parametrize("broken", [MeanPooling, PositionsFromZero, DroppedLayer, SwappedLayers, SwappedWeights, NoMask])
 def test_broken_export_fails_and_leaves_nothing(broken, tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences) -> None:
     monkeypatch.setattr("mexma_export.compact.SentenceEncoder", broken)
     with pytest.raises(ParityError) as caught:
@@ -68,6 +90,78 @@ def test_broken_export_fails_and_leaves_nothing(broken, tiny_checkpoint: Path, t
     assert "threshold 0.995" in message
     assert "Worst sentence: " in message
     assert list(tmp_path.iterdir()) == []  # neither the bundle nor a temporary folder
+
+
+def test_what_is_wrong_in_long_inputs_only_is_caught_by_its_length(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences
+) -> None:
+    monkeypatch.setattr("mexma_export.compact.SentenceEncoder", ShortPositionTable)
+    with pytest.raises(ParityError) as caught:
+        export_bundle(
+            tiny_checkpoint,
+            tmp_path / "bundle",
+            precisions=["int8"],
+            sentences=[Sentence(lang=lang, text=text) for lang, text in sentences],
+        )
+    failures = str(caught.value).partition("no bundle was written: ")[2].partition(". Worst sentence")[0].split("; ")
+    assert [failure.rpartition(" tokens")[0] for failure in failures] == [
+        f"lowest cosine at {length}" for length in (128, 256, 512)
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+class PlainHalf(HalfEncoder):
+    """What HalfEncoder is there to avoid: all numbers in fp16, the residual sums too."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.model.half()
+
+    def forward(self, input_ids, attention_mask):
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+        return states[:, 0], states
+
+
+def residual_sum_of_90000(weights: dict[str, np.ndarray]) -> None:
+    """30,000 and 60,000 meet in one dimension of the residual stream: only a graph whose sums are fp16 overflows."""
+    weights["encoder.layer.0.attention.output.LayerNorm.bias"][5] = 30000
+    weights["encoder.layer.0.intermediate.dense.weight"][:, 5] = 0
+    weights["encoder.layer.0.output.dense.weight"][5] = 0
+    weights["encoder.layer.0.output.dense.bias"][5] = 60000
+
+
+def product_of_90000(weights: dict[str, np.ndarray]) -> None:
+    """300 times 300 inside a matrix product: beyond 65504 in any fp16 graph, ours too."""
+    weights["encoder.layer.0.intermediate.dense.weight"][7] = 0
+    weights["encoder.layer.0.intermediate.dense.bias"][7] = 300
+    weights["encoder.layer.0.output.dense.weight"][5, 7] = 300
+
+
+@pytest.mark.parametrize(("change", "encoder"), [(residual_sum_of_90000, PlainHalf), (product_of_90000, HalfEncoder)])
+def test_an_fp16_overflow_fails_and_leaves_nothing(
+    change, encoder, tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
+    weights = load_file(source / "model.safetensors")
+    change(weights)
+    assert max(float(np.abs(array).max()) for array in weights.values()) < 65504  # each weight is an fp16 number
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr("mexma_export.half.HalfEncoder", encoder)
+    monkeypatch.setattr(  # the faster exporter: the gate does not care which
+        "mexma_export.half.export_standard", lambda encoder, path, *, length_limit: export_traced(encoder, path)
+    )
+    with pytest.raises(ParityError) as caught:
+        export_bundle(
+            source,
+            tmp_path / "bundle",
+            precisions=["fp16"],
+            sentences=[Sentence(lang=lang, text=text) for lang, text in sentences],
+        )
+    assert str(caught.value).startswith("The fp16 ") and "lowest cosine nan, threshold 0.9999;" in str(caught.value)
+    assert "a fully padded row gives NaN or infinite numbers" in str(caught.value)
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_broken_fp32_graph_fails_even_when_int8_is_right(tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences) -> None:

@@ -53,7 +53,7 @@ def test_auto_on_a_machine_without_cuda_says_why(bundle, monkeypatch):
     ("arguments", "message"),
     [
         ({"device": "tpu"}, "There is no device 'tpu'. Known: auto, cpu, cuda."),
-        ({"backend": "tensorflow"}, "There is no backend 'tensorflow'. Known: auto, onnxruntime."),
+        ({"backend": "tensorflow"}, "There is no backend 'tensorflow'. Known: auto, onnxruntime, tensorrt, rtx."),
         ({"precision": "fp8"}, "There is no precision 'fp8'. Known: auto, fp32, fp16, int8, mixed."),
         ({"precision": "fp16"}, "precision='fp16' is not in the bundle 'tiny', which has fp32, int8."),
         ({"device": "cuda", "precision": "int8"}, "The int8 graph is made for the CPU; on cuda use precision='fp16'"),
@@ -152,7 +152,13 @@ def test_both_onnxruntimes_installed_is_said(bundle, monkeypatch):
 
 def test_choices_are_tried_and_explained(bundle, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    choices = {(choice.device, choice.precision): choice for choice in describe_choices(bundle)}
+    described = describe_choices(bundle)
+    assert [(choice.backend, choice.device, choice.precision) for choice in described[4:]] == [
+        ("tensorrt", "cuda", "fp16"),
+        ("rtx", "cuda", "fp16"),
+    ]
+    choices = {(choice.device, choice.precision): choice for choice in described[:4]}
+    assert {choice.backend for choice in described[:4]} == {"onnxruntime"}
     assert set(choices) == {("cpu", "fp32"), ("cpu", "int8"), ("cuda", "fp32"), ("cuda", "int8")}
     assert choices["cpu", "int8"].usable and choices["cpu", "int8"].reason == "opened, and computed a vector"
     assert not choices["cuda", "fp32"].usable and "has no CUDA" in choices["cuda", "fp32"].reason

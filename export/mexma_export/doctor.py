@@ -1,0 +1,192 @@
+"""`mexma-export doctor`: what is installed, what can be built and run on this machine, and what to type for what cannot.
+
+Nothing is guessed from version numbers: packages are imported, the driver is asked, and onnxruntime computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from mexma_export.bundle import GRAPHS
+from mexma_rt.backends.nvidia import MODULES, device_sm, load_cuda, load_library
+from mexma_rt.errors import BackendError, MexmaError, require_extra
+
+PACKAGES = ["mexma-rt", "torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"]
+PACKAGES += ["tensorrt", "tensorrt-cu13", "tensorrt-rtx-cu13", "cuda-bindings"]
+ONNX_MODULES = ("torch", "transformers", "safetensors", "onnx", "onnxscript")
+CUDA = "CUDAExecutionProvider"
+# y = Identity(x), float32 [1], opset 13: onnx.helper.make_model(...).SerializeToString()
+IDENTITY = bytes.fromhex(
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a0808011204"
+    "0a02080142040a00100d"
+)
+_ASK = "name,driver_version,compute_cap,memory.total"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A line of nvidia-smi."""
+
+    name: str
+    driver: str
+    compute_capability: str  # "8.9" is SM 89
+    memory_mib: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ability:
+    """Something that can be done here or not: `detail` says for what, or why not and what to type."""
+
+    what: str
+    works: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What `mexma-export doctor` prints."""
+
+    versions: dict[str, str | None]  # None: not installed
+    platform: str
+    gpus: tuple[Gpu, ...]
+    gpu_remark: str  # why `gpus` is empty, else ""
+    build: tuple[Ability, ...]
+    run: tuple[Ability, ...]
+
+    def as_data(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def as_text(self) -> str:
+        lines = ["  ".join(f"{name} {number or 'missing'}" for name, number in self.versions.items()), self.platform]
+        lines += [f"{gpu.name}: driver {gpu.driver}, SM {_sm(gpu)}, {gpu.memory_mib} MiB" for gpu in self.gpus]
+        lines += [f"no GPU: {self.gpu_remark}"] if not self.gpus else []
+        for title, abilities in (("Build", self.build), ("Run", self.run)):
+            lines.append(title)
+            for ability in abilities:
+                detail = ability.detail.replace("\n", "\n" + " " * 28)
+                lines.append(f"  {'works' if ability.works else 'no   '}  {ability.what:<17}  {detail}")
+        return "\n".join(lines)
+
+
+def examine() -> Examination:
+    """Try everything once; a failure is data here. Takes some seconds, for torch is imported."""
+    gpus, remark = _gpus()
+    return Examination(
+        versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        platform=platform.platform(),
+        gpus=gpus,
+        gpu_remark=remark,
+        build=(_try("ONNX graphs", _build_graphs), *(_try(f"engine {name}", _build_engine, name) for name in MODULES)),
+        run=(
+            _try("onnxruntime cpu", _run_onnxruntime, "CPUExecutionProvider"),
+            _try("onnxruntime cuda", _run_onnxruntime, CUDA),
+            *(_try(f"engine {name}", _run_engine, name) for name in MODULES),
+        ),
+    )
+
+
+def _try(what: str, check: Callable[..., str], *arguments: str) -> Ability:
+    try:
+        return Ability(what=what, works=True, detail=check(*arguments))
+    except MexmaError as error:
+        return Ability(what=what, works=False, detail=str(error))
+
+
+def _build_graphs() -> str:
+    require_extra("export", *ONNX_MODULES)
+    for name in ONNX_MODULES:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the loader's ImportError or OSError, or what the package itself raises
+            raise BackendError(
+                f"{name} is installed, but does not load: {str(error).strip() or type(error).__name__}. Type:\n"
+                "    pip install --force-reinstall 'mexma-rt[export]'"
+            ) from error
+    return f"{', '.join(GRAPHS)}; the parity gate judges each export"
+
+
+def _build_engine(engine: str) -> str:
+    from mexma_export.trt_compat import architectures_for
+
+    targets = architectures_for(load_library(engine), engine, None)
+    numbers = f"for SM {', '.join(map(str, targets))}"
+    return f"{numbers}, this machine's GPU" if engine == "tensorrt" else f"{numbers} (--sm chooses), with or without a GPU"
+
+
+def _run_onnxruntime(provider: str) -> str:
+    import onnxruntime
+
+    where = "cuda" if provider == CUDA else "cpu"
+    available = onnxruntime.get_available_providers()
+    remedy = (
+        "\nType:\n    pip install 'mexma-rt[cuda]' && pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps "
+        "onnxruntime-gpu\n(onnxruntime and onnxruntime-gpu overwrite each other: only the second may stay)"
+    )
+    if provider not in available:
+        raise BackendError(f"the installed onnxruntime has {', '.join(available)} only.{remedy if where == 'cuda' else ''}")
+    if where == "cuda":
+        device_sm()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session then fails and says it
+            getattr(onnxruntime, "preload_dlls", lambda: None)()  # CUDA and cuDNN of the pip packages
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors reach us as exceptions
+    try:
+        session = onnxruntime.InferenceSession(IDENTITY, options, providers=[provider], enable_fallback=0)
+        session.run(None, {"x": [1.0]})
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise BackendError(f"onnxruntime cannot compute on {where}: {error}{remedy}") from error
+    if session.get_providers()[0] != provider:
+        raise BackendError(f"onnxruntime could not start CUDA: a library is missing.{remedy}")
+    return "fp32, fp16" if where == "cuda" else "fp32, int8, mixed; fp16 too, but slower than fp32"
+
+
+def _run_engine(engine: str) -> str:
+    from mexma_export.trt_compat import architectures_for
+
+    trt = load_library(engine)
+    load_cuda(engine)
+    here = device_sm()
+    architectures_for(trt, engine, [here])  # rtx does not know every GPU
+    return f"fp16, on SM {here}"
+
+
+def _gpus() -> tuple[tuple[Gpu, ...], str]:
+    """(the GPUs that nvidia-smi shows, "") or ((), why there are none)."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return (), "nvidia-smi is not on the path, so there is no NVIDIA driver"
+    command = [program, f"--query-gpu={_ASK}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return (), f"nvidia-smi does not answer: {error}"
+    found = tuple(_parse_gpus(done.stdout)) if done.returncode == 0 else ()
+    said = " ".join((done.stdout + done.stderr).split())[:200]
+    return found, "" if found else f"nvidia-smi names none: {said or f'exit code {done.returncode}'}"
+
+
+def _parse_gpus(table: str) -> Iterator[Gpu]:
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) == 4:
+            yield Gpu(name=cells[0], driver=cells[1], compute_capability=cells[2], memory_mib=cells[3])
+
+
+def _sm(gpu: Gpu) -> str:
+    return gpu.compute_capability.replace(".", "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,123 @@
+"""CUDA without torch, as far as an engine needs it: one stream, memory on the device, pinned memory here, captured graphs.
+
+Thin on purpose: each method is one or two calls of the module `cuda.bindings.runtime`, and an error of any of them is raised
+in CUDA's words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from mexma_rt.errors import BackendError
+
+
+@contextlib.contextmanager
+def first_gpu(runtime: Any) -> Iterator[None]:
+    """Make the first visible GPU the current one of this thread, and give the thread its own back afterwards.
+
+    Engine, stream and memory must be on one GPU, and other libraries of the process may have chosen another.
+    """
+    before = _call(runtime, "cudaGetDevice")
+    if before == 0:
+        yield
+        return
+    _call(runtime, "cudaSetDevice", 0)
+    try:
+        yield
+    finally:
+        _call(runtime, "cudaSetDevice", before)
+
+
+class Cuda:
+    """A stream and what was allocated beside it, until `release`. Copies, launches and captured work run in its order."""
+
+    def __init__(self, runtime: Any) -> None:
+        """`runtime` is the module `cuda.bindings.runtime`. Raises BackendError, as every method does."""
+        self._runtime = runtime
+        self._stack = contextlib.ExitStack()
+        # Not blocking: it shall not wait for the default stream, which other libraries of this process may use.
+        self._stream = self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
+        self._free_later("cudaStreamDestroy", self._stream)
+
+    @property
+    def stream(self) -> int:
+        """The stream's address, as TensorRT takes it."""
+        return int(self._stream)
+
+    def memory(self, size: int) -> int:
+        """The address of `size` bytes on the device."""
+        address = int(self._call("cudaMalloc", size))
+        self._free_later("cudaFree", address)
+        return address
+
+    def pinned(self, count: int, dtype: type[np.generic]) -> np.ndarray:
+        """An array [count] in page-locked memory: only from there do copies run beside other work. Dead after `release`."""
+        size = count * np.dtype(dtype).itemsize
+        address = int(self._call("cudaMallocHost", size))
+        self._free_later("cudaFreeHost", address)
+        block: Any = (ctypes.c_byte * size).from_address(address)
+        return np.frombuffer(block, dtype=dtype)
+
+    def upload(self, source: np.ndarray, target: int) -> None:
+        """Copy a pinned array, without gaps, to an address on the device; returns before it is done."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", target, source.ctypes.data, source.nbytes, kind, self._stream)
+
+    def download(self, source: int, target: np.ndarray) -> None:
+        """Fill a pinned array, without gaps, from an address on the device; returns before it is done."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", target.ctypes.data, source, target.nbytes, kind, self._stream)
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """Record what `work` puts into the stream, without running it: a graph for `launch`."""
+        # Thread-local: what other threads of the process do with CUDA meanwhile does not disturb the recording.
+        self._call("cudaStreamBeginCapture", self._stream, self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        try:
+            work()
+        except BaseException:
+            with contextlib.suppress(BackendError):  # the stream must leave the capture; the first error is the one to tell
+                self._call("cudaStreamEndCapture", self._stream)
+            raise
+        recorded = self._call("cudaStreamEndCapture", self._stream)
+        try:
+            graph = self._call("cudaGraphInstantiate", recorded, 0)
+        finally:
+            self._call("cudaGraphDestroy", recorded)
+        self._free_later("cudaGraphExecDestroy", graph)
+        return graph
+
+    def launch(self, graph: Any) -> None:
+        """Run a captured graph; returns before it is done."""
+        self._call("cudaGraphLaunch", graph, self._stream)
+
+    def synchronize(self) -> None:
+        """Wait until the stream has done everything; errors of the work itself appear here."""
+        self._call("cudaStreamSynchronize", self._stream)
+
+    def release(self) -> None:
+        """Free the stream and all memory. A second call does nothing."""
+        self._stack.close()
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        return _call(self._runtime, name, *arguments)
+
+    def _free_later(self, name: str, handle: Any) -> None:
+        def free() -> None:
+            with contextlib.suppress(BackendError):  # at the end of the process CUDA may already be gone
+                self._call(name, handle)
+
+        self._stack.callback(free)
+
+
+def _call(runtime: Any, name: str, *arguments: Any) -> Any:
+    """Every function answers (error, ...); returns what follows the error."""
+    error, *results = getattr(runtime, name)(*arguments)
+    if int(error):
+        _, words = runtime.cudaGetErrorString(error)
+        raise BackendError(f"CUDA's {name} failed: {words.decode(errors='replace')} (error {int(error)})")
+    return results[0] if results else None

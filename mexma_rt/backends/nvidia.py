@@ -1,0 +1,98 @@
+"""What the build and the run of an engine share: the two TensorRT libraries, CUDA's bindings and the GPU, or what is missing.
+
+Both libraries have one Python API; what runs is told by the name of the engine, which is also that of the pip extra.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mexma_rt.errors import BackendError, InputError, require_extra
+
+MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # the name of an engine is also that of its extra
+MAJORS = {"tensorrt": (10, 11), "rtx": (1,)}  # strongly typed networks began with tensorrt 10.0
+
+
+def load_library(engine: str) -> Any:
+    """The imported module, of a version that this code knows. Raises InputError, MissingExtraError, BackendError."""
+    if engine not in MODULES:
+        raise InputError(f"Unknown engine {engine!r}. Known: {', '.join(MODULES)}.")
+    name = MODULES[engine]
+    require_extra(engine, name)
+    try:
+        trt = importlib.import_module(name)
+    except Exception as error:  # the loader's ImportError or OSError, or what the package itself raises
+        index = " --extra-index-url https://pypi.nvidia.com" if engine == "tensorrt" else ""  # PyPI has its bindings only
+        raise BackendError(
+            f"{name} is installed, but does not load: {str(error).strip() or type(error).__name__}. Its libraries are missing "
+            f"or of another version. Type:\n    pip install --force-reinstall{index} 'mexma-rt[{engine}]'"
+        ) from error
+    if int(trt.__version__.partition(".")[0]) not in MAJORS[engine]:
+        raise BackendError(
+            f"{name} {trt.__version__} is installed, but this needs {' or '.join(map(str, MAJORS[engine]))}. Type:\n"
+            f"    pip install 'mexma-rt[{engine}]'"
+        )
+    return trt
+
+
+def load_cuda(engine: str) -> Any:
+    """The module `cuda.bindings.runtime` of cuda-bindings, the core of cuda-python. Raises as `load_library`."""
+    require_extra(engine, "cuda")
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except Exception as error:  # a package named cuda that is another, or one whose libraries do not load
+        raise BackendError(
+            f"cuda.bindings.runtime does not load: {str(error).strip() or type(error).__name__}. Type:\n"
+            f"    pip install --upgrade cuda-bindings 'mexma-rt[{engine}]'"
+        ) from error
+
+
+def device_sm() -> int:
+    """The compute capability of the first visible GPU (8.9 is 89), asked of the driver. Raises BackendError without one."""
+    major, minor, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
+        # 75 and 76: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
+        failed = failed or driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
+        failed = failed or driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+    except OSError as error:
+        raise BackendError(f"This machine has no NVIDIA driver ({error}), so no GPU to run on.") from error
+    if failed:
+        raise BackendError(f"The NVIDIA driver finds no usable GPU (CUDA error {failed}). Type: nvidia-smi")
+    return major.value * 10 + minor.value
+
+
+def new_logger(trt: Any) -> Any:
+    """A logger that keeps errors for our messages and prints nothing."""
+
+    class Collector(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.errors.append(message.strip())
+
+    return Collector()
+
+
+def made(make: Callable[[], Any], trt: Any, log: Any, what: str) -> Any:
+    """make()'s result; TensorRT answers None, or pybind's TypeError, and gives the reason to the logger."""
+    result, reason = None, "it gave no reason"
+    try:
+        result = make()
+    except TypeError as error:
+        reason = str(error)
+    if result is None:
+        reason = log.errors[0][:400] if log.errors else reason
+        raise BackendError(
+            f"{trt.__name__} {trt.__version__} could not {what}: {reason}. A lack of memory is met by smaller --profiles; "
+            "anything else is a limit of this version: try the one before or after."
+        )
+    return result

@@ -1,0 +1,78 @@
+"""A batch -> the executions of an engine that compute it: which optimisation profile takes which rows, padded to what shape.
+
+Numpy only, and nothing of a GPU: this is the part of the TensorRT back end that can be proved anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mexma_rt.backends.sidecar import Profile
+from mexma_rt.errors import BackendError
+
+SHORTEST = 2  # an empty text is <s> </s>; engines are built for 2 tokens and more
+# Tensor cores want fp16 matrices in multiples of 8 (NVIDIA, Deep Learning Performance Guide), and a few shapes that repeat
+# spare the work that a change of shape costs.
+ALIGN = 8
+# A profile of so few tokens always runs at its full shape, as a CUDA graph: there, starting the kernels takes longer than
+# padding does. A first value, not measured.
+GRAPH_CELLS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One execution: the rows start:stop of the batch, in the profile of this index, at this shape (rows, tokens)."""
+
+    profile: int
+    start: int
+    stop: int
+    shape: tuple[int, int]
+
+
+def runs_as_graph(profile: Profile) -> bool:
+    """Whether every execution of a profile has its full shape, so that one CUDA graph serves them all."""
+    return profile.batch * profile.length <= GRAPH_CELLS
+
+
+def plan(rows: int, length: int, profiles: Sequence[Profile]) -> list[Piece]:
+    """The executions for a batch [rows, length], in the order of its rows, which they cover without gap or overlap.
+
+    Rows go to the smallest profile (rows x tokens; of equals the shorter) that holds all that are left, and where none
+    does, as many as fit to the one with the most rows. Raises BackendError for a length that no profile has.
+    """
+    long_enough = [index for index, profile in enumerate(profiles) if profile.length >= length]
+    if not long_enough:
+        longest = max(profile.length for profile in profiles)
+        raise BackendError(
+            f"Sentences of {length} tokens are longer than the engine was built for: its profiles, rows x tokens, are "
+            f"{', '.join(map(str, profiles))}. Load with max_length={longest}, or build it again with a longer profile: "
+            f"--profiles {','.join(map(str, profiles))},32x{length}"
+        )
+    pieces: list[Piece] = []
+    start = 0
+    while start < rows:
+        left = rows - start
+        if holding := [index for index in long_enough if profiles[index].batch >= left]:
+            chosen = min(holding, key=lambda index: (profiles[index].batch * profiles[index].length, profiles[index].length))
+        else:
+            chosen = max(long_enough, key=lambda index: (profiles[index].batch, -profiles[index].length))
+        profile = profiles[chosen]
+        stop = start + min(left, profile.batch)
+        aligned = -(-max(length, SHORTEST) // ALIGN) * ALIGN
+        shape = (stop - start, min(aligned, profile.length))
+        if runs_as_graph(profile):
+            shape = (profile.batch, profile.length)
+        pieces.append(Piece(profile=chosen, start=start, stop=stop, shape=shape))
+        start = stop
+    return pieces
+
+
+def pad(rows: np.ndarray, into: np.ndarray, value: int) -> None:
+    """Copy rows [b, l] to the upper left of `into` [B, L], and fill the rest with `value`."""
+    count, length = rows.shape
+    into[:count, :length] = rows
+    into[:count, length:] = value
+    into[count:] = value

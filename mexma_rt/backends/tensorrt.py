@@ -1,0 +1,248 @@
+"""The TensorRT back end: a bundle's engine of `tensorrt` or `tensorrt_rtx` on the first visible GPU, without torch.
+
+Built by `mexma-export BUNDLE --engine tensorrt|rtx`. The sidecar beside the engine is read and checked before the engine is
+opened. Each optimisation profile has an execution context of its own, all share one stream and one set of buffers, and the
+smallest profiles run as CUDA graphs: profiles.py decides what runs where.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mexma_rt.backends import Backend
+from mexma_rt.backends.cuda import Cuda, first_gpu
+from mexma_rt.backends.nvidia import MODULES, device_sm, load_cuda, load_library, made, new_logger
+from mexma_rt.backends.profiles import Piece, pad, plan, runs_as_graph
+from mexma_rt.backends.sidecar import (
+    Profile,
+    Sidecar,
+    TensorInfo,
+    check_sidecar,
+    engine_path,
+    manifest_graph_hash,
+    read_sidecar,
+)
+from mexma_rt.bundle import Bundle
+from mexma_rt.errors import BackendError, BundleError, require_extra
+from mexma_rt.tokenizer import BOS, EOS, PAD
+
+PRECISION = "fp16"  # of the engines, and the graph that they are built from
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "sentence_embedding"
+
+
+@dataclass(kw_only=True)
+class _Lane:
+    """The execution context of one profile, the shape that its inputs have, and its CUDA graph."""
+
+    context: Any
+    shape: tuple[int, int] | None = None
+    graph: Any = None
+
+
+class TensorRT(Backend):
+    """One engine. Threads may share it; their batches run one after the other."""
+
+    device = "cuda"
+    precision = PRECISION
+
+    def __init__(self, bundle: Bundle, *, engine: str, reason: str) -> None:
+        """`engine` is "tensorrt" or "rtx". Raises MissingExtraError, BackendError (what is missing or does not fit this
+        machine), BundleError (an engine of another graph, or damaged) and FileError.
+        """
+        self.name, self.reason = engine, reason
+        require_extra(engine, MODULES[engine], "cuda")
+        self._trt, self._cuda_runtime = load_library(engine), load_cuda(engine)
+        path, sidecar = _checked_sidecar(bundle, engine, self._trt)
+        self._profiles, self._dimensions, self._lock = sidecar.profiles, bundle.dimensions, threading.Lock()
+        self._log = new_logger(self._trt)
+        with first_gpu(self._cuda_runtime):
+            self._open(path, sidecar)
+        weakref.finalize(self, self._cuda.release)
+
+    def _open(self, path: Path, sidecar: Sidecar) -> None:
+        trt, log = self._trt, self._log
+        self._runtime = made(lambda: trt.Runtime(log), trt, log, "start")
+        self._engine = made(lambda: self._runtime.deserialize_cuda_engine(path.read_bytes()), trt, log, f"open {path}")
+        _require_described(self._engine, sidecar, path)
+        self._cuda = Cuda(self._cuda_runtime)
+        try:
+            self._allocate(sidecar)
+            self._lanes = [self._new_lane(index) for index in range(len(self._profiles))]
+            self._warm_up()
+        except BackendError as error:
+            self._cuda.release()
+            raise BackendError(
+                f"{path} was opened, but could not be made ready: {error}\nIf memory ran out: nvidia-smi shows who uses it, "
+                "and an engine with smaller --profiles needs less."
+            ) from error
+        except BaseException:
+            self._cuda.release()
+            raise
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        rows, length = input_ids.shape
+        vectors = np.empty((rows, self._dimensions), dtype=np.float32)
+        with self._lock, first_gpu(self._cuda_runtime):
+            for piece in plan(rows, length, self._profiles):
+                part = slice(piece.start, piece.stop)
+                try:
+                    vectors[part] = self._execute(piece, input_ids[part], attention_mask[part])
+                except BackendError as error:
+                    raise BackendError(
+                        f"{self._trt.__name__} failed on a batch of {rows} sentences x {length} tokens, in its profile "
+                        f"{self._profiles[piece.profile]}: {error}"
+                    ) from error
+        return vectors
+
+    def _execute(self, piece: Piece, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """The vectors [b, D] of one piece: a view of the pinned buffer, which the next piece overwrites."""
+        host_ids, host_mask, host_vectors = self._host(piece.shape)
+        pad(input_ids, into=host_ids, value=PAD)
+        pad(attention_mask, into=host_mask, value=0)
+        lane = self._lanes[piece.profile]
+        if lane.graph is not None:
+            self._cuda.launch(lane.graph)
+        else:
+            self._enqueue(lane, piece.shape)
+        self._cuda.synchronize()
+        return host_vectors[: len(input_ids)]
+
+    def _enqueue(self, lane: _Lane, shape: tuple[int, int]) -> None:
+        """Copy the inputs to the device, execute, copy the vectors back: all in the stream, nothing is awaited."""
+        if lane.shape != shape:
+            lane.shape = None  # stays so if the first input takes the shape and the second does not
+            for name in INPUTS:
+                self._require(lane.context.set_input_shape(name, shape), f"refused the shape {shape[0]}x{shape[1]}")
+            lane.shape = shape
+        host_ids, host_mask, host_vectors = self._host(shape)
+        self._cuda.upload(host_ids, self._addresses["input_ids"])
+        self._cuda.upload(host_mask, self._addresses["attention_mask"])
+        self._require(lane.context.execute_async_v3(self._cuda.stream), "did not start")
+        self._cuda.download(self._addresses[OUTPUT], host_vectors)
+
+    def _host(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pinned buffers as input_ids and attention_mask of `shape`, and vectors [rows, D]."""
+        rows, cells = shape[0], shape[0] * shape[1]
+        vectors = self._pinned_vectors[: rows * self._dimensions].reshape(rows, self._dimensions)
+        return self._pinned_ids[:cells].reshape(shape), self._pinned_mask[:cells].reshape(shape), vectors
+
+    def _allocate(self, sidecar: Sidecar) -> None:
+        """One set of buffers, large enough for every profile: their addresses never change, as CUDA graphs require."""
+        self._addresses = {
+            tensor.name: self._cuda.memory(_largest_bytes(tensor, self._profiles))
+            for tensor in (*sidecar.inputs, *sidecar.outputs)
+        }
+        cells = max(profile.batch * profile.length for profile in self._profiles)
+        self._pinned_ids, self._pinned_mask = (self._cuda.pinned(cells, np.int64) for _ in INPUTS)
+        rows = max(profile.batch for profile in self._profiles)
+        self._pinned_vectors = self._cuda.pinned(rows * self._dimensions, np.float32)
+
+    def _new_lane(self, index: int) -> _Lane:
+        # The default strategy would give each context the memory of the largest profile.
+        strategy = self._trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        what = f"make room for the profile {self._profiles[index]}"
+        context = made(lambda: self._engine.create_execution_context(strategy), self._trt, self._log, what)
+        self._require(context.set_optimization_profile_async(index, self._cuda.stream), f"could not {what}")
+        self._cuda.synchronize()
+        for name, address in self._addresses.items():
+            self._require(context.set_tensor_address(name, address), f"refused a buffer for {name}")
+        return _Lane(context=context)
+
+    def _warm_up(self) -> None:
+        """Run an empty text in every profile that runs as a CUDA graph, and capture it; without one, in the first profile.
+
+        The first execution does what a capture must not contain (TensorRT's guide: enqueue once after a change of shape).
+        """
+        graphs = [index for index, profile in enumerate(self._profiles) if runs_as_graph(profile)]
+        for index in graphs or [0]:
+            lane, profile = self._lanes[index], self._profiles[index]
+            shape = (profile.batch, profile.length) if index in graphs else (1, min(8, profile.length))
+            piece = Piece(profile=index, start=0, stop=1, shape=shape)
+            self._check_empty_text(piece)
+            if index not in graphs:
+                continue
+            try:
+                lane.graph = self._cuda.capture(lambda lane=lane, shape=shape: self._enqueue(lane, shape))  # type: ignore[misc]
+            except BackendError as error:
+                self.reason += f"; note: profile {profile} runs without a CUDA graph, slower for small batches ({error})"
+            self._check_empty_text(piece)
+
+    def _check_empty_text(self, piece: Piece) -> None:
+        vector = self._execute(piece, np.array([[BOS, EOS]]), np.array([[1, 1]]))
+        if not np.isfinite(vector).all():
+            raise BackendError(
+                f"The engine gives vectors that are not finite, in its profile {self._profiles[piece.profile]}. "
+                "Build it again, or load with backend='onnxruntime'."
+            )
+
+    def _require(self, done: bool, what: str) -> None:
+        """TensorRT answers False, and gives the reason to the logger."""
+        if not done:
+            reason = self._log.errors[-1][:400] if self._log.errors else "it gave no reason"
+            self._log.errors.clear()
+            raise BackendError(f"{self._trt.__name__} {what}: {reason}")
+
+
+def _checked_sidecar(bundle: Bundle, engine: str, trt: Any) -> tuple[Path, Sidecar]:
+    """The engine file of a bundle and its sidecar, once everything that can be known without opening it fits this machine."""
+    path, sm = engine_path(bundle.folder, engine), device_sm()
+    target = f" --sm {sm}" if engine == "rtx" else ""
+    build = f"mexma-export {bundle.folder} --engine {engine}{target}"
+    if PRECISION not in bundle.graphs:
+        raise BackendError(
+            f"The bundle {bundle.name!r} has no fp16 graph, which engines are built from (it has {', '.join(bundle.graphs)}). "
+            f"Type:\n    mexma-export CHECKPOINT BUNDLE --precision fp32,int8,fp16\nand then --engine {engine} on the new one."
+        )
+    if not path.is_file():
+        raise BackendError(f"The bundle {bundle.name!r} has no engine for {engine} ({path} is missing). Type:\n    {build}")
+    sidecar = read_sidecar(path)
+    check_sidecar(
+        sidecar,
+        path,
+        library=trt.__name__,
+        version=trt.__version__,
+        sm=sm,
+        graph_sha256=manifest_graph_hash(bundle, PRECISION),
+    )
+    inputs = {tensor.name: tensor.dtype for tensor in sidecar.inputs}
+    outputs = {tensor.name: (tensor.dtype, tensor.shape) for tensor in sidecar.outputs}
+    known = all(dtype == "float32" for dtype, _ in outputs.values())  # what mexma-export lets pass; we compute sizes with it
+    if inputs != dict.fromkeys(INPUTS, "int64") or outputs.get(OUTPUT) != ("float32", (-1, bundle.dimensions)) or not known:
+        raise BundleError(
+            f"{path}: its inputs {inputs} and outputs {outputs} are not those of a bundle with {bundle.dimensions} dimensions. "
+            f"Build it again:\n    {build}"
+        )
+    return path, sidecar
+
+
+def _require_described(engine: Any, sidecar: Sidecar, path: Path) -> None:
+    """Raise BundleError unless the opened engine is what its sidecar says: the sizes of all buffers come from there."""
+    names = sorted(engine.get_tensor_name(index) for index in range(engine.num_io_tensors))
+    largest = [
+        tuple(int(size) for size in engine.get_tensor_profile_shape(name, index)[2])
+        for index in range(engine.num_optimization_profiles)
+        for name in INPUTS
+    ]
+    expected = [(profile.batch, profile.length) for profile in sidecar.profiles for _ in INPUTS]
+    described = sorted(tensor.name for tensor in (*sidecar.inputs, *sidecar.outputs))
+    if (names, largest) != (described, expected):
+        raise BundleError(
+            f"{path} has the tensors {names} and the largest shapes {largest}, but its sidecar says {described} and "
+            f"{expected}. Build it again: mexma-export BUNDLE --engine {path.stem}"
+        )
+
+
+def _largest_bytes(tensor: TensorInfo, profiles: Sequence[Profile]) -> int:
+    """Bytes of a tensor [-1, ...] or [-1, -1, ...] (rows, tokens, ...) in the profile where it is largest."""
+    free = [(profile.batch, profile.length) for profile in profiles]
+    shapes = [[size if size >= 0 else largest[axis] for axis, size in enumerate(tensor.shape)] for largest in free]
+    return max(math.prod(shape) for shape in shapes) * np.dtype(tensor.dtype).itemsize

@@ -1,0 +1,130 @@
+"""Lines of text files larger than memory, plain or compressed, and what to say when a data file is damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import lzma
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mexma_rt.errors import FileError, InputError, require_extra
+
+STDIN = "-"
+LONGEST_LINE = 2**26  # bytes; a small archive can unpack to one line larger than the memory
+ZSTD_INPUT = 2**15  # compressed bytes unpacked at a time
+ZSTD_WINDOW = 2**31  # the largest `zstd --long=31` writes; the library's own limit is 2^27
+BOM = b"\xef\xbb\xbf"
+
+
+def lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """Lines of a plain, .gz, .xz or .zst file ("-" is standard input, plain) without their ends.
+
+    A line ends in \\n or \\r\\n and nowhere else, so that line numbers are those of grep and wc; an initial byte order mark
+    is dropped. Raises FileError if the file is missing, unreadable or damaged, InputError at a line of more than
+    LONGEST_LINE bytes, MissingExtraError if a .zst file needs a library that is not installed.
+    """
+    with damage_explained(path), _open(os.fspath(path)) as stream:
+        for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE), b"")):
+            if len(line) == LONGEST_LINE:
+                raise InputError(
+                    f"{shown_name(path)}, line {number + 1}: more than {LONGEST_LINE:,} bytes without a line end, so this is "
+                    "no text with one sentence per line. Check the file, for example: head -c 200 FILE"
+                )
+            line = line if number else line.removeprefix(BOM)
+            yield line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
+
+
+def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
+    """`lines`, decoded. Raises InputError, with line and byte, where the file is not UTF-8."""
+    for number, line in enumerate(lines(path), start=1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{shown_name(path)}, line {number}, byte {error.start + 1}: 0x{line[error.start]:02x} is not valid UTF-8 "
+                "there. Convert the file, for example: iconv -f LATIN1 -t UTF-8 FILE > NEW (with its real encoding in place "
+                "of LATIN1)."
+            ) from None
+
+
+def shown_name(path: str | os.PathLike[str]) -> str:
+    """How errors name an input."""
+    return "standard input" if path == STDIN else str(path)
+
+
+@contextlib.contextmanager
+def damage_explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what the libraries raise at damaged or unreadable files into FileError."""
+    try:
+        yield
+    except (FileError, InputError):
+        raise
+    except FileNotFoundError:
+        raise FileError(f"{path} does not exist. Check the name; the current folder is {Path.cwd()}.") from None
+    except IsADirectoryError:
+        raise FileError(f"{path} is a folder, but a text file with one sentence per line is needed.") from None
+    except PermissionError:
+        raise FileError(f"{path} cannot be read: no permission. Type: ls -l {path}") from None
+    except (EOFError, lzma.LZMAError, zlib.error, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's; gzip and pyarrow raise it without a number
+            raise FileError(f"{path} cannot be read: {error.strerror}.") from error
+        raise FileError(f"{path} is damaged or not complete ({error}). Copy or download it again.") from None
+
+
+@contextlib.contextmanager
+def _open(name: str) -> Iterator[BinaryIO]:
+    if name == STDIN:
+        yield sys.stdin.buffer
+        return
+    suffix = Path(name).suffix
+    if suffix == ".zst":
+        require_extra("files", "zstandard")
+    with Path(name).open("rb") as raw:
+        if suffix == ".gz":
+            yield gzip.GzipFile(fileobj=raw)  # type: ignore[misc]
+        elif suffix == ".xz":
+            yield lzma.LZMAFile(raw)  # type: ignore[misc]  # noqa: SIM115  (it holds nothing that `raw` does not)
+        elif suffix == ".zst":
+            yield io.BufferedReader(_Zstd(raw))  # type: ignore[misc]
+        else:
+            yield raw
+
+
+class _Zstd(io.RawIOBase):
+    """All frames of a .zst file. zstandard's own reader stops after the first, and takes a cut file for a complete one."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.raw, self.packed, self.plain = raw, b"", memoryview(b"")
+        self.frame: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        while not self.plain:
+            self.packed = self.packed or self.raw.read(ZSTD_INPUT)
+            if not self.packed:
+                if self.frame is not None:
+                    raise EOFError("the last frame is not complete")
+                return 0
+            if self.frame is None:
+                self.frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
+            try:
+                self.plain = memoryview(self.frame.decompress(self.packed))
+            except zstandard.ZstdError as error:
+                raise EOFError(str(error)) from None
+            self.packed = b""
+            if self.frame.eof:
+                self.packed, self.frame = self.frame.unused_data, None
+        size = min(len(buffer), len(self.plain))
+        buffer[:size], self.plain = self.plain[:size], self.plain[size:]
+        return size

@@ -1,0 +1,253 @@
+"""Files of any size: the texts of a file -> an array of vectors on the disk, with the memory of one slab.
+
+The file is read twice. The first reading checks every row, counts them and hashes their texts, so that a bad row is reported
+before a model is loaded, the array's header is right from the start, and an unfinished run is gone on with only on the same
+texts. The second embeds slab by slab. Slabs are the same in every run, and so are the bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mexma_rt import work
+from mexma_rt.errors import FileError, InputError
+from mexma_rt.lines import STDIN
+from mexma_rt.progress import progress_bar
+from mexma_rt.report import EmbedReport
+from mexma_rt.storage import STORAGES, check_storage, store, stored_columns
+from mexma_rt.textfile import read_texts
+
+if TYPE_CHECKING:
+    from mexma_rt.encoder import Encoder
+
+# A slab is embedded at once: enough sentences to sort them by length, at most so much text that its tokens stay small.
+SLAB_ROWS = 8192
+SLAB_CHARACTERS = 1_000_000
+BYTES_PER_CHARACTER = 200
+LISTED = 1000  # indices of cut texts that a report lists; it counts all of them
+COUNTS = ("sentences", "distinct", "tokens", "padded_tokens", "batches", "seconds", "cut")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileReport:
+    """What a call to embed_file() did. `report` covers the whole file, also what an interrupted run had done of it."""
+
+    output: str
+    shape: tuple[int, int]  # of the stored array
+    storage: str
+    resumed: int  # rows that an interrupted run had left ready
+    cut: int  # texts of more than max_length tokens; `report` lists the first 1,000 of them
+    report: EmbedReport  # distinct: summed over slabs, so that a text is counted again in another slab
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """What the first reading found."""
+
+    rows: int
+    sha256: str
+    largest_slab: int  # characters
+
+
+def embed_file(
+    load: Callable[[], Encoder],
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    field: str | None = None,
+    normalize: bool = True,
+    precision: str = "float32",
+    truncate_dim: int | None = None,
+    batch_tokens: int | None = None,
+    shard_rows: int | None = None,
+    progress: bool | None = None,
+    announce: Callable[[str], object] | None = None,
+) -> FileReport:
+    """See `mexma_rt.embed_file`. `load` gives the encoder once the input is known to be good; `announce` gets a text that
+    states, before the start of a job of more than one slab, rows, size and memory.
+    """
+    check_storage(precision, normalize)
+    if shard_rows is not None and (type(shard_rows) is not int or shard_rows < 1):
+        raise InputError(f"shard_rows={shard_rows!r} must be a whole number of at least 1.")
+    target = work.check_target(output, source, shard_rows)
+    if source != STDIN:  # bad input leaves no trace, not even that of an empty folder
+        texts = _first_reading(source, field)
+    with work.work_folder(target) as folder:
+        if source == STDIN:  # read twice, so it is kept: on the disk, not in memory
+            source = _spool(folder, target)
+            try:
+                texts = _first_reading(source, field)
+            except InputError as error:
+                raise InputError(str(error).replace(str(source), "standard input")) from None
+        encoder = load()
+        keywords: dict[str, Any] = {"normalize": normalize, "truncate_dim": truncate_dim, "batch_tokens": batch_tokens}
+        empty = encoder.embed_report([], **keywords).report  # names what runs, and refuses arguments that cannot be used
+        layout = work.Layout(
+            rows=texts.rows,
+            columns=stored_columns(truncate_dim or encoder.dimensions, precision),
+            dtype=np.dtype(STORAGES[precision]),
+            shard_rows=shard_rows,
+            parquet=shard_rows is None and target.suffix == ".parquet",
+        )
+        job = _job(texts, encoder, empty, layout, storage=precision, **keywords)
+        state = work.resume(folder, job) or {"job": job, "done": 0, "counts": dict.fromkeys(COUNTS, 0), "truncated": []}
+        resumed = state["done"]
+        moved = work.is_moved(folder, target, layout, resumed)
+        if not moved:
+            if shard_rows is not None and target.exists():
+                raise FileError(f"{output} exists already. Choose another name, or delete it: rm -r {output}")
+            work.check_rows(folder, layout, resumed)
+            work.check_room(target, layout, resumed)
+            if announce is not None and (texts.rows > SLAB_ROWS or resumed):
+                announce(_announcement(texts, encoder, layout, output, resumed))
+            slabs = _slabs(read_texts(source, field))
+            with progress_bar(progress, total=texts.rows - resumed, desc="embed", unit="row") as advance:
+                _embed_slabs(slabs, encoder, folder, target, layout, state, advance, texts, storage=precision, **keywords)
+            index = {"rows": layout.rows, "columns": layout.columns, "storage": precision, "model": job["model"]}
+            work.finish(folder, target, layout, index)
+    return FileReport(
+        output=str(output),
+        shape=(layout.rows, layout.columns),
+        storage=precision,
+        resumed=resumed,
+        cut=state["counts"]["cut"],
+        report=_report(empty, state),
+    )
+
+
+def _embed_slabs(
+    slabs: Iterable[list[str]],
+    encoder: Encoder,
+    folder: Path,
+    target: Path,
+    layout: work.Layout,
+    state: dict[str, Any],
+    advance: Callable[[int], object],
+    texts: Texts,
+    *,
+    storage: str,
+    **keywords: Any,
+) -> None:
+    """Embed what the state does not count yet; the state is changed, and on the disk after each slab."""
+    digest, row = hashlib.sha256(), 0
+    for slab in slabs:
+        _hash(digest, slab)
+        if row + len(slab) > texts.rows:
+            break
+        if row >= state["done"]:
+            started = time.perf_counter()
+            result = encoder.embed_report(slab, progress=False, **keywords)
+            work.write_rows(folder, target, layout, row, store(result.vectors, storage))
+            counts = _counts(result.report) | {"seconds": time.perf_counter() - started}
+            state["counts"] = {name: state["counts"][name] + counts[name] for name in COUNTS}
+            cut = zip(result.report.truncated, result.report.truncated_lengths, strict=True)
+            state["truncated"] = [*state["truncated"], *([row + i, length] for i, length in cut)][:LISTED]
+            state["done"] = row + len(slab)
+            work.write_state(folder, target, state)
+            advance(len(slab))
+        row += len(slab)
+    if digest.hexdigest() != texts.sha256:
+        (folder / "state.json").unlink(missing_ok=True)  # nothing to go on with
+        raise FileError(
+            "The input changed while it was read, so its vectors may be of two versions, and none were kept. Type the command "
+            "again, and leave the input as it is until the end."
+        )
+
+
+def _first_reading(source: str | os.PathLike[str], field: str | None) -> Texts:
+    digest, rows, largest = hashlib.sha256(), 0, 0
+    for slab in _slabs(read_texts(source, field)):
+        largest = max(largest, _hash(digest, slab))
+        rows += len(slab)
+    return Texts(rows=rows, sha256=digest.hexdigest(), largest_slab=largest)
+
+
+def _slabs(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Consecutive texts, at most SLAB_ROWS of them and (beyond the first) SLAB_CHARACTERS characters; one slab if none."""
+    slab: list[str] = []
+    characters = 0
+    for text in texts:
+        characters += len(text)
+        if slab and (len(slab) == SLAB_ROWS or characters > SLAB_CHARACTERS):
+            yield slab
+            slab, characters = [], len(text)
+        slab.append(text)
+    yield slab
+
+
+def _hash(digest: Any, slab: list[str]) -> int:
+    """Add the lengths and the texts of a slab; returns its characters."""
+    lengths = np.fromiter(map(len, slab), dtype="<i8", count=len(slab))
+    digest.update(lengths.tobytes())
+    digest.update("".join(slab).encode())
+    return int(lengths.sum())
+
+
+def _spool(folder: Path, target: Path) -> Path:
+    """A copy of standard input."""
+    path = folder / "stdin.txt"
+    with work.explained(target), path.open("wb") as stream:
+        shutil.copyfileobj(sys.stdin.buffer, stream)
+    return path
+
+
+def _job(texts: Texts, encoder: Encoder, empty: EmbedReport, layout: work.Layout, **settings: Any) -> dict[str, Any]:
+    """What the bytes of the output depend on, as it goes through JSON: a run is gone on with only if all of it is equal."""
+    from mexma_rt import __version__
+
+    files = {path: entry.sha256 for path, entry in sorted(encoder.bundle.files.items())}
+    job = {
+        "rows": texts.rows,
+        "texts": texts.sha256[:16],
+        "model": empty.model,
+        "model files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16],
+        "max_length": empty.max_length,
+        "back end": empty.backend,
+        "device": empty.device,
+        "precision": empty.precision,
+        **settings,
+        "shard_rows": layout.shard_rows,
+        "parquet": layout.parquet,
+        "version": __version__,
+        "slab": [SLAB_ROWS, SLAB_CHARACTERS],
+    }
+    return json.loads(json.dumps(job, default=int))  # numpy's whole numbers as Python's
+
+
+def _counts(report: EmbedReport) -> dict[str, Any]:
+    return {name: getattr(report, name, 0) for name in COUNTS} | {"cut": len(report.truncated)}
+
+
+def _report(empty: EmbedReport, state: dict[str, Any]) -> EmbedReport:
+    counts = {name: value for name, value in state["counts"].items() if name != "cut"}
+    indices, lengths = zip(*state["truncated"], strict=True) if state["truncated"] else ((), ())
+    return replace(empty, **counts, truncated=tuple(indices), truncated_lengths=tuple(lengths))
+
+
+def _announcement(texts: Texts, encoder: Encoder, layout: work.Layout, output: str | os.PathLike[str], done: int) -> str:
+    slab = _slab_bytes(texts, encoder.dimensions)
+    return (
+        f"{output}: {texts.rows:,} rows x {layout.columns} {layout.dtype}, {layout.rows * layout.row_bytes / 1e6:,.1f} MB on "
+        f"disk; beside the model about {slab / 1e6:,.0f} MB of memory, whatever the number of rows."
+        + (
+            f" Goes on after row {done:,}, where a run was interrupted."
+            if done
+            else " If interrupted, the same command goes on."
+        )
+    )
+
+
+def _slab_bytes(texts: Texts, dimensions: int) -> int:
+    """An estimate for the largest slab: texts, tokens and the tokenizer's objects, and three arrays of vectors."""
+    return texts.largest_slab * BYTES_PER_CHARACTER + 3 * SLAB_ROWS * dimensions * 4

@@ -1,0 +1,297 @@
+"""A stand-in of a GPU: CUDA's functions, the two TensorRT modules, and a bundle with an engine for them.
+
+It holds "device" memory at real addresses, does queued work only when the stream is awaited, checks every address, and its
+engine computes vectors that can be computed by hand: dimension d of a sentence is (d + 1) times the sum of its ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mexma_rt.backends import tensorrt
+from mexma_rt.bundle import open_bundle
+
+D, SM, VERSION = 3, 89, "11.4.0.106"
+PROFILES = [(1, 16), (6, 32), (3, 96)]  # the first two run as CUDA graphs
+LIMIT = 1 << 20  # bytes of the stand-in's device
+
+
+class Device:
+    """What the stand-ins of cuda.bindings.runtime and of the TensorRT module share."""
+
+    def __init__(self, dimensions: int = D) -> None:
+        self.dimensions = dimensions
+        self.blocks: dict[int, np.ndarray] = {}  # device memory
+        self.pinned: dict[int, np.ndarray] = {}
+        self.handles: set[Any] = set()  # streams, graphs
+        self.queue: list[Any] = []
+        self.recording: list[Any] | None = None
+        self.calls: list[str] = []
+        self.current = 0  # GPU
+        self.fail: dict[str, int] = {}  # function -> CUDA error
+        self.refuse: set[str] = set()  # methods of a context that answer False
+        self.running = 0
+        self.opened: list[bytes] = []
+        self.answer = lambda sums: sums
+
+    def put(self, work: Any) -> None:
+        (self.queue if self.recording is None else self.recording).append(work)
+
+    def view(self, where: dict[int, np.ndarray], address: int, size: int) -> np.ndarray:
+        """The bytes at an address, which must lie in one living block."""
+        for start, block in where.items():
+            if start <= address and address + size <= start + len(block):
+                return block[address - start :][:size]
+        raise AssertionError(f"{size} bytes at {address} are not allocated")
+
+
+def cuda_runtime(device: Device) -> Any:
+    """The functions of cuda.bindings.runtime that we call: each answers (error, ...)."""
+
+    def function(name: str) -> Any:
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            assert device.current == 0 or name in anywhere, f"{name} on another GPU"
+            device.calls.append(name)
+            if error := device.fail.get(name, 0):
+                if name == "cudaStreamEndCapture":
+                    device.recording = None
+                return (error, None)
+            if name == "cudaMalloc" and sum(map(len, device.blocks.values())) + arguments[0] > LIMIT:
+                return (2, None)
+            result = work[name](*arguments)
+            return (0,) if result is None else (0, result)
+
+        return call
+
+    def allocate(where: dict[int, np.ndarray], size: int, fill: int) -> int:
+        block = np.full(size, fill, dtype=np.uint8)  # never zeros, which would pass for padding
+        where[block.ctypes.data] = block
+        return block.ctypes.data
+
+    def copy(target: int, source: int, size: int, kind: str, stream: int) -> None:
+        up = kind == "up"
+        assert kind in ("up", "down") and stream in device.handles
+        destination = device.view(device.blocks if up else device.pinned, target, size)
+        origin = device.view(device.pinned if up else device.blocks, source, size)
+        device.put(lambda: destination.__setitem__(slice(None), origin))
+
+    def begin(stream: int, mode: str) -> None:
+        assert mode == "thread" and device.recording is None and not device.queue
+        device.recording = []
+
+    def end(stream: int) -> Any:
+        recorded, device.recording = device.recording, None
+        return new(("graph", tuple(recorded or ())))
+
+    def new(handle: Any) -> Any:
+        device.handles.add(handle)
+        return handle
+
+    def synchronize(stream: int) -> None:
+        assert device.recording is None, "awaiting a stream that is being captured"
+        device.running += 1
+        time.sleep(0)  # lets another thread in, where nothing keeps it out
+        assert device.running == 1, "two threads use the stream"
+        work, device.queue = device.queue, []
+        for step in work:
+            step()
+        device.running -= 1
+
+    def launch(graph: Any, stream: int) -> None:
+        assert graph in device.handles and stream in device.handles and device.recording is None
+        device.queue.extend(graph[1])
+
+    def choose(gpu: int) -> None:
+        device.current = gpu
+
+    anywhere = ("cudaGetDevice", "cudaSetDevice", "cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaGraphExecDestroy")
+    streams = iter(range(7, 100))
+    work = {
+        "cudaGetDevice": lambda: device.current,
+        "cudaSetDevice": choose,
+        "cudaStreamCreateWithFlags": lambda flags: new(next(streams)),
+        "cudaStreamDestroy": device.handles.remove,
+        "cudaStreamSynchronize": synchronize,
+        "cudaStreamBeginCapture": begin,
+        "cudaStreamEndCapture": end,
+        "cudaGraphInstantiate": lambda graph, flags: new(("ready", graph[1])),
+        "cudaGraphLaunch": launch,
+        "cudaGraphDestroy": device.handles.remove,
+        "cudaGraphExecDestroy": device.handles.remove,
+        "cudaMalloc": lambda size: allocate(device.blocks, size, 0xAB),
+        "cudaFree": lambda address: device.blocks.__delitem__(address),
+        "cudaMallocHost": lambda size: allocate(device.pinned, size, 0xCD),
+        "cudaFreeHost": lambda address: device.pinned.__delitem__(address),
+        "cudaMemcpyAsync": copy,
+    }
+    return SimpleNamespace(
+        **{name: function(name) for name in work},
+        cudaGetErrorString=lambda error: (0, {2: b"out of memory", 700: b"an illegal memory access"}.get(error, b"words")),
+        cudaStreamNonBlocking=1,
+        cudaMemcpyKind=SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down"),
+        cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread"),
+    )
+
+
+def library(device: Device, name: str, version: str, profiles: list[tuple[int, int]]) -> Any:
+    """A module `tensorrt` or `tensorrt_rtx`: logger, runtime, engine, context."""
+
+    class Logger:
+        INTERNAL_ERROR, ERROR, WARNING = "internal", "error", "warning"
+
+    class Context:
+        def __init__(self, log: Any) -> None:
+            self.log, self.profile, self.shapes, self.addresses = log, None, {}, {}
+
+        def allowed(self, name: str) -> bool:
+            if name in device.refuse:
+                self.log.log("error", f"Error Code 3: {name} says no")
+            return name not in device.refuse
+
+        def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+            assert stream in device.handles and index < len(profiles)
+            self.profile = index
+            return self.allowed("set_optimization_profile_async")
+
+        def set_tensor_address(self, name: str, address: int) -> bool:
+            self.addresses[name] = address
+            return self.allowed("set_tensor_address")
+
+        def set_input_shape(self, name: str, shape: tuple[int, int]) -> bool:
+            batch, length = profiles[self.profile]
+            assert 1 <= shape[0] <= batch and 2 <= shape[1] <= length, f"{shape} is outside the profile"
+            if name != "input_ids" and not self.allowed("set_input_shape"):
+                return False
+            self.shapes[name] = shape
+            return True
+
+        def execute_async_v3(self, stream: int) -> bool:
+            assert device.current == 0
+            device.calls.append("execute")
+            (shape,) = set(self.shapes.values())  # both inputs have one
+            rows, cells, width = shape[0], shape[0] * shape[1], device.dimensions
+
+            def tensor(name: str, size: int, dtype: type) -> np.ndarray:
+                return device.view(device.blocks, self.addresses[name], size * np.dtype(dtype).itemsize).view(dtype)
+
+            ids, mask = (tensor(name, cells, np.int64) for name in ("input_ids", "attention_mask"))
+            vectors = tensor("sentence_embedding", rows * width, np.float32)
+            states = tensor("last_hidden_state", cells * width, np.float32)
+
+            def compute() -> None:
+                assert (ids[mask == 0] == 1).all() and set(np.unique(mask)) <= {0, 1}  # <pad> where the mask says so
+                sums = (ids * mask).reshape(shape).sum(1)
+                vectors[:] = device.answer(sums[:, None] * (np.arange(width) + 1.0)).ravel()
+                states[:] = 99
+
+            device.put(compute)
+            return self.allowed("execute_async_v3")
+
+    class Engine:
+        names = ("input_ids", "attention_mask", "sentence_embedding", "last_hidden_state")
+        num_io_tensors, num_optimization_profiles = 4, len(profiles)
+        get_tensor_name = names.__getitem__
+
+        def __init__(self, log: Any) -> None:
+            self.log = log
+
+        def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, int]]:
+            return [(1, 2), profiles[index], profiles[index]]
+
+        def create_execution_context(self, strategy: str) -> Any:
+            assert strategy == "on change"
+            return Context(self.log) if "create_execution_context" not in device.refuse else None
+
+    class Runtime:
+        def __init__(self, log: Any) -> None:
+            self.log = log
+
+        def deserialize_cuda_engine(self, plan: bytes) -> Any:
+            device.opened.append(plan)
+            return Engine(self.log)
+
+    module: Any = ModuleType(name)
+    module.__spec__, module.__version__ = ModuleSpec(name, None), version
+    module.ILogger, module.Runtime = Logger, Runtime
+    module.ExecutionContextAllocationStrategy = SimpleNamespace(ON_PROFILE_CHANGE="on change")
+    return module
+
+
+def install(monkeypatch: pytest.MonkeyPatch, device: Device, profiles: list[tuple[int, int]] = PROFILES) -> None:
+    """Install both libraries, CUDA's bindings, and a GPU of SM 89."""
+    package: Any = ModuleType("cuda")
+    package.__spec__ = ModuleSpec("cuda", None)
+    monkeypatch.setitem(sys.modules, "cuda", package)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda_runtime(device))
+    monkeypatch.setitem(sys.modules, "tensorrt", library(device, "tensorrt", VERSION, profiles))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library(device, "tensorrt_rtx", "1.7.1.116", profiles))
+    monkeypatch.setattr(tensorrt, "device_sm", lambda: SM)
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def make_bundle(folder: Path, engine: str = "tensorrt", shapes: list[tuple[int, int]] = PROFILES, **sidecar: Any) -> Any:
+    """A bundle with an fp16 graph and an engine, as far as the manifest and the sidecar (with these changes) tell."""
+    files = {"onnx/model_fp16.onnx": b"a graph", "onnx/model_fp16.onnx.data": b"its weights", "tokenizer.json": b"{}"}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    write_manifest(folder, list(files), D)
+    put_engine(folder, engine, shapes, **sidecar)
+    return open_bundle(folder)
+
+
+def write_manifest(folder: Path, files: list[str], dimensions: int) -> None:
+    contents = {name: (folder / name).read_bytes() for name in files}
+    manifest = {
+        **{"format": "mexma-bundle", "format_version": 1, "name": "toy", "dimensions": dimensions, "max_length": 32},
+        **{"max_length_limit": 96, "pooling": "cls", "default_precision": "fp16", "source": {}, "parity": {}},
+        "graphs": {"fp16": "onnx/model_fp16.onnx"},
+        "files": {name: {"sha256": sha(content), "bytes": len(content)} for name, content in contents.items()},
+    }
+    (folder / "mexma.json").write_text(json.dumps(manifest))
+
+
+def put_engine(folder: Path, engine: str, shapes: list[tuple[int, int]] = PROFILES, **changes: Any) -> None:
+    """Write an engine and its sidecar into a bundle folder."""
+    plan = f"the plan of {engine}".encode()
+    (folder / "engines").mkdir(exist_ok=True)
+    (folder / "engines" / f"{engine}.engine").write_bytes(plan)
+    rtx = engine == "rtx"
+    sidecar = {
+        **{"format": "mexma-engine", "format_version": 1, "library": "tensorrt_rtx" if rtx else "tensorrt"},
+        **{"version": "1.7.1.116" if rtx else VERSION, "sm": [86, SM], "precision": "fp16", "matmuls": 2, "half_matmuls": 2},
+        **{"counted_in": "network", "build_seconds": 1, "built": "2026-11-22T18:00:00+00:00"},
+        "profiles": [{"batch": batch, "length": length} for batch, length in shapes],
+        "inputs": [{"name": name, "dtype": "int64", "shape": [-1, -1]} for name in ("input_ids", "attention_mask")],
+        "outputs": [
+            {"name": "sentence_embedding", "dtype": "float32", "shape": [-1, D]},
+            {"name": "last_hidden_state", "dtype": "float32", "shape": [-1, -1, D]},
+        ],
+        "graph_sha256": sha(f"{sha(b'a graph')} {sha(b'its weights')}".encode()),
+        **{"engine_sha256": sha(plan), "engine_bytes": len(plan)},
+    }
+    (folder / "engines" / f"{engine}.engine.json").write_text(json.dumps(sidecar | changes))
+
+
+def batch(lengths: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Random sentences of these lengths, padded: int64 [B, L] and its mask."""
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    ids = np.random.default_rng(seed).integers(4, 1000, mask.shape)
+    return np.where(mask == 1, ids, 1), mask
+
+
+def by_hand(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return (ids * mask).sum(1)[:, None] * np.array([1, 2, 3])
