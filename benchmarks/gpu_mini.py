@@ -43,8 +43,8 @@ def main(words: list[str] | None = None) -> None:
     step = steps.add_parser("evaluate", help="mexma-train eval on every test set")
     step.add_argument("--out", type=Path, required=True)
     step.add_argument("--device", default="cuda")
-    step = steps.add_parser("send", help="pieces of the checkpoint, or of the newest state with the log, which resumes the run")
-    step.add_argument("what", choices=("checkpoint", "state"))
+    step = steps.add_parser("send", help="pieces of a checkpoint, or of the newest state with the log, which resumes the run")
+    step.add_argument("what", choices=("checkpoint", "ranking", "warmup", "state"))
     step.add_argument("--out", type=Path, required=True)
     step.add_argument("--first", type=int, default=0, help="number of the first piece to send; 0 packs anew")
     options, flags = parser.parse_known_args(words)
@@ -76,11 +76,11 @@ def call(*words: object) -> None:
 
 
 def send(what: str, first: int, root: Path, out: Path) -> None:
-    """Pieces `first`, `first` + 1, ... of the checkpoint or the state into `out`, as many as come back with one command."""
+    """Pieces `first`, `first` + 1, ... of a checkpoint or the state into `out`, as many as come back with one command."""
     pieces = root / f"{what}-pieces"
     if first == 0:
         shutil.rmtree(pieces, ignore_errors=True)
-        pack(newest_state(root) if what == "state" else root / "run" / "checkpoint", pieces, megabytes=PIECE_MEGABYTES)
+        pack(newest_state(root) if what == "state" else root / "run" / what, pieces, megabytes=PIECE_MEGABYTES)
     names = sorted(path.name for path in pieces.glob("piece-*.bin"))
     out.mkdir(parents=True, exist_ok=True)
     for extra in (pieces / MANIFEST, root / "run" / "log.jsonl"):
