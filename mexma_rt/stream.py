@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mexma_rt import work
-from mexma_rt.errors import FileError, InputError
+from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_rt.lines import STDIN
 from mexma_rt.progress import progress_bar
 from mexma_rt.report import EmbedReport
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # A slab is embedded at once: enough sentences to sort them by length, at most so much text that its tokens stay small.
 SLAB_ROWS = 8192
 SLAB_CHARACTERS = 1_000_000
-BYTES_PER_CHARACTER = 200
+BYTES_PER_CHARACTER = 150  # of a slab; measured 121, with a small vocabulary (two characters per token)
 LISTED = 1000  # indices of cut texts that a report lists; it counts all of them
 COUNTS = ("sentences", "distinct", "tokens", "padded_tokens", "batches", "seconds", "cut")
 
@@ -56,8 +56,9 @@ class Texts:
     """What the first reading found."""
 
     rows: int
-    sha256: str
+    slabs: int
     largest_slab: int  # characters
+    sha256: str
 
 
 def embed_file(
@@ -81,6 +82,8 @@ def embed_file(
     if shard_rows is not None and (type(shard_rows) is not int or shard_rows < 1):
         raise InputError(f"shard_rows={shard_rows!r} must be a whole number of at least 1.")
     target = work.check_target(output, source, shard_rows)
+    if shard_rows is None and target.suffix == ".parquet":
+        require_extra("files", "pyarrow")
     if source != STDIN:  # bad input leaves no trace, not even that of an empty folder
         texts = _first_reading(source, field)
     with work.work_folder(target) as folder:
@@ -95,7 +98,7 @@ def embed_file(
         empty = encoder.embed_report([], **keywords).report  # names what runs, and refuses arguments that cannot be used
         layout = work.Layout(
             rows=texts.rows,
-            columns=stored_columns(truncate_dim or encoder.dimensions, precision),
+            columns=stored_columns(int(truncate_dim or encoder.dimensions), precision),
             dtype=np.dtype(STORAGES[precision]),
             shard_rows=shard_rows,
             parquet=shard_rows is None and target.suffix == ".parquet",
@@ -109,7 +112,7 @@ def embed_file(
                 raise FileError(f"{output} exists already. Choose another name, or delete it: rm -r {output}")
             work.check_rows(folder, layout, resumed)
             work.check_room(target, layout, resumed)
-            if announce is not None and (texts.rows > SLAB_ROWS or resumed):
+            if announce is not None and (texts.slabs > 1 or resumed):
                 announce(_announcement(texts, encoder, layout, output, resumed))
             slabs = _slabs(read_texts(source, field))
             with progress_bar(progress, total=texts.rows - resumed, desc="embed", unit="row") as advance:
@@ -166,11 +169,11 @@ def _embed_slabs(
 
 
 def _first_reading(source: str | os.PathLike[str], field: str | None) -> Texts:
-    digest, rows, largest = hashlib.sha256(), 0, 0
+    digest, rows, slabs, largest = hashlib.sha256(), 0, 0, 0
     for slab in _slabs(read_texts(source, field)):
         largest = max(largest, _hash(digest, slab))
-        rows += len(slab)
-    return Texts(rows=rows, sha256=digest.hexdigest(), largest_slab=largest)
+        rows, slabs = rows + len(slab), slabs + 1
+    return Texts(rows=rows, slabs=slabs, largest_slab=largest, sha256=digest.hexdigest())
 
 
 def _slabs(texts: Iterable[str]) -> Iterator[list[str]]:

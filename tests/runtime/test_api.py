@@ -14,11 +14,12 @@ import pytest
 
 import mexma_rt
 from mexma_rt import encoder as pipeline
+from mexma_rt import stream
 
 PROMISE = [
-    *("BackendError", "BundleError", "EmbedReport", "Embedded", "Encoder", "FileError", "InputError", "MexmaError"),
-    *("MissingExtraError", "Pair", "TruncationWarning", "XsimResult", "__version__"),
-    *("embed", "knn", "load", "mine", "score_pairs", "xsim"),
+    *("BackendError", "BundleError", "EmbedReport", "Embedded", "Encoder", "FileError", "FileReport", "InputError"),
+    *("MexmaError", "MissingExtraError", "Pair", "TruncationWarning", "XsimResult", "__version__"),
+    *("embed", "embed_file", "knn", "load", "mine", "score_pairs", "xsim"),
 ]
 
 
@@ -61,7 +62,10 @@ def test_the_thin_functions_have_the_signatures_of_what_they_call():
     assert parameters(mexma_rt.load) == parameters(pipeline.load)
     for method in (mexma_rt.Encoder.embed, mexma_rt.Encoder.embed_report):
         assert parameters(mexma_rt.embed, skip=("model",)) == parameters(method, skip=("self",))
-    for function in (mexma_rt.load, mexma_rt.embed):
+    file = parameters(mexma_rt.embed_file, skip=("model",))
+    assert file == parameters(mexma_rt.Encoder.embed_file, skip=("self",))
+    assert file == parameters(stream.embed_file, skip=("load", "announce"))
+    for function in (mexma_rt.load, mexma_rt.embed, mexma_rt.embed_file):
         assert inspect.signature(function).parameters["model"].default == pipeline.DEFAULT_MODEL
 
 

@@ -74,6 +74,19 @@ def test_embed_options_stdin_and_json(
     assert (report["device"], report["precision"]) == ("cpu", "fp32")
 
 
+def test_embed_of_json_lines_to_shards(
+    tiny_bundle: Path, encoder: mexma_rt.Encoder, corpora: tuple[list[str], list[str]]
+) -> None:
+    Path("in.jsonl").write_text("".join(json.dumps({"t": text}) + "\n" for text in corpora[0]))
+    options = ["--field", "t", "--shard-rows", "12", "--truncate-dim", "16", "--storage", "ubinary", "--json"]
+    report = json.loads(mexma("embed", "in.jsonl", "-o", "v", "--model", tiny_bundle, *options).stdout)
+    assert (report["shape"], report["dtype"], report["resumed"], report["sentences"]) == ([20, 2], "ubinary", 0, 20)
+    shards = [np.load(f"v/vectors-0000{i}.npy") for i in (0, 1)]
+    assert [len(shard) for shard in shards] == [12, 8]
+    bits = np.unpackbits(np.concatenate(shards), axis=1)
+    np.testing.assert_array_equal(bits, encoder.embed(corpora[0], truncate_dim=16) > 0)
+
+
 def test_embed_says_what_was_cut(tiny_bundle: Path) -> None:
     Path("in.txt").write_text("short\n" + "long " * 50 + "\n")
     result = mexma("embed", "in.txt", "-o", "v.npy", "--model", tiny_bundle, "--max-length", "8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ TWO, FOUR = "one\ntwo\n", "one\ntwo\nthree\nfour\n"
 
 class Stub:
     """An encoder without files: a vector from the letters of each text."""
+
+    dimensions, bundle = 26, SimpleNamespace(files={})
 
     def embed_report(self, texts: list[str], **keywords: Any) -> mexma_rt.Embedded:
         vectors = np.array([[text.count(letter) + 1 for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts], np.float32)
@@ -102,7 +105,7 @@ def test_folder_with_one_file_only() -> None:
     [
         ("embed two.txt", "Missing option '-o' / '--output'"),
         ("embed two.txt -o v.npy --sotrage float16", "--sotrage"),
-        ("embed two.txt -o v.npy --storage int8", "'int8' is not one of 'float32', 'float16'"),
+        ("embed two.txt -o v.npy --storage binary", "'binary' is not one of 'float32', 'float16', 'int8', 'ubinary'"),
         ("mine two.txt", "Missing argument 'TARGET'"),
         ("mine two.txt four.txt --margin cosine", "'cosine' is not one of 'ratio', 'distance', 'absolute'"),
         ("mine two.txt four.txt --k 0", "0 is not in the range x>=1"),

@@ -71,6 +71,24 @@ def test_invalid_utf8_names_file_line_and_byte(tmp_path: Path, data: bytes, wher
         read_lines(write(tmp_path, data))
 
 
+def test_a_file_without_line_ends_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mexma_rt.lines.LONGEST_LINE", 1000)
+    path = write(tmp_path, gzip.compress(b"fine\n" + b"x" * 998 + b"\n" + b"x" * 100_000_000), "in.gz")
+    with pytest.raises(InputError, match=r"in\.gz, line 3: more than 1,000 bytes without a line end.*head -c 200"):
+        read_lines(path)
+
+
+def test_zstandard_files(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard", reason="part of mexma-rt[files]")
+    frame = zstandard.compress(b"one\ntw")
+    assert read_lines(write(tmp_path, frame + zstandard.compress(b"o\r\n"), "in.zst")) == ["one", "two"]
+    for data in (b"no archive", frame[:-1]):
+        with pytest.raises(FileError, match=r"in\.zst is damaged or not complete"):
+            read_lines(write(tmp_path, data, "in.zst"))
+
+
 def test_invalid_utf8_on_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n\xff")))
     with pytest.raises(InputError, match="standard input, line 2, byte 1"):
@@ -83,11 +101,11 @@ def test_missing_folder_and_unreadable_inputs(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(FileError, match="is a folder, but a text file with one sentence per line is needed"):
         read_lines(tmp_path)
 
-    def refuse(path: Path) -> bytes:  # root may read everything, so the refusal is played
+    def refuse(path: Path, mode: str) -> bytes:  # root may read everything, so the refusal is played
         raise PermissionError(errno.EACCES, "Permission denied")
 
     path = write(tmp_path, b"x")
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(FileError, match=r"in\.txt cannot be read: no permission\. Type: ls -l"):
         read_lines(path)
 
