@@ -14,8 +14,8 @@ from pathlib import Path
 
 from mexma_rt.errors import InputError
 from mexma_rt.files import atomic_write
+from mexma_rt.lines import lines
 from mexma_train.held_out import LIST, load_held_out, pack
-from mexma_train.lines import lines
 
 
 def sentences(folder: Path, suffix: str, columns: int) -> Iterator[str]:

@@ -56,6 +56,11 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
     "--profiles",
     help="Shapes of the engine, largest ROWSxTOKENS each. [default: 1x32,512x32,128x128,32xLIMIT of the position table]",
 )
+@click.option(
+    "--layout",
+    type=click.Choice(["triton"]),
+    help="Write a model repository of Triton Inference Server from a bundle: its graphs, and its tensorrt engine if any.",
+)
 @click.option("--timing-cache", type=click.Path(dir_okay=False, path_type=Path), help="Kernel timings to keep (tensorrt).")
 @click.option("--force", is_flag=True, help="Replace an existing bundle; it survives any failure.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -73,6 +78,7 @@ def main(
     engine: str | None,
     sm: str | None,
     profiles: str | None,
+    layout: str | None,
     timing_cache: Path | None,
     force: bool,
     as_json: bool,
@@ -81,6 +87,8 @@ def main(
     facebook/MEXMA) to the folder BUNDLE, after comparing every graph with the checkpoint on real sentences.
 
     With --engine, build the TensorRT engine of a bundle instead: mexma-export BUNDLE --engine rtx
+
+    With --layout, write what a server reads from a bundle instead: mexma-export BUNDLE REPOSITORY --layout triton
 
     mexma-export doctor: what is installed, what can be built and run here, and what to type for what cannot. (A folder of
     that name is ./doctor.)"""
@@ -92,6 +100,12 @@ def main(
         if bundle is not None:
             raise click.UsageError(f"--engine takes one bundle: mexma-export {bundle} --engine {engine}")
         _engine(Path(checkpoint), engine, sm, profiles, timing_cache, as_json)
+        return
+    names = None if precision is None else [p.strip() for p in precision.split(",") if p.strip()]
+    if layout is not None:
+        if bundle is None or force:
+            raise click.UsageError("--layout takes a bundle and a new folder: mexma-export BUNDLE REPOSITORY --layout triton")
+        _triton(Path(checkpoint), bundle, names, as_json)
         return
     if bundle is None:
         raise click.UsageError("Missing argument 'BUNDLE': the folder to write. (Only --engine goes without.)")
@@ -108,7 +122,7 @@ def main(
         report = export_bundle(
             checkpoint,
             bundle,
-            precisions=None if precision is None else [p.strip() for p in precision.split(",") if p.strip()],
+            precisions=names,
             max_length=max_length,
             name=name,
             weights=not no_weights,
@@ -148,6 +162,24 @@ def _engine(bundle: Path, engine: str, sm: str | None, profiles: str | None, tim
         f"  {sidecar.library} {sidecar.version}, SM {', '.join(map(str, sidecar.sm))}; {sidecar.half_matmuls} of "
         f"{sidecar.matmuls} matrix products in fp16 (counted in the {sidecar.counted_in})\n"
         f"  profiles: {', '.join(map(str, sidecar.profiles))} (largest rows x tokens)"
+    )
+
+
+def _triton(bundle: Path, target: Path, precisions: list[str] | None, as_json: bool) -> None:
+    from mexma_export.triton import write_triton
+
+    try:
+        report = write_triton(bundle, target, precisions=precisions)
+    except MexmaError as error:
+        _fail(error, as_json)
+    if as_json:
+        click.echo(json.dumps(asdict(report) | {"path": str(report.path)}))
+        return
+    for phrase in report.left_out:
+        click.echo(f"left out: {phrase}", err=True)
+    click.echo(
+        f"{report.path}: {', '.join(report.models)}\nServe it: tritonserver --model-repository={report.path}\n"
+        "Their inputs are token ids and mask: tokenise in the client, with the bundle's tokenizer.json."
     )
 
 

@@ -63,9 +63,11 @@ class Examination:
     run: tuple[Ability, ...]
 
     def as_data(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
 
     def as_text(self) -> str:
+        """For people: the versions, the GPUs, then a line for each ability with what to type behind a "no"."""
         lines = ["  ".join(f"{name} {number or 'missing'}" for name, number in self.versions.items()), self.platform]
         lines += [f"{gpu.name}: driver {gpu.driver}, SM {_sm(gpu)}, {gpu.memory_mib} MiB" for gpu in self.gpus]
         lines += [f"no GPU: {self.gpu_remark}"] if not self.gpus else []
@@ -81,7 +83,7 @@ def examine() -> Examination:
     """Try everything once; a failure is data here. Takes some seconds, for torch is imported."""
     gpus, remark = _gpus()
     return Examination(
-        versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         platform=platform.platform(),
         gpus=gpus,
         gpu_remark=remark,

@@ -63,5 +63,5 @@ def _not_written(target: Path, error: OSError) -> str:
     remedy = "Mend that, and run it again."
     if error.errno in FULL:
         free = shutil.disk_usage(target.parent).free / 1e6
-        remedy = f"{target.parent} has {free:,.0f} MB free. Make room there (ulimit -f and quota count too), or choose another place."
+        remedy = f"{target.parent} has {free:,.0f} MB free (quota and ulimit -f count too). Make room, or choose another place."
     return f"{target} was not written: {reason}{where}. What stood under that name before is unchanged. {remedy}"

@@ -87,8 +87,9 @@ class Parity:
         return {key: getattr(self, key) for key in keys} | {"passed": self.passed}
 
     def full(self) -> dict[str, Any]:
-        """The entry of parity.json."""
-        return asdict(self) | {"passed": self.passed}
+        """The entry of parity.json; None for what is no number, such as the centred cosine of one sentence alone."""
+        entry: dict[str, Any] = _without_nan(asdict(self))
+        return entry | {"passed": self.passed}
 
 
 def load_sentences(path: Path | None = None) -> list[Sentence]:
@@ -272,6 +273,13 @@ def _bucket_inputs(ids: Sequence[Sequence[int]], max_length: int, limit: int) ->
     stream *= 1 + -(-limit // len(stream))  # long enough for a cut of `limit` from every start
     lengths = {2, max_length, limit} | {2**k for k in range(3, 20) if 2**k <= limit}
     return {n: np.array([[BOS, *stream[s : s + n - 2], EOS] for s in starts], dtype=np.int64) for n in sorted(lengths)}
+
+
+def _without_nan(value: Any) -> Any:
+    """Numbers and dictionaries of them, with None for NaN and infinity, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _pad(rows: Sequence[Sequence[int]]) -> np.ndarray:

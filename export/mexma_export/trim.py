@@ -10,21 +10,19 @@ is the kept part of the word embeddings.
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mexma_rt.bundle import sha256_of
-from mexma_rt.errors import BundleError, FileError, InputError
+from mexma_rt.errors import BundleError, InputError
+from mexma_rt.lines import text_lines
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -186,7 +184,7 @@ def _used(tokenizer: Tokenizer, corpus: Sequence[Path]) -> tuple[set[int], tuple
     used: set[int] = set()
     files, sample = [], []
     for path in corpus:
-        lines, n, found = _lines(path), 0, set()
+        lines, n, found = text_lines(path), 0, set()
         while slab := list(islice(lines, SLAB)):
             sample += slab if n == 0 else []
             n += len(slab)
@@ -200,27 +198,6 @@ def _used(tokenizer: Tokenizer, corpus: Sequence[Path]) -> tuple[set[int], tuple
         used |= found
         files.append(CorpusFile(name=path.name, lines=n, sha256=sha256_of(path)))
     return used, tuple(files), sample
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file without their ends, read one by one: a corpus may be larger than the memory."""
-    number = 0
-    try:
-        with _open(path) as stream:
-            for number, raw in enumerate(stream, start=1):
-                yield raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}, line {number}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise FileError(f"{path} is damaged or not complete: it cannot be unpacked. Copy or download it again.") from error
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror or error}. Check the name given to --trim-vocab.") from error
-
-
-def _open(path: Path) -> BinaryIO | gzip.GzipFile | lzma.LZMAFile:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    return lzma.open(path, "rb") if path.suffix == ".xz" else path.open("rb")
 
 
 def _without_others(data: dict[str, Any], kept: np.ndarray) -> Tokenizer:

@@ -142,7 +142,7 @@ def read_only() -> Iterator[Path]:
 
 @pytest.mark.skipif(os.name != "posix", reason="folder permissions of this kind are POSIX's")
 def test_a_folder_without_write_permission(read_only: Path) -> None:
-    with pytest.raises(FileError, match=r"cannot write there \(Permission denied\)\. Choose another place"):
-        with new_folder(read_only / "bundle"):
-            raise AssertionError("the work began")
+    message = r"cannot write there \(Permission denied\)\. Choose another place"
+    with pytest.raises(FileError, match=message), new_folder(read_only / "bundle"):
+        raise AssertionError("the work began")
     assert list(read_only.iterdir()) == []

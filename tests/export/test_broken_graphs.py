@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="exports need torch (pip: mexma-rt[export])")
 
-from mexma_export import ParityError, Sentence, export_bundle  # noqa: E402
+from mexma_export import ParityError, Sentence, Thresholds, export_bundle  # noqa: E402
 from mexma_export.graphs import SentenceEncoder, export_traced  # noqa: E402
 from mexma_export.half import HalfEncoder  # noqa: E402
 
@@ -100,7 +100,8 @@ def test_what_is_wrong_in_long_inputs_only_is_caught_by_its_length(
         export_bundle(
             tiny_checkpoint,
             tmp_path / "bundle",
-            precisions=["int8"],
+            precisions=["mixed"],
+            thresholds={"mixed": Thresholds(min_cosine=0.99, mean_cosine=0.99)},
             sentences=[Sentence(lang=lang, text=text) for lang, text in sentences],
         )
     failures = str(caught.value).partition("no bundle was written: ")[2].partition(". Worst sentence")[0].split("; ")

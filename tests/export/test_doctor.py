@@ -112,7 +112,8 @@ def stub_session(monkeypatch: pytest.MonkeyPatch, providers: list[str], error: E
     session = SimpleNamespace(run=run, get_providers=lambda: providers)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
     monkeypatch.setattr("onnxruntime.InferenceSession", lambda *arguments, **keywords: session)
-    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: print("Failed to load libcudnn.so.9"), raising=False)
+    said = "Failed to load libcudnn.so.9\n"
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: sys.stdout.write(said), raising=False)
     monkeypatch.setattr("mexma_export.doctor.device_sm", lambda: 89)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +210,12 @@ def test_sentence_files_are_checked_line_by_line(tmp_path: Path) -> None:
         load_sentences(path)
     path.write_text("eng\tHello there\r\n", encoding="utf-8")
     assert load_sentences(path) == [Sentence(lang="eng", text="Hello there")]
+
+
+def test_one_sentence_alone_cannot_be_centred_and_is_still_json() -> None:
+    parity = check(reference, sentences=SENTENCES[:1])
+    assert parity.passed and np.isnan(parity.min_centred_cosine)
+    written = json.loads(json.dumps(parity.full(), allow_nan=False))
+    assert written["min_centred_cosine"] is None and written["mean_centred_cosine"] is None
+    assert written["min_cosine"] == pytest.approx(1.0, abs=1e-12) and written["buckets"]["40"] == parity.buckets[40]
+    assert written["thresholds"]["min_cosine"] == THRESHOLDS["fp32"].min_cosine

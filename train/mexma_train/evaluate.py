@@ -22,7 +22,6 @@ import numpy as np
 from mexma_rt.errors import InputError
 from mexma_rt.evaluation import retrieval_accuracy, xsim
 from mexma_rt.files import read_lines
-from mexma_train.lines import lines
 
 XSIM_K = 4  # neighbours of the margin, as LASER's xsim
 MIN_PAIRS = XSIM_K + 1  # with k pairs every English sentence is a neighbour of every text
@@ -53,7 +52,7 @@ def read_test_set(path: str | Path) -> TestSet:
     """
     path = Path(path)
     english, text = [], []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         columns = line.split("\t")
         if len(columns) != 2 or not all(column.strip() for column in columns):
             raise InputError(
@@ -159,16 +158,3 @@ def _what_is_wrong(columns: list[str]) -> str:
 
 def _show(path: Path) -> str:
     return f"{ {'.gz': 'zcat', '.xz': 'xzcat', '.zst': 'zstdcat'}.get(path.suffix, 'cat') } {path}"
-
-
-def _lines(path: Path) -> list[str]:
-    """`read_lines`, and .zst as well, by the same rules."""
-    if path.suffix != ".zst" or not path.is_file():
-        return read_lines(path)
-    decoded = []
-    for number, line in enumerate(lines(str(path)), start=1):
-        try:
-            decoded.append(line.decode())
-        except UnicodeDecodeError:
-            raise InputError(f"{path}, line {number}: not valid UTF-8. Convert the file, for example with iconv.") from None
-    return decoded

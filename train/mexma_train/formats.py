@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mexma_rt.errors import FileError, InputError, require_extra
-from mexma_train.lines import damage_explained, lines
+from mexma_rt.lines import damage_explained, lines
 
 if TYPE_CHECKING:
     import pyarrow as pa
