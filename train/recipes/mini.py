@@ -42,7 +42,7 @@ RECIPE = Recipe(
     ),
     # The lower layers begin as the identity; here they learn to read words in their places, with the warm start's loss.
     ranking=RankingConfig(
-        steps=1_000,
+        steps=1_000,  # 0.5 M pairs
         batch_pairs=512,
         lr=5e-4,
         words_lr=2e-4,
