@@ -5,6 +5,7 @@ mexma-train tokenizer pairs.tsv tokenizer.json --recipe train/recipes/mini.py
 mexma-train prepare pairs.tsv shards --tokenizer tokenizer.json
 mexma-train teach shards --teacher use_quantized.onnx   # USE-multilingual v3: see mexma_rt/models/mexma-mini/README.md
 mexma-train run train/recipes/mini.py shards runs/mini
+python benchmarks/average_weights.py runs/mini/warmup runs/mini/checkpoint runs/mini/average --share 0.3
 """
 
 from mexma_train.config import MexmaConfig, ModelConfig, RankingConfig, Recipe, SamplingConfig, TokenizerConfig, WarmupConfig
