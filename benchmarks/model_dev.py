@@ -23,10 +23,9 @@ import torch.nn.functional as F
 
 from mexma_rt.errors import InputError
 from mexma_rt.evaluation import retrieval_accuracy, xsim
-from mexma_train.attention import make_layout
-from mexma_train.encoder import Encoder, position_numbers
+from mexma_train.encoder import Encoder
 from mexma_train.evaluate import TestSet
-from mexma_train.probe import ragged, tokenise
+from mexma_train.probe import embed_sentences, ragged, tokenise
 from mexma_train.shards import Group, Ragged, Shards
 from mexma_train.suite import XTREME
 from mexma_train.suite_data import Flores, read_flores, read_tatoeba
@@ -38,7 +37,6 @@ NATURAL = ("tatoeba", "wmt", "stories", "seed", "bible", "help", "udhr")  # the 
 MIN_DEV, MAX_DEV = 20, 300  # pairs of a language: fewer make no figure, more no better choice of an arm
 SPLIT_SEED, CHOICE_SEED = 7, 8  # of which segments are held out, and which dev pairs are taken where there are more
 MAX_TOKENS = 128
-SENTENCES = 256  # embedded at once by all layers, of similar length
 UNKNOWN = 3  # <unk>
 SAMPLED = 300  # texts of a language that a tokenizer is judged by
 UNSPACED = ("CJK", "THAI", "KHMER")  # scripts that put no spaces between words
@@ -169,19 +167,9 @@ def embed_bags(encoder: Encoder, batch: Ragged) -> np.ndarray:
     return F.normalize(bag_vectors(encoder, make_bags(batch))).numpy()
 
 
-@torch.no_grad()
 def embed_whole(encoder: Encoder, batch: Ragged) -> np.ndarray:
-    """Vectors [n, D] by all layers on the CPU; the encoder must be in eval mode."""
-    ends = np.cumsum(batch.lengths)
-    by_length = np.argsort(batch.lengths, kind="stable")
-    vectors = np.empty((len(ends), encoder.config.hidden_size), np.float32)
-    for start in range(0, len(ends), SENTENCES):
-        rows = by_length[start : start + SENTENCES]
-        part = ragged([batch.ids[ends[i] - batch.lengths[i] : ends[i]] for i in rows])
-        ids, positions = (torch.from_numpy(x) for x in (part.ids, position_numbers(part.ids, part.lengths)))
-        layout = make_layout(part.lengths, "padded")
-        vectors[rows] = F.normalize(encoder(ids, positions, layout, layout.starts_S)).numpy()
-    return vectors
+    """Vectors [n, D] by all layers on the CPU."""
+    return embed_sentences(encoder, np.split(batch.ids, np.cumsum(batch.lengths)[:-1]), attention="padded")
 
 
 def describe_tokenizer(shards: Shards) -> dict[str, Any]:

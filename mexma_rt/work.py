@@ -42,14 +42,14 @@ class Layout:
 
     @property
     def disk_bytes(self) -> int:
-        """While it is written: while it is written: a parquet table is made of the array, so both are there for a while."""
+        """While it is written: a parquet table is made of the array, so both are there for a while."""
         return self.rows * self.row_bytes * (2 if self.parquet else 1)
 
-    def shards(self) -> list[tuple[str, int, int]]:
-        """(name, first row, end row) of each shard; there is at least one."""
+    def shards(self, start: int = 0, stop: int | None = None) -> list[tuple[str, int, int]]:
+        """(name, first row, end row) of each shard that has rows of start:stop (all, if left out); there is at least one."""
         size = self.shard_rows or max(1, self.rows)
-        starts = range(0, max(1, self.rows), size)
-        return [(f"vectors-{i:05}.npy", start, min(start + size, self.rows)) for i, start in enumerate(starts)]
+        numbers = range(start // size, max(1, -(-(self.rows if stop is None else stop) // size)))
+        return [(f"vectors-{i:05}.npy", i * size, min((i + 1) * size, self.rows)) for i in numbers]
 
 
 def check_target(output: str | os.PathLike[str], source: str | os.PathLike[str], shard_rows: int | None) -> Path:
@@ -140,18 +140,17 @@ def write_rows(work: Path, target: Path, layout: Layout, start: int, rows: np.nd
     """Put stored rows [n, columns] at row `start` of the array, synced. A shard begins with its header, at its first row."""
     stop = start + len(rows)
     with explained(target):
-        for name, first, end in layout.shards():
-            if (first < stop and start < end) or first == stop == 0:
-                path = _shard(work, layout, name)
-                part = rows[max(first - start, 0) : end - start]
-                with path.open("wb" if start <= first else "r+b") as stream:
-                    header = _header(layout, end - first)
-                    if start <= first:
-                        stream.write(header)
-                    stream.seek(len(header) + max(start - first, 0) * layout.row_bytes)
-                    stream.write(np.ascontiguousarray(part).data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
+        for name, first, end in layout.shards(start, stop):
+            path = _shard(work, layout, name)
+            part = rows[max(first - start, 0) : end - start]
+            with path.open("wb" if start <= first else "r+b") as stream:
+                header = _header(layout, end - first)
+                if start <= first:
+                    stream.write(header)
+                stream.seek(len(header) + max(start - first, 0) * layout.row_bytes)
+                stream.write(np.ascontiguousarray(part).data)
+                stream.flush()
+                os.fsync(stream.fileno())
 
 
 def check_rows(work: Path, layout: Layout, done: int) -> None:

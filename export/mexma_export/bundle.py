@@ -17,24 +17,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mexma_export.folder import new_folder
-from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, check_parity, load_sentences, require_passed
+from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, load_sentences, require_passed
 from mexma_export.peers import peer_files
+from mexma_export.precisions import GRAPHS, gate_graphs, write_graphs
 from mexma_rt.bundle import sha256_of
-from mexma_rt.errors import BundleError, InputError, require_extra
+from mexma_rt.errors import InputError, require_extra
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from mexma_export.checkpoint import Checkpoint
-    from mexma_export.reopen import Runner
     from mexma_export.trim import Vocabulary
 
-GRAPHS = {
-    "fp32": "onnx/model.onnx",
-    "int8": "onnx/model_int8.onnx",
-    "mixed": "onnx/model_mixed.onnx",
-    "fp16": "onnx/model_fp16.onnx",  # what TensorRT engines are built from
-}
 AUTO = ("fp32", "int8")
 DEFAULT_MAX_LENGTH = 128  # tokens; a sentence rarely has more, and MEXMA is trained on sentences
 
@@ -100,15 +92,15 @@ def export_bundle(
         if trim_vocab:
             tell("trim vocabulary", 0, 1)
             source, vocabulary = _trim(source, trim_vocab, sentences)
-        _write_graphs(source, folder, chosen, tell)
-        results = _gate(source, folder, chosen, sentences, length, thresholds, tell)
+        write_graphs(source, folder, chosen, tell)
+        results = gate_graphs(source, folder, chosen, sentences, length, thresholds, tell)
         refused: dict[str, Parity] = {}
         if precisions is None and not results["int8"].passed:
             refused["int8"] = results.pop("int8")
             (folder / GRAPHS["int8"]).unlink()
             chosen = ("fp32", "mixed")
-            _write_graphs(source, folder, ["mixed"], tell)
-            results |= _gate(source, folder, ["mixed"], sentences, length, thresholds, tell)
+            write_graphs(source, folder, ["mixed"], tell)
+            results |= gate_graphs(source, folder, ["mixed"], sentences, length, thresholds, tell)
         require_passed(results)
         default, reason = _default_precision(chosen, default_precision, refused)
 
@@ -142,7 +134,7 @@ def export_bundle(
             "graphs": {precision: GRAPHS[precision] for precision in chosen},
             "parity": {precision: result.summary() for precision, result in results.items()},
             "files": files,
-            "created": {p.replace("-", "_"): _version(p) for p in ("mexma-rt", "torch", "onnx", "onnxruntime")},
+            "created": {p.replace("-", "_"): installed_version(p) for p in ("mexma-rt", "torch", "onnx", "onnxruntime")},
         }
         if vocabulary:
             manifest["vocabulary"] = asdict(vocabulary)
@@ -225,84 +217,6 @@ def _write_weights(source: Checkpoint, folder: Path) -> None:
         write_trimmed_weights(source.folder / name, folder / name, source.kept)
 
 
-def _write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], tell: Callable[[str, int, int], None]) -> None:
-    from mexma_export.compact import export_int8, export_mixed
-    from mexma_export.graphs import SentenceEncoder, export_standard
-    from mexma_export.half import export_half
-    from mexma_export.trim import trimmed_embeddings
-
-    (folder / "onnx").mkdir(exist_ok=True)
-    for done, precision in enumerate(precisions):
-        tell(f"export {precision}", done, len(precisions))
-        path = folder / GRAPHS[precision]
-        try:
-            with trimmed_embeddings(source.model, source.kept):
-                if precision == "fp32":
-                    export_standard(SentenceEncoder(source.model), path, length_limit=source.max_length_limit)
-                elif precision == "int8":
-                    export_int8(source.model, path)
-                elif precision == "mixed":
-                    export_mixed(source.model, path)
-                else:
-                    export_half(source.model, path, length_limit=source.max_length_limit)
-        except OSError:  # a full disk, before all: new_folder says so
-            raise
-        except Exception as error:  # torch, onnx and onnxruntime each raise their own, often with pages of graph
-            first_line = str(error).strip().partition("\n")[0].rstrip(".")
-            other = next(other for other in GRAPHS if other != precision)
-            raise BundleError(
-                f"Writing the {precision} graph failed: {first_line}. The versions of torch, onnx and onnxruntime may not fit "
-                f"each other; --precision {other} leaves this graph out."
-            ) from error
-
-
-def _gate(
-    source: Checkpoint,
-    folder: Path,
-    precisions: Sequence[str],
-    sentences: Sequence[Sentence],
-    max_length: int,
-    thresholds: Mapping[str, Thresholds],
-    tell: Callable[[str, int, int], None],
-) -> dict[str, Parity]:
-    from mexma_export.half import half_runner
-    from mexma_export.reopen import open_graph
-    from mexma_export.trim import trimmed_embeddings
-
-    runners = {precision: open_graph(folder / GRAPHS[precision]) for precision in precisions}
-    if "fp16" in runners:  # the file, in onnxruntime, and the arithmetic: onnxruntime on CPU hides an overflow
-        with trimmed_embeddings(source.model, source.kept):
-            runners["fp16 in torch"] = half_runner(source.model)
-        thresholds = {**thresholds, "fp16 in torch": thresholds["fp16"]}
-    return check_parity(
-        runners,
-        _torch_runner(source),
-        source.tokenizer,
-        sentences,
-        max_length=max_length,
-        length_limit=source.max_length_limit,
-        thresholds=thresholds,
-        progress=lambda done, total: tell("parity gate", done, total),
-    )
-
-
-def _torch_runner(source: Checkpoint) -> Runner:
-    """The reference: the model itself, not the wrapper that was exported, and the `<s>` row taken here.
-
-    It is the whole model even where the graphs are trimmed: it gets the ids that the same pieces have there.
-    """
-    import torch
-
-    def run(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        ids = ids if source.kept is None else source.kept[ids]
-        with torch.inference_mode():
-            output = source.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
-        states = output.last_hidden_state.numpy()
-        return states[:, 0], states
-
-    return run
-
-
 def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {p.relative_to(folder).as_posix(): {"sha256": sha256_of(p), "bytes": p.stat().st_size} for p in paths}
@@ -314,7 +228,8 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed distribution, None if it is not there."""
     try:
         return version(package)
     except PackageNotFoundError:

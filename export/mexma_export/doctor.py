@@ -13,17 +13,17 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from mexma_export.bundle import GRAPHS
+from mexma_export.bundle import installed_version
+from mexma_export.precisions import GRAPHS
 from mexma_rt.backends.nvidia import MODULES, device_sm, load_cuda, load_library
+from mexma_rt.backends.onnxruntime import CUDA, KEEP_GPU
 from mexma_rt.errors import BackendError, MexmaError, require_extra
 
 PACKAGES = ["mexma-rt", "torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"]
 PACKAGES += ["tensorrt", "tensorrt-cu13", "tensorrt-rtx-cu13", "cuda-bindings"]
 ONNX_MODULES = ("torch", "transformers", "safetensors", "onnx", "onnxscript")
-CUDA = "CUDAExecutionProvider"
 # y = Identity(x), float32 [1], opset 13: onnx.helper.make_model(...).SerializeToString()
 IDENTITY = bytes.fromhex(
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a0808011204"
@@ -83,7 +83,7 @@ def examine() -> Examination:
     """Try everything once; a failure is data here. Takes some seconds, for torch is imported."""
     gpus, remark = _gpus()
     return Examination(
-        versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        versions={"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}},
         platform=platform.platform(),
         gpus=gpus,
         gpu_remark=remark,
@@ -130,8 +130,8 @@ def _run_onnxruntime(provider: str) -> str:
     where = "cuda" if provider == CUDA else "cpu"
     available = onnxruntime.get_available_providers()
     remedy = (
-        "\nType:\n    pip install 'mexma-rt[cuda]' && pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps "
-        "onnxruntime-gpu\n(onnxruntime and onnxruntime-gpu overwrite each other: only the second may stay)"
+        f"\nType:\n    pip install 'mexma-rt[cuda]' && {KEEP_GPU}\n"
+        "(onnxruntime and onnxruntime-gpu overwrite each other: only the second may stay)"
     )
     if provider not in available:
         raise BackendError(f"the installed onnxruntime has {', '.join(available)} only.{remedy if where == 'cuda' else ''}")
@@ -185,10 +185,3 @@ def _parse_gpus(table: str) -> Iterator[Gpu]:
 
 def _sm(gpu: Gpu) -> str:
     return gpu.compute_capability.replace(".", "")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -86,9 +86,9 @@ def _quota(cpu_max: Path) -> int | None:
     return None
 
 
-_KEEP_GPU = "pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
+KEEP_GPU = "pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
 _PIP = (
-    f"\nType:\n    pip install 'mexma-rt[cuda]' && {_KEEP_GPU}\n"
+    f"\nType:\n    pip install 'mexma-rt[cuda]' && {KEEP_GPU}\n"
     "(onnxruntime and onnxruntime-gpu overwrite each other: only one may stay), or name device='cpu' or 'auto'."
 )
 
@@ -118,5 +118,5 @@ def _clash_of_packages() -> str:
     if len(installed) < 2:
         return ""
     return (
-        f"; note: {' and '.join(installed)} are both installed and overwrite each other. To keep the second, type: {_KEEP_GPU}"
+        f"; note: {' and '.join(installed)} are both installed and overwrite each other. To keep the second, type: {KEEP_GPU}"
     )

@@ -28,10 +28,14 @@ def ragged(sentences: list[np.ndarray]) -> Ragged:
 
 def embed_texts(encoder: Encoder, tokenizer: Tokenizer, texts: list[str], *, max_tokens: int, attention: str) -> np.ndarray:
     """Normalised sentence vectors float32 [n, D] in the order of the texts; dropout off, no gradient."""
-    sentences = tokenise(tokenizer, texts, max_tokens)
-    by_length = sorted(range(len(texts)), key=lambda i: len(sentences[i]))
+    return embed_sentences(encoder, tokenise(tokenizer, texts, max_tokens), attention=attention)
+
+
+def embed_sentences(encoder: Encoder, sentences: list[np.ndarray], *, attention: str) -> np.ndarray:
+    """`embed_texts` of sentences that are ids already, <s> and </s> included."""
+    by_length = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
     device, training = encoder.embeddings.LayerNorm.weight.device, encoder.training
-    vectors = np.empty((len(texts), encoder.config.hidden_size), np.float32)
+    vectors = np.empty((len(sentences), encoder.config.hidden_size), np.float32)
     encoder.eval()
     with torch.no_grad():
         for rows in _runs(by_length, [len(s) for s in sentences]):
