@@ -50,6 +50,7 @@ class Bundle:
     files: Mapping[str, FileEntry]  # relative path -> hash and size
     parity: Mapping[str, Any]  # precision -> summary of the export's parity gate
     source: Mapping[str, Any]
+    languages: tuple[str, ...] = ()  # trained on, ISO 639-3, English included; () if the checkpoint does not say
 
 
 def bundled_models() -> dict[str, Path]:
@@ -184,6 +185,7 @@ def read_manifest(folder: Path) -> Bundle:
         files=files,
         parity=_field(manifest, "parity", dict, path),
         source=_field(manifest, "source", dict, path),
+        languages=_languages(manifest.get("languages", []), path),
     )
     _check(version >= 1, path, f"format_version is {version}, not 1 or more")
     _check(bundle.dimensions >= 1, path, f"dimensions is {bundle.dimensions}, not 1 or more")
@@ -245,6 +247,12 @@ def _field(manifest: Mapping[str, Any], key: str, kind: type, path: Path) -> Any
     value = manifest.get(key)
     _check(type(value) is kind, path, f"{key} is {value!r}, not of type {kind.__name__}")
     return value
+
+
+def _languages(value: Any, path: Path) -> tuple[str, ...]:
+    valid = isinstance(value, list) and all(isinstance(lang, str) and lang for lang in value)
+    _check(valid, path, f"languages is {value!r}, not a list of language codes")
+    return tuple(value)
 
 
 def _file_entry(name: str, entry: Any, path: Path) -> FileEntry:

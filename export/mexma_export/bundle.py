@@ -130,6 +130,7 @@ def export_bundle(
             "max_length_limit": source.max_length_limit,
             "pooling": "cls",
             "default_precision": default,
+            "languages": source.languages,
             "source": {"name": source.name, "sha256": source.sha256},
             "graphs": {precision: GRAPHS[precision] for precision in chosen},
             "parity": {precision: result.summary() for precision, result in results.items()},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mexma_rt.bundle import sha256_of
 from mexma_rt.errors import BundleError, FileError
+from mexma_rt.known import find_known
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,14 @@ class Checkpoint:
     def max_length_limit(self) -> int:
         """Tokens the position table allows: XLM-R counts positions from padding id + 1 = 2."""
         return int(self.config["max_position_embeddings"]) - 2
+
+    @property
+    def languages(self) -> list[str]:
+        """ISO 639-3 codes it was trained on: those in config.json (mexma-train writes them), or a known model's, or []."""
+        said, known = self.config.get("languages"), find_known(self.name)
+        if isinstance(said, list) and all(isinstance(lang, str) and lang for lang in said):
+            return list(said)
+        return list(known.languages) if known else []
 
 
 def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:

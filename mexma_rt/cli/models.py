@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +25,7 @@ def models(as_json: bool) -> None:
             "dimensions": bundle.dimensions,
             "max_length": bundle.max_length,
             "precisions": list(bundle.graphs),
+            "languages": list(bundle.languages),
             "megabytes": sum(entry.bytes for entry in bundle.files.values()) / 1e6,
             "folder": str(bundle.folder),
         }
@@ -38,6 +40,8 @@ def models(as_json: bool) -> None:
             f"{row['name']}: {row['dimensions']} dimensions, {row['max_length']} tokens, {', '.join(row['precisions'])}, "
             f"{row['megabytes']:.1f} MB"
         )
+        if row["languages"]:
+            click.echo(f"  {_how_many(row['languages'])}: {' '.join(row['languages'])}")
     if not rows:
         click.echo("No model comes with this installation. Any command takes --model FOLDER (made by mexma-export).")
     click.echo(f"\nKnown models, each fetched and converted once by its last line; that needs: {INSTALL}")
@@ -45,7 +49,12 @@ def models(as_json: bool) -> None:
         click.echo(
             f"{model.name}: {model.dimensions} dimensions, {model.backbone} of {model.layers} layers, "
             f"{model.parameters / 1e6:.0f} M parameters, {model.bytes / 1e9:.1f} GB in fp32\n"
-            f"  {len(model.languages) - 1} languages and English; licence {model.licence}; {model.paper}\n"
+            f"  {_how_many(model.languages)}; licence {model.licence}; {model.paper}\n"
             f"  {model.figures} (the authors' figures, not measured here)\n"
             f"  {export_command(model.name)}    # then: --model {bundle_name(model.name)}"
         )
+
+
+def _how_many(languages: Collection[str]) -> str:
+    others = len(set(languages) - {"eng"})
+    return f"{others} languages and English" if "eng" in languages else f"{others} languages"

@@ -35,6 +35,7 @@ def test_manifest_says_what_the_runtime_needs(tiny_bundle: Path, tiny_checkpoint
         "max_length_limit": 512,
         "pooling": "cls",
         "default_precision": "int8",
+        "languages": [],
         "source": {"name": "tiny", "sha256": weights},
         "graphs": {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"},
     }

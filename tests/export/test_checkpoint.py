@@ -39,6 +39,16 @@ def test_a_good_folder_loads(tiny_checkpoint: Path) -> None:
     assert {p.dtype for p in checkpoint.model.parameters()} == {torch.float32}
 
 
+def test_languages_are_those_of_the_config_or_of_a_known_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_checkpoint(folder).languages == []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(folder))
+    assert len(load_checkpoint("facebook/MEXMA").languages) == 81
+    change_config(folder, languages=["eng", "fra"])
+    assert load_checkpoint(folder).languages == load_checkpoint("facebook/MEXMA").languages == ["eng", "fra"]
+    change_config(folder, languages="fra")
+    assert load_checkpoint(folder).languages == []
+
+
 def test_names_that_are_no_folder_never_reach_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -189,6 +189,8 @@ def test_a_manifest_of_another_format(folder, content):
         ({"files": {"a": None}}, "the entry of a under files is None"),
         ({"parity": []}, "parity is [], not of type dict"),
         ({"source": "x"}, "source is 'x', not of type dict"),
+        ({"languages": "deu"}, "languages is 'deu', not a list of language codes"),
+        ({"languages": ["deu", 3]}, "languages is ['deu', 3], not a list of language codes"),
     ],
 )
 def test_each_field_is_checked(tmp_path, changes, message):

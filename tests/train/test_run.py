@@ -92,6 +92,7 @@ def test_checkpoint_is_a_hugging_face_folder(finished: Path) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= {p.name for p in folder.iterdir()}
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "xlm-roberta" and config["architectures"] == ["XLMRobertaModel"]
+    assert config["languages"] == ["eng", "fra", "rus"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("sun house", return_tensors="pt")["input_ids"]
     assert ids[0, 0] == 0 and ids[0, -1] == 2
@@ -182,10 +183,14 @@ def test_frozen_words_stay_as_they_were_and_the_rest_learns(finished: Path, toy_
 def test_a_resume_needs_no_initial_checkpoint(finished: Path, toy_shards: Path, tmp_path: Path) -> None:
     start = tmp_path / "start"
     shutil.copytree(finished / "checkpoint", start)
+    config = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps(config | {"languages": ["afr", "eng"]}))
     recipe = replace(TOY, warmup=None, ranking=None, initial_checkpoint=str(start), mexma=replace(TOY.mexma, steps=2))
     assert not train(recipe, toy_shards, tmp_path / "run", minutes=0)
     shutil.rmtree(start)
     assert resume(tmp_path / "run")
+    trained_on = json.loads((tmp_path / "run" / "checkpoint" / "config.json").read_text())["languages"]
+    assert trained_on == ["afr", "eng", "fra", "rus"]  # the checkpoint's and its own
 
 
 def test_a_loss_that_is_no_number_changes_no_weight_and_leaves_its_batch(toy_shards: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_languages_that_the_config_names_are_read(checkpoint: Path, tmp_path: Pa
     for path in checkpoint.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"languages": ["fra", "rus"]}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"languages": ["eng", "fra", "rus"]}))
     with open_model(str(tmp_path), max_tokens=20) as model:
         assert model.languages == ("fra", "rus")
 
@@ -82,6 +82,7 @@ def test_a_bundle_is_embedded_by_the_runtime_and_has_no_token_states() -> None:
     np.testing.assert_array_equal(vectors, encoder.embed_report(texts).vectors)
     assert cut == 1
     assert model.states is None
+    assert len(model.languages) == 62 and {"deu", "uig"} <= set(model.languages) and "eng" not in model.languages
     assert (model.about["name"], model.about["kind"], model.about["max_tokens"]) == ("mexma-mini", "bundle", 128)
     assert model.about["source_sha256"] == encoder.bundle.source["sha256"]
     assert str(encoder.bundle.folder) not in json.dumps(model.about)

@@ -38,6 +38,7 @@ from mexma_train.ranking import PairBatch, ranking_batch, ranking_parameters, ra
 from mexma_train.sampling import PairSampler
 from mexma_train.shards import Shards, open_shards
 from mexma_train.state import STAGES, State, load_weights, newest_state, states
+from mexma_train.suite_data import ENGLISH
 from mexma_train.tokenizer import load_tokenizer
 from mexma_train.warmup import make_transparent, settle, warmup_batch, warmup_parameters, warmup_rate, warmup_terms
 
@@ -99,6 +100,7 @@ def _go_on(state: State, out: Path, device: str | World, minutes: float | None) 
         encoder = Encoder(XLMRobertaConfig.from_dict(state.encoder))
     else:
         encoder = first_encoder(recipe, shards)
+    encoder.config.languages = languages_of(encoder, sampler)  # from here they reach config.json, and an export's mexma.json
     model = Mexma(encoder, recipe.model).to(world.device)
     state = replace(state, encoder=encoder.config.to_dict())
     if state.path:
@@ -166,6 +168,12 @@ def first_encoder(recipe: Recipe, shards: Shards) -> Encoder:
     if recipe.warmup:
         make_transparent(encoder)
     return encoder
+
+
+def languages_of(encoder: Encoder, sampler: PairSampler) -> list[str]:
+    """What a checkpoint of this run is trained on: what its first checkpoint says, English, and every language drawn."""
+    drawn = (lang for lang, share in zip(sampler.shards.languages, sampler.language_share, strict=True) if share > 0)
+    return sorted({*getattr(encoder.config, "languages", ()), ENGLISH, *drawn})
 
 
 def warmup_stage(config: WarmupConfig, model: Mexma, sampler: PairSampler, seed: int) -> Stage:

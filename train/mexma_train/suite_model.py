@@ -18,6 +18,7 @@ import numpy as np
 
 from mexma_rt.bundle import MANIFEST, TOKENIZER, WEIGHTS, bundled_models, sha256_of
 from mexma_rt.errors import FileError, InputError
+from mexma_train.suite_data import ENGLISH
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -187,9 +188,10 @@ def token_states(encoder: Encoder, tokenizer: Tokenizer, texts: list[str], *, ma
 
 
 def _languages(path: Path) -> tuple[str, ...]:
-    """The list under "languages" of a manifest or config.json, if there is one."""
+    """The list "languages" of a manifest or config.json, if there is one; without English, which all are compared with."""
     said = json.loads(path.read_bytes()).get("languages")
-    return tuple(said) if isinstance(said, list) and all(isinstance(lang, str) for lang in said) else ()
+    known = isinstance(said, list) and all(isinstance(lang, str) for lang in said)
+    return tuple(lang for lang in said if lang != ENGLISH) if known else ()
 
 
 def _versions(*modules: str) -> dict[str, str]:
