@@ -19,6 +19,7 @@ from mexma_rt.report import Embedded, EmbedReport, warn_if_truncated
 from mexma_rt.stream import FileReport, embed_file
 from mexma_rt.textinput import check_texts
 from mexma_rt.tokenizer import Tokenizer
+from mexma_rt.tokens import TokenVectors, embed_tokens, warn_if_cut
 
 DEFAULT_MODEL = "mexma-mini"
 BATCH_TOKENS = 4096  # cells per batch; a first value, not yet measured
@@ -157,6 +158,25 @@ class Encoder:
             shard_rows=shard_rows,
             progress=progress,
         )
+
+    def embed_tokens(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = True,
+        batch_tokens: int | None = None,
+        progress: bool | None = None,
+    ) -> list[TokenVectors]:
+        """Embed the tokens of n texts; returns n `TokenVectors`: vectors [t, D], character offsets [t, 2] and pieces of each.
+
+        The vectors are the states of the model's last layer, `<s>` and `</s>` left out; normalize divides each by its L2 norm.
+        An empty text has no token. Equal texts are computed once and share their result. Beyond the result, memory is bounded
+        by a batch. Other arguments, warnings and errors are those of `embed`; a TensorRT engine gives no token vectors.
+        """
+        cells = None if batch_tokens is None else _check_count("batch_tokens", batch_tokens)
+        results = embed_tokens(self, texts, normalize=normalize, batch_tokens=cells, progress=progress)
+        warn_if_cut(results, self, stacklevel=2)
+        return results
 
     def encode(
         self,

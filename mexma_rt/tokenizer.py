@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mexma_rt.errors import BundleError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 BOS, PAD, EOS = 0, 1, 2  # <s> <pad> </s> of XLM-R
 
@@ -75,7 +79,7 @@ class Tokenizer:
         ids: list[np.ndarray] = []
         lengths: list[int] = []
         full_lengths: list[int] = []
-        for slab in _slabs(texts):
+        for slab in slabs(texts):
             rows = []
             for encoding in self._tokenizer.encode_batch_fast(slab):
                 row = encoding.ids
@@ -89,8 +93,12 @@ class Tokenizer:
             full_lengths=np.array(full_lengths, dtype=np.int64),
         )
 
+    def with_offsets(self, texts: list[str]) -> list[tokenizers.Encoding]:
+        """Pieces and spans of characters too, of not more than a slab of texts: some hundred bytes per token."""
+        return self._tokenizer.encode_batch(texts)
 
-def _slabs(texts: list[str]) -> Iterator[list[str]]:
+
+def slabs(texts: list[str]) -> Iterator[list[str]]:
     """Consecutive slices of `texts`, each of at most SLAB_TEXTS texts and (beyond its first) SLAB_CHARACTERS characters."""
     start = characters = 0
     for index, text in enumerate(texts):

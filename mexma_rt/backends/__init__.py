@@ -32,6 +32,13 @@ class Backend(ABC):
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """int64 [B, L] twice, padded on the right -> raw sentence vectors, float32 [B, D]. Raises BackendError."""
 
+    def run_tokens(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """As `run` -> raw token states, float32 [B, L, D]; those of padding mean nothing. Raises BackendError."""
+        raise BackendError(
+            f"The engine of {self.name} gives sentence vectors, not token vectors. For token vectors and word alignment, type "
+            "load(..., backend='onnxruntime')."
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:

@@ -14,7 +14,7 @@ from mexma_rt.backends import Backend
 from mexma_rt.bundle import Bundle
 from mexma_rt.errors import BackendError, BundleError, InputError
 
-OUTPUT = "sentence_embedding"
+OUTPUT, TOKENS = "sentence_embedding", "last_hidden_state"
 CUDA = "CUDAExecutionProvider"
 
 
@@ -54,9 +54,20 @@ class OnnxRuntime(Backend):
             )
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return self._run(OUTPUT, input_ids, attention_mask)
+
+    def run_tokens(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        if TOKENS not in [output.name for output in self._session.get_outputs()]:
+            raise BackendError(
+                f"The {self.precision} graph of this bundle has no output {TOKENS}, so it gives no token vectors. Export the "
+                "bundle again with mexma-export, or name a graph that has it by precision=."
+            )
+        return self._run(TOKENS, input_ids, attention_mask)
+
+    def _run(self, output: str, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         feed = {"input_ids": input_ids, "attention_mask": attention_mask}
         try:
-            (vectors,) = self._session.run([OUTPUT], feed)
+            (vectors,) = self._session.run([output], feed)
         except Exception as error:
             raise BackendError(
                 f"onnxruntime failed on a batch of {input_ids.shape[0]} sentences x {input_ids.shape[1]} tokens on "
