@@ -19,6 +19,8 @@ from mexma_rt.errors import (
     InputError,
     MexmaError,
     MissingExtraError,
+    ServiceBusyError,
+    ServiceError,
     TruncationWarning,
 )
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from mexma_rt.evaluation import XsimResult, xsim
     from mexma_rt.mining import Pair, mine, score_pairs
     from mexma_rt.report import Embedded, EmbedReport
+    from mexma_rt.service import Service
     from mexma_rt.stream import FileReport
 
 __version__ = "0.1.0"
@@ -44,6 +47,9 @@ __all__ = [
     "MexmaError",
     "MissingExtraError",
     "Pair",
+    "Service",
+    "ServiceBusyError",
+    "ServiceError",
     "TruncationWarning",
     "XsimResult",
     "__version__",
@@ -65,6 +71,7 @@ def load(
     precision: str = "auto",
     max_length: int | None = None,
     threads: int | None = None,
+    deterministic: bool = False,
     revision: str | None = None,
     offline: bool = False,
 ) -> Encoder:
@@ -77,6 +84,10 @@ def load(
     for the bundle's default.
     max_length: tokens per sentence, up to the model's limit; None takes the bundle's default. Longer ones are cut.
     threads: of the CPU engine; None takes the physical cores that this process may use.
+    deterministic: compute every sentence alone, so that equal text gives the same bits whatever its batch-mates, their order or
+    the call, on one machine with one number of threads. Two to three times slower in bulk. Without it the vectors of equal
+    text may differ, by bounds that benchmarks/results/service.md has per precision: not at all or in the last digits in
+    fp32 and mixed, visibly in int8, which takes the scale of its activations from the batch.
     revision, offline: for hub names: a branch, tag or commit; use the local cache only.
 
     Raises BundleError (not found, damaged), BackendError or MissingExtraError (cannot run here), InputError (other arguments).
@@ -90,6 +101,7 @@ def load(
         precision=precision,
         max_length=max_length,
         threads=threads,
+        deterministic=deterministic,
         revision=revision,
         offline=offline,
     )
@@ -179,6 +191,7 @@ _HOME = {
     "Encoder": "encoder",
     "FileReport": "stream",
     "Pair": "mining",
+    "Service": "service",
     "XsimResult": "evaluation",
     "mine": "mining",
     "score_pairs": "mining",

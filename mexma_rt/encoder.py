@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,10 +17,14 @@ from mexma_rt.errors import BackendError, InputError
 from mexma_rt.packing import pack
 from mexma_rt.progress import progress_bar
 from mexma_rt.report import Embedded, EmbedReport, warn_if_truncated
+from mexma_rt.storage import normalized
 from mexma_rt.stream import FileReport, embed_file
 from mexma_rt.textinput import check_texts
 from mexma_rt.tokenizer import Tokenizer
 from mexma_rt.tokens import TokenVectors, embed_tokens, warn_if_cut
+
+if TYPE_CHECKING:
+    from mexma_rt.service import Service
 
 DEFAULT_MODEL = "mexma-mini"
 BATCH_TOKENS = 4096  # cells per batch; a first value, not yet measured
@@ -35,6 +40,7 @@ def load(
     precision: str = "auto",
     max_length: int | None = None,
     threads: int | None = None,
+    deterministic: bool = False,
     revision: str | None = None,
     offline: bool = False,
 ) -> Encoder:
@@ -51,6 +57,7 @@ def load(
         tokenizer=Tokenizer(bundle.folder / TOKENIZER),
         backend=open_backend(bundle, device=device, backend=backend, precision=precision, threads=threads),
         max_length=length,
+        deterministic=deterministic,
     )
 
 
@@ -62,6 +69,7 @@ class Encoder:
     tokenizer: Tokenizer
     backend: Backend
     max_length: int  # tokens, <s> and </s> included; longer sentences are cut
+    deterministic: bool = False  # each sentence is computed alone, so that its vector depends on nothing else
 
     @property
     def dimensions(self) -> int:
@@ -71,7 +79,8 @@ class Encoder:
     def __repr__(self) -> str:
         return (
             f"<Encoder {self.bundle.name}: {self.dimensions} dimensions, max_length {self.max_length}, "
-            f"{self.backend.precision} on {self.backend.device} by {self.backend.name}>"
+            f"{self.backend.precision} on {self.backend.device} by {self.backend.name}"
+            f"{', deterministic' if self.deterministic else ''}>"
         )
 
     def embed(
@@ -131,6 +140,39 @@ class Encoder:
             progress=progress,
             out=out,
         )
+
+    async def aembed(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = True,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> np.ndarray:
+        """`embed` for asyncio, in a thread, in slices of 2,048 texts; returns [n, D]. The event loop stays free.
+
+        A task that is cancelled ends at once, and its thread after the slice in work. For many small calls at a time, `service`
+        is faster.
+        """
+        from mexma_rt.aembed import aembed
+
+        settings = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim, "batch_tokens": batch_tokens}
+        return await aembed(self, texts, stacklevel=2, **settings)
+
+    def service(self, *, batch_texts: int = 64, queue_texts: int = 4096, queue_timeout: float | None = None) -> Service:
+        """A queue that merges the calls of many threads and tasks into shared batches; close it, or use it in `with`.
+
+            with encoder.service() as service:
+                ...  # in many threads: service.embed([text]); in tasks: await service.aembed([text])
+
+        batch_texts: a shared batch has at most so many texts: fewer for latency, more for throughput.
+        queue_texts: as many may wait. Beyond that a call waits for room, as long as `queue_timeout` seconds (0: not at all,
+        None: without end), and raises ServiceBusyError then.
+        """
+        from mexma_rt.service import Service
+
+        return Service(self, batch_texts=batch_texts, queue_texts=queue_texts, queue_timeout=queue_timeout)
 
     def embed_file(
         self,
@@ -239,7 +281,7 @@ class Encoder:
         distinct, row_of = _distinct(texts)
         tokens = self.tokenizer.encode([texts[row] for row in distinct], self.max_length)
         lengths = tokens.lengths
-        batches = pack(lengths, cells, max_rows)
+        batches = pack(lengths, cells, 1 if self.deterministic else max_rows)
         padded_tokens = 0
         # Tokens, not sentences, take the time: a bar of tokens makes the time left right.
         with progress_bar(progress, total=int(lengths.sum()), desc="embed", unit="token") as advance:
@@ -248,7 +290,7 @@ class Encoder:
                 raw = self.backend.run(input_ids, attention_mask)[:, :truncate_dim]
                 if not np.isfinite(raw).all():
                     raise self._not_finite(distinct[batch[~np.isfinite(raw).all(axis=1)][0]])
-                vectors[distinct[batch]] = _normalized(raw) if normalize else raw
+                vectors[distinct[batch]] = normalized(raw) if normalize else raw
                 padded_tokens += input_ids.size
                 advance(int(lengths[batch].sum()))
         _copy_duplicates(vectors, row_of)
@@ -270,6 +312,7 @@ class Encoder:
             device=self.backend.device,
             precision=self.backend.precision,
             reason=self.backend.reason,
+            deterministic=self.deterministic,
         )
         return Embedded(vectors=vectors, report=report)
 
@@ -305,11 +348,6 @@ def _copy_duplicates(vectors: np.ndarray, row_of: np.ndarray) -> None:
     for start in range(0, len(duplicates), COPY_ROWS):
         rows = duplicates[start : start + COPY_ROWS]
         vectors[rows] = vectors[row_of[rows]]
-
-
-def _normalized(vectors: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)
 
 
 def _result_array(out: np.ndarray | None, shape: tuple[int, int], precision: str) -> np.ndarray:

@@ -28,6 +28,14 @@ class BackendError(MexmaError, RuntimeError):
     """A named device, back end or precision cannot run here."""
 
 
+class ServiceError(MexmaError, RuntimeError):
+    """A service of an encoder takes no calls: it is closed, or belongs to another process."""
+
+
+class ServiceBusyError(MexmaError, TimeoutError):
+    """A call to a service was not taken, or not answered, within its time."""
+
+
 class MissingExtraError(MexmaError, ImportError):
     """An optional dependency is not installed; the message is the pip line."""
 

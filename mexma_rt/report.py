@@ -28,6 +28,7 @@ class EmbedReport:
     device: str
     precision: str
     reason: str  # why this back end, device and precision
+    deterministic: bool = False  # as load() was told
 
     @property
     def padding(self) -> float:

@@ -46,3 +46,15 @@ def store(vectors: np.ndarray, storage: str) -> np.ndarray:
         largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
         return np.rint(vectors * (127 / np.where(largest > 0, largest, 1))).astype(np.int8)
     return vectors.astype(STORAGES[storage], copy=False)
+
+
+def finish(raw: np.ndarray, *, normalize: bool, precision: str, truncate_dim: int | None) -> np.ndarray:
+    """Raw sentence vectors [n, D] as a call asked for them: cut, then normalised, then stored."""
+    vectors = raw[:, :truncate_dim]
+    return store(normalized(vectors) if normalize else vectors, precision)
+
+
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    """Each row divided by its L2 norm; a zero row stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)

@@ -219,6 +219,7 @@ def _job(texts: Texts, encoder: Encoder, empty: EmbedReport, layout: work.Layout
         "back end": empty.backend,
         "device": empty.device,
         "precision": empty.precision,
+        "deterministic": empty.deterministic,
         **settings,
         "shard_rows": layout.shard_rows,
         "parquet": layout.parquet,

@@ -18,7 +18,8 @@ from mexma_rt import stream
 
 PROMISE = [
     *("BackendError", "BundleError", "EmbedReport", "Embedded", "Encoder", "FileError", "FileReport", "InputError"),
-    *("MexmaError", "MissingExtraError", "Pair", "TruncationWarning", "XsimResult", "__version__"),
+    *("MexmaError", "MissingExtraError", "Pair", "Service", "ServiceBusyError", "ServiceError", "TruncationWarning"),
+    *("XsimResult", "__version__"),
     *("embed", "embed_file", "knn", "load", "mine", "score_pairs", "xsim"),
 ]
 
@@ -76,6 +77,8 @@ def test_every_error_is_a_mexma_error_and_a_builtin():
         "BundleError": ValueError,
         "BackendError": RuntimeError,
         "MissingExtraError": ImportError,
+        "ServiceBusyError": TimeoutError,
+        "ServiceError": RuntimeError,
     }.items():
         assert issubclass(getattr(mexma_rt, name), (mexma_rt.MexmaError, builtin))
         assert issubclass(getattr(mexma_rt, name), builtin)
