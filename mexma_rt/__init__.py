@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from mexma_rt import knn
     from mexma_rt.encoder import Encoder
     from mexma_rt.evaluation import XsimResult, xsim
-    from mexma_rt.mining import Pair, mine, score_pairs
+    from mexma_rt.mining import Pair, mine
     from mexma_rt.report import Embedded, EmbedReport
+    from mexma_rt.scoring import score_pairs
     from mexma_rt.service import Service
     from mexma_rt.stream import FileReport
 
@@ -194,7 +195,7 @@ _HOME = {
     "Service": "service",
     "XsimResult": "evaluation",
     "mine": "mining",
-    "score_pairs": "mining",
+    "score_pairs": "scoring",
     "xsim": "evaluation",
 }
 

@@ -13,8 +13,9 @@ import click
 from mexma_rt import MexmaError, __version__
 from mexma_rt.cli.doctor import doctor
 from mexma_rt.cli.embed import embed
-from mexma_rt.cli.mine import mine, score
+from mexma_rt.cli.mine import mine
 from mexma_rt.cli.models import models
+from mexma_rt.cli.score import score
 from mexma_rt.cli.xsim import xsim
 
 

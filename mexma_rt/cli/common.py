@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import reduce
@@ -12,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mexma_rt.files import atomic_write
 from mexma_rt.margin import MARGINS
 
 if TYPE_CHECKING:
@@ -98,16 +95,26 @@ def echo_json(result: dict[str, Any]) -> None:
     click.echo(json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False))
 
 
-def write_tsv(output: str | None, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a header and rows to a file (atomically) or, without one, to standard output."""
-    with atomic_write(output) if output else contextlib.nullcontext(sys.stdout.buffer) as stream:
-        for row in (header, *rows):
-            stream.write(("\t".join(_cell(value) for value in row) + "\n").encode())
-        stream.flush()
+def read_both(source: str, target: str, output: str | None) -> tuple[list[str], list[str]]:
+    """The lines of two files, once it is clear that the table can be written."""
+    from mexma_rt.files import STDIN, check_output, read_lines
+    from mexma_rt.table import check_table
+
+    if source == target == STDIN:
+        raise click.UsageError("Only one of SOURCE and TARGET can be standard input.")
+    if output:
+        check_table(output)
+        check_output(output, [source, target])
+    return read_lines(source), read_lines(target)
 
 
-def _cell(value: object) -> str:
-    """A number with six decimals, or text without the tabs and carriage returns that would break the table."""
-    if isinstance(value, float):
-        return f"{value:.6f}"
-    return str(value).replace("\t", " ").replace("\r", " ")
+def report_sides(encoder: LoadedEncoder, *names: str) -> dict[str, Any]:
+    """The reports of the two sides, for JSON."""
+    sides = zip(("source", "target"), encoder.reports, names, strict=True)
+    return {side: report_dict(report, name) for side, report, name in sides}
+
+
+def describe_sides(encoder: LoadedEncoder, *names: str) -> None:
+    """The reports of the two sides, in words, on stderr."""
+    for report, name in zip(encoder.reports, names, strict=True):
+        click.echo(describe(report, name), err=True)

@@ -16,7 +16,7 @@ import mexma_rt
 from mexma_rt.cli import main
 from mexma_rt.evaluation import retrieval_accuracy
 
-HEADER = "score\tcosine\tsource_line\ttarget_line\tsource\ttarget"
+HEADER = "score\tcosine\tsource_line\ttarget_line\tforward_rank\tbackward_rank\tsource_mean\ttarget_mean\tsource\ttarget"
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +113,14 @@ def test_mine_writes_the_pairs_of_the_library(
     pairs = mexma_rt.mine(*corpora, encoder=encoder, **settings)
     assert pairs
     assert rows == [
-        f"{p.score:.6f}\t{p.cosine:.6f}\t{p.source_index + 1}\t{p.target_index + 1}\t{p.source}\t{p.target}" for p in pairs
+        f"{p.score:.6f}\t{p.cosine:.6f}\t{p.source_index + 1}\t{p.target_index + 1}\t{p.forward_rank}\t{p.backward_rank}\t"
+        f"{p.source_mean:.6f}\t{p.target_mean:.6f}\t{p.source}\t{p.target}"
+        for p in pairs
     ]
     assert result.stdout.startswith(f"{len(pairs)} pairs of 20 x 20 lines with distance >= 0.01 (intersect, k=3) in ")
     assert result.stdout.endswith("p.tsv\n")
     assert "src.txt: 20 sentences" in result.stderr and "tgt.txt: 20 sentences" in result.stderr
+    assert "warning: The source has 20 different lines, fewer than 1,000" in result.stderr
 
 
 def test_mine_without_output_prints_pure_tsv(tiny_bundle: Path, corpora: tuple[list[str], list[str]]) -> None:
@@ -159,8 +162,8 @@ def test_tabs_and_carriage_returns_cannot_break_the_table(tiny_bundle: Path) -> 
     Path("a.txt").write_bytes(b"tab\there\nbare\rreturn\ntwo\nthree\n")
     mexma("mine", "a.txt", "a.txt", "-o", "p.tsv", "--threshold", "-inf", "--model", tiny_bundle)
     rows = Path("p.tsv").read_bytes().decode().split("\n")[1:-1]
-    assert {len(row.split("\t")) for row in rows} == {6}
-    assert {row.split("\t")[4] for row in rows} >= {"tab here", "bare return"}
+    assert {len(row.split("\t")) for row in rows} == {10}
+    assert {row.split("\t")[8] for row in rows} >= {"tab here", "bare return"}
 
 
 def test_score_keeps_the_lines(tiny_bundle: Path, encoder: mexma_rt.Encoder, corpora: tuple[list[str], list[str]]) -> None:

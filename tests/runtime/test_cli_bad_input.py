@@ -80,6 +80,8 @@ def fails(status: int, *arguments: str, stdin: str | None = None) -> str:
             "mine two.txt four.txt",
             "mexma: source has 2 distinct sentences, too few to find k=4 neighbours among them. Type k=2",
         ),
+        ("mine four.txt four.txt -o p.csv", "mexma: p.csv: a table is written as .tsv, .jsonl or .parquet, by its name."),
+        ("mine four.txt four.txt -o p.parquet.gz", "mexma: p.parquet.gz: a parquet file is compressed inside. Leave out .gz."),
         ("mine four.txt four.txt --threshold nan", "mexma: threshold=nan, but a number is needed"),
         ("score two.txt four.txt -o s.tsv", "mexma: source has 2 lines and target 4, but pairs need as many on each side."),
         ("score two.txt none.txt", "mexma: none.txt does not exist."),
@@ -148,8 +150,9 @@ def test_an_existing_output_survives_a_failed_run(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "fsync", full)
     message = "v.npy cannot be written: No space left on device. What stood under that name before is unchanged."
     assert message in fails(1, "embed", "two.txt", "-o", "v.npy")
-    assert message in fails(1, "mine", "four.txt", "four.txt", "-o", "v.npy")
-    assert Path("v.npy").read_bytes() == b"precious"
+    Path("p.tsv").write_bytes(b"precious")
+    assert message.replace("v.npy", "p.tsv") in fails(1, "mine", "four.txt", "four.txt", "-o", "p.tsv")
+    assert Path("v.npy").read_bytes() == Path("p.tsv").read_bytes() == b"precious"
 
 
 def test_ctrl_c_ends_with_status_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,7 +189,7 @@ FIVE = list("abcde")
     ("keywords", "message"),
     [
         ({"margin": "cos"}, "margin='cos' is not known. Type one of: ratio, distance, absolute."),
-        ({"retrieval": "best"}, "retrieval='best' is not known. Type one of: max, intersect, fwd, bwd."),
+        ({"retrieval": "best"}, "retrieval='best' is not known. Type one of: max, intersect, fwd, bwd, knn."),
         ({"threshold": float("nan")}, "threshold=nan, but a number is needed: the least score of a pair"),
         ({"threshold": "1.06"}, "threshold='1.06', but a number is needed"),
         ({"src": "abc"}, "source is a single str, but a list of sentences is needed"),
