@@ -87,3 +87,37 @@ def test_attention_is_fused_and_every_product_is_int8(tiny_bundle: Path) -> None
         "position_embeddings.weight",
         "token_type_embeddings.weight",
     ]
+
+
+def test_no_cpu_can_saturate_a_sum_of_the_int8_graph(tiny_bundle: Path) -> None:
+    """Signed weights (255 * 127 * 2 > 32767) do on x86 without VNNI, in sums of 16 bits; unsigned ones have sums of 32 bits."""
+    path = tiny_bundle / "onnx/model_int8.onnx"
+    graph, held = onnx.load(path).graph, initializers(path)
+    products = [node for node in graph.node if node.op_type in ("MatMulInteger", "QAttention")]
+    assert len(products) == 12
+    for node in products:
+        weight, zero = held[node.input[1]], held[node.input[3] if node.op_type == "MatMulInteger" else node.input[7]]
+        assert weight.dtype == np.uint8 and zero.dtype == np.uint8
+        assert zero.size == weight.shape[1]  # per output channel
+        assert 255 * 255 * weight.shape[0] < 2**31
+
+
+def test_int8_products_at_their_limits_are_exact_here() -> None:
+    """The kernel that this machine's CPU gets, on the largest numbers, against integers of 64 bits."""
+    import onnxruntime
+
+    rng = np.random.default_rng(0)
+    factor, weights = np.full((5, 256), 255, np.uint8), rng.choice(np.array([0, 254, 255], np.uint8), (256, 48))
+    zeros = rng.integers(100, 156, 48).astype(np.uint8)
+    node = onnx.helper.make_node("MatMulInteger", ["x", "w", "zx", "zw"], ["y"])
+    constants = {"w": weights, "zx": np.array(7, np.uint8), "zw": zeros}
+    graph = onnx.helper.make_graph(
+        [node],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [5, 256])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [5, 48])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    (got,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": factor})
+    np.testing.assert_array_equal(got, (factor.astype(np.int64) - 7) @ (weights.astype(np.int64) - zeros))
