@@ -160,8 +160,7 @@ def embed_file(
     is a row, with the vector of the text that it is; a text that is missing (null) is an error.
     output: a .parquet name gives a table with the column `vector` (fixed-size lists), any other a .npy file, to open with
     np.load(output, mmap_mode="r"). With `shard_rows`, a new folder: vectors-00000.npy and so on, listed in vectors.json.
-    precision: of the stored rows: "float32", "float16", "int8" (each row by its own scale: x / np.linalg.norm(x) gives the
-    vector back) or "ubinary" (sign bits, uint8 [n, ceil(D / 8)], as sentence-transformers has it); see mexma_rt/storage.py.
+    precision: of the stored rows, as for `Encoder.embed`: "float32", "float16", "int8", "uint8", "binary" or "ubinary".
     model, and the other arguments: as for `embed`.
 
     A job that was killed, at any point, goes on when the same call is made again, and gives the same bytes. Until it is

@@ -11,12 +11,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mexma_rt.errors import BundleError, InputError
+from mexma_rt.golden import Golden, read_golden
 from mexma_rt.known import CONFIG, MODEL_TYPE, find_known, how_to_convert, model_type
+from mexma_rt.storage import Ranges, read_ranges
 
 FORMAT = "mexma-bundle"
 FORMAT_VERSION = 1
@@ -51,6 +53,8 @@ class Bundle:
     parity: Mapping[str, Any]  # precision -> summary of the export's parity gate
     source: Mapping[str, Any]
     languages: tuple[str, ...] = ()  # trained on, ISO 639-3, English included; () if the checkpoint does not say
+    ranges: Ranges | None = None  # of int8 and uint8 vectors; bundles of earlier versions have none
+    golden: Golden | None = None  # sentences and their vectors, which `mexma doctor` compares
 
 
 def bundled_models() -> dict[str, Path]:
@@ -201,9 +205,14 @@ def read_manifest(folder: Path) -> Bundle:
         path,
         f"default_precision {bundle.default_precision!r} has no graph (graphs: {', '.join(graphs) or 'none'})",
     )
+    try:
+        ranges = read_ranges(manifest["ranges"], bundle.dimensions) if "ranges" in manifest else None
+        golden = read_golden(manifest["golden"], bundle.dimensions) if "golden" in manifest else None
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}. {_REMEDY}") from None
     for file in [TOKENIZER, *graphs.values()]:
         _check(file in files, path, f"{file} is needed but not listed under files")
-    return bundle
+    return replace(bundle, ranges=ranges, golden=golden)
 
 
 def verify_files(bundle: Bundle, names: Iterable[str]) -> None:

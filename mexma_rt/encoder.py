@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from mexma_rt.errors import BackendError, InputError
 from mexma_rt.packing import pack
 from mexma_rt.progress import progress_bar
 from mexma_rt.report import Embedded, EmbedReport, warn_if_truncated
-from mexma_rt.storage import normalized
+from mexma_rt.similarity import cosines
+from mexma_rt.storage import STORAGES, check_storage, finish, restore, stored_columns
 from mexma_rt.stream import FileReport, embed_file
 from mexma_rt.textinput import check_texts
 from mexma_rt.tokenizer import Tokenizer
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "mexma-mini"
 BATCH_TOKENS = 4096  # cells per batch; a first value, not yet measured
-STORAGE = {"float32": np.float32, "float16": np.float16}
 COPY_ROWS = 65536  # duplicates are copied in blocks of this many rows, so that no large temporary is made
 
 
@@ -97,7 +97,8 @@ class Encoder:
         """Embed n sentences; returns [n, D] in their order. An empty list gives [0, D].
 
         normalize: divide by the L2 norm (a zero vector stays zero).
-        precision: storage of the result, "float32" or "float16" (`load` has that of the computation).
+        precision: storage of the result (`load` has that of the computation): "float32", "float16", "int8", "uint8", "binary"
+        or "ubinary", as sentence-transformers names them; the ranges of int8 and uint8 are the bundle's (mexma_rt/storage.py).
         truncate_dim: keep the first dimensions only, normalised after the cut.
         batch_tokens: upper bound of rows x longest row of a batch: memory against speed.
         progress: a bar on stderr; None shows it on a terminal if the job takes longer than a second.
@@ -226,6 +227,8 @@ class Encoder:
         *,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         output_value: str = "sentence_embedding",
         precision: str = "float32",
         convert_to_numpy: bool = True,
@@ -237,29 +240,49 @@ class Encoder:
 
         The bundle's sentence-transformers pipeline ends in a Normalize module, so vectors are normalised in any case;
         `normalize_embeddings` matters after `truncate_dim`, where it normalises again. Raw vectors: embed(normalize=False).
+        `prompt` is put before each sentence. `precision` as for `embed`: int8 and uint8 by the ranges of the bundle.
         `batch_size` is an upper bound of sentences per batch, besides the bound by tokens.
         """
         if convert_to_tensor or not convert_to_numpy:
             raise InputError("encode() returns numpy arrays. For a tensor, type torch.from_numpy(encoder.encode(...)).")
         if output_value != "sentence_embedding":
             raise InputError(f"output_value={output_value!r} is not offered: encode() gives 'sentence_embedding' only.")
+        if prompt_name is not None:
+            raise InputError(f"prompt_name={prompt_name!r}: bundles have no named prompts. Type prompt='the text itself'.")
         if batch_size is not None:
             _check_count("batch_size", batch_size)
         _check_truncate_dim(truncate_dim, self.dimensions)
         single = isinstance(sentences, str)
+        texts = check_texts([sentences] if isinstance(sentences, str) else sentences, "sentences")
+        again = normalize_embeddings or precision not in ("float32", "float16")  # the other storages keep directions only
         result = self._embed(
-            check_texts([sentences] if isinstance(sentences, str) else sentences, "sentences"),
+            [prompt + text for text in texts] if prompt else texts,
             normalize=True,
             precision=precision,
-            truncate_dim=truncate_dim if normalize_embeddings else None,
+            truncate_dim=truncate_dim if again else None,
             batch_tokens=None,
             max_rows=batch_size,
             progress=show_progress_bar,
             out=None,
         )
         warn_if_truncated(result.report, self.bundle.max_length_limit, stacklevel=2)
-        vectors = np.ascontiguousarray(result.vectors[:, :truncate_dim])
+        vectors = result.vectors if again else np.ascontiguousarray(result.vectors[:, :truncate_dim])
         return vectors[0] if single else vectors
+
+    def similarity(self, a: np.ndarray, b: np.ndarray, *, precision: str | None = None) -> np.ndarray:
+        """Cosines between vectors [n, d] and [m, d] of this model, in any storages (one may differ): float32 [n, m].
+
+        A single vector [d] counts as one row. A zero vector has the cosine 0. `precision` as for `restore`.
+        """
+        return cosines(*(self.restore(np.atleast_2d(x), precision=precision) for x in (a, b)))
+
+    def restore(self, vectors: np.ndarray, *, precision: str | None = None) -> np.ndarray:
+        """Stored vectors [n, d] of this model as float32 [n, d] of the same directions (binary: +1 and -1).
+
+        precision: what the array holds, needed only where its type and columns do not say so (int8 rows of half the
+        dimensions could be bits, too). Sign bits of a `truncate_dim` that is no multiple of 8 come back with their fill.
+        """
+        return restore(np.asarray(vectors), self.dimensions, self.bundle.ranges, precision)
 
     def _embed(
         self,
@@ -276,7 +299,10 @@ class Encoder:
         started = time.perf_counter()
         _check_truncate_dim(truncate_dim, self.dimensions)
         cells = _check_count("batch_tokens", BATCH_TOKENS if batch_tokens is None else batch_tokens)
-        vectors = _result_array(out, (len(texts), truncate_dim or self.dimensions), precision)
+        check_storage(precision, normalize)
+        vectors = _result_array(out, (len(texts), stored_columns(truncate_dim or self.dimensions, precision)), precision)
+        settings: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
+        finish(np.empty((0, self.dimensions), np.float32), ranges=self.bundle.ranges, **settings)  # raises without ranges
 
         distinct, row_of = _distinct(texts)
         tokens = self.tokenizer.encode([texts[row] for row in distinct], self.max_length)
@@ -287,10 +313,10 @@ class Encoder:
         with progress_bar(progress, total=int(lengths.sum()), desc="embed", unit="token") as advance:
             for batch in batches:
                 input_ids, attention_mask = tokens.batch(batch)
-                raw = self.backend.run(input_ids, attention_mask)[:, :truncate_dim]
+                raw = self.backend.run(input_ids, attention_mask)
                 if not np.isfinite(raw).all():
                     raise self._not_finite(distinct[batch[~np.isfinite(raw).all(axis=1)][0]])
-                vectors[distinct[batch]] = normalized(raw) if normalize else raw
+                vectors[distinct[batch]] = finish(raw, ranges=self.bundle.ranges, **settings)
                 padded_tokens += input_ids.size
                 advance(int(lengths[batch].sum()))
         _copy_duplicates(vectors, row_of)
@@ -351,12 +377,7 @@ def _copy_duplicates(vectors: np.ndarray, row_of: np.ndarray) -> None:
 
 
 def _result_array(out: np.ndarray | None, shape: tuple[int, int], precision: str) -> np.ndarray:
-    if precision not in STORAGE:
-        raise InputError(
-            f"precision={precision!r} is no storage of vectors: type 'float32' or 'float16'. "
-            "(The precision of the computation is an argument of load.)"
-        )
-    dtype = np.dtype(STORAGE[precision])
+    dtype = np.dtype(STORAGES[precision])
     if out is None:
         return np.empty(shape, dtype)
     if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype:

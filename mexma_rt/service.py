@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -287,7 +287,8 @@ class Service:
             indices, lengths = zip(*call.cut, strict=True)
             report = replace(call.report, sentences=len(call.texts), truncated=indices, truncated_lengths=lengths)
             warn_if_truncated(report, self.encoder.bundle.max_length_limit, stacklevel=3)
-        return finish(call.raw, normalize=normalize, precision=precision, truncate_dim=truncate_dim)
+        settings: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
+        return finish(call.raw, ranges=self.encoder.bundle.ranges, **settings)
 
     def _no_room(self, call: _Call, timeout: float | None) -> ServiceBusyError:
         seconds = _shorter(self.queue_timeout, timeout)

@@ -1,60 +1,136 @@
-"""How vectors are stored in files: what a row holds, and the one line of numpy that gives it back.
+"""How vectors are stored: what a row holds, and how to come back to numbers that can be compared.
 
-| storage | file holds                             | back to float32 vectors [n, D] of length 1                |
-|---------|----------------------------------------|-----------------------------------------------------------|
-| float32 | float32 [n, D]                         | as it is                                                  |
-| float16 | float16 [n, D]                         | x.astype(np.float32)                                      |
-| int8    | int8 [n, D], each row by its own scale | x / np.linalg.norm(x.astype(np.float32), axis=1)[:, None] |
-| ubinary | uint8 [n, ceil(D / 8)], sign bits      | only the signs: np.unpackbits(x, axis=1, count=D)         |
+| precision | array holds                              | back to float32 [n, D] (`Encoder.restore`)          |
+|-----------|------------------------------------------|-----------------------------------------------------|
+| float32   | float32 [n, D]                           | as it is                                            |
+| float16   | float16 [n, D]                           | x.astype(np.float32)                                |
+| uint8     | uint8 [n, D], one of 256 equal buckets   | minimum + (x + 0.5) * (maximum - minimum) / 255     |
+| int8      | int8 [n, D], the same bucket minus 128   | minimum + (x + 128.5) * (maximum - minimum) / 255   |
+| ubinary   | uint8 [n, ceil(D / 8)], sign bits        | np.unpackbits(x, axis=1) * 2.0 - 1                  |
+| binary    | int8, the same bytes minus 128           | as ubinary, of (x.astype(int) + 128).astype("u1")   |
 
-int8: a row is the vector times 127 / its largest absolute component, rounded. The scale needs no storing, because the vector
-has length 1: dividing by the norm undoes it. Compare rows by cosine; their bare inner products are not comparable. (The int8 of
-sentence-transformers' quantize_embeddings has ranges per dimension taken from the batch or a calibration set, without which
-its bytes cannot be read: two files of the same model may then not be comparable.)
-ubinary: the same bytes as sentence-transformers' quantize_embeddings(precision="ubinary"), and what faiss.IndexBinary takes.
+Names and bytes are those of sentence-transformers' quantize_embeddings, given the same ranges. The ranges of int8 and uint8,
+per dimension, are part of the bundle and never of the batch, so that rows of two calls, two files and two machines can be
+compared; a component outside its range gets the outermost bucket. They are of vectors of length 1 with all D dimensions: with
+`truncate_dim` the first columns are kept of the very same rows, not made longer to length 1, which would leave the ranges.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mexma_rt.errors import InputError
 
-STORAGES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "ubinary": np.uint8}
+STORAGES: dict[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "binary": np.int8,
+    "ubinary": np.uint8,
+}
+BUCKETS = ("int8", "uint8")
+SIGNS = ("binary", "ubinary")
 
 
-def check_storage(storage: str, normalize: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """Least and greatest value of each of D dimensions, over the vectors of length 1 of many sentences."""
+
+    minimum: tuple[float, ...]
+    maximum: tuple[float, ...]
+
+    @property
+    def start_and_step(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the first bucket begins and how wide each is, float32 [D] twice. A dimension without extent has steps of 1."""
+        start = np.array(self.minimum, np.float32)
+        step = (np.array(self.maximum, np.float32) - start) / 255
+        return start, np.where(step == 0, np.float32(1), step)
+
+
+def read_ranges(value: Any, dimensions: int) -> Ranges:
+    """The entry `ranges` of a manifest. Raises ValueError with what is wrong."""
+    sides: list[Any] = [value.get(name) if isinstance(value, dict) else None for name in ("minimum", "maximum")]
+    for side in sides:
+        if not isinstance(side, list) or len(side) != dimensions or not all(type(x) in (int, float) for x in side):
+            raise ValueError(f"ranges has not {dimensions} numbers under minimum and under maximum")
+    if not np.isfinite(sides).all() or (np.array(sides[0]) > np.array(sides[1])).any():
+        raise ValueError("ranges has a minimum that is greater than its maximum, or a number that is not finite")
+    return Ranges(minimum=tuple(map(float, sides[0])), maximum=tuple(map(float, sides[1])))
+
+
+def check_storage(precision: str, normalize: bool) -> None:
     """Raise InputError for an unknown storage, or one that would lose the lengths of vectors that are not normalised."""
-    if storage not in STORAGES:
-        raise InputError(f"precision={storage!r} is no storage of vectors in files. Known: {', '.join(STORAGES)}.")
-    if not normalize and storage in ("int8", "ubinary"):
+    if precision not in STORAGES:
         raise InputError(
-            f"{storage} keeps directions only, so raw vectors would lose their lengths. Type 'float32' or 'float16'."
+            f"precision={precision!r} is no storage of vectors. Known: {', '.join(STORAGES)}. "
+            "(The precision of the computation is an argument of load.)"
+        )
+    if not normalize and precision not in ("float32", "float16"):
+        raise InputError(
+            f"{precision} keeps directions only, so raw vectors would lose their lengths. Type 'float32' or 'float16'."
         )
 
 
-def stored_columns(dimensions: int, storage: str) -> int:
+def stored_columns(dimensions: int, precision: str) -> int:
     """Columns of the stored array for vectors of D dimensions."""
-    return -(-dimensions // 8) if storage == "ubinary" else dimensions
+    return -(-dimensions // 8) if precision in SIGNS else dimensions
 
 
-def store(vectors: np.ndarray, storage: str) -> np.ndarray:
-    """Vectors float32 [n, D] as the array of a storage; see the table above."""
-    if storage == "ubinary":
-        return np.packbits(vectors > 0, axis=1)
-    if storage == "int8":
-        largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
-        return np.rint(vectors * (127 / np.where(largest > 0, largest, 1))).astype(np.int8)
-    return vectors.astype(STORAGES[storage], copy=False)
-
-
-def finish(raw: np.ndarray, *, normalize: bool, precision: str, truncate_dim: int | None) -> np.ndarray:
-    """Raw sentence vectors [n, D] as a call asked for them: cut, then normalised, then stored."""
+def finish(raw: np.ndarray, *, normalize: bool, precision: str, truncate_dim: int | None, ranges: Ranges | None) -> np.ndarray:
+    """Raw sentence vectors [n, D] as a call asked for them: cut, normalised and stored; see the table above."""
+    if precision in BUCKETS:
+        buckets = _buckets(normalized(raw), _needed(ranges, precision))[:, :truncate_dim]
+        return buckets.astype(np.uint8) if precision == "uint8" else (buckets - 128).astype(np.int8)
     vectors = raw[:, :truncate_dim]
-    return store(normalized(vectors) if normalize else vectors, precision)
+    if precision in SIGNS:
+        bits = np.packbits(vectors > 0, axis=1)
+        return bits if precision == "ubinary" else (bits ^ 128).view(np.int8)
+    return (normalized(vectors) if normalize else vectors).astype(STORAGES[precision], copy=False)
+
+
+def restore(vectors: np.ndarray, dimensions: int, ranges: Ranges | None, precision: str | None = None) -> np.ndarray:
+    """Stored vectors [n, d] of a model of D dimensions as float32 [n, d]; see `Encoder.restore`."""
+    if vectors.dtype.kind == "f" and precision in (None, "float32", "float16"):
+        return vectors.astype(np.float32, copy=False)
+    kinds = {name: np.dtype(dtype) for name, dtype in STORAGES.items() if np.dtype(dtype) == vectors.dtype}
+    if precision is None:
+        fitting = [name for name in kinds if stored_columns(dimensions, name) == vectors.shape[1]]
+        if len(fitting) != 1:
+            raise InputError(
+                f"Vectors {vectors.dtype} {vectors.shape} are no whole vectors of {dimensions} dimensions, so what they hold "
+                f"must be said: precision={' or '.join(map(repr, kinds)) or 'float32'}."
+            )
+        (precision,) = fitting
+    if precision not in kinds or vectors.shape[1] > stored_columns(dimensions, precision):
+        raise InputError(f"Vectors {vectors.dtype} {vectors.shape} are no {precision} of a model of {dimensions} dimensions.")
+    if precision in SIGNS:
+        bits = vectors.astype(np.uint8) if precision == "ubinary" else vectors.view(np.uint8) ^ np.uint8(128)
+        return np.unpackbits(bits, axis=1, count=min(8 * bits.shape[1], dimensions)).astype(np.float32) * 2 - 1
+    start, step = _needed(ranges, precision).start_and_step
+    first = np.float32(0.5 if precision == "uint8" else 128.5)
+    return start[: vectors.shape[1]] + (vectors.astype(np.float32) + first) * step[: vectors.shape[1]]
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:
     """Each row divided by its L2 norm; a zero row stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)
+
+
+def _buckets(vectors: np.ndarray, ranges: Ranges) -> np.ndarray:
+    start, step = ranges.start_and_step
+    return np.clip(np.floor((vectors - start) / step), 0, 255)
+
+
+def _needed(ranges: Ranges | None, precision: str) -> Ranges:
+    if ranges is None:
+        raise InputError(
+            f"precision={precision!r} needs ranges per dimension, and this bundle has none: it was made by an earlier "
+            "mexma-export. Export it again, or name 'float16' or 'ubinary', which need none. (Ranges of the batch, as "
+            "sentence-transformers takes them, would make rows of two calls incomparable.)"
+        )
+    return ranges

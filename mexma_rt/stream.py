@@ -25,7 +25,7 @@ from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_rt.lines import STDIN
 from mexma_rt.progress import progress_bar
 from mexma_rt.report import EmbedReport
-from mexma_rt.storage import STORAGES, check_storage, store, stored_columns
+from mexma_rt.storage import STORAGES, check_storage, stored_columns
 from mexma_rt.textfile import read_texts
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def embed_file(
             except InputError as error:
                 raise InputError(str(error).replace(str(source), "standard input")) from None
         encoder = load()
-        keywords: dict[str, Any] = {"normalize": normalize, "truncate_dim": truncate_dim, "batch_tokens": batch_tokens}
+        keywords: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
+        keywords["batch_tokens"] = batch_tokens
         empty = encoder.embed_report([], **keywords).report  # names what runs, and refuses arguments that cannot be used
         layout = work.Layout(
             rows=texts.rows,
@@ -103,7 +104,7 @@ def embed_file(
             shard_rows=shard_rows,
             parquet=shard_rows is None and target.suffix == ".parquet",
         )
-        job = _job(texts, encoder, empty, layout, storage=precision, **keywords)
+        job = _job(texts, encoder, empty, layout, **keywords)
         state = work.resume(folder, job) or {"job": job, "done": 0, "counts": dict.fromkeys(COUNTS, 0), "truncated": []}
         resumed = state["done"]
         moved = work.is_moved(folder, target, layout, resumed)
@@ -116,7 +117,7 @@ def embed_file(
                 announce(_announcement(texts, encoder, layout, output, resumed))
             slabs = _slabs(read_texts(source, field))
             with progress_bar(progress, total=texts.rows - resumed, desc="embed", unit="row") as advance:
-                _embed_slabs(slabs, encoder, folder, target, layout, state, advance, texts, storage=precision, **keywords)
+                _embed_slabs(slabs, encoder, folder, target, layout, state, advance, texts, **keywords)
             index = {"rows": layout.rows, "columns": layout.columns, "storage": precision, "model": job["model"]}
             work.finish(folder, target, layout, index)
     return FileReport(
@@ -138,8 +139,6 @@ def _embed_slabs(
     state: dict[str, Any],
     advance: Callable[[int], object],
     texts: Texts,
-    *,
-    storage: str,
     **keywords: Any,
 ) -> None:
     """Embed what the state does not count yet; the state is changed, and on the disk after each slab."""
@@ -151,7 +150,7 @@ def _embed_slabs(
         if row >= state["done"]:
             started = time.perf_counter()
             result = encoder.embed_report(slab, progress=False, **keywords)
-            work.write_rows(folder, target, layout, row, store(result.vectors, storage))
+            work.write_rows(folder, target, layout, row, result.vectors)
             counts = _counts(result.report) | {"seconds": time.perf_counter() - started}
             state["counts"] = {name: state["counts"][name] + counts[name] for name in COUNTS}
             cut = zip(result.report.truncated, result.report.truncated_lengths, strict=True)
@@ -218,9 +217,10 @@ def _job(texts: Texts, encoder: Encoder, empty: EmbedReport, layout: work.Layout
         "max_length": empty.max_length,
         "back end": empty.backend,
         "device": empty.device,
-        "precision": empty.precision,
         "deterministic": empty.deterministic,
         **settings,
+        "storage": settings["precision"],
+        "precision": empty.precision,
         "shard_rows": layout.shard_rows,
         "parquet": layout.parquet,
         "version": __version__,

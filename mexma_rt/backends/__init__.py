@@ -7,6 +7,7 @@ mexma-export built into the bundle comes first on a GPU.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,8 +94,10 @@ def open_backend(
     return _open(bundle, "cpu", precision, threads, why=f"auto: {so_far}")
 
 
-def describe_choices(bundle: Bundle) -> tuple[Choice, ...]:
-    """Try every combination on one empty sentence: what runs here and why the others do not."""
+def describe_choices(bundle: Bundle, prove: Callable[[Backend], str]) -> tuple[Choice, ...]:
+    """Open every combination: what runs here and why the others do not. `prove` runs one, and says in words what that showed,
+    or raises MexmaError.
+    """
     combinations = [("onnxruntime", device, precision) for device in DEVICES for precision in bundle.graphs]
     combinations += [(engine, "cuda", "fp16") for engine in ENGINES]
     choices = []
@@ -102,8 +105,7 @@ def describe_choices(bundle: Bundle) -> tuple[Choice, ...]:
         try:
             named = "auto" if backend in ENGINES else precision  # a bundle without fp16 has no such graph to name
             engine = open_backend(bundle, device=device, backend=backend, precision=named)
-            engine.run(np.array([[0, 2]]), np.array([[1, 1]]))
-            usable, reason = True, "opened, and computed a vector"
+            usable, reason = True, prove(engine)
         except MexmaError as error:
             usable, reason = False, str(error)
         choices.append(Choice(backend=backend, device=device, precision=precision, usable=usable, reason=reason))

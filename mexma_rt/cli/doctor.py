@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,9 +20,14 @@ SENTENCE = "Hello world"
 @click.command()
 @model_options
 def doctor(as_json: bool, **options: Any) -> None:
-    """Load the model, verify its files, embed a sentence, and say what runs where and why."""
+    """Load the model, verify its files, say what runs where and why, and compare its vectors with the bundle's golden ones.
+
+    The exit status is 1 if what would run computes wrong vectors.
+    """
     import mexma_rt
+    from mexma_rt import BackendError
     from mexma_rt.backends import describe_choices
+    from mexma_rt.golden import prove
 
     batch_tokens = options.pop("batch_tokens")
     versions = {"mexma-rt": mexma_rt.__version__, "python": platform.python_version()}
@@ -34,28 +40,38 @@ def doctor(as_json: bool, **options: Any) -> None:
     load_seconds = time.perf_counter() - started
     encoder.embed([SENTENCE], batch_tokens=batch_tokens)  # the first run also sets up the engine
     report = encoder.embed_report([SENTENCE], batch_tokens=batch_tokens).report
-    bundle, choices = encoder.bundle, [asdict(choice) for choice in describe_choices(encoder.bundle)]
+    bundle = encoder.bundle
+    choices = [asdict(choice) for choice in describe_choices(bundle, partial(prove, encoder))]
+    try:
+        proof, wrong = prove(encoder, encoder.backend), None
+    except BackendError as error:
+        proof, wrong = str(error), error
     megabytes = sum(entry.bytes for entry in bundle.files.values()) / 1e6
     if as_json:
         model = {"name": bundle.name, "folder": str(bundle.folder), "dimensions": bundle.dimensions}
         model |= {"max_length": encoder.max_length, "max_length_limit": bundle.max_length_limit}
         model |= {"files": len(bundle.files), "megabytes": megabytes, "parity": dict(bundle.parity)}
         runs = {name: getattr(report, name) for name in ("backend", "device", "precision", "reason")}
+        runs |= {"proof": proof, "proved": wrong is None and bundle.golden is not None}
         times = {"load_seconds": load_seconds, "sentence_milliseconds": 1000 * report.seconds}
         echo_json(
             {"versions": versions, "platform": platform.platform(), "model": model, "runs": runs, "choices": choices} | times
         )
+        if wrong is not None:
+            raise wrong
         return
     click.echo(
         f"model {bundle.name}: {bundle.dimensions} dimensions, {encoder.max_length} of at most "
         f"{bundle.max_length_limit} tokens, {len(bundle.files)} files, {megabytes:.1f} MB\n  {bundle.folder}\n"
         f"loaded in {load_seconds:.2f} s; sizes and hashes of its files are right; one sentence takes "
         f"{1000 * report.seconds:.1f} ms\n"
-        f"runs {report.precision} on {report.device} by {report.backend}, because {report.reason}"
+        f"runs {report.precision} on {report.device} by {report.backend}, because {report.reason}\n  {proof}"
     )
     for choice in choices:
         state = "works" if choice["usable"] else "no   "
         click.echo(f"  {state}  {choice['backend']} {choice['device']:<4} {choice['precision']:<4}  {choice['reason']}")
+    if wrong is not None:
+        raise wrong
 
 
 def _version(package: str) -> str:

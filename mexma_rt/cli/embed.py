@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mexma_rt.cli.common import describe, echo_json, model_options, report_dict
+from mexma_rt.storage import STORAGES
 
 
 @click.command()
@@ -18,10 +19,10 @@ from mexma_rt.cli.common import describe, echo_json, model_options, report_dict
 @click.option("--field", metavar="NAME", help="The field of JSON Lines, or the column of a .parquet FILE, that has the text.")
 @click.option(
     "--storage",
-    type=click.Choice(["float32", "float16", "int8", "ubinary"]),
+    type=click.Choice(list(STORAGES)),
     default="float32",
     show_default=True,
-    help="int8: each row by its own scale; ubinary: sign bits.",
+    help="int8, uint8: buckets of the model's ranges; binary, ubinary: sign bits.",
 )
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="Vectors of length 1, or raw.")
 @click.option("--truncate-dim", type=click.IntRange(min=1), help="Keep the first dimensions only.  [default: all]")

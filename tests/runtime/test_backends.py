@@ -152,7 +152,7 @@ def test_both_onnxruntimes_installed_is_said(bundle, monkeypatch):
 
 def test_choices_are_tried_and_explained(bundle, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    described = describe_choices(bundle)
+    described = describe_choices(bundle, lambda engine: f"proved {engine.precision}")
     assert [(choice.backend, choice.device, choice.precision) for choice in described[4:]] == [
         ("tensorrt", "cuda", "fp16"),
         ("rtx", "cuda", "fp16"),
@@ -160,7 +160,7 @@ def test_choices_are_tried_and_explained(bundle, monkeypatch):
     choices = {(choice.device, choice.precision): choice for choice in described[:4]}
     assert {choice.backend for choice in described[:4]} == {"onnxruntime"}
     assert set(choices) == {("cpu", "fp32"), ("cpu", "int8"), ("cuda", "fp32"), ("cuda", "int8")}
-    assert choices["cpu", "int8"].usable and choices["cpu", "int8"].reason == "opened, and computed a vector"
+    assert choices["cpu", "int8"].usable and choices["cpu", "int8"].reason == "proved int8"
     assert not choices["cuda", "fp32"].usable and "has no CUDA" in choices["cuda", "fp32"].reason
     assert not choices["cuda", "int8"].usable and "made for the CPU" in choices["cuda", "int8"].reason
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import json
@@ -168,33 +169,25 @@ def test_the_public_function_takes_a_model_by_name(
     assert Path("v.npy").read_bytes() == saved(encoder.embed_report(TEXTS).vectors)
 
 
-def test_int8_and_ubinary_are_what_their_table_says(encoder: mexma_rt.Encoder, source: Path) -> None:
-    x = encoder.embed_report(TEXTS).vectors.astype(np.float64)
-    encoder.embed_file(source, "q.npy", precision="int8")
-    q = np.load("q.npy")
-    assert q.dtype == np.int8 and (np.abs(q.astype(int)).max(axis=1) == 127).all()
-    assert np.abs(q - 127 * x / np.abs(x).max(axis=1, keepdims=True)).max() < 0.5001
-    back = q / np.linalg.norm(q.astype(np.float32), axis=1)[:, None]
-    assert (back * x).sum(axis=1).min() > 0.9999
-    encoder.embed_file(source, "b.npy", precision="ubinary", truncate_dim=27)
-    b = np.load("b.npy")
-    assert b.dtype == np.uint8 and b.shape == (9, 4)
-    for row, vector in zip(b, encoder.embed_report(TEXTS, truncate_dim=27).vectors, strict=True):
-        bits = "".join("1" if value > 0 else "0" for value in vector) + "00000"
-        assert row.tolist() == [int(bits[i : i + 8], 2) for i in range(0, 32, 8)]
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
+@pytest.mark.parametrize("truncate_dim", [None, 27])
+def test_a_file_holds_what_embed_gives(
+    encoder: mexma_rt.Encoder, source: Path, monkeypatch: pytest.MonkeyPatch, precision: str, truncate_dim: int | None
+) -> None:
+    """What embed gives is compared with sentence-transformers in test_vectors.py."""
+    ranges = storage.Ranges(minimum=(-0.4,) * 32, maximum=(0.5,) * 32)
+    ranged = dataclasses.replace(encoder, bundle=dataclasses.replace(encoder.bundle, ranges=ranges))
+    settings: dict[str, Any] = {"precision": precision, "truncate_dim": truncate_dim}
+    report = ranged.embed_file(source, "v.npy", **settings)
+    assert Path("v.npy").read_bytes() == saved(ranged.embed_report(TEXTS, **settings).vectors)
+    assert report.shape == np.load("v.npy").shape and report.storage == precision
 
 
-@pytest.mark.peers
-def test_ubinary_is_that_of_sentence_transformers() -> None:
-    reason = "compares with sentence-transformers: pip install 'mexma-rt[bench]'"
-    quantization = pytest.importorskip("sentence_transformers.util.quantization", reason=reason)
-    x = np.random.default_rng(0).standard_normal((50, 64)).astype(np.float32)
-    x[0, :3] = 0
-    np.testing.assert_array_equal(storage.store(x, "ubinary"), quantization.quantize_embeddings(x, precision="ubinary"))
-
-
-def test_a_zero_vector_stays_zero() -> None:
-    assert (storage.store(np.zeros((2, 9), np.float32), "int8") == 0).all()
+def test_int8_without_ranges_says_so_and_leaves_nothing(encoder: mexma_rt.Encoder, source: Path) -> None:
+    plain = dataclasses.replace(encoder, bundle=dataclasses.replace(encoder.bundle, ranges=None))
+    with pytest.raises(InputError, match="precision='int8' needs ranges per dimension, and this bundle has none"):
+        plain.embed_file(source, "v.npy", precision="int8")
+    assert names() == ["in.txt"]
 
 
 @given(st.lists(st.text(max_size=9)), st.integers(1, 5), st.integers(1, 30))
@@ -216,7 +209,7 @@ def test_arguments_that_cannot_be_used(encoder: mexma_rt.Encoder, source: Path) 
     Path("out").mkdir()
     Path("file").touch()
     for error, message, output, settings in [
-        (InputError, "precision='binary' is no storage of vectors in files. Known: .*ubinary", "v", {"precision": "binary"}),
+        (InputError, "precision='bits' is no storage of vectors. Known: .*ubinary", "v", {"precision": "bits"}),
         (InputError, "int8 keeps directions only", "v", {"precision": "int8", "normalize": False}),
         (InputError, "shard_rows=0 must be", "v", {"shard_rows": 0}),
         (InputError, r"Leave out \.npy", "v.npy", {"shard_rows": 4}),
@@ -271,12 +264,12 @@ def test_another_job_refuses_to_go_on(
     other = mexma_rt.load(tiny_bundle, precision=precision, max_length=16)
     files = {**encoder.bundle.files, "x": SimpleNamespace(sha256="0")}
     changed = mexma_rt.load(tiny_bundle, precision="fp32", max_length=32)
-    object.__setattr__(changed, "bundle", SimpleNamespace(name="tiny", files=files, dimensions=32))
+    object.__setattr__(changed, "bundle", SimpleNamespace(name="tiny", files=files, dimensions=32, ranges=None))
     before = Path(".v.npy.part/state.json").read_bytes()
     for who, settings, message in [
         (other, {}, f"max_length: 32 then, 16 now; precision: 'fp32' then, '{precision}' now"),
         (changed, {}, "model files: "),
-        (encoder, {"precision": "int8"}, "storage: 'float32' then, 'int8' now"),
+        (encoder, {"precision": "ubinary"}, "storage: 'float32' then, 'ubinary' now"),
         (encoder, {"normalize": False}, "normalize: True then, False now"),
         (encoder, {"truncate_dim": 8}, "truncate_dim: None then, 8 now"),
     ]:

@@ -41,7 +41,7 @@ class Encoder:
         report = EmbedReport(
             model="m", sentences=len(texts), distinct=len(texts), tokens=1, padded_tokens=1, batches=1, max_length=9,
             truncated=(), truncated_lengths=(), seconds=0.0, backend="b", device="d", precision="p", reason="r")
-        return Embedded(vectors=np.array(vectors, np.float32).reshape(-1, 8), report=report)
+        return Embedded(vectors=np.array(vectors, keywords["precision"]).reshape(-1, 8), report=report)
 
 
 def run():

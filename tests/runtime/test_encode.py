@@ -40,6 +40,9 @@ def test_encode_is_what_sentence_transformers_gives(encoder, texts, tiny_bundle)
         {"normalize_embeddings": True},
         {"truncate_dim": 8},
         {"truncate_dim": 8, "normalize_embeddings": True, "batch_size": 3, "show_progress_bar": False},
+        {"prompt": "query: "},
+        {"precision": "binary"},
+        {"precision": "ubinary", "truncate_dim": 16},
     ):
         theirs = peer.encode(texts, **keywords)
         np.testing.assert_allclose(encoder.encode(texts, **keywords), theirs, atol=1e-5, err_msg=str(keywords))
@@ -68,7 +71,8 @@ def test_batch_size_bounds_the_rows(encoder, texts):
         ({"convert_to_tensor": True}, "For a tensor, type torch.from_numpy(encoder.encode(...))."),
         ({"convert_to_numpy": False}, "encode() returns numpy arrays."),
         ({"output_value": "token_embeddings"}, "output_value='token_embeddings' is not offered"),
-        ({"precision": "int8"}, "precision='int8' is no storage of vectors: type 'float32' or 'float16'."),
+        ({"precision": "int4"}, "precision='int4' is no storage of vectors."),
+        ({"prompt_name": "query"}, "prompt_name='query': bundles have no named prompts. Type prompt='the text itself'."),
         ({"truncate_dim": 99}, "truncate_dim=99 is more than the 32 dimensions"),
     ],
 )

@@ -125,7 +125,14 @@ def test_an_out_that_does_not_fit(encoder, out, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "fp32"}, "precision='fp32' is no storage of vectors: type 'float32' or 'float16'. (The precision of"),
+        (
+            {"precision": "fp32"},
+            "precision='fp32' is no storage of vectors. Known: float32, float16, int8, uint8, binary, ubinary. (The prec",
+        ),
+        (
+            {"precision": "ubinary", "normalize": False},
+            "ubinary keeps directions only, so raw vectors would lose their lengths.",
+        ),
         ({"truncate_dim": 33}, "truncate_dim=33 is more than the 32 dimensions of the model."),
         ({"truncate_dim": 0}, "truncate_dim=0 must be a whole number of at least 1."),
         ({"batch_tokens": 0}, "batch_tokens=0 must be a whole number of at least 1."),

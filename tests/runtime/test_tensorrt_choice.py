@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 
 from mexma_rt import BackendError, BundleError, FileError, MissingExtraError, load
-from mexma_rt.backends import describe_choices, nvidia, open_backend, tensorrt
+from mexma_rt.backends import Backend, describe_choices, nvidia, open_backend, tensorrt
 from mexma_rt.backends.nvidia import device_sm
 from mexma_rt.bundle import read_manifest
 
@@ -233,10 +233,15 @@ def test_auto_says_why_engines_were_refused(wide: Device, monkeypatch, mixed_bun
     assert wide.opened == []
 
 
+def run_once(engine: Backend) -> str:
+    engine.run(np.array([[0, 2]]), np.array([[1, 1]]))
+    return "ran"
+
+
 def test_the_doctor_tries_engines_too(device: Device, monkeypatch, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path)
     hide(monkeypatch, "tensorrt_rtx")
-    choices = {(choice.backend, choice.device, choice.precision): choice for choice in describe_choices(bundle)}
+    choices = {(choice.backend, choice.device, choice.precision): choice for choice in describe_choices(bundle, run_once)}
     assert choices["tensorrt", "cuda", "fp16"].usable
     assert not choices["rtx", "cuda", "fp16"].usable
     assert choices["rtx", "cuda", "fp16"].reason.endswith("Type:\n    pip install 'mexma-rt[rtx]'")

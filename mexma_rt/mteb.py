@@ -1,0 +1,81 @@
+"""A loaded model as mteb (version 2) wants it: `mteb.evaluate(MtebEncoder(encoder), tasks)`.
+
+mteb brings torch and gives batches of texts; this file imports neither, beside the description of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mexma_rt.errors import InputError, require_extra
+from mexma_rt.similarity import pairwise_cosines
+
+if TYPE_CHECKING:
+    from mexma_rt.encoder import Encoder
+
+
+class MtebEncoder:
+    """mteb's EncoderProtocol over an Encoder. `name` ("organisation/model") and `revision` are what results are filed under."""
+
+    def __init__(self, encoder: Encoder, *, name: str | None = None, revision: str | None = None) -> None:
+        """Raises MissingExtraError without mteb."""
+        require_extra("bench", "mteb")
+        from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+        self.encoder = encoder
+        bundle = encoder.bundle
+        graph = bundle.graphs.get(encoder.backend.precision, bundle.graphs[bundle.default_precision])
+        self.mteb_model_meta = ModelMeta.create_empty(
+            {
+                "name": name or f"mexma-rt/{bundle.name}",
+                # Which bytes these are, also where nobody names a revision.
+                "revision": revision or bundle.files[graph].sha256[:16],
+                "embed_dim": encoder.dimensions,
+                "max_tokens": encoder.max_length,
+                "framework": ["ONNX"],
+                "similarity_fn_name": ScoringFunction.COSINE,
+                "use_instructions": False,
+            }
+        )
+
+    def encode(
+        self,
+        inputs: Iterable[dict[str, Any]],
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = False,
+        normalize: bool = True,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        **unused: Any,
+    ) -> np.ndarray:
+        """mteb's batches ({"text": [...]}) -> vectors [n, D]; the settings are those of `Encoder.embed`.
+
+        mteb's batches do not matter: all texts are packed at once, so `batch_size` has no effect. Other keywords that mteb
+        hands to every model are not used. Texts that are too long are cut without a warning.
+        """
+        texts: list[str] = []
+        for batch in inputs:
+            if "text" not in batch:
+                raise InputError(
+                    f"Task {getattr(task_metadata, 'name', '?')} has {', '.join(batch)}, and this model reads text."
+                )
+            texts += batch["text"]
+        settings: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
+        return self.encoder.embed_report(texts, progress=show_progress_bar, **settings).vectors
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
+        """Cosines [n, m] between vectors [n, D] and [m, D], numpy or torch."""
+        return self.encoder.similarity(np.asarray(embeddings1), np.asarray(embeddings2))
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
+        """Cosines [n] of the pairs of vectors [n, D] and [n, D]."""
+        rows = [self.encoder.restore(np.atleast_2d(np.asarray(vectors))) for vectors in (embeddings1, embeddings2)]
+        return pairwise_cosines(*rows)
