@@ -1,4 +1,4 @@
-"""What arms of the bundled model are compared by: English segments that no arm trains on, three figures, and a table of them.
+"""What arms of the bundled model are compared by: English segments that no arm trains on, and three figures.
 
 dev      % of texts whose nearest vector by cosine, among the English sides of all dev pairs, is not their translation; mean
          over languages. Arms are chosen by it
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,10 @@ import torch.nn.functional as F
 from mexma_rt.errors import InputError
 from mexma_rt.evaluation import retrieval_accuracy, xsim
 from mexma_train.encoder import Encoder
-from mexma_train.evaluate import TestSet
 from mexma_train.probe import embed_sentences, ragged, tokenise
 from mexma_train.shards import Group, Ragged, Shards
 from mexma_train.suite import XTREME
-from mexma_train.suite_data import Flores, read_flores, read_tatoeba
+from mexma_train.suite_data import read_flores, read_tatoeba
 from mexma_train.tokenizer import load_tokenizer
 from mexma_train.warmup import bag_vectors, make_bags
 
@@ -41,36 +40,7 @@ UNKNOWN = 3  # <unk>
 SAMPLED = 300  # texts of a language that a tokenizer is judged by
 UNSPACED = ("CJK", "THAI", "KHMER")  # scripts that put no spaces between words
 
-AD_HOC = "ad hoc †"  # "made_by" of the rows from before model_ablations.py
-
-INTRODUCTION = f"""# Ablations of the bundled model
-
-Made by `benchmarks/model_ablations.py`; its module says how each arm is run, and `--list` what each one changes. Every row is
-one run with one seed: no spread was measured, so small differences prove nothing. What has no row here was not measured.
-
-**Held out.** {100 * HELD_OUT:g} % of the English segments, drawn once, the same for all arms: no pair of theirs, nor of an
-equal English line, is trained on, in any language. **dev** (the figure by which arms are chosen): texts whose nearest English
-sentence among those of all dev pairs is not their translation, % (lower is better), mean over languages. Dev pairs are those
-of held-out segments and of {", ".join(NATURAL)}; at most {MAX_DEV} of a language, which needs {MIN_DEV}.
-They come from the same sources as the training pairs.
-**FLORES**: xsim error, % (lower is better), FLORES-200 devtest, ratio margin, k = 4, text to English, mean over the languages
-trained on. **Tatoeba-36**: accuracy, % (higher is better), mean of both directions and of XTREME's 36 languages. Those two are
-test sets: shown, not chosen by.
-
-**The arms.** Unless its heading names a stage, an arm is the bag-of-subwords warm start from fresh weights, updates of 2,048
-drawn pairs, measured before any other stage. A row says how many updates it made, the pairs they saw and the CPU seconds of the
-updates alone, batches included. No English segment stands twice in a batch: of equal ones the first stays, because a duplicate
-makes KoLeo explode (tests/train/test_losses.py, test_koleo_of_a_duplicate_is_large_but_finite_and_has_a_finite_gradient) and
-is a wrong negative. Rows in italics are repeated for comparison.
-"""
-ABOUT_AD_HOC = """
-† Measured with scripts that this benchmark replaced: the product's sampler, bags, losses and rates, the same held-out segments
-and dev pairs, in a loop of their own. Three differences: fresh weights of seed 0 (the draws' seed is the row's); held-out pairs
-were dropped from a batch after it was drawn; the CPU seconds include the measuring, on a machine that was busy with other work,
-so compare them with care. The teacher of these rows is use_quantized.onnx, an int8 copy of multilingual USE, its 512
-dimensions projected on 256 principal axes.
-"""
-COLUMNS = ("arm", "why", "updates", "pairs seen", "CPU s", "threads", "dev, %", "FLORES, %", "Tatoeba-36, %", "seed", "run")
+FEW = ("ara", "deu", "fin", "hin", "jpn", "rus", "tur", "vie")  # of a small measurement of whole encoders
 
 Embed = Callable[[Ragged], np.ndarray]  # sentences -> vectors of length 1, float32 [n, D]
 
@@ -122,29 +92,45 @@ def dev_pairs(shards: Shards, held: np.ndarray) -> dict[str, np.ndarray]:
     return chosen
 
 
-def read_tests(flores: Path, tatoeba: Path) -> tuple[Flores, dict[str, TestSet]]:
-    """FLORES and XTREME's 36 languages of Tatoeba. Raises InputError if one of the 36 is missing."""
-    sets = read_tatoeba(tatoeba)
+@dataclass(frozen=True, kw_only=True)
+class Tests:
+    """Both test sets as ids: FLORES of the languages trained on, XTREME's 36 of Tatoeba as (text, English)."""
+
+    flores_english: Ragged
+    flores: dict[str, Ragged]
+    tatoeba: dict[str, tuple[Ragged, Ragged]]
+
+
+def read_tests(flores: Path, tatoeba: Path, shards: Shards, lines: int | None = None) -> Tests:
+    """The first so many lines of each file. Raises InputError if one of XTREME's 36 languages is missing."""
+    sets, sentences = read_tatoeba(tatoeba), read_flores(flores)
     if missing := sorted(set(XTREME) - set(sets)):
         raise InputError(f"{tatoeba} lacks {', '.join(missing)}: the figure is a mean over 36 languages. Copy LASER's files.")
-    return read_flores(flores), {lang: sets[lang] for lang in XTREME}
+    tokenizer = load_tokenizer(shards.tokenizer_path)
+
+    def ids(texts: list[str]) -> Ragged:
+        return ragged(tokenise(tokenizer, texts[:lines], MAX_TOKENS))
+
+    return Tests(
+        flores_english=ids(sentences.english),
+        flores={lang: ids(sentences.texts[lang]) for lang in shards.languages if lang in sentences.texts},
+        tatoeba={lang: (ids(sets[lang].text), ids(sets[lang].english)) for lang in XTREME},
+    )
 
 
-def measure(
-    embed: Embed, shards: Shards, pairs: dict[str, np.ndarray], tests: tuple[Flores, dict[str, TestSet]]
-) -> dict[str, float]:
+def few(pairs: dict[str, np.ndarray], tests: Tests) -> tuple[dict[str, np.ndarray], Tests]:
+    """The part of dev_pairs and read_tests in FEW languages: a whole encoder takes minutes of one core for all of them."""
+    flores, tatoeba = ({lang: of[lang] for lang in FEW if lang in of} for of in (tests.flores, tests.tatoeba))
+    return {lang: pairs[lang] for lang in FEW if lang in pairs}, replace(tests, flores=flores, tatoeba=tatoeba)
+
+
+def measure(embed: Embed, shards: Shards, pairs: dict[str, np.ndarray], tests: Tests) -> dict[str, float]:
     """The three figures in %: {dev, flores, tatoeba}. pairs are those of dev_pairs."""
-    tokenizer, (flores, tatoeba) = load_tokenizer(shards.tokenizer_path), tests
-
-    def vectors(texts: list[str]) -> np.ndarray:
-        return embed(ragged(tokenise(tokenizer, texts, MAX_TOKENS)))
-
-    english = vectors(flores.english)
-    trained = [lang for lang in shards.languages if lang in flores.texts]
-    both_ways = (retrieval_accuracy(vectors(test.text), vectors(test.english)) for test in tatoeba.values())
+    english = embed(tests.flores_english)
+    both_ways = (retrieval_accuracy(embed(text), embed(other)) for text, other in tests.tatoeba.values())
     return {
         "dev": dev_error(embed, shards, pairs),
-        "flores": float(np.mean([xsim(vectors(flores.texts[lang]), english, k=4).error_rate for lang in trained])),
+        "flores": float(np.mean([xsim(embed(text), english, k=4).error_rate for text in tests.flores.values()])),
         "tatoeba": float(np.mean([sum(ways) / 2 for ways in both_ways])),
     }
 
@@ -196,66 +182,3 @@ def describe_tokenizer(shards: Shards) -> dict[str, Any]:
         "english_unknown": 100 * float(np.mean(shards.english_ids == UNKNOWN)),
         "scripts": {script: float(pieces / units) for script, (pieces, units) in sorted(totals.items())},
     }
-
-
-def table(rows: list[dict[str, Any]], not_run: list[str]) -> str:
-    """Markdown of the rows that model_ablations.py keeps: by question, below the rows that they compare with.
-
-    Each has "question" ("" for the base) and "why" beside its figures; of a run made twice the last row counts. not_run names
-    arms without a row.
-    """
-    latest = {(_protocol(row), row["arm"], row["start"], row["updates"], row["threads"]): row for row in rows}
-    rows = list(latest.values())
-    lines = [INTRODUCTION]
-    if any(row["made_by"] == AD_HOC for row in rows):
-        lines.append(ABOUT_AD_HOC.lstrip())
-    for question in dict.fromkeys(row["question"] for row in rows):
-        own = [row for row in rows if row["question"] == question]
-        lines += [f"## {question or 'The base'}", "", *_row(COLUMNS), *_row(["---"] * len(COLUMNS))]
-        for protocol in dict.fromkeys(_protocol(row) for row in own):
-            same = [row for row in own if _protocol(row) == protocol]
-            lines += [line for row in rows if row not in same and _is_reference(row, same[0]) for line in _figures(row, True)]
-            lines += [line for row in same for line in _figures(row, False)]
-        lines.append("")
-    lines += _tokenizers(rows)
-    if not_run:
-        lines += ["## Arms without a row", "", "Defined in `model_ablations.py`, not run yet: " + "; ".join(not_run) + "."]
-    return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _protocol(row: dict[str, Any]) -> tuple[Any, ...]:
-    return (row["made_by"] == AD_HOC, row["steps"], row["seed"], row["corpus_pairs"], row["tokenizer"]["vocab_size"])
-
-
-def _is_reference(row: dict[str, Any], of: dict[str, Any]) -> bool:
-    """Whether a row is the warm start that another began with (or the base), or the plain arm of its stage."""
-    if _protocol(row) != _protocol(of):
-        return False
-    return row["arm"] == (of["start"] or "base") or (of["stage"] != "warmup" and row["arm"] == of["stage"])
-
-
-def _figures(row: dict[str, Any], reference: bool) -> list[str]:
-    figures = (f"{row[name]:.2f}" for name in ("dev", "flores", "tatoeba"))
-    name = f"*{row['arm']}*" if reference else row["arm"]
-    spent = (f"{row['updates']:,}", f"{row['pairs_seen']:,}", f"{row['cpu_seconds']:,.0f}", str(row["threads"]))
-    return _row([name, row["why"], *spent, *figures, str(row["seed"]), f"{row['date']}, {row['made_by']}"])
-
-
-def _tokenizers(rows: list[dict[str, Any]]) -> list[str]:
-    """The tokenizers of the rows side by side; what they did to the figures is in the rows of the base."""
-    kinds = {(row["corpus_pairs"], row["tokenizer"]["vocab_size"]): row["tokenizer"] for row in rows}
-    facts = [kinds[key] for key in sorted(kinds)]
-    heads = [f"{pairs:,} pairs, {vocab_size:,} pieces" for pairs, vocab_size in sorted(kinds)]
-    lines = ["## Tokenizers", "", f"Pieces per word (per character: {', '.join(UNSPACED)}), of {SAMPLED} training texts a"]
-    lines[-1] += " language; a language counts with the script of most of its letters."
-    lines += ["", *_row(["", *heads]), *_row(["---"] * (len(heads) + 1))]
-    for name, key in (("unknown, % of the texts' tokens", "unknown"), ("unknown, % of the English tokens", "english_unknown")):
-        lines += _row([name, *(f"{fact[key]:.4f}" for fact in facts)])
-    for script in sorted({script for fact in facts for script in fact["scripts"]}):
-        found = [fact["scripts"].get(script) for fact in facts]
-        lines += _row([script, *("" if value is None else f"{value:.2f}" for value in found)])
-    return [*lines, ""]
-
-
-def _row(cells: Iterable[str]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |"]

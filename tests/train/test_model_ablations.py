@@ -1,9 +1,10 @@
-"""benchmarks/model_dev.py and model_ablations.py: what is held out, the dev figure, the arms' recipes and the table."""
+"""benchmarks/model_*.py: what is held out, the dev figure, the arms' recipes, their variants and the table."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,15 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install '
 from mexma_rt.errors import InputError  # noqa: E402
 from mexma_train.config import ModelConfig, SamplingConfig  # noqa: E402
 from mexma_train.encoder import new_encoder  # noqa: E402
+from mexma_train.model import Mexma  # noqa: E402
+from mexma_train.parallel import World  # noqa: E402
+from mexma_train.run import mexma_stage, warmup_stage  # noqa: E402
 from mexma_train.sampling import PairSampler  # noqa: E402
 from mexma_train.shards import Ragged, Shards, open_shards  # noqa: E402
-from mexma_train.warmup import make_transparent  # noqa: E402
+from mexma_train.warmup import bag_vectors, make_bags, make_transparent, settle  # noqa: E402
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+OPTIONS = argparse.Namespace(steps=7, batch_pairs=90, later_steps=60, later_pairs=None, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +116,122 @@ def test_dev_error_is_the_mean_over_languages(dev: ModuleType, toy_shards: Path)
 
 
 def test_every_arm_is_a_recipe_and_depth_costs_as_many_flops(ablations: ModuleType) -> None:
-    options = argparse.Namespace(steps=7, later_steps=60, seed=3)
-    recipes = {name: ablations.recipe_of(name, options) for name in ablations.ARMS}
-    assert all(recipe.warmup.steps == 7 and recipe.sampling.seed == recipe.mexma.seed == 3 for recipe in recipes.values())
-    assert len({repr(recipe) for recipe in recipes.values()}) == len(recipes) - 3  # base, ranking (2) and mexma differ by stage
+    arms = importlib.import_module("model_arms")
+    recipes = {name: ablations.recipe_of(name, OPTIONS) for name in arms.ARMS}
+    for name, recipe in recipes.items():
+        assert (recipe.warmup.steps, recipe.warmup.batch_pairs, recipe.mexma.seed) == (7, 90, 3)
+        assert recipe.sampling.seed == (4 if arms.ARMS[name].stage == "again" else 3)  # draws that the start has not seen
+    different = {(repr(recipes[name]), a.stage, a.from_start, a.masked_first, a.variant) for name, a in arms.ARMS.items()}
+    assert len(different) == len(recipes)  # no arm is another one over again
     depth = {name: (recipe.model.layers, recipe.ranking.steps) for name, recipe in recipes.items() if "layers" in name}
     assert set(depth.values()) == {(2, 90), (4, 45), (6, 30)}
-    assert recipes["without bible"].sampling.source_weights == ablations.WEIGHTS | {"bible": 0}
+    assert recipes["without bible"].sampling.source_weights == arms.WEIGHTS | {"bible": 0}
+
+
+@pytest.fixture
+def setting(dev: ModuleType, shards: Shards) -> Any:
+    """A small model on the toy corpus; the judge is a transparent encoder with weights of its own."""
+    variants, arms = importlib.import_module("model_variants"), importlib.import_module("model_arms")
+    shape = ModelConfig(hidden_size=16, layers=2, heads=2, intermediate_size=32, max_positions=80, dropout=0.0, head_layers=1,
+                        head_heads=2, head_intermediate_size=32)  # fmt: skip
+    torch.manual_seed(0)
+    model, judge = Mexma(new_encoder(shape, shards.vocab_size), shape), new_encoder(shape, shards.vocab_size)
+    make_transparent(model.encoder)
+    make_transparent(judge)
+    recipe = replace(arms.BASE, model=shape, sampling=SamplingConfig(bucket=2))
+    recipe = replace(
+        recipe, warmup=replace(recipe.warmup, batch_pairs=24), mexma=replace(recipe.mexma, batch_pairs=12, steps=2)
+    )
+    training = dev.training_part(shards, dev.held_out_segments(shards))
+    sampler = PairSampler(training, replace(recipe.sampling, source_weights={}))
+    return variants.Setting(recipe=recipe, model=model, sampler=sampler, judge=judge)
+
+
+def warm(setting: Any) -> Any:
+    return warmup_stage(setting.recipe.warmup, setting.model, setting.sampler, 1)
+
+
+def shown(shards: Shards, rows: np.ndarray, batch: Any) -> bool:
+    """Whether a batch's bags are those of these pairs."""
+    bags = make_bags(shards.text(rows, 64))
+    return len(batch.text.starts) == len(rows) and torch.equal(batch.text.columns, bags.columns)
+
+
+def test_a_hard_batch_is_half_a_pool_and_its_nearest_neighbours(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = importlib.import_module("model_variants")
+    monkeypatch.setattr(variants, "TOO_NEAR", 0.995)  # untrained vectors are all alike
+    (batch,) = variants.hard_negatives(warm(setting), setting).batches(0)
+    pool = setting.sampler.batch(0, 6 * 24)
+    bags = make_bags(setting.sampler.shards.english(pool, 64))
+    unit = torch.nn.functional.normalize(bag_vectors(setting.judge, bags)).detach().double().numpy()
+    chosen = set(range(12))
+    for i in range(12):  # the reference, one line at a time
+        cosines = unit @ unit[i]
+        others = [j for j in range(12, len(pool)) if cosines[j] <= 0.995]
+        chosen |= {max(others, key=lambda j: cosines[j])} if others else set()
+    assert batch.pairs == len(chosen) > 12 and shown(setting.sampler.shards, pool[sorted(chosen)], batch)
+
+
+def test_the_filter_drops_the_pairs_of_the_lowest_margin_and_counts_them(setting: Any) -> None:
+    variants, shards = importlib.import_module("model_variants"), setting.sampler.shards
+    (batch,) = variants.filter_half(warm(setting), setting).batches(3)
+    drawn = setting.sampler.batch(3, 48)
+    sides = (make_bags(side(drawn, 64)) for side in (shards.text, shards.english))
+    x, y = (torch.nn.functional.normalize(bag_vectors(setting.judge, bags)).detach().double().numpy() for bags in sides)
+    cosines = x @ y.T
+    means = (np.sort(cosines, axis=1)[:, -4:].mean(axis=1) + np.sort(cosines, axis=0)[-4:].mean(axis=0)) / 2
+    ratio = np.diag(cosines) / means
+    kept = np.sort(np.argsort(ratio)[len(drawn) // 2 :])
+    assert shown(shards, drawn[kept], batch)
+    names = np.array(shards.sources)[shards.pair_source[drawn]].tolist()
+    left = Counter(np.array(names)[kept].tolist())
+    assert setting.notes == {"drawn": Counter(names), "dropped": Counter(names) - left} and len(setting.notes["drawn"]) == 2
+
+
+def test_the_rules_drop_short_unlike_and_equal_sides(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants, shards = importlib.import_module("model_variants"), setting.sampler.shards
+    monkeypatch.setattr(variants, "RATIO", 1.2)
+    monkeypatch.setattr(variants, "SHORT", 5)
+    (batch,) = variants.filter_rules(warm(setting), setting).batches(0)
+    assert 0 < sum(setting.notes["dropped"].values()) < sum(setting.notes["drawn"].values())
+    sizes = [np.diff([*bags.starts.tolist(), len(bags.columns)]) - 2 for bags in (batch.text, batch.english)]
+    assert min(sizes[0].min(), sizes[1].min()) >= 5
+    assert (np.maximum(*sizes) <= 1.2 * np.minimum(*sizes)).all() and len(sizes[0]) > 5
+    texts = [shards.english_ids[slice(*shards.english_offsets[e : e + 2])] for e in shards.pair_english]
+    offsets = np.cumsum([0, *map(len, texts)])
+    copies = replace(setting, sampler=PairSampler(replace(shards, text_ids=np.concatenate(texts), text_offsets=offsets),
+                                                  SamplingConfig()))  # fmt: skip
+    with pytest.raises(ZeroDivisionError):  # all are dropped: there is no number of draws that would do
+        variants.filter_rules(warm(setting), copies).batches(0)
+
+
+def test_the_teacher_beside_mexma_is_infonce_against_its_vectors(setting: Any) -> None:
+    variants, shards = importlib.import_module("model_variants"), setting.sampler.shards
+    targets = np.random.default_rng(1).normal(size=(len(shards.english_hash), 16)).astype(np.float16)
+    sampler = PairSampler(replace(shards, teacher=targets), setting.sampler.config)
+    setting = replace(setting, sampler=sampler)
+    plain = mexma_stage(setting.recipe, setting.model, sampler, World(device=torch.device("cpu")), [])
+    (batch,) = plain.batches(1)
+    before = plain.terms(batch)["loss"].item()
+    clean, _ = setting.model.states(batch, "padded")
+    taught = variants.mexma_teacher(plain, setting).terms(batch)["loss"].item()
+    pairs = sampler.micro_batch(1, 12, 96)
+    teacher = targets[shards.pair_english[pairs]].astype(np.float64)
+    teacher /= np.linalg.norm(teacher, axis=1, keepdims=True)
+    expected = 0.0
+    for side in clean.detach().double().chunk(2):  # the source, then the English side
+        x = (side / side.norm(dim=1, keepdim=True)).numpy()
+        for logits in (x @ teacher.T / 0.07, teacher @ x.T / 0.07):
+            expected += float(np.mean(np.log(np.exp(logits).sum(axis=1)) - np.diag(logits))) / 4
+    assert taught - before == pytest.approx(expected, abs=1e-4) and expected > 1
+
+
+def test_masked_first_runs_the_token_loss_before_the_ranking(ablations: ModuleType, setting: Any) -> None:
+    arm, world = importlib.import_module("model_arms").ARMS["ranking, masked first"], World(device=torch.device("cpu"))
+    first, second = ablations.stages(arm, setting, 1, world)
+    assert (first.name, second.name) == ("mexma", "ranking") and first.steps == 2
+    recipe = ablations.recipe_of("ranking, masked first", OPTIONS)
+    assert (recipe.mexma.align_weight, recipe.mexma.koleo_weight, recipe.mexma.contrastive_weight) == (0, 0, 0)
 
 
 def test_a_warm_start_fits_encoders_of_any_depth(ablations: ModuleType, tmp_path: Path) -> None:
@@ -129,6 +243,7 @@ def test_a_warm_start_fits_encoders_of_any_depth(ablations: ModuleType, tmp_path
     trained, deeper = transparent(1), transparent(4)
     ablations.save_start(trained, tmp_path / "start.safetensors")
     ablations.load_start(deeper, tmp_path / "start.safetensors")
+    settle(deeper)
     last = trained.encoder.layer[0].state_dict()
     assert all(torch.equal(x, last[name]) for name, x in deeper.encoder.layer[3].state_dict().items())
     # `settle` has centred the word rows and given them one length, and the positions are no longer zero.
@@ -138,7 +253,9 @@ def test_a_warm_start_fits_encoders_of_any_depth(ablations: ModuleType, tmp_path
     assert deeper.embeddings.position_embeddings.weight.any()
 
 
-def test_the_table_repeats_what_an_arm_is_compared_with(dev: ModuleType) -> None:
+def test_the_table_repeats_what_an_arm_is_compared_with(ablations: ModuleType) -> None:
+    module = importlib.import_module("model_table")
+
     def row(arm: str, figure: float, **other: Any) -> dict[str, Any]:
         return {
             "arm": arm, "stage": "warmup", "start": None, "made_by": "abc", "date": "2026-01-01", "seed": 42, "steps": 300,
@@ -150,19 +267,25 @@ def test_the_table_repeats_what_an_arm_is_compared_with(dev: ModuleType) -> None
     later = {"stage": "ranking", "start": "distil", "question": "Depth", "updates": 60}
     rows = [
         row("base", 21.0, question=""),
-        row("base", 25.0, question="", made_by=dev.AD_HOC),
+        row("base", 25.0, question="", made_by=module.AD_HOC),
         row("distil", 19.0),
         row("distil", 17.0),  # the same run again
         row("ranking", 9.0, **later),
         row("six layers", 8.0, **later),
+        row("six layers", 7.0, few=True, **later),
+        row("no update", 11.0, few=True, **later | {"updates": 0, "question": "Start"}),
+        row("base", 22.0, question="", seed=43),
     ]
-    text = dev.table(rows, ["mexma"])
-    _, base, teacher, depth, tokenizers, missing = text.split("\n## ")
+    text = module.table(rows, ["mexma"])
+    _, spread, base, teacher, depth, start, tokenizers, missing = text.split("\n## ")
     assert "† Measured with scripts" in text and "not run yet: mexma." in missing
-    assert [line.split(" | ")[6] for line in base.splitlines()[4:] if line] == ["21.00", "25.00"]
+    assert "| base | 300 | 90 | 2 | 21.50 (21.00 to 22.00) | 30.00 (30.00 to 30.00) |" in spread
+    assert [line.split(" | ")[6] for line in base.splitlines()[4:] if line] == ["21.00", "22.00", "25.00"]
     cells = [line.strip("| ").split(" | ") for line in teacher.splitlines()[4:] if line]
     assert [(line[0], line[6]) for line in cells] == [("*base*", "21.00"), ("distil", "17.00")]
     assert cells[1][3] == "1,234,567"
     cells = [line.strip("| ").split(" | ") for line in depth.splitlines()[4:] if line]
-    assert [(line[0], line[6]) for line in cells] == [("*distil*", "17.00"), ("ranking", "9.00"), ("six layers", "8.00")]
+    compared = [("*distil*", "17.00"), ("*no update* ‡", "11.00"), ("ranking", "9.00"), ("six layers", "8.00")]
+    assert [(line[0], line[6]) for line in cells] == [*compared, ("six layers ‡", "7.00")]
+    assert "no update ‡ | Because. | 0 |" in start
     assert "| LATIN | 1.50 |" in tokenizers and "600 pairs, 90 pieces" in tokenizers

@@ -226,3 +226,4 @@ def test_learning_rates_follow_the_papers_schedule() -> None:
     assert rates[2] == pytest.approx(0.5 * (1 + torch.cos(torch.tensor(torch.pi * 1 / 1400)).item()))
     assert rates[3] == pytest.approx(0.5 * (1 + torch.cos(torch.tensor(torch.pi * 1399 / 1400)).item()), abs=1e-7)
     assert [round(warmup_rate(step, WarmupConfig(steps=1000)), 4) for step in (0, 99, 500)] == [0.01, 0.901, 0.5]
+    assert [round(warmup_rate(step, WarmupConfig(steps=60)), 4) for step in (0, 19, 30)] == [0.05, 0.6833, 0.5]  # a short run

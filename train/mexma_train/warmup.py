@@ -173,5 +173,5 @@ def warmup_terms(encoder: Encoder, batch: BagBatch, config: WarmupConfig) -> dic
 
 
 def warmup_rate(step: int, config: WarmupConfig) -> float:
-    """Share of the learning rate at an update: 100 updates up, then straight down to 0."""
-    return min(1.0, (step + 1) / 100) * (1 - step / config.steps)
+    """Share of the learning rate at an update: 100 updates up (a third of a short run's), then straight down to 0."""
+    return min(1.0, (step + 1) / max(1.0, min(100.0, config.steps / 3))) * (1 - step / config.steps)
