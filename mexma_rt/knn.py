@@ -7,18 +7,11 @@ time goes into the matrix product.
 
 from __future__ import annotations
 
-from math import isqrt
-
 import numpy as np
 
+from mexma_rt.blocks import absorb_block, neighbours_of, no_neighbours
 from mexma_rt.errors import InputError
 from mexma_rt.progress import progress_bar
-
-# Cells per group. Measured on a 4096 x 4096 tile, ns per cell: rows 1.0 with groups of 64, 0.6 with 128, 0.34 with 256
-# (numpy pays per group, and a row's groups lie in one piece of memory); columns 0.2 with any group. A column's group
-# is spread over the tile, one cache line per cell, so it is kept small.
-ROW_GROUP, COLUMN_GROUP = 256, 64
-
 
 def mutual_neighbours(
     x: np.ndarray, y: np.ndarray, k: int, *, memory_bytes: int = 256 << 20, progress: bool | None = None
@@ -39,27 +32,10 @@ def mutual_neighbours(
     check_k(k, {"x": len(x), "y": len(y)}, "rows")
     if _largest(x) * _largest(y) * x.shape[1] > float(np.finfo(np.float32).max):
         raise InputError("x and y are so long that their products leave float32. Normalise them, for example by unit_rows.")
-    n, m = len(x), len(y)
-    best_xy, best_yx = _nothing_yet(n, k), _nothing_yet(m, k)
-    # Half of the budget is the tile; the rest is for maxima, converted blocks and the groups looked into.
-    side = max(isqrt(memory_bytes // 8) // ROW_GROUP, 1) * ROW_GROUP
-    memory = np.empty(min(side, _padded(n)) * min(side, _padded(m)), np.float32)
-    with progress_bar(progress, total=n * m, desc="neighbours", unit="cell") as advance:
-        for i in range(0, n, side):
-            rows, b = _block(x, i, side), min(side, n - i)
-            for j in range(0, m, side):
-                columns, c = _block(y, j, side), min(side, m - j)
-                tile = memory[: len(rows) * len(columns)].reshape(len(rows), len(columns))
-                np.matmul(rows, columns.T, out=tile)
-                tile[b:] = -np.inf
-                tile[:, c:] = -np.inf
-                by_row = tile.reshape(len(rows), -1, ROW_GROUP)
-                by_column = tile.reshape(-1, COLUMN_GROUP, len(columns)).transpose(2, 0, 1)
-                row_maxima, column_maxima = by_row.max(axis=2), by_column.max(axis=2)
-                _absorb(best_xy, slice(i, i + b), by_row[:b], row_maxima[:b], first=j)
-                _absorb(best_yx, slice(j, j + c), by_column[:c], column_maxima[:c], first=i)
-                advance(b * c)
-    return *best_xy, *best_yx
+    by_x, by_y = no_neighbours(len(x), k), no_neighbours(len(y), k)
+    with progress_bar(progress, total=len(x) * len(y), desc="neighbours", unit="cell") as advance:
+        absorb_block(by_x, by_y, x, y, memory_bytes=memory_bytes, advance=advance)
+    return *neighbours_of(by_x), *neighbours_of(by_y)
 
 
 def check_vectors(vectors: np.ndarray, name: str) -> np.ndarray:
@@ -115,60 +91,3 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 def _largest(vectors: np.ndarray) -> float:
     return max(float(vectors.max()), -float(vectors.min()))
-
-
-def _padded(n: int) -> int:
-    return -(-n // ROW_GROUP) * ROW_GROUP
-
-
-def _block(vectors: np.ndarray, start: int, size: int) -> np.ndarray:
-    """Return rows start to start + size in float32, with rows of zeros up to a whole number of groups.
-
-    Whole groups also keep the matrix product in one kernel: OpenBLAS rounds differently for a handful of rows, and then
-    equal sentences would no longer tie.
-    """
-    part = vectors[start : start + size]
-    if len(part) % ROW_GROUP == 0:
-        return np.ascontiguousarray(part, np.float32)
-    block = np.zeros((_padded(len(part)), vectors.shape[1]), np.float32)
-    block[: len(part)] = part
-    return block
-
-
-def _nothing_yet(n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.full((n, k), -np.inf, np.float32), np.full((n, k), -1, np.int64)
-
-
-def _absorb(best: tuple[np.ndarray, np.ndarray], queries: slice, groups: np.ndarray, maxima: np.ndarray, first: int) -> None:
-    """Merge a tile into the k best so far: each query's largest cells are popped in order while they still enter.
-
-    groups is [q, G, S] (a view of the tile: G groups of S cells for each query), maxima is [q, G] and first is the index
-    of cell 0. argmax takes the first of equals, so cells come out by (score down, index up); tiles are visited in
-    ascending index and a cell must be strictly better to displace an older one, so the lower index always wins.
-    """
-    scores, index = best[0][queries], best[1][queries]
-    k, size = scores.shape[1], groups.shape[2]
-    active = np.flatnonzero(maxima.max(axis=1) > scores[:, -1])
-    if not len(active):
-        return
-    old_scores, old_index = scores[active], index[active]
-    new_scores, new_index = _nothing_yet(len(active), k)
-    row, maxima, popped = np.arange(len(active)), maxima[active], []
-    for pops in range(k):
-        # A cell below all popped ones enters if fewer than k - pops of the old ones are at least as good.
-        helps = maxima.max(axis=1) > old_scores[row, k - 1 - pops]
-        row, maxima = row[helps], maxima[helps]
-        each, group = np.arange(len(row)), maxima.argmax(axis=1)
-        cells = groups[active[row], group]
-        inside = cells.argmax(axis=1)
-        new_scores[row, pops] = cells[each, inside]
-        new_index[row, pops] = first + group * size + inside
-        popped.append((active[row], group, inside, cells[each, inside]))
-        groups[active[row], group, inside] = cells[each, inside] = -np.inf
-        maxima[each, group] = cells.max(axis=1)
-    for *cell, score in popped:  # the other direction reads the same tile
-        groups[tuple(cell)] = score
-    both = np.concatenate([old_scores, new_scores], axis=1)
-    order = np.argsort(-both, axis=1, kind="stable")[:, :k]
-    scores[active] = np.take_along_axis(both, order, axis=1)
-    index[active] = np.take_along_axis(np.concatenate([old_index, new_index], axis=1), order, axis=1)
