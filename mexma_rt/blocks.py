@@ -4,23 +4,24 @@
     xy = merge_neighbours(xy_of_one_block, xy_of_another)                    # associative, the same in any order
     scores, index = neighbours_of(xy)                                        # float32 [n, k], int64 [n, k]
 
-However the two sides are cut into blocks, and in whichever order these are merged, the result is that of one block.
+However the two sides are cut into blocks, and in whichever order these are merged, the result is that of one block. It does not
+depend on the number of threads or the BLAS either: see exact.py.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from math import isqrt
 
 import numpy as np
 
-from mexma_rt.topk import ROW_GROUP, absorb_tile, merge_neighbours, neighbours_of, no_neighbours
+from mexma_rt.exact import compute_anew, floor_of, lengths, repeated, scan_error, settle
+from mexma_rt.keys import merge_neighbours, neighbours_of, no_neighbours
+from mexma_rt.tiles import scan
 
 __all__ = ["absorb_block", "block_neighbours", "merge_neighbours", "neighbours_of", "no_neighbours"]
 
-TILE_ROWS, TILE_COLUMNS = 2048, 2048
+# Candidates beyond k. A row is proved if k of them are clear of the last one by what float32 can err (D=384: 2.3e-5).
+SPARE = 2
 
 
 def block_neighbours(
@@ -46,48 +47,56 @@ def absorb_block(
     y_start: int = 0,
     memory_bytes: int = 256 << 20,
     advance: Callable[[int], object] = lambda cells: None,
-) -> None:
+) -> int:
     """Merge the neighbours in a pair of blocks into keys by_x [n, k] and by_y [m, k], in place: what is known already makes the
     search faster than `block_neighbours` with a merge, and the result is the same. advance is told how many cells are done.
+
+    Equal rows of a block must come with equal keys, as they do if both have seen the same. Returns how many rows of both
+    sides were not proved by the scan and computed anew.
     """
-    n, m = len(x), len(y)
-    height, width = tile_shape(memory_bytes, n, m)
-    memory = np.empty(height * width, np.float32)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool:
-        for i in range(0, n, height):
-            rows, b = _padded_rows(x, i, height), min(height, n - i)
-            for j in range(0, m, width):
-                columns, c = _padded_rows(y, j, width), min(width, m - j)
-                tile = memory[: len(rows) * len(columns)].reshape(len(rows), len(columns))
-                np.matmul(rows, columns.T, out=tile)
-                tile[b:] = -np.inf
-                tile[:, c:] = -np.inf
-                absorb_tile(tile, by_x[i : i + b], by_y[j : j + c], x_start + i, y_start + j, pool.map)
-                advance(b * c)
+    k = by_x.shape[1]
+    (x_rows, x_firsts), (y_rows, y_firsts) = repeated(x, k), repeated(y, k)
+    if len(x_rows) or len(y_rows):
+        keep_x, keep_y = np.delete(np.arange(len(x)), x_rows), np.delete(np.arange(len(y)), y_rows)
+        few_x, few_y = by_x[keep_x], by_y[keep_y]
+        anew = _absorb(few_x, few_y, x[keep_x], y[keep_y], keep_x + x_start, keep_y + y_start, memory_bytes, advance)
+        by_x[keep_x], by_y[keep_y] = few_x, few_y
+        by_x[x_rows], by_y[y_rows] = by_x[x_firsts], by_y[y_firsts]
+        advance(len(x) * len(y) - len(keep_x) * len(keep_y))
+        return anew
+    return _absorb(by_x, by_y, x, y, np.arange(len(x)) + x_start, np.arange(len(y)) + y_start, memory_bytes, advance)
 
 
-def tile_shape(memory_bytes: int, n: int, m: int) -> tuple[int, int]:
-    """Rows and columns of a tile: whole groups, half of the memory at most (the rest is for maxima, converted blocks and the
-    cells looked into), no larger than is fast and the blocks are.
-    """
-    side = max(isqrt(memory_bytes // 8) // ROW_GROUP, 1) * ROW_GROUP
-    return min(side, TILE_ROWS, padded(n)), min(side, TILE_COLUMNS, padded(m))
-
-
-def padded(n: int) -> int:
-    return -(-n // ROW_GROUP) * ROW_GROUP
-
-
-def _padded_rows(vectors: np.ndarray, start: int, size: int) -> np.ndarray:
-    """Return rows start to start + size in float32, with rows of zeros up to a whole number of groups.
-
-    Whole groups also keep the matrix product in one kernel: OpenBLAS rounds differently for a handful of rows, and then
-    equal sentences would no longer tie.
-    """
-    part = vectors[start : start + size]
-    if len(part) % ROW_GROUP == 0:
-        return np.ascontiguousarray(part, np.float32)
-    block = np.zeros((padded(len(part)), vectors.shape[1]), np.float32)
-    block[: len(part)] = part
-    return block
+def _absorb(
+    by_x: np.ndarray,
+    by_y: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    x_index: np.ndarray,
+    y_index: np.ndarray,
+    memory_bytes: int,
+    advance: Callable[[int], object],
+) -> int:
+    x_lengths, y_lengths = lengths(x), lengths(y)
+    x_error, y_error = (
+        scan_error(own, float(other.max(initial=0)), x.shape[1])
+        for own, other in ((x_lengths, y_lengths), (y_lengths, x_lengths))
+    )
+    scanned_x, scanned_y = scan(
+        x,
+        y,
+        by_x.shape[1] + SPARE,
+        floor_of(by_x, x_error),
+        floor_of(by_y, y_error),
+        memory_bytes=memory_bytes,
+        advance=advance,
+    )
+    anew = 0
+    for keys, scanned, error, own, other, index in (
+        (by_x, scanned_x, x_error, x, y, y_index),
+        (by_y, scanned_y, y_error, y, x, x_index),
+    ):
+        unproved = settle(keys, scanned, error, own, other, index)
+        compute_anew(keys, unproved, error, own, other, index)
+        anew += len(unproved)
+    return anew

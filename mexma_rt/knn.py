@@ -1,8 +1,7 @@
 """Exact nearest neighbours by inner product, in both directions from one matrix product, with numpy alone.
 
-The similarity matrix is made tile by tile. Each tile feeds both directions: the maximum of every group of cells is taken
-in one pass, and only a row (or column) whose best group beats its k-th neighbour so far is looked into. So nearly all the
-time goes into the matrix product.
+Here is the call for arrays in memory, with its checks; blocks.py has the step that it repeats, tiles.py and exact.py how that
+is fast and exact, and diskknn.py the same for vectors larger than memory.
 """
 
 from __future__ import annotations
@@ -13,15 +12,18 @@ from mexma_rt.blocks import absorb_block, neighbours_of, no_neighbours
 from mexma_rt.errors import InputError
 from mexma_rt.progress import progress_bar
 
+
 def mutual_neighbours(
     x: np.ndarray, y: np.ndarray, k: int, *, memory_bytes: int = 256 << 20, progress: bool | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the k nearest rows of y for every row of x and the k nearest rows of x for every row of y.
 
-    x is [n, D] and y is [m, D]; any real type, computed in float32; neither is modified. The result is
+    x is [n, D] and y is [m, D]; any real type, taken as float32; neither is modified. The result is
     (scores_xy [n, k] float32, index_xy [n, k] int64, scores_yx [m, k], index_yx [m, k]), best first; of equal scores the
-    lower index comes first, whatever the tile size. memory_bytes bounds the working memory beyond inputs and results (a tile of
-    256 x 256 is the least).
+    lower index comes first. Scores are inner products in float64, rounded once to float32: the result depends on the vectors
+    alone, not on tiles, threads or the BLAS, and equal rows tie.
+    memory_bytes bounds the working memory beyond inputs and results (a tile of 256 x 256 is the least; a side with a row that
+    is there more than k times is copied).
     progress: a bar on stderr; None shows it on a terminal if the job takes longer than a second.
 
     Raises InputError for arrays that are not two-dimensional or disagree in D, for NaN, infinity or values so large that

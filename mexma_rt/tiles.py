@@ -1,0 +1,184 @@
+"""Similarities tile by tile, and the best of each row and column of all tiles: the scan, nearly at the speed of the product.
+
+One pass over a tile is enough for both directions: the maxima over groups of 16 rows in each column. A column looks into a
+group that beats its k-th best so far; so do the rows of a group, which ask about the same because rows are kept sorted by that.
+Cells are looked into by the hundred, so nearly all the time goes into the matrix product.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from math import isqrt
+from typing import Any
+
+import numpy as np
+
+from mexma_rt.keys import keys_of, merge_found, neighbours_of, no_neighbours
+
+TILE_ROWS, TILE_COLUMNS = 2048, 2048  # of 256 to 4096 all are within 5 % of each other (one core, D=384)
+PAD = 256  # rows and columns of a tile are whole numbers of it
+SORT_ROWS = (0, 1, 4, 16, 64, 256)  # tiles before which rows are sorted: what they ask changes most at first
+GROUP = 16  # rows of a group: its cells in a column are as many cache lines
+SEEDS = 128  # groups of a row, where nothing is known of it yet
+PART = 512  # columns or rows that a thread takes at a time
+STRIPE = 64  # rows of the tile, likewise
+DENSE = 8  # if more than one group in so many is looked into, all cells of the part are
+
+RunAll = Callable[[Callable[[int], Any], Iterable[int]], Any]  # map(function, starts), here or in threads
+
+
+def scan(
+    x: np.ndarray,
+    y: np.ndarray,
+    k: int,
+    x_floor: np.ndarray,
+    y_floor: np.ndarray,
+    *,
+    memory_bytes: int,
+    advance: Callable[[int], object] = lambda cells: None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys of the k best rows of y for each row of x, [n, k], and of x for each row of y, [m, k], by products in
+    float32 as the BLAS rounds them. Cells below x_floor [n] and y_floor [m] (-inf: none) are no neighbours.
+    """
+    n, m = len(x), len(y)
+    by_x, by_y = no_neighbours(n, k), no_neighbours(m, k)
+    height, width = tile_shape(memory_bytes, n, m)
+    memory = np.empty(height * width, np.float32)
+    with ThreadPoolExecutor(thread_count()) as pool:
+        for i in range(0, n, height):
+            rows, b = _padded_rows(x, i, height), min(height, n - i)
+            keys, order = by_x[i : i + b], np.arange(b)
+            for number, j in enumerate(range(0, m, width)):
+                if number in SORT_ROWS:
+                    by_entry = np.argsort(entry(keys, x_floor[i + order], 0))
+                    keys, order = keys[by_entry], order[by_entry]
+                    rows = np.concatenate([rows[:b][by_entry], rows[b:]])
+                columns, c = _padded_rows(y, j, width), min(width, m - j)
+                tile = memory[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+                np.matmul(rows, columns.T, out=tile)
+                tile[b:] = -np.inf
+                tile[:, c:] = -np.inf
+                row_entry = entry(keys, x_floor[i + order], j)
+                column_entry = entry(by_y[j : j + c], y_floor[j : j + c], i)
+                absorb_tile(tile, keys, i + order, row_entry, by_y[j : j + c], j, column_entry, pool.map)
+                advance(b * c)
+            by_x[i : i + b][order] = keys
+    return by_x, by_y
+
+
+def entry(keys: np.ndarray, floor: np.ndarray, start: int) -> np.ndarray:
+    """The float32 [n] that a cell of index `start` or above must exceed: the k-th best so far, whose equals are let in where
+    their index may be the lower one, or the floor [n], whose equals always are.
+    """
+    scores, index = neighbours_of(keys[:, -1])
+    above = np.where(index > start, np.nextafter(scores, np.float32(-np.inf)), scores)
+    return np.maximum(above, np.nextafter(floor, np.float32(-np.inf)))
+
+
+def absorb_tile(
+    tile: np.ndarray,
+    by_row: np.ndarray,
+    row_index: np.ndarray,
+    row_entry: np.ndarray,
+    by_column: np.ndarray,
+    column_start: int,
+    column_entry: np.ndarray,
+    run_all: RunAll = map,
+) -> None:
+    """Merge a tile of scores into the keys of its rows and columns, which are changed, as are the entries.
+
+    tile is float32 [R, C], R a whole number of GROUP and C one of SEEDS. by_row [r, k] and by_column [c, k], r <= R and c <= C,
+    are keys, and the cells beyond r and c are -inf. row_index [r] says which rows these are, and column_start is the index of
+    column 0.
+    """
+    r, c, columns, k = len(by_row), len(by_column), tile.shape[1], by_row.shape[1]
+    maxima = np.empty((len(tile) // GROUP, columns), np.float32)
+    fresh = bool(np.isneginf(row_entry).any())  # then the rows look at all cells
+    group_entry = np.full((len(tile) // GROUP, GROUP), np.inf, np.float32)
+    group_entry.ravel()[:r] = np.inf if fresh else row_entry
+    lowest = group_entry.min(axis=1)[:, None]
+
+    def take_maxima(start: int) -> None:
+        stripe = tile[start : start + STRIPE].reshape(-1, GROUP, columns)
+        np.maximum.reduce(stripe, axis=1, out=maxima[start // GROUP :][: len(stripe)])
+
+    def absorb_columns(start: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Merge some columns; returns what rows find there, or None if they must look at all cells."""
+        part = slice(start, min(start + PART, c))
+        keys, best, above = by_column[part], maxima[:, part], column_entry[part]
+        _seed(above, best.T, k)
+        for_rows, for_columns = best > lowest, best > above
+        many = best.size // DENSE
+        rows_dense = fresh or np.count_nonzero(for_rows) > many
+        if rows_dense:
+            for_rows[:] = False
+        if np.count_nonzero(for_columns) > many:
+            _absorb_dense(keys, above, tile[:r, part].T, row_index)
+            for_columns[:], above = False, np.full_like(above, np.inf)
+        group, column = np.divmod(np.flatnonzero(for_rows | for_columns), len(keys))
+        cells = np.ascontiguousarray(tile.reshape(-1, GROUP, columns)[:, :, part].transpose(0, 2, 1)[group, column])
+        which, inside = np.divmod(np.flatnonzero(cells > above[column, None]), GROUP)
+        merge_found(keys, column[which], keys_of(cells[which, inside], row_index[group[which] * GROUP + inside]))
+        if rows_dense:
+            return None
+        which, inside = np.divmod(np.flatnonzero(cells > group_entry[group]), GROUP)
+        return group[which] * GROUP + inside, keys_of(cells[which, inside], column[which] + (start + column_start))
+
+    def absorb_rows(start: int) -> None:
+        part = slice(start, min(start + PART, r))
+        keys, above = by_row[part], row_entry[part]
+        if fresh:
+            _seed(above, np.maximum.reduce(tile[part].reshape(len(keys), -1, SEEDS), axis=1), k)
+        for first in range(0, c, PART):
+            if found[first // PART] is None:
+                last = min(first + PART, c)
+                _absorb_dense(keys, above, tile[part, first:last], np.arange(first, last) + column_start)
+
+    list(run_all(take_maxima, range(0, len(tile), STRIPE)))
+    found = list(run_all(absorb_columns, range(0, c, PART)))
+    if any(one is None for one in found):
+        list(run_all(absorb_rows, range(0, r, PART)))
+    if sparse := [one for one in found if one is not None]:
+        merge_found(by_row, np.concatenate([rows for rows, _ in sparse]), np.concatenate([keys for _, keys in sparse]))
+
+
+def _seed(above: np.ndarray, maxima: np.ndarray, k: int) -> None:
+    """Raise what queries ask that know nothing yet: k cells at least are as good as the k-th best of their maxima [n, G]."""
+    fresh, groups = np.isneginf(above), maxima.shape[1]
+    if groups >= k and fresh.any():
+        kth = np.partition(maxima[fresh], groups - k, axis=1)[:, groups - k]
+        above[fresh] = np.nextafter(kth, np.float32(-np.inf))
+
+
+def _absorb_dense(keys: np.ndarray, above: np.ndarray, cells: np.ndarray, index: np.ndarray) -> None:
+    """Merge all cells [n, S] of queries; index [S] is theirs."""
+    step = max(1, (1 << 18) // len(index))  # cells, some 40 bytes each if all are good enough
+    for start in range(0, len(keys), step):
+        few = np.ascontiguousarray(cells[start : start + step])
+        at = np.flatnonzero(few > above[start : start + step, None])
+        query, inside = np.divmod(at, len(index))
+        merge_found(keys[start : start + step], query, keys_of(few.ravel()[at], index[inside]))
+
+
+def tile_shape(memory_bytes: int, n: int, m: int) -> tuple[int, int]:
+    """Rows and columns of a tile: whole groups, half of the memory at most (the rest is for maxima, converted blocks and the
+    cells looked into), no larger than is fast and the blocks are.
+    """
+    side = max(isqrt(memory_bytes // 8) // PAD, 1) * PAD
+    return min(side, TILE_ROWS, -(-n // PAD) * PAD), min(side, TILE_COLUMNS, -(-m // PAD) * PAD)
+
+
+def thread_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _padded_rows(vectors: np.ndarray, start: int, size: int) -> np.ndarray:
+    """Return rows start to start + size in float32, with rows of zeros up to a whole number of groups."""
+    part = vectors[start : start + size]
+    if len(part) % PAD == 0:
+        return np.ascontiguousarray(part, np.float32)
+    block = np.zeros((-(-len(part) // PAD) * PAD, vectors.shape[1]), np.float32)
+    block[: len(part)] = part
+    return block
