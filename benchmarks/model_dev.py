@@ -41,6 +41,7 @@ SAMPLED = 300  # texts of a language that a tokenizer is judged by
 UNSPACED = ("CJK", "THAI", "KHMER")  # scripts that put no spaces between words
 
 FEW = ("ara", "deu", "fin", "hin", "jpn", "rus", "tur", "vie")  # of a small measurement of whole encoders
+FEW_DEV = 100  # dev pairs of each of them
 
 Embed = Callable[[Ragged], np.ndarray]  # sentences -> vectors of length 1, float32 [n, D]
 
@@ -121,7 +122,7 @@ def read_tests(flores: Path, tatoeba: Path, shards: Shards, lines: int | None = 
 def few(pairs: dict[str, np.ndarray], tests: Tests) -> tuple[dict[str, np.ndarray], Tests]:
     """The part of dev_pairs and read_tests in FEW languages: a whole encoder takes minutes of one core for all of them."""
     flores, tatoeba = ({lang: of[lang] for lang in FEW if lang in of} for of in (tests.flores, tests.tatoeba))
-    return {lang: pairs[lang] for lang in FEW if lang in pairs}, replace(tests, flores=flores, tatoeba=tatoeba)
+    return {lang: pairs[lang][:FEW_DEV] for lang in FEW if lang in pairs}, replace(tests, flores=flores, tatoeba=tatoeba)
 
 
 def measure(embed: Embed, shards: Shards, pairs: dict[str, np.ndarray], tests: Tests) -> dict[str, float]:

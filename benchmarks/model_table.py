@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from model_dev import FEW, HELD_OUT, MAX_DEV, MIN_DEV, NATURAL, SAMPLED, UNSPACED
+from model_dev import FEW, FEW_DEV, HELD_OUT, MAX_DEV, MIN_DEV, NATURAL, SAMPLED, UNSPACED
 
 AD_HOC = "ad hoc †"  # "made_by" of the rows from before model_ablations.py
 
@@ -32,7 +32,7 @@ makes KoLeo explode (tests/train/test_losses.py, test_koleo_of_a_duplicate_is_la
 is a wrong negative. Rows in italics are repeated for comparison. Arms of unlike numbers of updates are not comparable; each
 is shown beside the base of its own number.
 
-‡ Measured on fewer languages, {", ".join(FEW)}, so compare it with rows of this mark alone.
+‡ Measured on {", ".join(FEW)} alone and {FEW_DEV} dev pairs of each, so compare it with rows of this mark only.
 Where the run says "first n lines", so many of each test file were measured, which makes FLORES and Tatoeba easier.
 """
 ABOUT_AD_HOC = """

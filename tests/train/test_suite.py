@@ -140,7 +140,7 @@ def test_pieces_are_aligned_where_the_model_has_token_states() -> None:
 def test_without_token_states_alignment_is_null_with_the_reason() -> None:
     results = measure(Table().model(), FLORES, TATOEBA, trained=["deu"], mining=[], progress=False)
     assert results["word_alignment"]["measured"] is None
-    assert "sentence vectors only; measure the checkpoint" in results["word_alignment"]["reason"]
+    assert "sentence vectors only; measure the bundle with onnxruntime" in results["word_alignment"]["reason"]
     assert "aligned" not in results["languages"]["deu"]
 
 

@@ -74,14 +74,19 @@ def test_languages_that_the_config_names_are_read(checkpoint: Path, tmp_path: Pa
         assert model.languages == ("fra", "rus")
 
 
-def test_a_bundle_is_embedded_by_the_runtime_and_has_no_token_states() -> None:
+def test_a_bundle_is_embedded_by_the_runtime_with_its_token_states(recwarn: pytest.WarningsRecorder) -> None:
     texts = ["Hello world", "Bonjour le monde", "very " * 200]
     encoder = mexma_rt.load("mexma-mini", device="cpu", threads=1)
     with open_model("mexma-mini", threads=1) as model:
         vectors, cut = model.embed(texts)
     np.testing.assert_array_equal(vectors, encoder.embed_report(texts).vectors)
     assert cut == 1
-    assert model.states is None
+    assert model.states is not None
+    hello, _, cut_text = model.states(texts)
+    assert hello.pieces == ["Hello", "world"] or "".join(hello.pieces) == "Helloworld"
+    np.testing.assert_array_equal(hello.states_LD, encoder.embed_tokens(texts[:1], normalize=False)[0].vectors)
+    assert len(cut_text.pieces) == len(cut_text.states_LD) == 126 and "very" in cut_text.pieces
+    assert not [warning for warning in recwarn if "cut" in str(warning.message)]  # the count says it
     assert len(model.languages) == 62 and {"deu", "uig"} <= set(model.languages) and "eng" not in model.languages
     assert (model.about["name"], model.about["kind"], model.about["max_tokens"]) == ("mexma-mini", "bundle", 128)
     assert model.about["source_sha256"] == encoder.bundle.source["sha256"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -29,7 +30,7 @@ CONFIG = "config.json"
 CHECKPOINT_MAX_TOKENS = 200  # as `mexma-train eval` and the evaluations of a run
 STATES_AT_ONCE = 32  # sentences whose token states are computed together: at most 6,400 tokens of 200
 SPACE = "▁"  # SentencePiece's mark of a piece that begins a word
-NO_STATES = "a bundle gives sentence vectors only; measure the checkpoint it was exported from"
+NO_STATES = "this engine gives sentence vectors only; measure the bundle with onnxruntime, or its checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,8 @@ def _no_model(name: str, folder: Path, missing: list[str]) -> str:
 
 def _bundle(folder: str, device: str, threads: int | None, precision: str, max_tokens: int | None) -> SuiteModel:
     import mexma_rt
+    from mexma_rt.backends import Backend
+    from mexma_rt.errors import TruncationWarning
 
     encoder = mexma_rt.load(folder, device=device, precision=precision, threads=threads, max_length=max_tokens)
 
@@ -96,6 +99,13 @@ def _bundle(folder: str, device: str, threads: int | None, precision: str, max_t
         result = encoder.embed_report(texts)
         return result.vectors, len(result.report.truncated)
 
+    def states(texts: list[str]) -> list[Pieces]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # embed counts them
+            found = encoder.embed_tokens(texts, normalize=False, progress=False)
+        return [Pieces(pieces=[piece.replace(SPACE, "") for piece in t.pieces], states_LD=t.vectors) for t in found]
+
+    gives_states = type(encoder.backend).run_tokens is not Backend.run_tokens
     manifest = Path(folder) / MANIFEST
     about = {
         "name": encoder.bundle.name,
@@ -110,7 +120,13 @@ def _bundle(folder: str, device: str, threads: int | None, precision: str, max_t
         "threads": threads,
     }
     versions = _versions("mexma_rt", "numpy", "onnxruntime", "tokenizers")
-    return SuiteModel(about=about, versions=versions, languages=_languages(manifest), embed=embed, states=None)
+    return SuiteModel(
+        about=about,
+        versions=versions,
+        languages=_languages(manifest),
+        embed=embed,
+        states=states if gives_states else None,
+    )
 
 
 def _checkpoint(folder: Path, device: Any, threads: int | None, max_tokens: int | None) -> SuiteModel:
