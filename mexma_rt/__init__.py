@@ -89,7 +89,8 @@ def load(
     the call, on one machine with one number of threads. Two to three times slower in bulk. Without it the vectors of equal
     text may differ, by bounds that benchmarks/results/service.md has per precision: not at all or in the last digits in
     fp32 and mixed, visibly in int8, which takes the scale of its activations from the batch.
-    revision, offline: for hub names: a branch, tag or commit; use the local cache only.
+    revision, offline: for hub names: a branch, tag or commit; use the local cache only. All files are of one commit, which
+    `encoder.bundle.revision` names: give it here to get the same bytes for ever.
 
     Raises BundleError (not found, damaged), BackendError or MissingExtraError (cannot run here), InputError (other arguments).
     """

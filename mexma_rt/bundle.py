@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"  # for training and sentence-transformers; the runtime never reads it
 MODELS = Path(__file__).parent / "models"
 
+_COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 
 
@@ -55,6 +57,7 @@ class Bundle:
     languages: tuple[str, ...] = ()  # trained on, ISO 639-3, English included; () if the checkpoint does not say
     ranges: Ranges | None = None  # of int8 and uint8 vectors; bundles of earlier versions have none
     golden: Golden | None = None  # sentences and their vectors, which `mexma doctor` compares
+    revision: str | None = None  # of a hub model: the commit that its branch or tag stood for, to pin it by
 
 
 def bundled_models() -> dict[str, Path]:
@@ -116,10 +119,11 @@ def _open_from_hub(name: str, *, revision: str | None, offline: bool) -> Bundle:
         raise _no_bundle(folder, name, revision)
     bundle = read_manifest(folder)
     needed = [file for file in bundle.files if file != WEIGHTS]
-    folder = _fetch(name, [MANIFEST, *map(glob.escape, needed)], revision, offline)
-    bundle = read_manifest(folder)  # again: a branch may have moved between the two calls
+    commit = folder.name if _COMMIT.fullmatch(folder.name) else None  # how the client names the folder of a snapshot
+    folder = _fetch(name, [MANIFEST, *map(glob.escape, needed)], commit or revision, offline)
+    bundle = read_manifest(folder)  # again, where there is no commit: a branch may have moved between the two calls
     verify_files(bundle, [file for file in bundle.files if file != WEIGHTS])
-    return bundle
+    return replace(bundle, revision=commit)
 
 
 def _fetch(name: str, patterns: list[str], revision: str | None, offline: bool) -> Path:
@@ -220,7 +224,10 @@ def verify_files(bundle: Bundle, names: Iterable[str]) -> None:
     for name in names:
         expected, path = bundle.files[name], bundle.folder / name
         try:
-            size = path.stat().st_size
+            status = path.stat()  # of the target of a link: hub caches link their files, and what counts is the hash
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleError(f"{path} is no regular file, but {MANIFEST} lists it. {_REMEDY}")
+            size = status.st_size
             if size != expected.bytes:
                 raise BundleError(f"{path} has {size} bytes, but {MANIFEST} says {expected.bytes}. {_REMEDY}")
             digest = sha256_of(path)

@@ -44,7 +44,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     direct = _is_special(final)
     temporary = final if direct else final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        if not direct:
+            temporary.unlink(missing_ok=True)  # of a killed process with this number, or a link that somebody put there
+        with temporary.open("wb" if direct else "xb") as stream:  # x never follows a link
             yield stream
             if not direct:
                 stream.flush()

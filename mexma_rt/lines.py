@@ -17,9 +17,10 @@ from typing import Any, BinaryIO
 from mexma_rt.errors import FileError, InputError, require_extra
 
 STDIN = "-"
-LONGEST_LINE = 2**26  # bytes; a small archive can unpack to one line larger than the memory
-ZSTD_INPUT = 2**15  # compressed bytes unpacked at a time
+LONGEST_LINE = 2**24  # bytes; a small archive can unpack to one line larger than the memory
+ZSTD_INPUT = 2**10  # compressed bytes unpacked at a time: four of them can stand for 128 KiB, so a call gives at most 32 MiB
 ZSTD_WINDOW = 2**31  # the largest `zstd --long=31` writes; the library's own limit is 2^27
+XZ_MEMORY = 2**28  # bytes; `xz -9` needs 65 MiB to unpack, a crafted file 4 GiB
 BOM = b"\xef\xbb\xbf"
 
 
@@ -90,15 +91,15 @@ def _open(name: str) -> Iterator[BinaryIO]:
         if suffix == ".gz":
             yield gzip.GzipFile(fileobj=raw)  # type: ignore[misc]
         elif suffix == ".xz":
-            yield lzma.LZMAFile(raw)  # type: ignore[misc]  # noqa: SIM115  (it holds nothing that `raw` does not)
+            yield io.BufferedReader(_Xz(raw))  # type: ignore[misc]
         elif suffix == ".zst":
             yield io.BufferedReader(_Zstd(raw))  # type: ignore[misc]
         else:
             yield raw
 
 
-class _Zstd(io.RawIOBase):
-    """All frames of a .zst file. zstandard's own reader stops after the first, and takes a cut file for a complete one."""
+class _Unpacked(io.RawIOBase):
+    """A compressed file as it is unpacked: `plain` holds what was, and `unpack` gets more, nothing at the end."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self.raw, self.packed, self.plain = raw, b"", memoryview(b"")
@@ -108,6 +109,49 @@ class _Zstd(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if not self.plain:
+            self.unpack(len(buffer))
+        size = min(len(buffer), len(self.plain))
+        buffer[:size], self.plain = self.plain[:size], self.plain[size:]
+        return size
+
+    def unpack(self, size: int) -> None:
+        raise NotImplementedError
+
+
+class _Xz(_Unpacked):
+    """All streams of an .xz file, with a bound on the memory that it may ask for, which the library's own reader has not."""
+
+    def unpack(self, size: int) -> None:
+        while not self.plain:
+            if self.frame is None or self.frame.needs_input:
+                self.packed = self.packed or self.raw.read(2**15)
+                if not self.packed:
+                    if self.frame is not None:
+                        raise EOFError("the last stream is not complete")
+                    return
+                if self.frame is None:
+                    self.packed = self.packed.lstrip(b"\0")  # streams are padded with zeros
+                    if not self.packed:
+                        continue
+                    self.frame = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+            try:
+                self.plain, self.packed = memoryview(self.frame.decompress(self.packed, size)), b""
+            except lzma.LZMAError as error:
+                if "limit" in str(error):
+                    raise InputError(
+                        f"{self.raw.name} asks for more than {XZ_MEMORY / 2**20:.0f} MiB of memory to be unpacked, where what "
+                        "xz -9 writes needs 65. If you trust it, unpack it first: xz -dk FILE"
+                    ) from None
+                raise
+            if self.frame.eof:
+                self.packed, self.frame = self.frame.unused_data, None
+
+
+class _Zstd(_Unpacked):
+    """All frames of a .zst file. zstandard's own reader stops after the first, and takes a cut file for a complete one."""
+
+    def unpack(self, size: int) -> None:
         import zstandard
 
         while not self.plain:
@@ -115,7 +159,7 @@ class _Zstd(io.RawIOBase):
             if not self.packed:
                 if self.frame is not None:
                     raise EOFError("the last frame is not complete")
-                return 0
+                return
             if self.frame is None:
                 self.frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
             try:
@@ -125,6 +169,3 @@ class _Zstd(io.RawIOBase):
             self.packed = b""
             if self.frame.eof:
                 self.packed, self.frame = self.frame.unused_data, None
-        size = min(len(buffer), len(self.plain))
-        buffer[:size], self.plain = self.plain[:size], self.plain[size:]
-        return size

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mexma_rt.errors import InputError, require_extra
-from mexma_rt.lines import damage_explained, shown_name, text_lines
+from mexma_rt.lines import LONGEST_LINE, damage_explained, shown_name, text_lines
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 PACKED = (".gz", ".xz", ".zst")
@@ -52,28 +52,40 @@ def _column(path: Path, field: str | None) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # A buffer makes pyarrow stream the column chunks; otherwise it loads them, and a row group can be gigabytes.
-    with damage_explained(path), pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as table:
-        names = table.schema_arrow.names
+    with damage_explained(path):
+        schema = pq.read_schema(path)
+        names = schema.names
         if field is None or field not in names:
             has = f"{path} has the columns {', '.join(names) or '(none)'}"
             asks = "say which has the text" if field is None else f"but none called {field!r}. Say which has the text"
             raise InputError(f"{has}{': ' if field is None else ', '}{asks} with field='NAME' (command line: --field NAME).")
-        kind = table.schema_arrow.field(field).type
+        kind = schema.field(field).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
             raise InputError(f"{path}: the column {field!r} is of type {kind}, but text is needed there.")
-        row = 0
-        for batch in table.iter_batches(batch_size=BATCH, columns=[field]):
-            for text in batch.column(0).to_pylist():
-                yield _checked(text, field, f"{path}, row {row} (counted from 0)")
-                row += 1
+        # A buffer makes pyarrow stream the column chunks; otherwise it loads them, and a row group can be gigabytes. As a
+        # dictionary, a text that a small file repeats a million times is in memory once.
+        with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False, read_dictionary=[field]) as table:
+            row = 0
+            for batch in table.iter_batches(batch_size=BATCH, columns=[field]):
+                column = batch.column(0)
+                column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+                distinct = column.dictionary.to_pylist()
+                for index in column.indices.to_pylist():
+                    place = f"{path}, row {row} (counted from 0)"
+                    yield _checked(None if index is None else distinct[index], field, place)
+                    row += 1
 
 
 def _checked(text: object, field: str, place: str) -> str:
     if not isinstance(text, str):
         what = "missing (null)" if text is None else f"of type {type(text).__name__}"
         raise InputError(f"{place}: {field!r} is {what}, but a text is needed. Drop the row, or give it '' as an empty text.")
+    if len(text) > LONGEST_LINE:
+        raise InputError(
+            f"{place}: {field!r} has {len(text):,} characters, more than {LONGEST_LINE:,}, so it is no sentence. "
+            "Check the file."
+        )
     if not text.isascii():
         try:
             text.encode()

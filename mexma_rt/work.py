@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,12 @@ def work_folder(target: Path) -> Iterator[Path]:
     work = target.with_name(f".{target.name}.part")
     with explained(target):
         work.mkdir(exist_ok=True)
+        status = work.lstat()
+    if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
+        raise FileError(
+            f"{work} is a link or belongs to another user, and what is in it could lead anywhere. Remove it, or choose an "
+            "output in a folder where nobody else writes."
+        )
     try:
         with (work / "lock").open("wb") as lock:
             _lock(lock, target)

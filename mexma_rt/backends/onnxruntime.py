@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mexma_rt.backends import Backend
+from mexma_rt.backends.external import check_external_files
 from mexma_rt.bundle import Bundle
 from mexma_rt.errors import BackendError, BundleError, InputError
 
@@ -36,6 +37,7 @@ class OnnxRuntime(Backend):
         # Threads may spin between the operators of a run but not after it, where they would only take cores from others.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         path = bundle.folder / bundle.graphs[precision]
+        check_external_files(bundle, bundle.graphs[precision])
         if device == "cuda":
             _require_cuda_provider(onnxruntime.get_available_providers())
             _load_cuda_libraries()

@@ -21,6 +21,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _MODEL = [
     click.option("--model", default="mexma-mini", show_default=True, help="Bundled name, bundle folder or hub name."),
+    click.option("--revision", help="Of a hub model: branch, tag or commit.  [default: its main branch]"),
+    click.option("--offline", is_flag=True, help="Of a hub model: use the local cache only."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto."),
     click.option("--backend", default="auto", show_default=True, help="onnxruntime, an engine (tensorrt, rtx), or auto."),
     click.option("--precision", default="auto", show_default=True, help="Of the computation: fp32, fp16, int8, mixed or auto."),

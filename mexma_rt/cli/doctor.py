@@ -50,6 +50,7 @@ def doctor(as_json: bool, **options: Any) -> None:
     if as_json:
         model = {"name": bundle.name, "folder": str(bundle.folder), "dimensions": bundle.dimensions}
         model |= {"max_length": encoder.max_length, "max_length_limit": bundle.max_length_limit}
+        model |= {"revision": bundle.revision}
         model |= {"files": len(bundle.files), "megabytes": megabytes, "parity": dict(bundle.parity)}
         runs = {name: getattr(report, name) for name in ("backend", "device", "precision", "reason")}
         runs |= {"proof": proof, "proved": wrong is None and bundle.golden is not None}
@@ -62,7 +63,8 @@ def doctor(as_json: bool, **options: Any) -> None:
         return
     click.echo(
         f"model {bundle.name}: {bundle.dimensions} dimensions, {encoder.max_length} of at most "
-        f"{bundle.max_length_limit} tokens, {len(bundle.files)} files, {megabytes:.1f} MB\n  {bundle.folder}\n"
+        f"{bundle.max_length_limit} tokens, {len(bundle.files)} files, {megabytes:.1f} MB\n  {bundle.folder}"
+        f"{f', commit {bundle.revision}' if bundle.revision else ''}\n"
         f"loaded in {load_seconds:.2f} s; sizes and hashes of its files are right; one sentence takes "
         f"{1000 * report.seconds:.1f} ms\n"
         f"runs {report.precision} on {report.device} by {report.backend}, because {report.reason}\n  {proof}"
