@@ -8,8 +8,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(progress: bool | None, *, total: int, desc: str, unit: str) -> Iterator[Callable[[int], object]]:
-    """Gives a function that advances the bar. `progress`: True, False, or None for a terminal and over a second."""
+def progress_bar(progress: bool | None, *, total: int | None, desc: str, unit: str) -> Iterator[Callable[[int], object]]:
+    """Gives a function that advances the bar. `progress`: True, False, or None for a terminal and over a second.
+
+    It shows the rate, and the time left unless `total` is None, which is for what is not yet counted.
+    """
     shown = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
     if not shown:  # not even a disabled tqdm, which would start a thread in the host
         yield lambda _: None

@@ -85,12 +85,12 @@ def embed_file(
     if shard_rows is None and target.suffix == ".parquet":
         require_extra("files", "pyarrow")
     if source != STDIN:  # bad input leaves no trace, not even that of an empty folder
-        texts = _first_reading(source, field)
+        texts = _first_reading(source, field, progress)
     with work.work_folder(target) as folder:
         if source == STDIN:  # read twice, so it is kept: on the disk, not in memory
             source = _spool(folder, target)
             try:
-                texts = _first_reading(source, field)
+                texts = _first_reading(source, field, progress)
             except InputError as error:
                 raise InputError(str(error).replace(str(source), "standard input")) from None
         encoder = load()
@@ -167,11 +167,13 @@ def _embed_slabs(
         )
 
 
-def _first_reading(source: str | os.PathLike[str], field: str | None) -> Texts:
+def _first_reading(source: str | os.PathLike[str], field: str | None, progress: bool | None) -> Texts:
     digest, rows, slabs, largest = hashlib.sha256(), 0, 0, 0
-    for slab in _slabs(read_texts(source, field)):
-        largest = max(largest, _hash(digest, slab))
-        rows, slabs = rows + len(slab), slabs + 1
+    with progress_bar(progress, total=None, desc="check", unit="row") as advance:
+        for slab in _slabs(read_texts(source, field)):
+            largest = max(largest, _hash(digest, slab))
+            rows, slabs = rows + len(slab), slabs + 1
+            advance(len(slab))
     return Texts(rows=rows, slabs=slabs, largest_slab=largest, sha256=digest.hexdigest())
 
 

@@ -107,7 +107,10 @@ def test_folder_with_one_file_only() -> None:
     [
         ("embed two.txt", "Missing option '-o' / '--output'"),
         ("embed two.txt -o v.npy --sotrage float16", "--sotrage"),
-        ("embed two.txt -o v.npy --storage binary", "'binary' is not one of 'float32', 'float16', 'int8', 'ubinary'"),
+        (
+            "embed two.txt -o v.npy --storage bits",
+            "'bits' is not one of 'float32', 'float16', 'int8', 'uint8', 'binary', 'ubinary'",
+        ),
         ("mine two.txt", "Missing argument 'TARGET'"),
         ("mine two.txt four.txt --margin cosine", "'cosine' is not one of 'ratio', 'distance', 'absolute'"),
         ("mine two.txt four.txt --k 0", "0 is not in the range x>=1"),
