@@ -11,17 +11,67 @@ depend on the number of threads or the BLAS either: see exact.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from mexma_rt.exact import compute_anew, floor_of, lengths, repeated, scan_error, settle
+from mexma_rt.exact import compute_anew, floor_of, lengths, repeated, rounding, scan_error, settle
 from mexma_rt.keys import merge_neighbours, neighbours_of, no_neighbours
-from mexma_rt.tiles import scan
+from mexma_rt.tiles import scan as scan_tiles
 
-__all__ = ["absorb_block", "block_neighbours", "merge_neighbours", "neighbours_of", "no_neighbours"]
+__all__ = ["Block", "absorb_blocks", "block_neighbours", "merge_neighbours", "neighbours_of", "no_neighbours"]
 
 # Candidates beyond k. A row is proved if k of them are clear of the last one by what float32 can err (D=384: 2.3e-5).
 SPARE = 2
+
+
+class Scan(Protocol):
+    """Where the products are made: `mexma_rt.tiles.scan`, or a device's."""
+
+    def __call__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        k: int,
+        x_floor: np.ndarray,
+        y_floor: np.ndarray,
+        *,
+        memory_bytes: int,
+        advance: Callable[[int], object],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return scan keys [n, k] and [m, k]; a row or cell below the floors may be left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Vectors [n, D] ready for a product: without the rows that have k equals before them, and what is known of the rest."""
+
+    vectors: np.ndarray  # [p, D], p <= n
+    rows: np.ndarray  # [p]: which of the n rows these are
+    late: np.ndarray  # the n - p others
+    firsts: np.ndarray  # [n - p]: the first row that each of these equals
+    start: int  # the index of row 0 in the whole
+    lengths: np.ndarray  # [p]
+    rounding: np.ndarray  # [p]: |vector - its rounding in the scan's precision|
+
+    @classmethod
+    def of(cls, vectors: np.ndarray, k: int, start: int, *, owned: bool = False, precision: str = "float32") -> Block:
+        """owned: the array is the block's own, and rows may be moved within it instead of being copied."""
+        late, firsts = repeated(vectors, k)
+        rows = np.arange(len(vectors))
+        if len(late):
+            rows = np.delete(rows, late)
+            vectors = _moved_up(vectors, rows) if owned else vectors[rows]
+        return cls(
+            vectors=vectors,
+            rows=rows,
+            late=late,
+            firsts=firsts,
+            start=start,
+            lengths=lengths(vectors),
+            rounding=rounding(vectors, precision),
+        )
 
 
 def block_neighbours(
@@ -33,70 +83,59 @@ def block_neighbours(
     the indices of their first rows in the whole. A block with fewer than k rows leaves the rest of a row empty.
     """
     by_x, by_y = no_neighbours(len(x), k), no_neighbours(len(y), k)
-    absorb_block(by_x, by_y, x, y, x_start=x_start, y_start=y_start, memory_bytes=memory_bytes)
+    absorb_blocks(by_x, by_y, Block.of(x, k, x_start), Block.of(y, k, y_start), memory_bytes=memory_bytes)
     return by_x, by_y
 
 
-def absorb_block(
+def absorb_blocks(
     by_x: np.ndarray,
     by_y: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
+    x: Block,
+    y: Block,
     *,
-    x_start: int = 0,
-    y_start: int = 0,
     memory_bytes: int = 256 << 20,
     advance: Callable[[int], object] = lambda cells: None,
+    scan: Scan = scan_tiles,
+    spare: int = SPARE,
+    precision: str = "float32",
 ) -> int:
     """Merge the neighbours in a pair of blocks into keys by_x [n, k] and by_y [m, k], in place: what is known already makes the
     search faster than `block_neighbours` with a merge, and the result is the same. advance is told how many cells are done.
 
-    Equal rows of a block must come with equal keys, as they do if both have seen the same. Returns how many rows of both
-    sides were not proved by the scan and computed anew.
+    Equal rows of a block must come with equal keys, as they do if both have seen the same. precision is that of the scan's
+    input, the same as the blocks were made for. Returns how many rows of both sides the scan did not prove; they were
+    computed anew.
     """
-    k = by_x.shape[1]
-    (x_rows, x_firsts), (y_rows, y_firsts) = repeated(x, k), repeated(y, k)
-    if len(x_rows) or len(y_rows):
-        keep_x, keep_y = np.delete(np.arange(len(x)), x_rows), np.delete(np.arange(len(y)), y_rows)
-        few_x, few_y = by_x[keep_x], by_y[keep_y]
-        anew = _absorb(few_x, few_y, x[keep_x], y[keep_y], keep_x + x_start, keep_y + y_start, memory_bytes, advance)
-        by_x[keep_x], by_y[keep_y] = few_x, few_y
-        by_x[x_rows], by_y[y_rows] = by_x[x_firsts], by_y[y_firsts]
-        advance(len(x) * len(y) - len(keep_x) * len(keep_y))
-        return anew
-    return _absorb(by_x, by_y, x, y, np.arange(len(x)) + x_start, np.arange(len(y)) + y_start, memory_bytes, advance)
-
-
-def _absorb(
-    by_x: np.ndarray,
-    by_y: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
-    x_index: np.ndarray,
-    y_index: np.ndarray,
-    memory_bytes: int,
-    advance: Callable[[int], object],
-) -> int:
-    x_lengths, y_lengths = lengths(x), lengths(y)
-    x_error, y_error = (
-        scan_error(own, float(other.max(initial=0)), x.shape[1])
-        for own, other in ((x_lengths, y_lengths), (y_lengths, x_lengths))
-    )
+    few_x, few_y = by_x[x.rows], by_y[y.rows]
+    x_error, y_error = scan_error(x.lengths, x.rounding, y.lengths, y.rounding, x.vectors.shape[1], precision)
     scanned_x, scanned_y = scan(
-        x,
-        y,
-        by_x.shape[1] + SPARE,
-        floor_of(by_x, x_error),
-        floor_of(by_y, y_error),
+        x.vectors,
+        y.vectors,
+        by_x.shape[1] + spare,
+        floor_of(few_x, x_error),
+        floor_of(few_y, y_error),
         memory_bytes=memory_bytes,
         advance=advance,
     )
+    single_x, single_y = scan_error(
+        x.lengths, np.zeros_like(x.rounding), y.lengths, np.zeros_like(y.rounding), x.vectors.shape[1], "float32"
+    )
     anew = 0
-    for keys, scanned, error, own, other, index in (
-        (by_x, scanned_x, x_error, x, y, y_index),
-        (by_y, scanned_y, y_error, y, x, x_index),
+    for keys, scanned, error, single, own, other in (
+        (few_x, scanned_x, x_error, single_x, x, y),
+        (few_y, scanned_y, y_error, single_y, y, x),
     ):
-        unproved = settle(keys, scanned, error, own, other, index)
-        compute_anew(keys, unproved, error, own, other, index)
+        unproved = settle(keys, scanned, error, own.vectors, other.vectors, other.rows + other.start)
+        compute_anew(keys, unproved, single, own.vectors, other.vectors, other.rows + other.start)
         anew += len(unproved)
+    for keys, few, block in ((by_x, few_x, x), (by_y, few_y, y)):
+        keys[block.rows] = few
+        keys[block.late] = keys[block.firsts]
+    advance(len(by_x) * len(by_y) - len(few_x) * len(few_y))
     return anew
+
+
+def _moved_up(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    for start in range(0, len(rows), 4096):
+        vectors[start : start + 4096][: len(rows) - start] = vectors[rows[start : start + 4096]]
+    return vectors[: len(rows)]

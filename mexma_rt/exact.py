@@ -17,6 +17,9 @@ from mexma_rt.keys import keys_of, merge_found, merge_neighbours, neighbours_of
 
 PAIRS = 384  # scored at a time, so that their float64 rows stay in the cache (1.3x as fast as 1,500 with D=384)
 UNIT = 2.0**-24  # rounding of float32
+UNITS = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of what the scan gives, beside that of float32
+SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+SETTLED = 16384  # rows at a time
 REDONE = 512, 2048  # rows and columns of a tile of rows that are computed anew
 
 
@@ -39,14 +42,42 @@ def lengths(vectors: np.ndarray) -> np.ndarray:
     return result
 
 
-def scan_error(x_lengths: np.ndarray, y_longest: float, dimensions: int) -> np.ndarray:
-    """Return [n]: how far a product in float32 of each row of x with any row of y may lie from the exact score.
+def rounding(vectors: np.ndarray, precision: str) -> np.ndarray:
+    """Return [n]: the length of what a row loses when it is rounded to "float32", "float16" or "bfloat16" for a scan."""
+    result = np.zeros(len(vectors))
+    if precision != "float32":
+        for start in range(0, len(vectors), 4096):
+            block = np.asarray(vectors[start : start + 4096], np.float32)
+            result[start : start + 4096] = lengths(block - rounded(block, precision))
+    return result
 
-    Summed in any order it errs by D u |x| |y| at most (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), and the
-    exact score by u |x| |y|, being rounded as well; u = 2^-24. Products too small for float32 lose 2^-149 each.
+
+def rounded(block: np.ndarray, precision: str) -> np.ndarray:
+    """Return the block float32 [n, D] rounded to the nearest, ties to even, as float32."""
+    if precision == "float16":
+        return block.astype(np.float16).astype(np.float32)
+    bits = np.ascontiguousarray(block).view(np.uint32)
+    return ((bits + (0x7FFF + (bits >> 16 & 1))) & np.uint32(0xFFFF_0000)).view(np.float32)
+
+
+def scan_error(
+    x: np.ndarray, x_lost: np.ndarray, y: np.ndarray, y_lost: np.ndarray, dimensions: int, precision: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return [n] and [m]: how far the scan's product of a row with any row of the other side may lie from the exact score.
+
+    x, y are the lengths of the rows and x_lost, y_lost what `rounding` says. A product of rows x', y' that are rounded errs by
+    |x - x'| |y'| + |x| |y - y'|; summed in float32 in any order by D u |x'| |y'| (Higham, Accuracy and Stability of Numerical
+    Algorithms, 3.1), u = 2^-24; rounded to the scan's precision by that once more, as is the exact score. Products too
+    small for float32 lose 2^-149 each. A row of zeros is exact.
     """
-    relative = 1.01 * (dimensions + 2) * UNIT
-    return np.where(x_lengths > 0, relative * x_lengths * y_longest + dimensions * 2.0**-149, 0)
+
+    def one(own: np.ndarray, own_lost: np.ndarray, other: np.ndarray, other_lost: np.ndarray) -> np.ndarray:
+        longest, lost = other.max(initial=0), other_lost.max(initial=0)
+        relative = 1.01 * ((dimensions + 2) * UNIT + UNITS[precision])
+        error = own_lost * (longest + lost) + own * lost + relative * (own + own_lost) * (longest + lost)
+        return np.where(own > 0, error + dimensions * SMALLEST[precision], 0)
+
+    return one(x, x_lost, y, y_lost), one(y, y_lost, x, x_lost)
 
 
 def floor_of(keys: np.ndarray, error: np.ndarray) -> np.ndarray:
@@ -62,14 +93,18 @@ def settle(
 
     y_index [m] is what the rows of y are called in keys. Returns the rows of x that are not proved.
     """
-    scores, index = neighbours_of(scanned)
-    rows, places = np.nonzero(index >= 0)
-    columns = index[rows, places]
-    found = np.full_like(scanned, np.iinfo(np.uint64).max)
-    found[rows, places] = keys_of(exact_scores(x, y, rows, columns), y_index[columns])
-    keys[:] = merge_neighbours(keys, found)
-    kth, full = neighbours_of(keys[:, -1])[0].astype(np.float64), index[:, -1] >= 0
-    return np.flatnonzero(full & (scores[:, -1] + error >= kth) & (error > 0))
+    unproved = []
+    for start in range(0, len(keys), SETTLED):
+        part = slice(start, start + SETTLED)
+        scores, index = neighbours_of(scanned[part])
+        rows, places = np.nonzero(index >= 0)
+        columns = index[rows, places]
+        found = np.full_like(scanned[part], np.iinfo(np.uint64).max)
+        found[rows, places] = keys_of(exact_scores(x, y, rows + start, columns), y_index[columns])
+        keys[part] = merge_neighbours(keys[part], found)
+        kth, full = neighbours_of(keys[part, -1])[0].astype(np.float64), index[:, -1] >= 0
+        unproved.append(start + np.flatnonzero(full & (scores[:, -1] + error[part] >= kth) & (error[part] > 0)))
+    return np.concatenate(unproved)
 
 
 def compute_anew(

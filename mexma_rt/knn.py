@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mexma_rt.blocks import absorb_block, neighbours_of, no_neighbours
+from mexma_rt.blocks import Block, absorb_blocks, neighbours_of, no_neighbours
 from mexma_rt.errors import InputError
 from mexma_rt.progress import progress_bar
 
@@ -36,7 +36,7 @@ def mutual_neighbours(
         raise InputError("x and y are so long that their products leave float32. Normalise them, for example by unit_rows.")
     by_x, by_y = no_neighbours(len(x), k), no_neighbours(len(y), k)
     with progress_bar(progress, total=len(x) * len(y), desc="neighbours", unit="cell") as advance:
-        absorb_block(by_x, by_y, x, y, memory_bytes=memory_bytes, advance=advance)
+        absorb_blocks(by_x, by_y, Block.of(x, k, 0), Block.of(y, k, 0), memory_bytes=memory_bytes, advance=advance)
     return *neighbours_of(by_x), *neighbours_of(by_y)
 
 
@@ -61,9 +61,14 @@ def check_vectors(vectors: np.ndarray, name: str) -> np.ndarray:
 
 def check_dimensions(x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> None:
     """Raise InputError unless x [n, D] and y [m, D] agree in D."""
-    if x.shape[1] != y.shape[1]:
+    check_dimensions_of(x.shape, y.shape, x_name, y_name)
+
+
+def check_dimensions_of(x: tuple[int, ...], y: tuple[int, ...], x_name: str, y_name: str) -> None:
+    """The same of shapes."""
+    if x[1] != y[1]:
         raise InputError(
-            f"{x_name} has shape {x.shape} and {y_name} {y.shape}: the dimensions {x.shape[1]} and {y.shape[1]} differ. "
+            f"{x_name} has shape {x} and {y_name} {y}: the dimensions {x[1]} and {y[1]} differ. "
             "Embed both sides with the same model and the same truncate_dim."
         )
 

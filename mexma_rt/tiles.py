@@ -24,7 +24,7 @@ GROUP = 16  # rows of a group: its cells in a column are as many cache lines
 SEEDS = 128  # groups of a row, where nothing is known of it yet
 PART = 512  # columns or rows that a thread takes at a time
 STRIPE = 64  # rows of the tile, likewise
-DENSE = 8  # if more than one group in so many is looked into, all cells of the part are
+DENSE = 2  # if more than one group in so many is looked into, all cells of the part are
 
 RunAll = Callable[[Callable[[int], Any], Iterable[int]], Any]  # map(function, starts), here or in threads
 

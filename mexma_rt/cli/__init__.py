@@ -1,4 +1,4 @@
-"""The command line: `mexma embed | mine | score | xsim | doctor | models`.
+"""The command line: `mexma embed | mine | score | knn | xsim | doctor | models`.
 
 Exit status: 0 done; 1 the data or the machine (one message on stderr, no traceback); 2 wrong usage; 130 Ctrl-C.
 """
@@ -13,6 +13,7 @@ import click
 from mexma_rt import MexmaError, __version__
 from mexma_rt.cli.doctor import doctor
 from mexma_rt.cli.embed import embed
+from mexma_rt.cli.knn import knn
 from mexma_rt.cli.mine import mine
 from mexma_rt.cli.models import models
 from mexma_rt.cli.score import score
@@ -43,5 +44,5 @@ def main() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-for command in (embed, mine, score, xsim, doctor, models):
+for command in (embed, mine, score, knn, xsim, doctor, models):
     main.add_command(command)

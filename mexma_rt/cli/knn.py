@@ -1,0 +1,74 @@
+"""`mexma knn`: the nearest neighbours of two sets of vectors of any size, both ways."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from functools import partial
+
+import click
+
+from mexma_rt.cli.common import echo_json
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class Memory(click.ParamType):
+    """A number of bytes: 2GB, 500M, 1.5G."""
+
+    name = "bytes"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?", str(value).strip().upper())
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"{value!r} is no amount of memory. Type for example 2GB or 500MB.", param, ctx)
+        return int(float(match[1]) * UNITS[match[2]])
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target")
+@click.option("-o", "--output", metavar="FOLDER", required=True, help="The new folder for the four arrays.")
+@click.option("-k", "--k", type=click.IntRange(min=1), default=4, show_default=True, help="Neighbours per row.")
+@click.option(
+    "--metric",
+    type=click.Choice(["cosine", "ip"]),
+    default="cosine",
+    show_default=True,
+    help="ip: of rows as they are.",
+)
+@click.option("--memory", type=Memory(), default="2GB", show_default=True, help="Of the whole process.")
+@click.option(
+    "--checkpoint",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def knn(source: str, target: str, output: str, k: int, metric: str, memory: int, checkpoint: float, as_json: bool) -> None:
+    """Find the K nearest rows of TARGET for each row of SOURCE, and the other way round, exactly.
+
+    SOURCE and TARGET are .npy files or folders of shards from `mexma embed`; they may be larger than memory. FOLDER gets
+    source_scores.npy, source_index.npy, target_scores.npy and target_index.npy. After an interruption the same command goes on
+    where it stopped.
+    """
+    from mexma_rt.knnfiles import knn_files
+
+    report = knn_files(
+        source,
+        target,
+        output,
+        k=k,
+        metric=metric,
+        memory_bytes=memory,
+        checkpoint_seconds=checkpoint,
+        announce=partial(click.echo, err=True),
+    )
+    if as_json:
+        echo_json(asdict(report))
+    else:
+        click.echo(
+            f"{output}: {report.k} neighbours of {report.source_rows:,} and {report.target_rows:,} rows in "
+            f"{report.seconds:,.1f} s; {report.computed_anew:,} rows were computed again to be exact"
+        )

@@ -1,0 +1,345 @@
+"""Neighbours of files: the bytes of the search in memory, plans, kills, and everything that is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import mexma_rt
+from mexma_rt import FileError, InputError, knnfiles, knnplan
+from mexma_rt.cli import main
+from mexma_rt.knn import mutual_neighbours, unit_rows
+from mexma_rt.knnfiles import knn_files, open_neighbours
+from mexma_rt.knnplan import make_plan
+
+ROOT = Path(mexma_rt.__file__).parents[1]
+RANDOM = np.random.default_rng(5)
+X = np.round(RANDOM.standard_normal((700, 16)) * 2).astype(np.float32)
+Y = np.round(RANDOM.standard_normal((900, 16)) * 2).astype(np.float32)
+X[3], Y[40:60], Y[7] = 0, X[9], X[3]  # a zero row, twenty equal rows, a pair of zero rows
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X)
+    np.save("y.npy", Y)
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch, outer: int = 256, inner: int = 300, keep: bool = True) -> None:
+    def plan(outer_rows: int, inner_rows: int, columns: int, k: int, memory_bytes: int) -> knnplan.Plan:
+        return knnplan.Plan(
+            outer_rows=outer_rows,
+            inner_rows=inner_rows,
+            outer_block=outer,
+            inner_block=inner,
+            columns=columns,
+            k=k,
+            memory_bytes=memory_bytes,
+            keep_inner=keep,
+        )
+
+    monkeypatch.setattr(knnfiles, "make_plan", plan)
+
+
+def assert_same(folder: str, expected: tuple[np.ndarray, ...]) -> None:
+    for name, found, true in zip(knnfiles.NAMES, open_neighbours(folder), expected, strict=True):
+        assert found.dtype == true.dtype, name
+        np.testing.assert_array_equal(found, true, err_msg=name)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_blocks_give_the_bytes_of_the_search_in_memory(monkeypatch: pytest.MonkeyPatch, keep: bool) -> None:
+    small_blocks(monkeypatch, keep=keep)
+    said: list[str] = []
+    report = knn_files("x.npy", "y.npy", "out", k=5, checkpoint_seconds=1e-9, announce=said.append)
+    assert_same("out", mutual_neighbours(unit_rows(X), unit_rows(Y), 5))
+    assert (report.source_rows, report.target_rows, report.k, report.resumed) == (700, 900, 5, 0)
+    assert "700 x 900 rows of 16 dimensions, k=5" in said[0] and "3 x 3 blocks" in said[0] and "100.0% done" in said[-1]
+    assert sorted(path.name for path in Path().iterdir()) == ["out", "x.npy", "y.npy"]
+    knn_files("y.npy", "x.npy", "turned", k=5)  # the smaller side is still the outer one
+    scores_xy, index_xy, scores_yx, index_yx = mutual_neighbours(unit_rows(X), unit_rows(Y), 5)
+    assert_same("turned", (scores_yx, index_yx, scores_xy, index_xy))
+    knn_files("x.npy", "y.npy", "products", k=5, metric="ip")
+    assert_same("products", mutual_neighbours(X, Y, 5))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int8", ">f4"])
+def test_shards_and_types(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    small_blocks(monkeypatch)
+    whole = Y.astype(dtype)
+    folder = Path("shards")
+    folder.mkdir()
+    cuts = [0, 100, 500, 900]
+    for number, (a, b) in enumerate(pairwise(cuts)):
+        np.save(folder / f"vectors-{number:05}.npy", whole[a:b])
+    shards = [{"file": f"vectors-{n:05}.npy", "rows": b - a} for n, (a, b) in enumerate(pairwise(cuts))]
+    (folder / "vectors.json").write_text(json.dumps({"rows": 900, "shards": shards}))
+    knn_files("x.npy", folder, "out", k=3)
+    assert_same("out", mutual_neighbours(unit_rows(X), unit_rows(whole), 3))
+
+
+def test_a_plan_keeps_to_the_memory_and_reads_the_least() -> None:
+    small = make_plan(1_000_000, 1_000_000, 256, 4, 2_000_000_000)
+    assert len(small.blocks) == 1 and small.rows_read == 2_000_000  # everything is read once
+    large = make_plan(10_000_000, 30_000_000, 1024, 4, 8_000_000_000)
+    held = large.outer_block * (1024 * 4 + 160) + large.inner_block * 4096
+    assert 6e9 < held < 8e9
+    count = len(large.blocks)
+    assert large.rows_read == 10_000_000 + count * 30_000_000 - (count - 1) * _last_block(large)
+    assert [pair[1] for pair in large.pairs[: 2 * len(large.inner_blocks)]] == [
+        *range(len(large.inner_blocks)),
+        *reversed(range(len(large.inner_blocks))),
+    ]
+    with pytest.raises(InputError, match=r"0\.30 GB of memory are too few for 1024 dimensions and k=4. Give at least 0\.\dGB"):
+        make_plan(10_000_000, 30_000_000, 1024, 4, 300_000_000)
+
+
+def _last_block(plan: knnplan.Plan) -> float:
+    """Rows of the inner blocks at which the order turns, on average over the turns."""
+    sizes = [b - a for a, b in plan.inner_blocks]
+    turns = [sizes[-1] if i % 2 == 0 else sizes[0] for i in range(len(plan.blocks) - 1)]
+    return sum(turns) / len(turns)
+
+
+# Killed by SIGKILL before its n-th rename, sync or block, for every n; then a second process ends the work.
+EVERY_STEP = """
+import hashlib, json, os, shutil, signal, sys
+from pathlib import Path
+import numpy as np
+from mexma_rt import knnfiles, knnplan
+from mexma_rt.errors import FileError
+knnfiles.make_plan = lambda a, b, columns, k, memory: knnplan.Plan(
+    outer_rows=a, inner_rows=b, outer_block=40, inner_block=50, columns=columns, k=k, memory_bytes=memory, keep_inner=KEEP)
+
+def run():
+    try:
+        return knnfiles.knn_files("x.npy", "y.npy", "out", k=3, checkpoint_seconds=1e-9).resumed
+    except FileError as error:
+        assert "exists already" in str(error), error
+        return 1.0
+
+def counted(function, last):
+    def call(*arguments, **keywords):
+        counter[0] += 1
+        if counter[0] == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+    return call
+
+def killed_at(last):
+    pid = os.fork()
+    if pid == 0:
+        for name in ("fsync", "rename", "replace", "unlink", "rmdir"):
+            setattr(os, name, counted(getattr(os, name), last))
+        knnfiles.absorb_blocks = counted(knnfiles.absorb_blocks, last)
+        run()
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert status in (0, signal.SIGKILL), status
+    return status == signal.SIGKILL
+
+def left():
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path().rglob("*")) if path.is_file()}
+
+counter, resumed, results, step = [0], set(), set(), 0
+while killed_at(step + 1):
+    step += STRIDE
+    resumed.add(run())
+    results.add(json.dumps(left()))
+    shutil.rmtree("out")
+results.add(json.dumps(left()))
+print(json.dumps({"steps": step, "resumed": sorted(resumed), "results": len(results), "last": left()}))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(("keep", "stride"), [(True, 4), (False, 7)])
+def test_killed_at_every_step(keep: bool, stride: int) -> None:
+    np.save("x.npy", X[:75])
+    np.save("y.npy", Y[:90])
+    code = EVERY_STEP.replace("KEEP", str(keep)).replace("STRIDE", str(stride))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["results"] == 1 and result["steps"] > 20, result
+    assert {0, 1} < set(result["resumed"]) <= {0, 0.25, 0.5, 0.75, 1}
+    assert set(result["last"]) == {"x.npy", "y.npy", "out/knn.json", *(f"out/{name}.npy" for name in knnfiles.NAMES)}
+
+
+def test_the_command_killed_while_it_works() -> None:
+    x, y = (unit_rows(np.random.default_rng(6).standard_normal((rows, 16))) for rows in (3_000, 45_000))
+    np.save("x.npy", x)
+    np.save("y.npy", y)
+    code = "import sys; from mexma_rt.cli import main; main()"
+    command = [sys.executable, "-c", code, "knn", "x.npy", "y.npy", "-o", "out", "--checkpoint=0.01", "--json", "-k2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    state, before = Path(".out.part/state.json"), 0
+    for _ in range(2):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            while process.poll() is None:
+                done = json.loads(state.read_bytes())["done"] if state.exists() else 0
+                if before < done:
+                    process.send_signal(signal.SIGKILL)
+                    before = done
+                    break
+                time.sleep(0.001)
+            process.wait()
+        assert process.returncode == -signal.SIGKILL and not Path("out").exists()
+    done_ = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    report = json.loads(done_.stdout)
+    assert report["resumed"] > 0 and "where a run was interrupted" in done_.stderr
+    assert "GFLOP/s" in done_.stderr and "left" in done_.stderr
+    assert_same("out", mutual_neighbours(unit_rows(x), unit_rows(y), 2))
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after one block pair of nine."""
+    small_blocks(monkeypatch)
+    real, calls = knnfiles.absorb_blocks, []
+
+    def stops(*arguments: Any, **keywords: Any) -> int:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(knnfiles, "absorb_blocks", stops)
+        with pytest.raises(KeyboardInterrupt):
+            knn_files("x.npy", "y.npy", "out", checkpoint_seconds=1e-9)
+
+
+def test_an_unfinished_run_of_another_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(monkeypatch)
+    with pytest.raises(InputError, match=r"unfinished run of another job.*k: 4 then, 3 now.*rm -r"):
+        knn_files("x.npy", "y.npy", "out", k=3)
+    changed = Y.copy()
+    changed[-1, -1] += 1
+    np.save("y.npy", changed)
+    with pytest.raises(InputError, match="differs in target: "):
+        knn_files("x.npy", "y.npy", "out")
+    np.save("y.npy", Y)
+    assert knn_files("x.npy", "y.npy", "out").resumed == pytest.approx(1 / 9)
+    assert_same("out", mutual_neighbours(unit_rows(X), unit_rows(Y), 4))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "state"])
+def test_a_damaged_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    interrupted(monkeypatch)
+    path = Path(".out.part/inner-00000.keys")
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[100] ^= 1
+        path.write_bytes(data)
+    elif damage == "cut":
+        path.write_bytes(data[:-1])
+    elif damage == "remove":
+        path.unlink()
+    else:
+        Path(".out.part/state.json").write_text("{")
+    with pytest.raises(FileError, match=r"(is damaged|is missing).*Start anew: rm -r"):
+        knn_files("x.npy", "y.npy", "out")
+    assert Path(".out.part").is_dir() and not Path("out").exists()  # nothing was thrown away
+
+
+def saved(name: str, array: np.ndarray) -> str:
+    np.save(name, array)
+    return name
+
+
+def bad(kind: str) -> tuple[str, dict[str, Any]]:
+    """The name of y and arguments."""
+    broken = Y.copy()
+    broken[777, 2] = np.nan
+    if kind == "cut":
+        Path("cut.npy").write_bytes(Path("y.npy").read_bytes()[:-1])
+    if kind in ("exists", "empty folder", "ubinary"):
+        Path("folder").mkdir()
+    if kind == "ubinary":
+        Path("folder/vectors.json").write_text(json.dumps({"storage": "ubinary", "shards": []}))
+    if kind == "outside":
+        Path("folder").mkdir()
+        Path("folder/vectors.json").write_text(json.dumps({"shards": [{"file": "../y.npy", "rows": 900}]}))
+    Path("text.npy").write_text("no array")
+    makers: dict[str, tuple[Callable[[], str], dict[str, Any]]] = {
+        "nan": (lambda: saved("a.npy", broken), {}),
+        "huge": (lambda: saved("a.npy", np.full((9, 16), 1e300)), {}),
+        "dimensions": (lambda: saved("a.npy", Y[:, :7].copy()), {}),
+        "empty": (lambda: saved("a.npy", Y[:0]), {}),
+        "k": (lambda: "y.npy", {"k": 701}),
+        "flat": (lambda: saved("a.npy", Y.ravel()), {}),
+        "fortran": (lambda: saved("a.npy", np.asfortranarray(Y)), {}),
+        "bytes": (lambda: saved("a.npy", np.ones((9, 16), np.uint8)), {}),
+        "long": (lambda: saved("a.npy", Y * 1e36), {"metric": "ip"}),
+        "memory": (lambda: "y.npy", {"memory_bytes": 1000}),
+        "metric": (lambda: "y.npy", {"metric": "euclidean"}),
+        "missing": (lambda: "no.npy", {}),
+        "text": (lambda: "text.npy", {}),
+        "cut": (lambda: "cut.npy", {}),
+        "exists": (lambda: "y.npy", {"output": "folder"}),
+        "file": (lambda: "y.npy", {"output": "y.npy"}),
+        "empty folder": (lambda: "folder", {}),
+        "ubinary": (lambda: "folder", {}),
+        "outside": (lambda: "folder", {}),
+    }
+    make, keywords = makers[kind]
+    return make(), keywords
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nan", r"a.npy has NaN or infinity in row 777 \(counted from 0\)"),
+        ("huge", "a.npy has NaN or infinity in row 0"),
+        ("dimensions", r"x.npy has shape \(700, 16\) and a.npy \(900, 7\): the dimensions 16 and 7 differ"),
+        ("empty", "a.npy is empty: there is nothing to compare with"),
+        ("k", "x.npy has 700 rows, too few to find k=701 neighbours"),
+        ("flat", r"a.npy has shape \(14400,\), but vectors are needed"),
+        ("fortran", "a.npy is stored column by column.*Type numpy.save"),
+        ("bytes", "a.npy has type uint8, but vectors are real numbers"),
+        ("long", "so long that their products leave float32"),
+        ("memory", "0.00 GB of memory are too few.*Give at least"),
+        ("metric", "metric='euclidean' is not known. Type one of: cosine, ip"),
+        ("missing", "no.npy does not exist. Vectors come from: mexma embed"),
+        ("text", "text.npy is no .npy file"),
+        ("cut", "cut.npy is cut off"),
+        ("exists", "folder exists already. Choose another name, or delete it: rm -r folder"),
+        ("file", "y.npy is a file's name"),
+        ("empty folder", "folder without vectors.json"),
+        ("ubinary", "sign bits"),
+        ("outside", "which is not in its folder"),
+    ],
+)
+def test_bad_input(kind: str, message: str) -> None:
+    name, keywords = bad(kind)
+    before = sorted(Path().rglob("*"))
+    with pytest.raises((InputError, FileError), match=message):
+        knn_files("x.npy", name, **{"output": "out", **keywords})
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_the_command_says_what_it_does_and_what_is_wrong() -> None:
+    result = CliRunner().invoke(main, ["knn", "x.npy", "y.npy", "-o", "out", "--memory", "0.5 GB"])
+    assert result.exit_code == 0 and "uses at most 0.50 GB of memory" in result.stderr
+    assert "out: 4 neighbours of 700 and 900 rows" in result.stdout
+    assert Path("out/knn.json").is_file()
+    result = CliRunner().invoke(main, ["knn", "x.npy", "y.npy", "-o", "out"])
+    assert result.exit_code == 1 and "out exists already" in result.stderr
+    result = CliRunner().invoke(main, ["knn", "x.npy", "y.npy", "-o", "out2", "--memory", "lots"])
+    assert result.exit_code == 2 and "is no amount of memory" in result.stderr
+    with pytest.raises(FileError, match=r"x\.npy is no folder of neighbours"):
+        open_neighbours("x.npy")
