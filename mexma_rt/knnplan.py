@@ -66,7 +66,7 @@ class Plan:
         return (
             f"{self.outer_rows:,} x {self.inner_rows:,} rows of {self.columns} dimensions, k={self.k}: {self.flops:.3g} FLOP "
             f"in {len(self.blocks)} x {len(self.inner_blocks)} blocks of {self.outer_block:,} x {self.inner_block:,} rows; "
-            f"reads {self.rows_read * self.columns * 4 / 1e9:,.2f} GB of float32, uses at most {self.memory_bytes / 1e9:,.2f} GB of "
+            f"reads {self.rows_read * self.columns * 4 / 1e9:,.2f} GB, uses at most {self.memory_bytes / 1e9:,.2f} GB of "
             f"memory, takes about {duration(seconds)}"
         )
 
