@@ -110,6 +110,14 @@ ARMS = {
         question=SOURCES, why="Every pair of a language is drawn alike.", changes={"sampling.source_weights": {}}
     ),
     **{
+        name: Arm(question=SOURCES, why=why, changes={"sampling.source_weights": WEIGHTS | changed})
+        for name, changed, why in (
+            ("ui 0.1", {"ui": 0.1}, "Messages of programs weigh two fifths of the base's 0.25."),
+            ("wmt 4", {"wmt": 4.0}, "News weigh twice the base's 2."),
+            ("ui 0.1, wmt 4", {"ui": 0.1, "wmt": 4.0}, "Both."),
+        )
+    },
+    **{
         f"without {source}": Arm(
             question=LEAVE_ONE_OUT,
             why="As many pairs of the other sources instead.",
