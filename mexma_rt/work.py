@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -82,8 +82,7 @@ def work_folder(target: Path) -> Iterator[Path]:
             "output in a folder where nobody else writes."
         )
     try:
-        with (work / "lock").open("wb") as lock:
-            _lock(lock, target)
+        with locked(work / "lock", target):
             yield work
     except _LockedError:
         raise
@@ -99,16 +98,21 @@ class _LockedError(FileError):
     """Not ours to clean up."""
 
 
-def _lock(stream: BinaryIO, target: Path) -> None:
+@contextlib.contextmanager
+def locked(lock: Path, target: Path) -> Iterator[None]:
     """The lock ends with the process, however it ends. Where the system has none of this kind, two runs are not noticed."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _LockedError(f"{target} is being written by another process. Wait for it, or choose another output.") from None
+    with lock.open("wb") as stream:
+        try:
+            import fcntl
+
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except BlockingIOError:
+            raise _LockedError(
+                f"{target} is being written by another process. Wait for it, or choose another output."
+            ) from None
+        yield
 
 
 def read_state(work: Path) -> dict[str, Any] | None:

@@ -1,0 +1,210 @@
+"""Nearest neighbours of corpora too large for exact search: IVF-PQ finds candidates, exact inner products decide among them.
+
+Every score that comes out is exact; what is approximate is only which rows were looked at. `measure_recall` says how much
+that costs on a sample.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mexma_rt import ivfpq, work
+from mexma_rt.errors import FileError, InputError, require_extra
+from mexma_rt.files import atomic_write
+from mexma_rt.ivfpq import Index, IvfPq
+from mexma_rt.knn import check_dimensions, check_k, check_vectors, mutual_neighbours
+from mexma_rt.progress import progress_bar
+
+QUERIES = 4096  # rows searched by one call of faiss
+BLOCK = 65536  # rows of which results are merged at a time
+GATHERED = 2 << 20  # bytes of candidates' vectors copied at a time: they should stay in the cache
+FOUND = np.dtype([("score", "<f4"), ("index", "<i8")])
+
+Neighbours = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """Share of the true k nearest rows that were found, over `rows` sampled rows of each side (1.0: all)."""
+
+    forward: float
+    backward: float
+    rows: int
+
+
+def approximate_neighbours(
+    x: np.ndarray,
+    y: np.ndarray,
+    k: int,
+    *,
+    settings: IvfPq | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    memory_bytes: int = 1 << 30,
+    progress: bool | None = None,
+) -> Neighbours:
+    """As `mexma_rt.knn.mutual_neighbours`, from the candidates of IVF-PQ indexes of x [n, D] and y [m, D], rows of length 1.
+
+    Returns (scores_xy [n, k] float32, index_xy [n, k] int64, scores_yx [m, k], index_yx [m, k]), best first, of equal scores
+    the lower index first. Scores are exact inner products in float32; every row gets k neighbours.
+    settings: of the index; None takes the defaults of `IvfPq`. folder: where the indexes and the neighbours found so far are
+    kept, to be used again by the next call or gone on with after a kill; None keeps them in a temporary folder.
+    memory_bytes bounds training, index and vectors in memory, beyond the results. The same seed gives the same result.
+
+    Raises InputError as mutual_neighbours does, and for settings that cannot be used or too few rows to train; FileError for a
+    folder that holds the index of other vectors; MissingExtraError without faiss.
+    """
+    require_extra("faiss", "faiss")
+    settings = settings or IvfPq()
+    x, y = check_vectors(x, "x"), check_vectors(y, "y")
+    check_dimensions(x, y, "x", "y")
+    check_k(k, {"x": len(x), "y": len(y)}, "rows")
+    for name, side in (("x", x), ("y", y)):
+        ivfpq.check_settings(settings, *side.shape, name, memory_bytes)
+    if settings.candidates < k:
+        raise InputError(
+            f"candidates={settings.candidates} are too few to find k={k} neighbours among them. Type candidates={8 * k}."
+        )
+    with _folder(folder) as home:
+        with progress_bar(progress, total=len(x) + len(y), desc="index", unit="row") as advance:
+            of_x, of_y = (
+                ivfpq.build(home / name, side, settings, name=name, memory_bytes=memory_bytes, advance=advance)
+                for name, side in (("x", x), ("y", y))
+            )
+        total = len(x) * len(of_y.parts) + len(y) * len(of_x.parts)
+        with progress_bar(progress, total=total, desc="neighbours", unit="row") as advance:
+            forward = _search_parts(home / "xy", of_y, of_x, k, settings, advance)
+            backward = _search_parts(home / "yx", of_x, of_y, k, settings, advance)
+    return forward["score"], forward["index"], backward["score"], backward["index"]
+
+
+def measure_recall(x: np.ndarray, y: np.ndarray, found: Neighbours, *, rows: int = 1000, seed: int = 0) -> Recall:
+    """Compare with exact search for `rows` random rows of each side (all, if there are fewer).
+
+    A neighbour counts as found if its score reaches that of the true k-th nearest (within 1e-5, a rounding): of rows that are
+    equally near, any will do.
+    """
+    k = found[0].shape[1]
+    rng = np.random.default_rng(seed)
+    shares = []
+    for queries, others, scores in ((x, y, found[0]), (y, x, found[2])):
+        sample = np.sort(rng.choice(len(queries), max(k, min(rows, len(queries))), replace=False))
+        exact = mutual_neighbours(np.asarray(queries[sample], np.float32), others, k, progress=False)[0]
+        shares.append(float((scores[sample] >= exact[:, -1:] - 1e-5).mean()))
+    return Recall(forward=shares[0], backward=shares[1], rows=rows)
+
+
+def search_part(queries: np.ndarray, part: tuple, first: int, k: int, settings: IvfPq) -> np.ndarray:
+    """The k best rows of a loaded part for queries float32 [q, D]: FOUND [q, k]; index -1 where the part has fewer than k.
+
+    A pure function, so that parts can be searched anywhere in any order; `merge` is associative.
+    """
+    import faiss
+
+    index, vectors = part
+    count = min(settings.candidates, len(vectors))
+    found = np.empty((len(queries), k), FOUND)
+    for start in range(0, len(queries), QUERIES):
+        block = np.ascontiguousarray(queries[start : start + QUERIES], np.float32)
+        probes, everywhere = (_probes(faiss, number) for number in (min(settings.nprobe, index.nlist), index.nlist))
+        rows = index.search(block, count, params=probes)[1]
+        short = (rows[:, : min(k, len(vectors))] < 0).any(axis=1)  # their lists had fewer than k rows: look into all lists
+        if short.any():
+            rows[short] = index.search(block[short], count, params=everywhere)[1]
+        scored = np.empty(rows.shape, FOUND)
+        scored["score"] = np.where(rows >= 0, _inner_products(block, vectors, rows), -np.inf)
+        scored["index"] = np.where(rows >= 0, rows + first, -1)
+        found[start : start + QUERIES] = _best(scored, k)
+    return found
+
+
+def _probes(faiss: Any, nprobe: int) -> Any:
+    return faiss.SearchParametersIVF(nprobe=nprobe)
+
+
+def merge(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The k best of two FOUND [q, k] over different rows."""
+    return _best(np.concatenate([one, other], axis=1), one.shape[1])
+
+
+def _best(found: np.ndarray, k: int) -> np.ndarray:
+    if found.shape[1] < k:
+        missing = np.full((len(found), k - found.shape[1]), np.array((-np.inf, -1), FOUND))
+        found = np.concatenate([found, missing], axis=1)
+    order = np.lexsort((found["index"], -found["score"]), axis=1)[:, :k]
+    return np.take_along_axis(found, order, axis=1)
+
+
+def _inner_products(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Scores [q, c] of the candidates rows [q, c]. einsum adds every pair in the same order, so that equal sentences tie."""
+    scores = np.empty(rows.shape, np.float32)
+    step = max(GATHERED // (4 * vectors.shape[1] * rows.shape[1]), 1)
+    for start in range(0, len(rows), step):
+        block = slice(start, start + step)
+        np.einsum("qd,qcd->qc", queries[block], vectors[rows[block]], out=scores[block])
+    return scores
+
+
+def _search_parts(
+    folder: Path, index: Index, queries: Index, k: int, settings: IvfPq, advance: Callable[[int], object]
+) -> np.ndarray:
+    """FOUND [q, k] of all parts of `index`. What the parts so far gave is kept in `folder` after each one."""
+    folder.mkdir(exist_ok=True)
+    job: dict[str, Any] = {
+        "k": k,
+        "nlist": index.nlist,
+        "m": index.m,
+        "nprobe": settings.nprobe,
+        "candidates": settings.candidates,
+    }
+    job |= {"seed": settings.seed, "queries": list(queries.sha256), "vectors": list(index.sha256)}
+    state = work.resume(folder, job) or {"job": job, "done": 0}
+    done = state["done"]
+    best = _load(folder, done) if done else np.full((len(queries.vectors), k), np.array((-np.inf, -1), FOUND))
+    advance(len(best) * done)
+    for number in range(done, len(index.parts)):
+        part, first = index.load(number), index.parts[number][0]
+        for start in range(0, len(best), BLOCK):
+            block = slice(start, start + BLOCK)
+            best[block] = merge(best[block], search_part(queries.vectors[block], part, first, k, settings))
+            advance(len(best[block]))
+        with atomic_write(_kept(folder, number + 1)) as stream:
+            np.save(stream, best, allow_pickle=False)
+        work.write_state(folder, folder, {"job": job, "done": number + 1})
+        _kept(folder, number).unlink(missing_ok=True)
+    return best
+
+
+def _kept(folder: Path, done: int) -> Path:
+    return folder / f"found-{done:05}.npy"
+
+
+def _load(folder: Path, done: int) -> np.ndarray:
+    try:
+        return np.load(_kept(folder, done), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise FileError(f"{_kept(folder, done)} is damaged ({error}). Start the search anew: rm -r {folder}") from None
+
+
+@contextlib.contextmanager
+def _folder(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="mexma-ivfpq-") as name:
+            yield Path(name)
+        return
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise FileError(f"{path} is a file, but an index is a folder. Choose another name.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{path} cannot be made: {error.strerror}.") from None
+    with work.locked(path / "lock", path):
+        yield path
