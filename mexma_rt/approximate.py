@@ -67,7 +67,7 @@ def approximate_neighbours(
     check_dimensions(x, y, "x", "y")
     check_k(k, {"x": len(x), "y": len(y)}, "rows")
     for name, side in (("x", x), ("y", y)):
-        ivfpq.check_settings(settings, *side.shape, name, memory_bytes)
+        ivfpq.check_settings(settings, len(side), side.shape[1], name, memory_bytes)
     if settings.candidates < k:
         raise InputError(
             f"candidates={settings.candidates} are too few to find k={k} neighbours among them. Type candidates={8 * k}."
@@ -207,4 +207,6 @@ def _folder(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
     except OSError as error:
         raise FileError(f"{path} cannot be made: {error.strerror}.") from None
     with work.locked(path / "lock", path):
+        for leftover in path.rglob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
         yield path

@@ -9,16 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mexma_rt.candidates import RETRIEVALS, SORT_BYTES, Neighbours, OneToOne, best_first, candidate_blocks
 from mexma_rt.corpus import Counts, Side
-from mexma_rt.errors import InputError
+from mexma_rt.errors import InputError, require_extra
 from mexma_rt.knn import check_dimensions, check_k, mutual_neighbours, unit_rows
 from mexma_rt.margin import MARGINS, check_choice
 from mexma_rt.mining_warnings import MiningWarning, find_warnings
+
+if TYPE_CHECKING:
+    from mexma_rt.approximate import Recall
+
+INDEXES = ("exact", "ivfpq")
 
 # Where mean F1 was best with the bundled model: nine languages to English, 1,000 Tatoeba training sentences each, 30 % of the
 # lines without partner (95.4, 95.6 and 94.7 %; within 0.3 of it from 1.04 to 1.08, 0.02 to 0.04, 0.42 to 0.50).
@@ -69,6 +74,8 @@ class MiningReport:
     pairs: int
     seconds: float
     warnings: tuple[MiningWarning, ...]
+    index: str = "exact"
+    recall: Recall | None = None  # of "ivfpq": share of the true neighbours found, on a sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +98,7 @@ def mine(
     source_vectors: np.ndarray | None = None,
     target_vectors: np.ndarray | None = None,
     unify: bool = True,
+    index: str = "exact",
     progress: bool | None = None,
 ) -> list[Pair]:
     """Find the translations between two corpora; returns pairs by falling score, then rising source and target index.
@@ -103,12 +111,14 @@ def mine(
     threshold: least score of a pair, in every mode; None takes DEFAULT_THRESHOLD of the margin, and for "knn" none.
     encoder: what `mexma_rt.load` returns; None takes the bundled default model.
     unify: equal lines count once, as their first occurrence. Blank lines are never paired.
+    index: "exact", or "ivfpq" for corpora too large for that: candidates from an approximate index, scored exactly (needs
+    mexma-rt[faiss] and at least 9,984 sentences on each side; mexma_rt/approximate.py has its settings).
 
     Raises InputError for texts, vectors or arguments that cannot be used, among them a side with fewer sentences than k.
     `mexma_rt.mining.mine_report` gives counts and warnings as well: corpora that are tiny, identical, or full of near
     duplicates, whose scores mean little.
     """
-    settings: dict[str, Any] = {"margin": margin, "k": k, "retrieval": retrieval, "threshold": threshold}
+    settings: dict[str, Any] = {"margin": margin, "k": k, "retrieval": retrieval, "threshold": threshold, "index": index}
     search = prepare(src, tgt, encoder, source_vectors, target_vectors, unify, progress, warn=False, **settings)
     return list(search.pairs())
 
@@ -125,11 +135,12 @@ def mine_report(
     source_vectors: np.ndarray | None = None,
     target_vectors: np.ndarray | None = None,
     unify: bool = True,
+    index: str = "exact",
     progress: bool | None = None,
 ) -> Mined:
     """As `mine`, and returns the report beside the pairs: counts of lines, settings, seconds, and warnings."""
     started = time.perf_counter()
-    settings: dict[str, Any] = {"margin": margin, "k": k, "retrieval": retrieval, "threshold": threshold}
+    settings: dict[str, Any] = {"margin": margin, "k": k, "retrieval": retrieval, "threshold": threshold, "index": index}
     search = prepare(src, tgt, encoder, source_vectors, target_vectors, unify, progress, warn=True, **settings)
     pairs = list(search.pairs())
     return Mined(pairs=pairs, report=search.report(len(pairs), time.perf_counter() - started))
@@ -159,16 +170,27 @@ def prepare(
     k: int,
     retrieval: str,
     threshold: float | None,
+    index: str = "exact",
     warn: bool,
 ) -> Search:
     """Check everything, embed what came without vectors, and find the neighbours: what `mine` does before it chooses."""
     least = check_threshold(threshold, margin, retrieval)
+    check_choice("index", index, INDEXES)
+    if index == "ivfpq":
+        require_extra("faiss", "faiss")
     source = Side.of(src, source_vectors, "source", unify=unify)
     target = Side.of(tgt, target_vectors, "target", unify=unify)
     check_pools(k, source, target, "distinct sentences" if unify else "sentences")
     x, y = unit_vectors(source, target, encoder, progress)
     x, y = x[source.pool], y[target.pool]
-    neighbours = Neighbours.of(*mutual_neighbours(x, y, k, progress=progress), margin=margin)
+    if index == "ivfpq":
+        from mexma_rt.approximate import approximate_neighbours, measure_recall
+
+        found = approximate_neighbours(x, y, k, progress=progress)
+        recall = measure_recall(x, y, found) if warn else None
+    else:
+        found, recall = mutual_neighbours(x, y, k, progress=progress), None
+    neighbours = Neighbours.of(*found, margin=margin)
     return Search(
         source=source,
         target=target,
@@ -177,6 +199,8 @@ def prepare(
         threshold=least,
         dimensions=x.shape[1],
         warnings=find_warnings(source, target, x, y, neighbours) if warn else (),
+        index=index,
+        recall=recall,
     )
 
 
@@ -191,6 +215,8 @@ class Search:
     threshold: float
     dimensions: int
     warnings: tuple[MiningWarning, ...]
+    index: str = "exact"
+    recall: Recall | None = None
     sort_memory: int = SORT_MEMORY
 
     def pairs(self, matching: OneToOne | None = None) -> Iterator[Pair]:
@@ -239,6 +265,8 @@ class Search:
             pairs=pairs,
             seconds=seconds,
             warnings=self.warnings,
+            index=self.index,
+            recall=self.recall,
         )
 
 

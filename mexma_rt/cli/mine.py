@@ -19,7 +19,7 @@ from mexma_rt.cli.common import (
     read_both,
     report_sides,
 )
-from mexma_rt.mining import DEFAULT_THRESHOLD, MiningReport, Pair
+from mexma_rt.mining import DEFAULT_THRESHOLD, INDEXES, MiningReport, Pair
 
 PAIR_COLUMNS = {
     "score": float,
@@ -49,6 +49,13 @@ _DEFAULTS = ", ".join(f"{value} for {margin}" for margin, value in DEFAULT_THRES
     help="max: every sentence at most once; knn: all k candidates of every sentence.",
 )
 @click.option("--threshold", type=float, help=f"Least score of a pair.  [default: {_DEFAULTS}; none for knn]")
+@click.option(
+    "--index",
+    type=click.Choice(INDEXES),
+    default="exact",
+    show_default=True,
+    help="ivfpq: approximate candidates, exact scores; says what share of the neighbours it found.",
+)
 @click.option("--show", type=click.IntRange(min=0), help="Print the best N pairs for reading instead of TSV.")
 @model_options
 def mine(
@@ -61,6 +68,7 @@ def mine(
     k: int,
     retrieval: str,
     threshold: float | None,
+    index: str,
     **options: Any,
 ) -> None:
     """Find the translations between the lines of SOURCE and TARGET.
@@ -76,7 +84,7 @@ def mine(
     started = time.perf_counter()
     encoder = LoadedEncoder(options)
     lines = read_both(source, target, output)
-    settings: dict[str, Any] = {"margin": margin, "k": k, "retrieval": retrieval, "threshold": threshold}
+    settings: dict[str, Any] = {"margin": margin, "k": k, "retrieval": retrieval, "threshold": threshold, "index": index}
     search = prepare(*lines, encoder, None, None, unify=True, progress=None, warn=True, **settings)
     listed: list[tuple[object, ...]] = []
     longest = show if show is not None else 0 if output or not as_json else float("inf")
@@ -101,6 +109,12 @@ def mine(
         _show(dict(zip(PAIR_COLUMNS, row, strict=True)))
     # Standard output stays pure TSV where it carries the table.
     click.echo(_summary(report) + (f": {output}" if output else ""), err=not output and show is None)
+    if report.recall is not None:
+        click.echo(
+            f"{report.index}: found {report.recall.forward:.1%} of the {k} nearest targets and {report.recall.backward:.1%} "
+            f"of the {k} nearest sources, for {report.recall.rows:,} sampled lines of each side",
+            err=True,
+        )
     for warning in report.warnings:
         click.echo(f"warning: {warning.message}", err=True)
     describe_sides(encoder, source, target)

@@ -18,6 +18,7 @@ from mexma_rt import FileError, InputError, MissingExtraError, ivfpq
 from mexma_rt.approximate import approximate_neighbours, measure_recall
 from mexma_rt.ivfpq import IvfPq
 from mexma_rt.knn import unit_rows
+from mexma_rt.mining import mine, mine_report
 
 needs_faiss = pytest.mark.skipif(
     importlib.util.find_spec("faiss") is None, reason="faiss is not installed: pip install 'mexma-rt[faiss]'"
@@ -139,7 +140,28 @@ def test_damaged_files_are_named(sides, folder, found, name):
         (folder / "xy" / "state.json").write_bytes(state)
 
 
-# One thread, so that fork is safe. Each child is killed before its k-th renaming of a file; what is left is gone on with.
+@needs_faiss
+def test_mining_with_it_gives_the_exact_scores_of_nearly_all_pairs_and_says_what_it_found(sides):
+    exact, ours = (
+        mine_report(source_vectors=sides[0], target_vectors=sides[1], retrieval="fwd", threshold=0.0, index=index)
+        for index in ("exact", "ivfpq")
+    )
+    places = [{(pair.source_index, pair.target_index): pair.cosine for pair in mined.pairs} for mined in (exact, ours)]
+    common = places[0].keys() & places[1].keys()
+    assert len(common) > 0.9 * ROWS and all(abs(places[0][pair] - places[1][pair]) < 1e-6 for pair in common)
+    assert (exact.report.index, exact.report.recall) == ("exact", None)
+    assert ours.report.index == "ivfpq" and ours.report.recall.rows == 1000 and 0.9 < ours.report.recall.forward < 1
+
+
+def test_an_index_that_is_not_known(monkeypatch):
+    with pytest.raises(InputError, match=r"index='hnsw' is not known\. Type one of: exact, ivfpq"):
+        mine(["a"], ["b"], index="hnsw")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"mexma-rt\[faiss\]"):
+        mine(["a"], ["b"], index="ivfpq")
+
+
+# One thread, so that fork is safe. Each child is killed before its fourth renaming of a file; what is left is gone on with.
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
@@ -153,13 +175,13 @@ sides = vectors()
 run = lambda folder: approximate.approximate_neighbours(*sides, K, settings=SETTINGS, folder=folder, memory_bytes=TWO_PARTS)
 whole = run("whole")
 kills = 0
-while True:
+while kills < 20:
     pid = os.fork()
     if pid == 0:
         real, count = os.replace, [0]
         def replace(*arguments, **keywords):
             count[0] += 1
-            if count[0] == 3:
+            if count[0] == 4:  # three make a step that is not done again: trained, part, state
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments, **keywords)
         os.replace = Path.replace = replace
