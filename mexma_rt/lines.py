@@ -55,6 +55,17 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
             ) from None
 
 
+def unpacking_bytes(path: str | os.PathLike[str]) -> int:
+    """Memory that unpacking takes where it is large: the window that a .zst file begins with; 0 for other files."""
+    if Path(path).suffix != ".zst":
+        return 0
+    import zstandard
+
+    with Path(path).open("rb") as raw, contextlib.suppress(zstandard.ZstdError):
+        return int(zstandard.get_frame_parameters(raw.read(18)).window_size)
+    return 0
+
+
 def shown_name(path: str | os.PathLike[str]) -> str:
     """How errors name an input."""
     return "standard input" if path == STDIN else str(path)

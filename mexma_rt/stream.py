@@ -22,7 +22,7 @@ import numpy as np
 
 from mexma_rt import work
 from mexma_rt.errors import FileError, InputError, require_extra
-from mexma_rt.lines import STDIN
+from mexma_rt.lines import STDIN, unpacking_bytes
 from mexma_rt.progress import progress_bar
 from mexma_rt.report import EmbedReport
 from mexma_rt.storage import STORAGES, check_storage, stored_columns
@@ -114,7 +114,7 @@ def embed_file(
             work.check_rows(folder, layout, resumed)
             work.check_room(target, layout, resumed)
             if announce is not None and (texts.slabs > 1 or resumed):
-                announce(_announcement(texts, encoder, layout, output, resumed))
+                announce(_announcement(texts, encoder, layout, source, output, resumed))
             slabs = _slabs(read_texts(source, field))
             with progress_bar(progress, total=texts.rows - resumed, desc="embed", unit="row") as advance:
                 _embed_slabs(slabs, encoder, folder, target, layout, state, advance, texts, **keywords)
@@ -241,8 +241,15 @@ def _report(empty: EmbedReport, state: dict[str, Any]) -> EmbedReport:
     return replace(empty, **counts, truncated=tuple(indices), truncated_lengths=tuple(lengths))
 
 
-def _announcement(texts: Texts, encoder: Encoder, layout: work.Layout, output: str | os.PathLike[str], done: int) -> str:
-    slab = _slab_bytes(texts, encoder.dimensions)
+def _announcement(
+    texts: Texts,
+    encoder: Encoder,
+    layout: work.Layout,
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    done: int,
+) -> str:
+    slab = _slab_bytes(texts, encoder.dimensions) + unpacking_bytes(source)
     return (
         f"{output}: {texts.rows:,} rows x {layout.columns} {layout.dtype}, {layout.rows * layout.row_bytes / 1e6:,.1f} MB on "
         f"disk; beside the model about {slab / 1e6:,.0f} MB of memory, whatever the number of rows."

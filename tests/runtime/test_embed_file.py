@@ -331,3 +331,10 @@ def test_size_and_memory_are_stated_before_a_long_job(
     assert said[0].startswith("v.npy: 9 rows x 32 float32, 0.0 MB on disk; beside the model about ")
     assert said[0].endswith("Goes on after row 4, where a run was interrupted.")
     assert said[1].endswith("If interrupted, the same command goes on.")
+
+    zstandard = pytest.importorskip("zstandard", reason="part of mexma-rt[files]")
+    wide = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=27)).compressobj()
+    Path("in.zst").write_bytes(wide.compress(lines()) + wide.flush())  # as zstd --long
+    stream.embed_file(lambda: encoder, "in.zst", "v.npy", announce=said.append)
+    stated = [int(text.partition("about ")[2].partition(" MB")[0]) for text in said]
+    assert stated[2] == pytest.approx(stated[1] + 2**27 / 1e6, abs=1.5)
