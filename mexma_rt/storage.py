@@ -85,10 +85,10 @@ def finish(raw: np.ndarray, *, normalize: bool, precision: str, truncate_dim: in
     if precision in BUCKETS:
         buckets = _buckets(normalized(raw), _needed(ranges, precision))[:, :truncate_dim]
         return buckets.astype(np.uint8) if precision == "uint8" else (buckets - 128).astype(np.int8)
-    vectors = raw[:, :truncate_dim]
-    if precision in SIGNS:
-        bits = np.packbits(vectors > 0, axis=1)
+    if precision in SIGNS:  # of vectors of length 1, where the least numbers of all are zero
+        bits = np.packbits(normalized(raw)[:, :truncate_dim] > 0, axis=1)
         return bits if precision == "ubinary" else (bits ^ 128).view(np.int8)
+    vectors = raw[:, :truncate_dim]
     return (normalized(vectors) if normalize else vectors).astype(STORAGES[precision], copy=False)
 
 

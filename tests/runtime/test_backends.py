@@ -168,8 +168,11 @@ def test_choices_are_tried_and_explained(bundle, monkeypatch):
 def test_a_graph_that_onnxruntime_cannot_open(bundle, tmp_path):
     folder = shutil.copytree(bundle.folder, tmp_path / "bundle")
     (folder / "onnx/model.onnx").write_bytes(b"no graph")
-    with pytest.raises(BackendError, match=r"onnxruntime .* cannot open .*model\.onnx on cpu"):
+    with pytest.raises(BundleError, match=r"model\.onnx is no ONNX file"):
         open_backend(edited(folder, files={"onnx/model.onnx": b"no graph"}), device="cpu", precision="fp32")
+    (folder / "onnx/model.onnx").write_bytes(b"\x08\x08")  # an ONNX file of format 8, and nothing else in it
+    with pytest.raises(BackendError, match=r"onnxruntime .* cannot open .*model\.onnx on cpu"):
+        open_backend(edited(folder, files={"onnx/model.onnx": b"\x08\x08"}), device="cpu", precision="fp32")
 
 
 def test_a_graph_of_other_dimensions(bundle, tmp_path):
