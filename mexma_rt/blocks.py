@@ -11,7 +11,7 @@ depend on the number of threads or the BLAS either: see exact.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from mexma_rt.exact import compute_anew, floor_of, lengths, repeated, rounding, 
 from mexma_rt.keys import merge_neighbours, neighbours_of, no_neighbours
 from mexma_rt.tiles import scan as scan_tiles
 
-__all__ = ["Block", "absorb_blocks", "block_neighbours", "merge_neighbours", "neighbours_of", "no_neighbours"]
+__all__ = ["Block", "absorb_blocks", "block_neighbours", "choose_device", "merge_neighbours", "neighbours_of", "no_neighbours"]
 
 # Candidates beyond k. A row is proved if k of them are clear of the last one by what float32 can err (D=384: 2.3e-5).
 SPARE = 2
@@ -41,6 +41,34 @@ class Scan(Protocol):
         advance: Callable[[int], object],
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return scan keys [n, k] and [m, k]; a row or cell below the floors may be left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where the scan runs, in which precision, and why. spare: candidates beyond k."""
+
+    scan: Scan
+    name: str
+    reason: str
+    precision: str
+    spare: int
+
+
+# On a CPU numpy has no product in half precision that is faster than the one in float32.
+CPU = Device(scan=scan_tiles, name="cpu", reason="named", precision="float32", spare=SPARE)
+
+
+def choose_device(device: str) -> Device:
+    """The device of that name, "cpu", "cuda" or "auto"; errors as those of `mexma_rt.gpu.open_devices`."""
+    if device == "cpu":
+        return CPU
+    from mexma_rt import gpu
+
+    found = gpu.open_devices(device)
+    if not found.arrays:
+        return replace(CPU, reason=found.reason)
+    scan = gpu.scan_on(found.arrays)
+    return Device(scan=scan, name=found.name, reason=found.reason, precision=found.precision, spare=gpu.SPARE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,23 +123,22 @@ def absorb_blocks(
     *,
     memory_bytes: int = 256 << 20,
     advance: Callable[[int], object] = lambda cells: None,
-    scan: Scan = scan_tiles,
-    spare: int = SPARE,
-    precision: str = "float32",
+    where: Device | None = None,
 ) -> int:
     """Merge the neighbours in a pair of blocks into keys by_x [n, k] and by_y [m, k], in place: what is known already makes the
     search faster than `block_neighbours` with a merge, and the result is the same. advance is told how many cells are done.
 
-    Equal rows of a block must come with equal keys, as they do if both have seen the same. precision is that of the scan's
-    input, the same as the blocks were made for. Returns how many rows of both sides the scan did not prove; they were
-    computed anew.
+    Equal rows of a block must come with equal keys, as they do if both have seen the same. where: of `choose_device`, whose
+    precision the blocks must have been made for; None is the CPU. Returns how many rows of both sides the scan did not
+    prove; they were computed anew.
     """
+    where = where or CPU
     few_x, few_y = by_x[x.rows], by_y[y.rows]
-    x_error, y_error = scan_error(x.lengths, x.rounding, y.lengths, y.rounding, x.vectors.shape[1], precision)
-    scanned_x, scanned_y = scan(
+    x_error, y_error = scan_error(x.lengths, x.rounding, y.lengths, y.rounding, x.vectors.shape[1], where.precision)
+    scanned_x, scanned_y = where.scan(
         x.vectors,
         y.vectors,
-        by_x.shape[1] + spare,
+        by_x.shape[1] + where.spare,
         floor_of(few_x, x_error),
         floor_of(few_y, y_error),
         memory_bytes=memory_bytes,

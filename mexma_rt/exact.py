@@ -18,6 +18,7 @@ from mexma_rt.keys import keys_of, merge_found, merge_neighbours, neighbours_of
 PAIRS = 384  # scored at a time, so that their float64 rows stay in the cache (1.3x as fast as 1,500 with D=384)
 UNIT = 2.0**-24  # rounding of float32
 UNITS = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of what the scan gives, beside that of float32
+LARGEST = {"float32": 3e38, "float16": 65504.0, "bfloat16": 3e38}
 SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
 SETTLED = 16384  # rows at a time
 REDONE = 512, 2048  # rows and columns of a tile of rows that are computed anew
@@ -48,7 +49,8 @@ def rounding(vectors: np.ndarray, precision: str) -> np.ndarray:
     if precision != "float32":
         for start in range(0, len(vectors), 4096):
             block = np.asarray(vectors[start : start + 4096], np.float32)
-            result[start : start + 4096] = lengths(block - rounded(block, precision))
+            with np.errstate(over="ignore"):  # infinite where a component is beyond the precision
+                result[start : start + 4096] = lengths(block - rounded(block, precision))
     return result
 
 
@@ -74,7 +76,10 @@ def scan_error(
     def one(own: np.ndarray, own_lost: np.ndarray, other: np.ndarray, other_lost: np.ndarray) -> np.ndarray:
         longest, lost = other.max(initial=0), other_lost.max(initial=0)
         relative = 1.01 * ((dimensions + 2) * UNIT + UNITS[precision])
+        if not np.isfinite(longest + lost):
+            return np.full(len(own), np.inf)
         error = own_lost * (longest + lost) + own * lost + relative * (own + own_lost) * (longest + lost)
+        error = np.where((own + own_lost) * (longest + lost) < LARGEST[precision], error, np.inf)
         return np.where(own > 0, error + dimensions * SMALLEST[precision], 0)
 
     return one(x, x_lost, y, y_lost), one(y, y_lost, x, x_lost)
@@ -103,7 +108,9 @@ def settle(
         found[rows, places] = keys_of(exact_scores(x, y, rows + start, columns), y_index[columns])
         keys[part] = merge_neighbours(keys[part], found)
         kth, full = neighbours_of(keys[part, -1])[0].astype(np.float64), index[:, -1] >= 0
-        unproved.append(start + np.flatnonzero(full & (scores[:, -1] + error[part] >= kth) & (error[part] > 0)))
+        unknown = np.isinf(error[part])  # out of the precision's range
+        left_open = full & (scores[:, -1] >= kth - error[part]) & (error[part] > 0)
+        unproved.append(start + np.flatnonzero(left_open | unknown))
     return np.concatenate(unproved)
 
 

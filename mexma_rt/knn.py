@@ -6,38 +6,88 @@ is fast and exact, and diskknn.py the same for vectors larger than memory.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from mexma_rt.blocks import Block, absorb_blocks, neighbours_of, no_neighbours
+from mexma_rt.blocks import Block, absorb_blocks, choose_device, neighbours_of, no_neighbours
 from mexma_rt.errors import InputError
 from mexma_rt.progress import progress_bar
 
 
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """Of x [n, D] and y [m, D]: the k nearest rows of the other side, best first, and how they were found."""
+
+    scores_xy: np.ndarray  # [n, k] float32
+    index_xy: np.ndarray  # [n, k] int64
+    scores_yx: np.ndarray  # [m, k]
+    index_yx: np.ndarray  # [m, k]
+    device: str
+    reason: str  # why this device
+    precision: str  # of the scan; scores are exact whatever it is
+    computed_anew: int  # rows of both sides for which the scan was not proved to have missed nothing
+
+
 def mutual_neighbours(
-    x: np.ndarray, y: np.ndarray, k: int, *, memory_bytes: int = 256 << 20, progress: bool | None = None
+    x: np.ndarray,
+    y: np.ndarray,
+    k: int,
+    *,
+    memory_bytes: int = 256 << 20,
+    progress: bool | None = None,
+    device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the k nearest rows of y for every row of x and the k nearest rows of x for every row of y.
 
     x is [n, D] and y is [m, D]; any real type, taken as float32; neither is modified. The result is
     (scores_xy [n, k] float32, index_xy [n, k] int64, scores_yx [m, k], index_yx [m, k]), best first; of equal scores the
     lower index comes first. Scores are inner products in float64, rounded once to float32: the result depends on the vectors
-    alone, not on tiles, threads or the BLAS, and equal rows tie.
+    alone, not on tiles, threads, the BLAS or the device, and equal rows tie.
     memory_bytes bounds the working memory beyond inputs and results (a tile of 256 x 256 is the least; a side with a row that
     is there more than k times is copied).
     progress: a bar on stderr; None shows it on a terminal if the job takes longer than a second.
+    device: "cpu", "cuda" (all GPUs; by torch or cupy) or "auto". `neighbours` is the same call with a report.
 
     Raises InputError for arrays that are not two-dimensional or disagree in D, for NaN, infinity or values so large that
-    their product leaves float32, and for a k below 1 or above the size of either side.
+    their product leaves float32, and for a k below 1 or above the size of either side; BackendError or MissingExtraError for
+    "cuda" where there is none.
     """
+    found = neighbours(x, y, k, memory_bytes=memory_bytes, progress=progress, device=device)
+    return found.scores_xy, found.index_xy, found.scores_yx, found.index_yx
+
+
+def neighbours(
+    x: np.ndarray,
+    y: np.ndarray,
+    k: int,
+    *,
+    memory_bytes: int = 256 << 20,
+    progress: bool | None = None,
+    device: str = "cpu",
+) -> Neighbours:
+    """The same search as `mutual_neighbours`, with what was run and how many rows had to be computed again to be exact."""
     x, y = check_vectors(x, "x"), check_vectors(y, "y")
     check_dimensions(x, y, "x", "y")
     check_k(k, {"x": len(x), "y": len(y)}, "rows")
     if _largest(x) * _largest(y) * x.shape[1] > float(np.finfo(np.float32).max):
         raise InputError("x and y are so long that their products leave float32. Normalise them, for example by unit_rows.")
+    where = choose_device(device)
+    blocks = (Block.of(side, k, 0, precision=where.precision) for side in (x, y))
     by_x, by_y = no_neighbours(len(x), k), no_neighbours(len(y), k)
     with progress_bar(progress, total=len(x) * len(y), desc="neighbours", unit="cell") as advance:
-        absorb_blocks(by_x, by_y, Block.of(x, k, 0), Block.of(y, k, 0), memory_bytes=memory_bytes, advance=advance)
-    return *neighbours_of(by_x), *neighbours_of(by_y)
+        anew = absorb_blocks(by_x, by_y, *blocks, memory_bytes=memory_bytes, advance=advance, where=where)
+    (scores_xy, index_xy), (scores_yx, index_yx) = neighbours_of(by_x), neighbours_of(by_y)
+    return Neighbours(
+        scores_xy=scores_xy,
+        index_xy=index_xy,
+        scores_yx=scores_yx,
+        index_yx=index_yx,
+        device=where.name,
+        reason=where.reason,
+        precision=where.precision,
+        computed_anew=anew,
+    )
 
 
 def check_vectors(vectors: np.ndarray, name: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mexma_rt import work
-from mexma_rt.blocks import Block, absorb_blocks, neighbours_of
+from mexma_rt.blocks import Block, Device, absorb_blocks, choose_device, neighbours_of
 from mexma_rt.errors import FileError, InputError
 from mexma_rt.files import move_folder
 from mexma_rt.keys import MOST_ROWS
@@ -42,6 +42,7 @@ class KnnReport:
     columns: int
     k: int
     metric: str
+    device: str
     computed_anew: int  # rows of block pairs that the scan in float32 left open, computed again
     resumed: float  # the part of the work that an interrupted run had done, 0 to 1
     seconds: float  # of all runs together
@@ -56,6 +57,7 @@ def knn_files(
     metric: str = "cosine",
     memory_bytes: int = 2_000_000_000,
     checkpoint_seconds: float = 60.0,
+    device: str = "cpu",
     progress: bool | None = None,
     announce: Callable[[str], object] | None = None,
 ) -> KnnReport:
@@ -65,7 +67,7 @@ def knn_files(
     int8. metric: "cosine" (rows are brought to length 1) or "ip", the inner product of the rows as they are.
     memory_bytes bounds the memory of the whole process. checkpoint_seconds: about so often what was found is put on the disk; a
     run that was killed goes on from there when the same call is made again, and gives the same bytes. announce gets lines that
-    say the plan and, with each checkpoint, rate and time left.
+    say the plan and, with each checkpoint, rate and time left. device: as for `mutual_neighbours`.
 
     Raises InputError or FileError for input that cannot be used (before any work), too little memory, an output that exists, a
     checkpoint that is damaged or of another job.
@@ -75,6 +77,7 @@ def knn_files(
         raise InputError(f"metric={metric!r} is not known. Type one of: cosine, ip.")
     if not checkpoint_seconds > 0:
         raise InputError(f"checkpoint_seconds={checkpoint_seconds!r} must be a number above 0.")
+    where = choose_device(device)
     final = work.check_target(output, source, 1)
     x, y = (open_vectors(path, unit=metric == "cosine") for path in (source, target))
     check_dimensions_of((x.rows, x.columns), (y.rows, y.columns), x.name, y.name)
@@ -103,10 +106,10 @@ def knn_files(
                 SideState(folder, "inner", plan.inner_blocks, plan.k, keep=plan.keep_inner),
             )
             _check_files(folder, sides, plan, state["done"])
-            _search(outer, inner, plan, sides, state, folder, final, checkpoint_seconds, progress, say)
+            _search(outer, inner, plan, sides, state, folder, final, checkpoint_seconds, progress, say, where)
             index = {key: job[key] for key in ("format", "source", "target", "k", "metric")} | {"columns": plan.columns}
             _write(folder, final, sides[::-1] if swapped else sides, plan, swapped, index)
-    return _report(output, x, y, metric, resumed, state, plan)
+    return _report(output, x, y, metric, resumed, state, plan, where)
 
 
 def open_neighbours(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -129,6 +132,7 @@ def _search(
     checkpoint_seconds: float,
     progress: bool | None,
     say: Callable[[str], object],
+    where: Device,
 ) -> None:
     """Work off the pairs that the state does not count yet; it is changed, and on the disk at each checkpoint."""
     by_outer, x, y, at = None, None, None, (-1, -1)
@@ -141,15 +145,15 @@ def _search(
             if i != at[0]:
                 x = by_outer = None  # freed before the next one is read
                 start, stop = plan.blocks[i]
-                x = Block.of(outer.read(start, stop), plan.k, start, owned=True)
+                x = Block.of(outer.read(start, stop), plan.k, start, owned=True, precision=where.precision)
                 by_outer = sides[0].load(i)
             if j != at[1]:
                 y = None
                 start, stop = plan.inner_blocks[j]
-                y = Block.of(inner.read(start, stop), plan.k, start, owned=True)
+                y = Block.of(inner.read(start, stop), plan.k, start, owned=True, precision=where.precision)
             assert x is not None and y is not None and by_outer is not None
             at, by_inner = (i, j), sides[1].load(j)
-            anew = absorb_blocks(by_outer, by_inner, x, y, memory_bytes=64 << 20, advance=advance)
+            anew = absorb_blocks(by_outer, by_inner, x, y, memory_bytes=64 << 20, advance=advance, where=where)
             state["computed_anew"] += anew
             sides[1].store(j, by_inner)
             done, worked, now = done + 1, worked + _cells(plan, (i, j)), time.monotonic()
@@ -226,6 +230,7 @@ def _report(
     resumed: float,
     state: dict[str, Any],
     plan: Plan,
+    where: Device,
 ) -> KnnReport:
     return KnnReport(
         output=str(output),
@@ -234,6 +239,7 @@ def _report(
         columns=x.columns,
         k=plan.k,
         metric=metric,
+        device=where.name,
         computed_anew=state["computed_anew"],
         resumed=resumed,
         seconds=round(state["seconds"], 1),

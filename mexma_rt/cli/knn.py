@@ -45,8 +45,11 @@ class Memory(click.ParamType):
     show_default=True,
     help="Seconds.",
 )
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda (all GPUs; needs torch or cupy) or auto.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def knn(source: str, target: str, output: str, k: int, metric: str, memory: int, checkpoint: float, as_json: bool) -> None:
+def knn(
+    source: str, target: str, output: str, k: int, metric: str, memory: int, checkpoint: float, device: str, as_json: bool
+) -> None:
     """Find the K nearest rows of TARGET for each row of SOURCE, and the other way round, exactly.
 
     SOURCE and TARGET are .npy files or folders of shards from `mexma embed`; they may be larger than memory. FOLDER gets
@@ -63,12 +66,13 @@ def knn(source: str, target: str, output: str, k: int, metric: str, memory: int,
         metric=metric,
         memory_bytes=memory,
         checkpoint_seconds=checkpoint,
+        device=device,
         announce=partial(click.echo, err=True),
     )
     if as_json:
         echo_json(asdict(report))
     else:
         click.echo(
-            f"{output}: {report.k} neighbours of {report.source_rows:,} and {report.target_rows:,} rows in "
+            f"{output}: {report.k} neighbours of {report.source_rows:,} and {report.target_rows:,} rows on {report.device} in "
             f"{report.seconds:,.1f} s; {report.computed_anew:,} rows were computed again to be exact"
         )
