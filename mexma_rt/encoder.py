@@ -1,4 +1,4 @@
-"""The one pipeline: texts -> tokens -> batches of like length -> engine -> vectors in the order of the texts."""
+"""A loaded model, and what can be asked of it: texts -> vectors in the order of the texts. How: compute.py."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from mexma_rt.backends import Backend, open_backend
 from mexma_rt.bundle import TOKENIZER, Bundle, open_bundle
+from mexma_rt.compute import compute
 from mexma_rt.errors import BackendError, InputError
-from mexma_rt.packing import pack
 from mexma_rt.progress import progress_bar
 from mexma_rt.report import Embedded, EmbedReport, warn_if_truncated
 from mexma_rt.similarity import cosines
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mexma_rt.service import Service
 
 DEFAULT_MODEL = "mexma-mini"
-BATCH_TOKENS = 4096  # cells per batch; a first value, not yet measured
+BATCH_TOKENS = 4096  # cells per batch
 COPY_ROWS = 65536  # duplicates are copied in blocks of this many rows, so that no large temporary is made
 
 
@@ -305,34 +305,39 @@ class Encoder:
         finish(np.empty((0, self.dimensions), np.float32), ranges=self.bundle.ranges, **settings)  # raises without ranges
 
         distinct, row_of = _distinct(texts)
-        tokens = self.tokenizer.encode([texts[row] for row in distinct], self.max_length)
-        lengths = tokens.lengths
-        batches = pack(lengths, cells, 1 if self.deterministic else max_rows)
-        padded_tokens = 0
-        # Tokens, not sentences, take the time: a bar of tokens makes the time left right.
-        with progress_bar(progress, total=int(lengths.sum()), desc="embed", unit="token") as advance:
-            for batch in batches:
-                input_ids, attention_mask = tokens.batch(batch)
-                raw = self.backend.run(input_ids, attention_mask)
-                if not np.isfinite(raw).all():
-                    raise self._not_finite(distinct[batch[~np.isfinite(raw).all(axis=1)][0]])
-                vectors[distinct[batch]] = finish(raw, ranges=self.bundle.ranges, **settings)
-                padded_tokens += input_ids.size
-                advance(int(lengths[batch].sum()))
+        once = [texts[row] for row in distinct]
+
+        def store(rows: np.ndarray, raw: np.ndarray) -> None:
+            if not np.isfinite(raw).all():
+                raise self._not_finite(distinct[rows[~np.isfinite(raw).all(axis=1)][0]])
+            vectors[distinct[rows]] = finish(raw, ranges=self.bundle.ranges, **settings)
+
+        # Characters, not sentences, take the time: a bar of characters makes the time left right.
+        with progress_bar(progress, total=sum(map(len, once)), desc="embed", unit="char") as advance:
+            counts = compute(
+                once,
+                self.tokenizer,
+                self.backend,
+                max_length=self.max_length,
+                batch_tokens=cells,
+                max_rows=1 if self.deterministic else max_rows,
+                store=store,
+                advance=advance,
+            )
         _copy_duplicates(vectors, row_of)
 
         place = np.searchsorted(distinct, row_of)  # of each text among the distinct ones
-        truncated = np.flatnonzero(tokens.truncated[place])
+        truncated = np.flatnonzero((counts.full_lengths > counts.lengths)[place])
         report = EmbedReport(
             model=self.bundle.name,
             sentences=len(texts),
             distinct=len(distinct),
-            tokens=int(lengths.sum()),
-            padded_tokens=padded_tokens,
-            batches=len(batches),
+            tokens=int(counts.lengths.sum()),
+            padded_tokens=counts.padded_tokens,
+            batches=counts.batches,
             max_length=self.max_length,
             truncated=tuple(truncated.tolist()),
-            truncated_lengths=tuple(tokens.full_lengths[place[truncated]].tolist()),
+            truncated_lengths=tuple(counts.full_lengths[place[truncated]].tolist()),
             seconds=time.perf_counter() - started,
             backend=self.backend.name,
             device=self.backend.device,

@@ -98,12 +98,15 @@ class Tokenizer:
         return self._tokenizer.encode_batch(texts)
 
 
-def slabs(texts: list[str]) -> Iterator[list[str]]:
-    """Consecutive slices of `texts`, each of at most SLAB_TEXTS texts and (beyond its first) SLAB_CHARACTERS characters."""
+def slabs(texts: list[str], most_texts: int | None = None) -> Iterator[list[str]]:
+    """Consecutive slices of `texts`, each of at most `most_texts` (SLAB_TEXTS if left out) texts and, beyond its first,
+    SLAB_CHARACTERS characters.
+    """
+    most_texts = most_texts or SLAB_TEXTS
     start = characters = 0
     for index, text in enumerate(texts):
         characters += len(text)
-        if index > start and (index - start == SLAB_TEXTS or characters > SLAB_CHARACTERS):
+        if index > start and (index - start == most_texts or characters > SLAB_CHARACTERS):
             yield texts[start:index]
             start, characters = index, len(text)
     if start < len(texts):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mexma_rt.compute import in_lanes
 from mexma_rt.errors import BackendError, TruncationWarning
 from mexma_rt.packing import pack
 from mexma_rt.progress import progress_bar
@@ -85,10 +86,14 @@ def _embed_slab(encoder: Encoder, texts: list[str], normalize: bool, cells: int)
     ids[starts[1:] - 1] = EOS  # also of those that were cut
     tokens = Tokens(ids=ids, offsets=starts, full_lengths=full_lengths)
     states: list[np.ndarray] = [np.empty(0)] * len(texts)
-    for batch in pack(kept, cells):
+
+    def run(batch: np.ndarray) -> int:
         raw = encoder.backend.run_tokens(*tokens.batch(batch))
         for row, values in zip(batch.tolist(), raw, strict=True):
             states[row] = _checked(encoder, texts[row], values[1 : kept[row] - 1], normalize)
+        return len(batch)
+
+    in_lanes(run, pack(kept, cells), encoder.backend.lanes)
     for text, encoding, vectors in zip(texts, encodings, states, strict=True):
         pieces = tuple(encoding.tokens[1 : len(vectors) + 1])
         spans = own_characters(text, encoding)[: len(vectors)]

@@ -28,6 +28,7 @@ class Backend(ABC):
     device: str
     precision: str
     reason: str  # why this engine, device and precision
+    lanes: int = 1  # how many threads should call `run` at a time, for the most sentences per second
 
     @abstractmethod
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

@@ -18,6 +18,11 @@ from mexma_rt.errors import BackendError, BundleError, InputError
 OUTPUT, TOKENS = "sentence_embedding", "last_hidden_state"
 CUDA = "CUDAExecutionProvider"
 
+# Models up to this width run as many batches at a time as there are threads, one thread each, instead of one batch by all of
+# them: their matrix products are too small to share. Measured on the bundled model (256 dimensions), two busy cores, 500
+# mixed sentences, 7 interleaved rounds: 1.42 times the speed, with 27 % less CPU time.
+NARROW = 384
+
 
 class OnnxRuntime(Backend):
     """One inference session of the bundle's graph of one precision. onnxruntime sessions may be run by many threads."""
@@ -32,7 +37,10 @@ class OnnxRuntime(Backend):
         self.device, self.precision, self.reason = device, precision, reason + _clash_of_packages()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # fatal only: errors reach the caller as exceptions
-        options.intra_op_num_threads = threads or usable_cores()
+        threads = threads or usable_cores()
+        if device == "cpu" and bundle.dimensions <= NARROW:
+            self.lanes, threads = threads, 1
+        options.intra_op_num_threads = threads
         options.enable_mem_pattern = False  # it remembers a plan per input shape, and our shapes vary
         # Threads may spin between the operators of a run but not after it, where they would only take cores from others.
         options.add_session_config_entry("session.force_spinning_stop", "1")

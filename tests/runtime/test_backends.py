@@ -70,12 +70,16 @@ def test_threads_must_be_a_count(bundle, threads):
         open_backend(bundle, device="cpu", threads=threads)
 
 
-def test_threads_reach_the_session(bundle, monkeypatch):
-    assert session_options(bundle, monkeypatch, threads=3).intra_op_num_threads == 3
-    assert session_options(bundle, monkeypatch, threads=None).intra_op_num_threads == usable_cores()
+@pytest.mark.parametrize(("threads", "expected"), [(3, 3), (None, usable_cores())])
+def test_threads_are_those_of_a_wide_models_session_or_lanes_of_a_narrow_one(bundle, monkeypatch, threads, expected):
+    options, backend = opened(bundle, monkeypatch, threads)
+    assert (options.intra_op_num_threads, backend.lanes) == (1, expected)
+    monkeypatch.setattr("mexma_rt.backends.onnxruntime.NARROW", 31)  # the tiny bundle has 32 dimensions
+    options, backend = opened(bundle, monkeypatch, threads)
+    assert (options.intra_op_num_threads, backend.lanes) == (expected, 1)
 
 
-def session_options(bundle, monkeypatch, threads):
+def opened(bundle, monkeypatch, threads):
     seen = []
 
     def spy(path, options, **keywords):
@@ -85,8 +89,8 @@ def session_options(bundle, monkeypatch, threads):
     with monkeypatch.context() as patch:
         real = onnxruntime.InferenceSession
         patch.setattr(onnxruntime, "InferenceSession", spy)
-        open_backend(bundle, device="cpu", threads=threads)
-    return seen[0]
+        backend = open_backend(bundle, device="cpu", threads=threads)
+    return seen[0], backend
 
 
 def test_named_cuda_without_the_provider_gives_the_pip_line(bundle, monkeypatch):

@@ -59,7 +59,7 @@ def test_slabs_do_not_show(path, texts, monkeypatch, slab_texts, slab_characters
     whole = Tokenizer(path).encode(texts, 32)
     monkeypatch.setattr(tokenizer, "SLAB_TEXTS", slab_texts)
     monkeypatch.setattr(tokenizer, "SLAB_CHARACTERS", slab_characters)
-    slabs = list(tokenizer._slabs(texts))
+    slabs = list(tokenizer.slabs(texts))
     assert [text for slab in slabs for text in slab] == texts
     assert all(len(slab) == 1 or sum(map(len, slab)) <= slab_characters for slab in slabs)
     assert max(map(len, slabs)) <= slab_texts
