@@ -26,6 +26,7 @@ from mexma_rt.errors import (
 
 if TYPE_CHECKING:
     from mexma_rt import knn
+    from mexma_rt.documents import Bead, align_documents
     from mexma_rt.encoder import Encoder
     from mexma_rt.evaluation import XsimResult, xsim
     from mexma_rt.mining import Pair, mine
@@ -33,11 +34,14 @@ if TYPE_CHECKING:
     from mexma_rt.scoring import score_pairs
     from mexma_rt.service import Service
     from mexma_rt.stream import FileReport
+    from mexma_rt.tokens import TokenVectors
+    from mexma_rt.words import WordAlignment, align_words
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "Bead",
     "BundleError",
     "EmbedReport",
     "Embedded",
@@ -51,9 +55,13 @@ __all__ = [
     "Service",
     "ServiceBusyError",
     "ServiceError",
+    "TokenVectors",
     "TruncationWarning",
+    "WordAlignment",
     "XsimResult",
     "__version__",
+    "align_documents",
+    "align_words",
     "embed",
     "embed_file",
     "knn",
@@ -187,13 +195,18 @@ def embed_file(
 
 
 _HOME = {
+    "Bead": "documents",
     "Embedded": "report",
     "EmbedReport": "report",
     "Encoder": "encoder",
     "FileReport": "stream",
     "Pair": "mining",
     "Service": "service",
+    "TokenVectors": "tokens",
+    "WordAlignment": "words",
     "XsimResult": "evaluation",
+    "align_documents": "documents",
+    "align_words": "words",
     "mine": "mining",
     "score_pairs": "scoring",
     "xsim": "evaluation",

@@ -1,4 +1,4 @@
-"""The command line: `mexma embed | mine | score | knn | xsim | doctor | models`.
+"""The command line: `mexma embed | mine | score | align | knn | xsim | doctor | models`.
 
 Exit status: 0 done; 1 the data or the machine (one message on stderr, no traceback); 2 wrong usage; 130 Ctrl-C.
 """
@@ -11,6 +11,7 @@ import sys
 import click
 
 from mexma_rt import MexmaError, __version__
+from mexma_rt.cli.align import align
 from mexma_rt.cli.doctor import doctor
 from mexma_rt.cli.embed import embed
 from mexma_rt.cli.knn import knn
@@ -35,7 +36,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="mexma")
 def main() -> None:
-    """Embed sentences of many languages, find translations in two corpora, score and evaluate them.
+    """Embed sentences of many languages, find translations in two corpora, align documents and words, score and evaluate.
 
     Text files are UTF-8 with one sentence per line (.gz and .xz too); "-" is standard input.
     """
@@ -44,5 +45,5 @@ def main() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-for command in (embed, mine, score, knn, xsim, doctor, models):
+for command in (embed, mine, score, align, knn, xsim, doctor, models):
     main.add_command(command)

@@ -17,9 +17,9 @@ from mexma_rt import encoder as pipeline
 from mexma_rt import stream
 
 PROMISE = [
-    *("BackendError", "BundleError", "EmbedReport", "Embedded", "Encoder", "FileError", "FileReport", "InputError"),
-    *("MexmaError", "MissingExtraError", "Pair", "Service", "ServiceBusyError", "ServiceError", "TruncationWarning"),
-    *("XsimResult", "__version__"),
+    *("BackendError", "Bead", "BundleError", "EmbedReport", "Embedded", "Encoder", "FileError", "FileReport", "InputError"),
+    *("MexmaError", "MissingExtraError", "Pair", "Service", "ServiceBusyError", "ServiceError", "TokenVectors"),
+    *("TruncationWarning", "WordAlignment", "XsimResult", "__version__", "align_documents", "align_words"),
     *("embed", "embed_file", "knn", "load", "mine", "score_pairs", "xsim"),
 ]
 
