@@ -59,8 +59,9 @@ class LoadedEncoder:
         self._options = options
         self._encoder: Encoder | None = None
         self.reports: list[EmbedReport] = []
+        self.names: list[str] = []  # of what was embedded
 
-    def embed(self, texts: Iterable[str], *, progress: bool | None = None, **keywords: Any) -> np.ndarray:
+    def embed(self, texts: Iterable[str], *, progress: bool | None = None, name: str = "", **keywords: Any) -> np.ndarray:
         """Embed, and keep the report in `reports`."""
         import mexma_rt
 
@@ -68,6 +69,7 @@ class LoadedEncoder:
             self._encoder = mexma_rt.load(**self._options)
         result = self._encoder.embed_report(texts, batch_tokens=self._batch_tokens, progress=progress, **keywords)
         self.reports.append(result.report)
+        self.names.append(name)
         return result.vectors
 
 

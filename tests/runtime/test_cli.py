@@ -207,7 +207,7 @@ def test_xsim_of_two_files_and_of_a_folder(
     assert report["average"]["xsim"] == pytest.approx(100 * errors / 40) and report["average"]["errors"] == errors > 0
 
     table = mexma(*arguments).stdout.splitlines()
-    assert [line.split()[0] for line in table] == ["language", "aaa", "bbb", "average"]
+    assert [line.split()[0] for line in table] == ["language", "aaa", "bbb", "average", "mean"]
     assert table[1].split()[2] == f"{expected['aaa'][0].error_rate:.2f}"
     alone = mexma(*arguments, "--languages", "bbb").stdout.splitlines()
     assert alone == [table[0], table[2]]
