@@ -1,85 +1,107 @@
-"""Throughput of `embed` beside sentence-transformers on the same bundle and sentences: interleaved rounds, medians, ratios.
+"""Speed of `mexma embed` beside its peers on the same weights and sentences: one table and one plot.
 
-    python benchmarks/embed.py BUNDLE SENTENCES.txt -o benchmarks/results/embed.md
+    python benchmarks/embed.py BUNDLE TEXTS.txt ... --keep runs.jsonl -o benchmarks/results/embed.md
 
-BUNDLE must hold its weights (exported without --no-weights); SENTENCES.txt has one sentence per line. Both sides get ready
-texts and give normalised float32 vectors; loading is not timed. The machine's speed drifts, so only the ratios inside a
-round are to be quoted.
+BUNDLE has its weights and a fp32 graph (mexma-export without --no-weights). TEXTS.txt have one text per line. Each route runs
+in a process of its own; rounds are interleaved (mexma_rt/bench.py). A run is one bundle; --keep collects the runs of several
+calls, and the table and the plot are made of all of them. A peer of another environment: --python PEER=/path/to/python.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import platform
-import statistics
 import subprocess
-import time
-from collections.abc import Callable
-from functools import partial
+import sys
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from embed_peers import PEERS
 
-import mexma_rt as mexma
+from mexma_rt.bench import Route, Row, as_data, as_table, measure, our_routes
+from mexma_rt.bundle import open_bundle
+
+BASE = PEERS["st-fp32"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("sentences", type=Path)
+    parser.add_argument("bundle")
+    parser.add_argument("texts", type=Path, nargs="+")
+    parser.add_argument("--name", help="of the model, in the table")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--singles", type=int, default=100, help="texts of the first file that are timed alone")
+    parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated")
+    parser.add_argument("--python", action="append", default=[], metavar="PEER=PYTHON")
+    parser.add_argument("--keep", type=Path, required=True, help="runs, one JSON line each; this one is added")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the table; the plot has the same name and .png")
     args = parser.parse_args()
 
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    texts = args.sentences.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    threads = len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads)
-    peer = SentenceTransformer(str(args.bundle), device="cpu")
-    precisions = list(mexma.load(args.bundle).bundle.graphs)
-    ours = {precision: mexma.load(args.bundle, precision=precision) for precision in precisions}
-
-    runs: dict[str, Callable[[], np.ndarray]] = {
-        "sentence-transformers, torch fp32 (its defaults)": lambda: peer.encode(texts),
-        "sentence-transformers, batch_size=128": lambda: peer.encode(texts, batch_size=128),
-    }
-    for precision, encoder in ours.items():
-        runs[f"mexma embed, {precision}"] = partial(encoder.embed, texts)
-    reference = np.asarray(peer.encode(texts))  # also the warm-up of the peer
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    cosine = {}
-    for name, run in runs.items():
-        cosine[name] = float((np.asarray(run()) * reference).sum(axis=1).min())
-    for _ in range(args.rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-
-    base = seconds["sentence-transformers, torch fp32 (its defaults)"]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    report = ours[precisions[0]].embed_report(texts).report
-    rows = [
-        f"# Embedding {len(texts)} sentences with `{report.model}` on {threads} CPU threads",
-        "",
-        f"{datetime.date.today()}, commit {commit}, {platform.machine()}, torch {torch.__version__};",
-        f"made by `python benchmarks/embed.py`. {args.rounds} interleaved rounds. Our padding: {report.padding:.3f}.",
-        "",
-        "| route | median sentences/s | ratio to the first row, median (min-max) of rounds | lowest cosine to the first row |",
-        "|---|---|---|---|",
-    ]
-    for name, values in seconds.items():
-        ratios = [b / v for b, v in zip(base, values, strict=True)]
-        rows.append(
-            f"| {name} | {len(texts) / statistics.median(values):.0f} | {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f}-{max(ratios):.2f}) | {cosine[name]:.5f} |"
+    pythons = dict(item.split("=", 1) for item in args.python)
+    script = str(Path(__file__).with_name("embed_peers.py"))
+    routes = [
+        Route(
+            name=PEERS[peer], command=(pythons.get(peer, sys.executable), script, peer, args.bundle), comparable=peer != "use"
         )
-    args.output.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    print("\n".join(rows[5:]))
+        for peer in args.peers.split(",")
+    ] + our_routes(open_bundle(args.bundle), args.bundle)
+    rows, facts = measure(
+        routes,
+        args.texts,
+        model=args.bundle,
+        rounds=args.rounds,
+        singles=args.singles,
+        base=BASE,
+        tell=lambda text: print(text),
+    )
+    run = {"model": args.name or Path(args.bundle).name, "machine": machine(), "rounds": args.rounds, **as_data(rows, facts)}
+    with args.keep.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(run) + "\n")
+    runs = [json.loads(line) for line in args.keep.read_text(encoding="utf-8").splitlines()]
+    args.output.write_text("\n\n".join(section(run) for run in runs) + "\n", encoding="utf-8")
+    plot(runs, args.output.with_suffix(".png"))
+    print(section(run))
+
+
+def machine() -> str:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    instructions = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if f" {name}" in flags]
+    cores = len(os.sched_getaffinity(0))
+    return f"{datetime.date.today()}, commit {commit}, {cores} cores {platform.machine()} with {', '.join(instructions)}"
+
+
+def section(run: dict[str, Any]) -> str:
+    rows = [Row(**row) for row in run["rows"]]
+    head = f"## {run['model']}\n\n{run['machine']}; {run['rounds']} interleaved rounds; ratios to {run['base']}.\n\n"
+    return head + as_table(rows, run)
+
+
+def plot(runs: list[dict[str, Any]], path: Path) -> None:
+    """Ratios to the first route, one panel a model, one colour a file of texts."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(len(runs), 1, figsize=(9, 4 * len(runs)), squeeze=False)
+    for run, panel in zip(runs, panels[:, 0], strict=True):
+        files, names = list(run["files"]), list(dict.fromkeys(row["route"] for row in run["rows"]))
+        height = 0.8 / len(files)
+        for index, file in enumerate(files):
+            ratios = {row["route"]: row["ratio"] for row in run["rows"] if row["texts"] == file}
+            places = [number + index * height for number in range(len(names))]
+            panel.barh(places, [ratios[name] for name in names], height, label=file)
+        panel.set_yticks([number + 0.4 - height / 2 for number in range(len(names))], names, fontsize=8)
+        panel.invert_yaxis()
+        panel.axvline(1, color="black", linewidth=0.8)
+        panel.set_title(f"{run['model']}: speed relative to {run['base']}", fontsize=9)
+        panel.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

