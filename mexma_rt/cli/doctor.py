@@ -38,7 +38,7 @@ def doctor(as_json: bool, **options: Any) -> None:
     started = time.perf_counter()
     encoder = mexma_rt.load(**options)
     load_seconds = time.perf_counter() - started
-    encoder.embed([SENTENCE], batch_tokens=batch_tokens)  # the first run also sets up the engine
+    encoder.embed_report([SENTENCE], batch_tokens=batch_tokens)  # the first run also sets up the engine
     report = encoder.embed_report([SENTENCE], batch_tokens=batch_tokens).report
     bundle = encoder.bundle
     choices = [asdict(choice) for choice in describe_choices(bundle, partial(prove, encoder))]
