@@ -2,7 +2,7 @@
 
     python benchmarks/service.py SENTENCES.txt -o benchmarks/results/service.md [--bundle FOLDER ...]
 
-SENTENCES.txt has one sentence per line. Part 1 uses the bundled model, parts 2 and 3 every named bundle too, in each precision.
+SENTENCES.txt has one sentence per line. Part 1 uses the bundled model, part 2 it or the named bundles, in each precision.
 Rounds are interleaved, and only the ratios inside a round are to be quoted: the machine's speed drifts.
 """
 
@@ -24,6 +24,7 @@ import numpy as np
 import onnxruntime
 
 import mexma_rt as mexma
+from mexma_rt.bundle import open_bundle
 
 CALLS = 192  # of one sentence, in a round
 
@@ -33,7 +34,9 @@ def main() -> None:
     parser.add_argument("sentences", type=Path)
     parser.add_argument("--bundle", type=Path, action="append", default=[])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--texts", type=int, default=200, help="of parts 2 and 3")
+    parser.add_argument("--precision", help="of the named bundles: only this one")
+    parser.add_argument("--no-callers", action="store_true", help="leave part 1 out")
+    parser.add_argument("--texts", type=int, default=200, help="of part 2")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     texts = list(dict.fromkeys(args.sentences.read_text(encoding="utf-8").rstrip("\n").split("\n")))
@@ -55,7 +58,8 @@ def main() -> None:
         "| p50 / p99 ms, service | sentences per batch |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    rows += [callers(texts[:CALLS], kind, count, args.rounds) for kind in ("threads", "tasks") for count in COUNTS[kind]]
+    kinds = () if args.no_callers else ("threads", "tasks")
+    rows += [callers(texts[:CALLS], kind, count, args.rounds) for kind in kinds for count in COUNTS[kind]]
     rows += [
         "",
         "## What batch-mates change",
@@ -68,8 +72,8 @@ def main() -> None:
         "| bundle, precision | greatest difference | lowest cosine | vectors that differ | deterministic, times as long |",
         "|---|---|---|---|---|",
     ]
-    for bundle in ["mexma-mini", *args.bundle]:
-        for precision in mexma.load(bundle).bundle.graphs:
+    for bundle in args.bundle or ["mexma-mini"]:
+        for precision in [args.precision] if args.precision else open_bundle(bundle).graphs:
             rows.append(mates(texts[: args.texts], bundle, precision, args.rounds))
             print(rows[-1], flush=True)
     args.output.write_text("\n".join(rows) + "\n", encoding="utf-8")
