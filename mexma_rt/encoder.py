@@ -153,8 +153,8 @@ class Encoder:
     ) -> np.ndarray:
         """`embed` for asyncio, in a thread, in slices of 2,048 texts; returns [n, D]. The event loop stays free.
 
-        A task that is cancelled ends at once, and its thread after the slice in work. For many small calls at a time, `service`
-        is faster.
+        A task that is cancelled ends at once, and its thread after the slice in work. For many small calls at a time see
+        `service`.
         """
         from mexma_rt.aembed import aembed
 
@@ -166,6 +166,10 @@ class Encoder:
 
             with encoder.service() as service:
                 ...  # in many threads: service.embed([text]); in tasks: await service.aembed([text])
+
+        What it gives is a bounded queue, fair turns and timeouts, and throughput where a single sentence leaves the engine
+        idle. On two CPU cores it saved at most a quarter of the CPU time, and bare threads were often sooner done
+        (benchmarks/results/service.md).
 
         batch_texts: a shared batch has at most so many texts: fewer for latency, more for throughput.
         queue_texts: as many may wait. Beyond that a call waits for room, as long as `queue_timeout` seconds (0: not at all,
