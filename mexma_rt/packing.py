@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-# A batch of this area already multiplies matrices near the peak of a CPU (budgets of 320 to 1,024 measured alike, while
-# input-order batches of 32 cost 2.9 times the tokens). From there on only sentences of similar length may join.
+# From this area on only sentences of similar length may join a batch. On 300 mixed sentences of the bundled model budgets of
+# 512 to 4,096 cells were within 10 % of each other, the smallest first; input-order batches of 32 cost 2.9 times the tokens.
 FULL_CELLS = 512
-SIMILAR = 0.9
+SIMILAR = 0.95  # 2,000 mixed sentences: padding 1.015 in 47 batches; with 0.9 it is 1.038 in 29
 
 
 def pack(lengths: np.ndarray, batch_tokens: int, max_rows: int | None = None) -> list[np.ndarray]:

@@ -163,11 +163,24 @@ def _open(bundle: Bundle, device: str, precision: str, threads: int | None, *, w
 
 def _auto_precision(bundle: Bundle, device: str) -> tuple[str, str]:
     if device == "cpu":
-        return bundle.default_precision, f"{bundle.default_precision} is the bundle's default precision"
+        return _cpu_precision(bundle)
     for precision in ("fp16", "fp32"):
         if precision in bundle.graphs:
             return precision, f"{precision} is the bundle's fastest graph for GPUs"
     raise BackendError(f"The bundle {bundle.name!r} has no fp16 or fp32 graph for cuda, only {', '.join(bundle.graphs)}.")
+
+
+def _cpu_precision(bundle: Bundle) -> tuple[str, str]:
+    """The bundle's default, if its parity report lets it pass; otherwise the first graph of the manifest that does."""
+    default = bundle.default_precision
+    for precision in (default, *(name for name in bundle.graphs if name not in (default, "fp16"))):
+        parity = bundle.parity.get(precision)
+        if isinstance(parity, dict) and parity.get("passed") is True:
+            why = f"its parity report passed: lowest cosine {parity.get('min_cosine')} over {parity.get('sentences')} sentences"
+            if precision == default:
+                return precision, f"{precision} is the bundle's default precision, and {why}"
+            return precision, f"{precision}, because {why}; that of the default {default} is missing or did not pass"
+    return default, f"{default} is the bundle's default precision; the bundle has no parity report that passed"
 
 
 def _check_known(what: str, value: str, known: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import re
@@ -45,8 +46,22 @@ def test_auto_on_a_machine_without_cuda_says_why(bundle, monkeypatch):
     assert (backend.device, backend.precision) == ("cpu", default)
     assert backend.reason == (
         "auto: cuda was refused (The installed onnxruntime has no CUDA (it has CPUExecutionProvider).); "
-        f"{default} is the bundle's default precision"
+        f"{default} is the bundle's default precision, and its parity report passed: lowest cosine "
+        f"{bundle.parity[default]['min_cosine']} over 20 sentences"
     )
+
+
+def test_auto_leaves_a_precision_whose_parity_did_not_pass(bundle):
+    failed = {"int8": {"passed": False, "min_cosine": 0.9, "sentences": 20}}
+    fine = {"fp32": {"passed": True, "min_cosine": 0.99999, "sentences": 20}}
+    chosen = open_backend(dataclasses.replace(bundle, parity={**failed, **fine}), device="cpu")
+    assert chosen.precision == "fp32"
+    assert chosen.reason == (
+        "device='cpu' was named; fp32, because its parity report passed: lowest cosine 0.99999 over 20 sentences; that of "
+        "the default int8 is missing or did not pass"
+    )
+    unknown = open_backend(dataclasses.replace(bundle, parity={}), device="cpu")
+    assert unknown.precision == "int8" and unknown.reason.endswith("the bundle has no parity report that passed")
 
 
 @pytest.mark.parametrize(

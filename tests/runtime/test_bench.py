@@ -90,4 +90,4 @@ def test_missing_peers_come_with_their_pip_line():
 
 def test_import_and_first_vector_are_quick():
     start = bench.cold_start("mexma-mini", times=1)
-    assert 0 < start["import"] < 3 and start["import"] < start["first vector"] < 20  # 0.1 and 0.7 s on a quiet machine
+    assert 0 < start["import"] < 3 and start["import"] < start["first vector"] < 20  # generous: ten processes a core ran here

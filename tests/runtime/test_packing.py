@@ -34,7 +34,7 @@ def test_a_batch_ends_only_where_the_area_or_the_length_says_so(lengths, batch_t
     for batch, following in pairwise(pack(lengths, batch_tokens)):
         longest = lengths[batch].max()
         area = (len(batch) + 1) * longest
-        assert area > batch_tokens or (area > 512 and lengths[following[0]] < 0.9 * longest)
+        assert area > batch_tokens or (area > 512 and lengths[following[0]] < 0.95 * longest)
 
 
 def test_nothing_gives_no_batch():
@@ -49,5 +49,5 @@ def test_padding_on_lengths_of_natural_text(batch_tokens):
     def padding(batches):
         return sum(len(batch) * lengths[batch].max() for batch in batches) / lengths.sum()
 
-    assert 1 <= padding(pack(lengths, batch_tokens)) <= 1.05
+    assert 1 <= padding(pack(lengths, batch_tokens)) <= 1.03
     assert padding(np.arange(2000)[i : i + 32] for i in range(0, 2000, 32)) > 1.9  # what the sorting saves
