@@ -7,6 +7,7 @@ process, sync, rename. Nothing appears under the final name before that.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mexma_export.folder import new_folder
+from mexma_export.golden import describe_source, golden_vectors, vector_ranges
 from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, load_sentences, require_passed
 from mexma_export.peers import peer_files
-from mexma_export.precisions import GRAPHS, gate_graphs, write_graphs
+from mexma_export.precisions import GRAPHS, gate_graphs, torch_runner, write_graphs
 from mexma_rt.bundle import sha256_of
 from mexma_rt.errors import InputError, require_extra
 
@@ -63,7 +67,7 @@ def export_bundle(
 ) -> ExportReport:
     """Export a checkpoint folder or hub name to the bundle folder `target`.
 
-    `precisions` names the graphs ("fp32", "int8", "mixed", "fp16"); a named one that fails its gate fails the export. None
+    `precisions` names the graphs ("fp32", "fused", "int8", "mixed", "fp16"); a named one that fails its gate fails all. None
     chooses: fp32 and int8, or mixed in the place of an int8 that fails, which the report and parity.json then say.
     `max_length` (tokens with `<s>` and `</s>`) is the bundle's default, 128 unless the position table is shorter;
     `weights=False` leaves model.safetensors out (sentence-transformers then cannot load the bundle); `sentences` replaces
@@ -87,20 +91,22 @@ def export_bundle(
         source = load_checkpoint(checkpoint, revision=revision)
         length = _length(max_length, source.max_length_limit)
         name = name or source.name.rsplit("/", 1)[-1]
-        sentences = list(sentences) if sentences is not None else load_sentences()
+        shipped = sentences is None
+        sentences = load_sentences() if sentences is None else list(sentences)
         vocabulary = None
         if trim_vocab:
             tell("trim vocabulary", 0, 1)
             source, vocabulary = _trim(source, trim_vocab, sentences)
         write_graphs(source, folder, chosen, tell)
-        results = gate_graphs(source, folder, chosen, sentences, length, thresholds, tell)
+        vectors = np.empty((len(sentences), source.dimensions), np.float32)
+        results = gate_graphs(source, folder, chosen, sentences, length, thresholds, vectors, tell)
         refused: dict[str, Parity] = {}
         if precisions is None and not results["int8"].passed:
             refused["int8"] = results.pop("int8")
             (folder / GRAPHS["int8"]).unlink()
             chosen = ("fp32", "mixed")
             write_graphs(source, folder, ["mixed"], tell)
-            results |= gate_graphs(source, folder, ["mixed"], sentences, length, thresholds, tell)
+            results |= gate_graphs(source, folder, ["mixed"], sentences, length, thresholds, vectors, tell)
         require_passed(results)
         default, reason = _default_precision(chosen, default_precision, refused)
 
@@ -134,6 +140,8 @@ def export_bundle(
             "source": {"name": source.name, "sha256": source.sha256},
             "graphs": {precision: GRAPHS[precision] for precision in chosen},
             "parity": {precision: result.summary() for precision, result in results.items()},
+            "golden": golden_vectors(torch_runner(source), source.tokenizer, length),
+            "ranges": vector_ranges(vectors, describe_source(sentences, shipped)),
             "files": files,
             "created": {p.replace("-", "_"): installed_version(p) for p in ("mexma-rt", "torch", "onnx", "onnxruntime")},
         }
@@ -181,6 +189,8 @@ def _default_precision(
         return "mixed", f"in the place of int8, which its parity gate refused: {'; '.join(refused['int8'].failures)}"
     if "mixed" in precisions:
         return "mixed", "smallest of the exported, and its parity gate passed"
+    if "fused" in precisions:
+        return "fused", "the fastest of the exported on CPU, and its parity gate passed"
     if "fp32" in precisions:
         return "fp32", "neither int8 nor mixed was exported"
     return "fp16", "the only one exported; onnxruntime on CPU runs it slower than fp32"
@@ -226,6 +236,8 @@ def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)
+    text = re.sub(r"(?<=[\[,])\n\s+(?=-?\d)", " ", text)  # numbers of a list in one line; no string has a line break
+    text = re.sub(r"\[ (?=-?\d)", "[", re.sub(r"(?<=\d)\n\s+\]", "]", text))
     path.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 

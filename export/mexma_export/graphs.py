@@ -1,6 +1,6 @@
-"""Checkpoint -> ONNX graphs: one of standard operators (fp32), and fused ones for onnxruntime on CPU (compact.py).
+"""Checkpoint -> the fp32 graph of standard ONNX operators. (The fused ones for onnxruntime on CPU: fused.py, compact.py.)
 
-Both take `input_ids` and `attention_mask` (int64 [B, L], padding on the right) and give, in this order,
+All graphs take `input_ids` and `attention_mask` (int64 [B, L], padding on the right) and give, in this order,
 `sentence_embedding` (float32 [B, D], the last state of `<s>`, not normalised) and `last_hidden_state` (float32 [B, L, D]).
 """
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 INPUTS = ["input_ids", "attention_mask"]
 OUTPUTS = ["sentence_embedding", "last_hidden_state"]  # not "embedding": the exporter uses that name inside the graph
 OPSET = 18  # the newest that TensorRT 10 and TensorRT-RTX both parse and build in fp32 (23 parses, but does not build)
-FUSED_OPSET = 17  # the fusion patterns of onnxruntime.transformers know the operators of this opset
 ONE_FILE_BYTES = 1_800_000_000  # protobuf ends at 2 GiB: larger weights go to model.onnx.data
 
 
@@ -60,22 +59,6 @@ def export_standard(encoder: torch.nn.Module, path: Path, *, length_limit: int) 
             verbose=False,
         )
     strip_notes(path)
-
-
-def export_traced(encoder: torch.nn.Module, path: Path) -> None:
-    """Write the graph by tracing: only this exporter leaves the patterns that onnxruntime's attention fusion knows."""
-    axes = {name: {0: "batch", 1: "length"} for name in [*INPUTS, OUTPUTS[1]]} | {OUTPUTS[0]: {0: "batch"}}
-    with _quiet():
-        torch.onnx.export(
-            encoder,
-            _example(),
-            str(path),
-            dynamo=False,
-            opset_version=FUSED_OPSET,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
-            dynamic_axes=axes,
-        )
 
 
 def _example() -> tuple[torch.Tensor, torch.Tensor]:

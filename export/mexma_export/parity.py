@@ -48,6 +48,7 @@ class Thresholds:
 THRESHOLDS: dict[str, Thresholds] = {
     # fp32 differs by the order of additions only: 1 - cosine about 1e-12 measured
     "fp32": Thresholds(min_cosine=0.99999, mean_cosine=0.99999, min_token_cosine=0.99999),
+    "fused": Thresholds(min_cosine=0.99999, mean_cosine=0.99999, min_token_cosine=0.99999),  # fp32 by other operators
     # fp16 has 11 bits: 1 - cosine was at most 3.1e-6 for a trained model (62 languages, lengths to 512, torch and onnxruntime)
     "fp16": Thresholds(min_cosine=0.9999, mean_cosine=0.9999, min_token_cosine=0.9999),
     "int8": Thresholds(min_cosine=0.995, mean_cosine=0.999),
@@ -68,6 +69,8 @@ class Parity:
     min_centred_cosine: float
     mean_centred_cosine: float
     min_token_cosine: float
+    first_state_min_cosine: float  # <s> among the token states: other numbers where a graph computes the two apart
+    first_state_mean_cosine: float
     batch_min_cosine: float  # the graph against itself: a sentence alone, and inside a batch
     padding_min_cosine: float  # the graph against itself: a sentence alone, and with padding behind it
     padded_row_finite: bool  # a row without any real token gives finite numbers
@@ -124,11 +127,13 @@ def check_parity(
     max_length: int,
     length_limit: int,
     thresholds: Mapping[str, Thresholds] = THRESHOLDS,
+    out: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Parity]:
     """Compare every graph (precision -> runner) with the reference; failing is data here (`Parity.failures`).
 
-    Sentences are cut at `max_length` tokens; buckets go up to `length_limit`. `progress(done, total)` counts batches.
+    Sentences are cut at `max_length` tokens; buckets go up to `length_limit`. `out` [n, D] receives the reference's raw
+    sentence vectors. `progress(done, total)` counts batches.
     """
     if not sentences:
         raise InputError("The parity gate needs at least one sentence; sentences=None takes the 562 shipped ones.")
@@ -149,6 +154,8 @@ def check_parity(
         wanted[rows] = vectors
         for name, run in runs.items():
             run.add(name, rows, batch, tokens)
+        if out is not None:
+            out[rows] = vectors
         if progress:
             progress(step + 1, total)
     for step, (length, batch) in enumerate(long_inputs.items(), start=len(batches)):
@@ -191,6 +198,7 @@ class _Run:
     def __init__(self, graph: Runner, n: int) -> None:
         self.graph = graph
         self.vectors: list[np.ndarray | None] = [None] * n
+        self.first_states: list[np.ndarray] = []
         self.min_token_cosine = np.inf
         self.buckets: dict[int, float] = {}
 
@@ -203,6 +211,7 @@ class _Run:
             )
         real = batch != PAD
         self.min_token_cosine = np.minimum(self.min_token_cosine, _cosine(tokens[real], reference_tokens[real]).min())
+        self.first_states.append(_cosine(tokens[:, 0], reference_tokens[:, 0]))
         for row, vector in zip(rows, vectors, strict=True):
             self.vectors[row] = vector
 
@@ -217,6 +226,7 @@ class _Run:
     ) -> Parity:
         got = np.stack(self.vectors).astype(np.float64)  # type: ignore[arg-type]
         cosine, mean = _cosine(got, wanted), wanted.mean(axis=0)
+        first = np.concatenate(self.first_states)
         centred = _cosine(got - mean, wanted - mean)
         alone = np.concatenate([_run(self.graph, _pad([row]))[0] for row in probe_ids])
         padded = np.concatenate([_run(self.graph, _pad([row, [PAD] * (len(row) + 9)]))[0][:1] for row in probe_ids])
@@ -229,6 +239,8 @@ class _Run:
             "min_cosine": float(cosine.min()),
             "mean_cosine": float(cosine.mean()),
             "min_token_cosine": float(self.min_token_cosine),
+            "first_state_min_cosine": float(first.min()),
+            "first_state_mean_cosine": float(first.mean()),
             "batch_min_cosine": float(_cosine(alone, got[list(probes)]).min()),
             "padding_min_cosine": float(_cosine(padded, alone).min()),
             "padded_row_finite": bool(np.isfinite(empty[0]).all() and np.isfinite(empty[1]).all()),
@@ -254,6 +266,8 @@ def _failures(figures: Mapping[str, Any], limits: Thresholds) -> tuple[str, ...]
     checks = [
         ("lowest cosine", figures["min_cosine"], limits.min_cosine),
         ("mean cosine", figures["mean_cosine"], limits.mean_cosine),
+        ("lowest cosine of <s> among the token states", figures["first_state_min_cosine"], limits.min_cosine),
+        ("mean cosine of <s> among the token states", figures["first_state_mean_cosine"], limits.mean_cosine),
         ("lowest cosine of a sentence alone against itself in a batch", figures["batch_min_cosine"], limits.min_cosine),
         ("lowest cosine with padding against without", figures["padding_min_cosine"], limits.min_cosine),
     ]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 GRAPHS = {
     "fp32": "onnx/model.onnx",
+    "fused": "onnx/model_fused.onnx",  # fp32 too, of onnxruntime's own operators, for CPU
     "int8": "onnx/model_int8.onnx",
     "mixed": "onnx/model_mixed.onnx",
     "fp16": "onnx/model_fp16.onnx",  # what TensorRT engines are built from
@@ -25,7 +26,7 @@ GRAPHS = {
 
 def write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], tell: Callable[[str, int, int], None]) -> None:
     """Export the graph of each precision into a bundle folder. Raises BundleError with what the exporting library said."""
-    from mexma_export.compact import export_int8, export_mixed
+    from mexma_export.compact import export_fused, export_int8, export_mixed
     from mexma_export.graphs import SentenceEncoder, export_standard
     from mexma_export.half import export_half
     from mexma_export.trim import trimmed_embeddings
@@ -40,6 +41,8 @@ def write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], te
                     export_standard(SentenceEncoder(source.model), path, length_limit=source.max_length_limit)
                 elif precision == "int8":
                     export_int8(source.model, path)
+                elif precision == "fused":
+                    export_fused(source.model, path)
                 elif precision == "mixed":
                     export_mixed(source.model, path)
                 else:
@@ -62,9 +65,13 @@ def gate_graphs(
     sentences: Sequence[Sentence],
     max_length: int,
     thresholds: Mapping[str, Thresholds],
+    out: np.ndarray,
     tell: Callable[[str, int, int], None],
 ) -> dict[str, Parity]:
-    """Compare the graphs of a bundle folder with the checkpoint: {precision, and "fp16 in torch" beside fp16: its report}."""
+    """Compare the graphs of a bundle folder with the checkpoint: {precision, and "fp16 in torch" beside fp16: its report}.
+
+    `out` [n, D] receives the checkpoint's sentence vectors.
+    """
     from mexma_export.half import half_runner
     from mexma_export.reopen import open_graph
     from mexma_export.trim import trimmed_embeddings
@@ -76,17 +83,18 @@ def gate_graphs(
         thresholds = {**thresholds, "fp16 in torch": thresholds["fp16"]}
     return check_parity(
         runners,
-        _torch_runner(source),
+        torch_runner(source),
         source.tokenizer,
         sentences,
         max_length=max_length,
         length_limit=source.max_length_limit,
         thresholds=thresholds,
+        out=out,
         progress=lambda done, total: tell("parity gate", done, total),
     )
 
 
-def _torch_runner(source: Checkpoint) -> Runner:
+def torch_runner(source: Checkpoint) -> Runner:
     """The reference: the model itself, not the wrapper that was exported, and the `<s>` row taken here.
 
     It is the whole model even where the graphs are trimmed: it gets the ids that the same pieces have there.

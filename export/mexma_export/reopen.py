@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from mexma_rt.backends.onnxruntime import SWITCH
 from mexma_rt.errors import BundleError
 
 Runner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -21,11 +22,19 @@ Runner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def open_graph(path: Path) -> Runner:
-    """Open an ONNX graph on the CPU."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    """Open an ONNX graph on the CPU; of a graph with two branches (fused.py) the vectors are those of the short one."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of an input with a value, the switch of the fused graphs
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    switches = [name for name in (i.name for i in session.get_overridable_initializers()) if name == SWITCH]
 
     def run(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        sentence, tokens = session.run(["sentence_embedding", "last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
+        feed = {"input_ids": ids, "attention_mask": mask}
+        sentence, tokens = session.run(["sentence_embedding", "last_hidden_state"], feed)
+        if switches:  # a fused graph: the branch that gives token states, and then the one that the runtime takes for sentences
+            if not np.array_equal(sentence, tokens[:, 0], equal_nan=True):
+                raise BundleError(f"{path.name}: sentence_embedding is not the first row of last_hidden_state.")
+            (sentence,) = session.run(["sentence_embedding"], feed | {SWITCH: np.array(False)})
         return sentence, tokens
 
     return run

@@ -19,7 +19,7 @@ from mexma_rt.bundle import Bundle, open_bundle
 from mexma_rt.errors import InputError
 
 BATCH_TOKENS = 16384  # tokens of the largest batch, as in engines.default_profiles: a first value, not measured
-ON_CPU = ("int8", "mixed")  # graphs made for the CPU; the others run where Triton has a GPU, else on the CPU
+ON_CPU = ("fused", "int8", "mixed")  # graphs made for the CPU; the others run where Triton has a GPU, else on the CPU
 ENGINE = "tensorrt"
 TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32"}
 

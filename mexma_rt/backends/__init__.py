@@ -18,7 +18,8 @@ from mexma_rt.errors import BackendError, MexmaError
 ENGINES = ("tensorrt", "rtx")  # of TensorRT, on cuda, in fp16
 BACKENDS = ("onnxruntime", *ENGINES)
 DEVICES = ("cpu", "cuda")
-PRECISIONS = ("fp32", "fp16", "int8", "mixed")
+FOR_CPU = ("fused", "int8", "mixed")  # graphs of operators that onnxruntime has for the CPU
+PRECISIONS = ("fp32", "fp16", *FOR_CPU)
 
 
 class Backend(ABC):
@@ -149,7 +150,7 @@ def _open(bundle: Bundle, device: str, precision: str, threads: int | None, *, w
     if precision == "auto":
         precision, chosen = _auto_precision(bundle, device)
         why = f"{why}; {chosen}"
-    elif device == "cuda" and precision in ("int8", "mixed"):
+    elif device == "cuda" and precision in FOR_CPU:
         raise BackendError(
             f"The {precision} graph is made for the CPU; on cuda use precision='fp16' or 'fp32' "
             f"(this bundle has {', '.join(bundle.graphs)})."

@@ -16,6 +16,7 @@ from mexma_rt.bundle import Bundle
 from mexma_rt.errors import BackendError, BundleError, InputError
 
 OUTPUT, TOKENS = "sentence_embedding", "last_hidden_state"
+SWITCH = "token_states"  # bool input of the fused graphs, which need not be given: False leaves the token states out
 CUDA = "CUDAExecutionProvider"
 
 # Models up to this width run as many batches at a time as there are threads, one thread each, instead of one batch by all of
@@ -56,6 +57,7 @@ class OnnxRuntime(Backend):
             raise BackendError(f"onnxruntime {onnxruntime.__version__} cannot open {path} on {device}: {error}") from error
         if device == "cuda" and self._session.get_providers()[0] != CUDA:
             raise BackendError(f"onnxruntime could not start CUDA: no GPU, no driver, or a library is missing.{_PIP}")
+        self._has_switch = SWITCH in [value.name for value in self._session.get_overridable_initializers()]
         dimensions = {output.name: output.shape[-1] for output in self._session.get_outputs()}.get(OUTPUT)
         if dimensions != bundle.dimensions:
             raise BundleError(
@@ -76,6 +78,8 @@ class OnnxRuntime(Backend):
 
     def _run(self, output: str, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         feed = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._has_switch:
+            feed[SWITCH] = np.array(output == TOKENS)
         try:
             (vectors,) = self._session.run([output], feed)
         except Exception as error:

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import copy
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="exports need torch (pip: mexma-rt[export])")
+onnx = pytest.importorskip("onnx", reason="breaks graphs with onnx (pip: mexma-rt[export])")
 
 from mexma_export import ParityError, Sentence, Thresholds, export_bundle  # noqa: E402
-from mexma_export.graphs import SentenceEncoder, export_traced  # noqa: E402
+from mexma_export.compact import MixedWriter  # noqa: E402
+from mexma_export.fused import Writer, save_graph  # noqa: E402
+from mexma_export.graphs import INPUTS, OUTPUTS, SentenceEncoder  # noqa: E402
 from mexma_export.half import HalfEncoder  # noqa: E402
+
+
+def export_traced(encoder, path: Path) -> None:
+    """The older exporter, which takes a tenth of the time: the gate does not care which made a graph."""
+    axes = {name: {0: "batch", 1: "length"} for name in [*INPUTS, OUTPUTS[1]]} | {OUTPUTS[0]: {0: "batch"}}
+    ids = torch.tensor([[0, 4, 5, 6, 7, 2], [0, 4, 5, 2, 1, 1], [0, 6, 2, 1, 1, 1]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            encoder,
+            (ids, (ids != 1).long()),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            dynamic_axes=axes,
+        )
 
 
 class MeanPooling(SentenceEncoder):
@@ -77,7 +99,7 @@ class NoMask(SentenceEncoder):
 
 @pytest.mark.parametrize("broken", [MeanPooling, PositionsFromZero, DroppedLayer, SwappedLayers, SwappedWeights, NoMask])
 def test_broken_export_fails_and_leaves_nothing(broken, tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences) -> None:
-    monkeypatch.setattr("mexma_export.compact.SentenceEncoder", broken)
+    monkeypatch.setattr("mexma_export.compact.export_int8", lambda model, path: export_traced(broken(model), path))
     with pytest.raises(ParityError) as caught:
         export_bundle(
             tiny_checkpoint,
@@ -95,7 +117,7 @@ def test_broken_export_fails_and_leaves_nothing(broken, tiny_checkpoint: Path, t
 def test_what_is_wrong_in_long_inputs_only_is_caught_by_its_length(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences
 ) -> None:
-    monkeypatch.setattr("mexma_export.compact.SentenceEncoder", ShortPositionTable)
+    monkeypatch.setattr("mexma_export.compact.export_mixed", lambda model, path: export_traced(ShortPositionTable(model), path))
     with pytest.raises(ParityError) as caught:
         export_bundle(
             tiny_checkpoint,
@@ -108,6 +130,48 @@ def test_what_is_wrong_in_long_inputs_only_is_caught_by_its_length(
     assert [failure.rpartition(" tokens")[0] for failure in failures] == [
         f"lowest cosine at {length}" for length in (128, 256, 512)
     ]
+    assert list(tmp_path.iterdir()) == []
+
+
+class SecondRow(Writer):
+    """The short branch reads the row after `<s>`; the branch for token states is right."""
+
+    def model(self):
+        proto = super().model()
+        starts = next(tensor for tensor in proto.graph.initializer if tensor.name == "zero")
+        starts.CopyFrom(onnx.numpy_helper.from_array(np.array([1]), "zero"))
+        ends = onnx.numpy_helper.from_array(np.array([2]), "two")
+        proto.graph.initializer.append(ends)
+        (short,) = [a.g for a in proto.graph.node[-1].attribute if a.name == "else_branch"]
+        short.node[0].input[2] = "two"
+        return proto
+
+
+class WrongTokenStates(MixedWriter):
+    """The branch for token states leaves out the last layer's feed-forward part; the short branch is right."""
+
+    def model(self):
+        proto = super().model()
+        (long,) = [a.g for a in proto.graph.node[-1].attribute if a.name == "then_branch"]
+        attended = next(node.output[0] for node in long.node if node.output[0].endswith("/attended"))
+        (pick,) = [node for node in long.node if node.op_type == "Gather"]
+        pick.input[0] = attended
+        long.output[1].name = attended
+        return proto
+
+
+def test_each_branch_of_a_fused_graph_is_compared(tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences) -> None:
+    rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
+    broken = {
+        "fused": (SecondRow, "lowest cosine -?0"),
+        "mixed": (WrongTokenStates, "lowest cosine of <s> among the token states"),
+    }
+    for precision, (writer, phrase) in broken.items():
+        with monkeypatch.context() as patch:
+            name = f"mexma_export.compact.export_{precision}"
+            patch.setattr(name, lambda model, path, writer=writer: save_graph(writer(model).model(), path))
+            with pytest.raises(ParityError, match=f"The {precision} graph does not give .*: {phrase}"):
+                export_bundle(tiny_checkpoint, tmp_path / "bundle", precisions=[precision], sentences=rows)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,7 +214,7 @@ def test_an_fp16_overflow_fails_and_leaves_nothing(
     assert max(float(np.abs(array).max()) for array in weights.values()) < 65504  # each weight is an fp16 number
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
     monkeypatch.setattr("mexma_export.half.HalfEncoder", encoder)
-    monkeypatch.setattr(  # the faster exporter: the gate does not care which
+    monkeypatch.setattr(
         "mexma_export.half.export_standard", lambda encoder, path, *, length_limit: export_traced(encoder, path)
     )
     with pytest.raises(ParityError) as caught:
@@ -167,7 +231,7 @@ def test_an_fp16_overflow_fails_and_leaves_nothing(
 
 def test_broken_fp32_graph_fails_even_when_int8_is_right(tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences) -> None:
     def export_broken(encoder, path, *, length_limit):
-        export_traced(MeanPooling(encoder.model), path)  # the faster exporter: the gate does not care which
+        export_traced(MeanPooling(encoder.model), path)
 
     monkeypatch.setattr("mexma_export.graphs.export_standard", export_broken)
     with pytest.raises(ParityError, match=r"The fp32 graph .* What to try: --precision int8 writes the bundle without"):
@@ -183,7 +247,7 @@ def test_force_keeps_the_old_bundle_when_the_gate_fails(
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "mexma.json").write_text("old", encoding="utf-8")
-    monkeypatch.setattr("mexma_export.compact.SentenceEncoder", MeanPooling)
+    monkeypatch.setattr("mexma_export.compact.export_int8", lambda model, path: export_traced(MeanPooling(model), path))
     with pytest.raises(ParityError):
         export_bundle(
             tiny_checkpoint,

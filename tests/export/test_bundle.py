@@ -82,7 +82,7 @@ def test_int8_alone_without_weights(tiny_checkpoint: Path, tiny_bundle: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precisions": ["int4"]}, "Unknown precision 'int4': this export knows fp32, int8, mixed, fp16."),
+        ({"precisions": ["int4"]}, "Unknown precision 'int4': this export knows fp32, fused, int8, mixed, fp16."),
         ({"precisions": "fp32"}, r"precisions must be a list without repetition"),
         ({"precisions": []}, r"precisions must be a list without repetition"),
         ({"precisions": ["int8"], "default_precision": "fp32"}, r"'fp32' is not among .* Type --precision int8,fp32"),
@@ -100,7 +100,7 @@ def test_an_exporter_that_breaks_is_one_clear_error(tiny_checkpoint: Path, tmp_p
     def broken(*arguments, **keywords):
         raise RuntimeError("unsupported operator aten::new\nand a page of graph")
 
-    monkeypatch.setattr("mexma_export.compact.export_traced", broken)
+    monkeypatch.setattr("mexma_export.compact.save_graph", broken)
     with pytest.raises(
         BundleError, match=r"^Writing the int8 graph failed: unsupported operator aten::new\. .*--precision fp32"
     ):
@@ -113,6 +113,7 @@ def test_default_precision_rule() -> None:
 
     assert _default_precision(["fp32", "mixed"], None) == ("mixed", "smallest of the exported, and its parity gate passed")
     assert _default_precision(["fp32"], None) == ("fp32", "neither int8 nor mixed was exported")
+    assert _default_precision(["fp32", "fused"], None)[0] == "fused"
     assert _default_precision(["fp32", "int8"], None)[0] == "int8"
     assert _default_precision(["fp32", "int8"], "fp32") == ("fp32", "asked for")
 

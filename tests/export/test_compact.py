@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ torch = pytest.importorskip("torch", reason="exports need torch (pip: mexma-rt[e
 onnx = pytest.importorskip("onnx", reason="reads the graphs with onnx (pip: mexma-rt[export])")
 
 from mexma_export import Sentence, export_bundle  # noqa: E402
-from mexma_export.compact import Int8Embedding  # noqa: E402
+from mexma_export.compact import channel_quantise, group_quantise  # noqa: E402
 
 
 def quantise(table: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,21 +31,34 @@ def initializers(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(("width", "group"), [(32, 32), (128, 64), (96, 32), (7, 1)])
-def test_groups_equal_the_float64_reference_and_keep_small_rows_exact(width: int, group: int) -> None:
+def test_groups_equal_the_float64_reference_and_keep_small_rows_exact(width: int, group: int, monkeypatch) -> None:
     rng = np.random.default_rng(0)
     table = rng.standard_normal((200, width)).astype(np.float32) * np.logspace(-4, 3, 200, dtype=np.float32)[:, None]
     table[1] = 0
-    embedding = Int8Embedding(torch.from_numpy(table))
-    steps, scales = quantise(table, group)
-    assert embedding.steps.shape == steps.shape
-    assert np.abs(embedding.steps.numpy().astype(int) - steps).max() <= 1  # a tie may round either way in float32
-    assert (embedding.steps.numpy() == steps).mean() > 0.999
-    ids = torch.from_numpy(rng.integers(0, 200, (3, 5)))
-    got = embedding(ids).numpy()
-    assert got.shape == (3, 5, width)
-    half_a_step = 0.5001 * np.repeat(scales, group, axis=2).reshape(200, width)
-    assert (np.abs(got - table[ids.numpy()]) <= half_a_step[ids.numpy()]).all()
-    assert (got[ids.numpy() == 1] == 0).all()
+    wanted, scales = quantise(table, group)
+    monkeypatch.setattr("mexma_export.compact.BLOCK", 77)  # the table in three blocks
+    steps, scale = group_quantise(table)
+    assert steps.shape == wanted.shape and scale.dtype == np.float32
+    assert np.abs(steps.astype(int) - wanted).max() <= 1  # a tie may round either way in float32
+    assert (steps == wanted).mean() > 0.999
+    error = np.abs((steps * scale).reshape(table.shape) - table)
+    assert (error <= 0.5001 * np.repeat(scales, group, axis=2).reshape(200, width)).all()
+    assert (steps[1] == 0).all() and (scale[1] == 0).all()
+
+
+def test_channels_use_all_codes_hold_zero_and_are_rounded_by_at_most_half_a_step() -> None:
+    rng = np.random.default_rng(0)
+    columns = ((rng.standard_normal((64, 50)) + 0.1) * np.logspace(-5, 3, 50)).astype(np.float32)
+    columns[:, 7], columns[:, 8], columns[:, 9] = 0, 2.5, -3
+    codes, scale, zero = channel_quantise(columns)
+    assert codes.dtype == np.uint8 and zero.dtype == np.uint8 and scale.shape == zero.shape == (50,)
+    numbers = (codes.astype(np.float64) - zero) * scale
+    step = (np.maximum(columns.max(axis=0), 0) - np.minimum(columns.min(axis=0), 0)) / 255
+    assert (np.abs(numbers - columns) <= np.maximum(1.001 * step, 1e-12)).all()  # at the ends the zero point's rounding adds
+    assert np.median(np.abs(numbers - columns) / np.maximum(step, 1e-30)) < 0.3
+    assert (numbers[:, 7] == 0).all() and (zero[7] == 0)
+    used = np.delete(codes, [7, 8, 9], axis=1)
+    assert (used.max(axis=0) - used.min(axis=0) >= 254).all()
 
 
 def test_the_file_holds_int8_groups_with_float_scales(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
@@ -70,31 +84,76 @@ def test_mixed_stores_halves_computes_in_fp32_and_passes_its_gate(
     assert report.parity["mixed"].passed and report.parity["mixed"].min_cosine >= 0.999
     path = tmp_path / "mixed" / "onnx" / "model_mixed.onnx"
     halves = [a.shape for a in initializers(path).values() if a.dtype == np.float16]
-    assert sorted(halves) == sorted([(32, 96), (32, 32), (32, 64), (64, 32)] * 3)  # qkv, out, up, down of three layers
-    kinds = [node.op_type for node in onnx.load(path).graph.node]
-    assert kinds.count("Attention") == 3 and kinds.count("MatMul") == 9
-    assert "MatMulInteger" not in kinds and "QAttention" not in kinds
+    # qkv of two layers, of the last one apart; out, up, down of three
+    assert sorted(halves) == sorted([(32, 96)] * 2 + [(32, 32)] * 3 + [(32, 32), (32, 64), (64, 32)] * 3)
+    kinds = kinds_of(path)
+    assert kinds["Attention"] == 2 and kinds["MultiHeadAttention"] == 2 and kinds["MatMul"] == 6 + 2 + 2 * 4
+    assert not kinds.keys() & {"MatMulInteger", "QAttention"}
+
+
+def kinds_of(path: Path) -> Counter[str]:
+    """How often each operator occurs, in the branches of If too."""
+
+    def nodes(graph):
+        for node in graph.node:
+            yield node
+            for attribute in node.attribute:
+                yield from nodes(attribute.g) if attribute.HasField("g") else ()
+
+    return Counter(node.op_type for node in nodes(onnx.load(path).graph))
 
 
 def test_attention_is_fused_and_every_product_is_int8(tiny_bundle: Path) -> None:
-    graph = onnx.load(tiny_bundle / "onnx/model_int8.onnx").graph
-    kinds = [node.op_type for node in graph.node]
-    assert kinds.count("QAttention") == 3  # the layers of the tiny checkpoint
-    assert kinds.count("MatMulInteger") == 9
-    assert "MatMul" not in kinds and "Attention" not in kinds
-    floats = [t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 2 and t.dims[1] > 1]
-    assert sorted(t.name.removeprefix("model.embeddings.") for t in floats) == [
-        "position_embeddings.weight",
-        "token_type_embeddings.weight",
-    ]
+    path = tiny_bundle / "onnx/model_int8.onnx"
+    kinds = kinds_of(path)
+    assert kinds["QAttention"] == 2 and kinds["MultiHeadAttention"] == 2  # the last layer's attention, in two branches
+    assert kinds["MatMulInteger"] == 6 + 2 + 2 * 4
+    assert not kinds.keys() & {"MatMul", "Attention", "Gemm"}
+    floats = [name for name, array in initializers(path).items() if array.dtype == np.float32 and array.ndim == 2]
+    assert floats == ["embeddings.position_embeddings.weight"]
+
+
+@pytest.mark.parametrize("name", ["fused", "mixed", "int8"])
+def test_both_branches_give_the_models_vectors_and_share_every_weight(name: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    import onnxruntime
+    from transformers import XLMRobertaModel
+
+    from mexma_export import compact
+
+    model = XLMRobertaModel.from_pretrained(tiny_checkpoint, add_pooling_layer=False).eval()
+    getattr(compact, f"export_{name}")(model, tmp_path / "model.onnx")
+    bytes_of_weights = sum(array.nbytes for array in initializers(tmp_path / "model.onnx").values())
+    parameters = sum(p.numel() for n, p in model.named_parameters() if "word_embeddings" not in n)
+    words, per_weight = model.embeddings.word_embeddings.weight.numel(), {"fused": 4, "mixed": 2, "int8": 1}[name]
+    tables = 514 * 32 * (4 - per_weight)
+    scales = {"fused": 3 * words, "mixed": words // 8, "int8": words // 8}[name]
+    assert bytes_of_weights < per_weight * parameters + tables + words + scales + 8000  # once each; 8000: biases, scales
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["input_ids", "attention_mask"]  # what peers see
+    ids = np.array([[0, 9, 30, 7, 41, 2], [0, 5, 2, 1, 1, 1], [1] * 6])
+    feed = {"input_ids": ids, "attention_mask": (ids != 1).astype(np.int64)}
+    with torch.inference_mode():
+        wanted = model(**{key: torch.from_numpy(array) for key, array in feed.items()}).last_hidden_state.numpy()
+    sentence, states = session.run(None, feed)
+    short, row = session.run(None, feed | {"token_states": np.array(False)})
+    np.testing.assert_array_equal(sentence, states[:, 0])
+    np.testing.assert_array_equal(short, row[:, 0])
+    assert states.shape == wanted.shape and row.shape == (3, 1, 32)
+    assert np.isfinite(states).all() and np.isfinite(short).all()  # the row of padding alone too
+    real = ids != 1
+    tolerance = {"fused": 2e-5, "mixed": 0.05, "int8": 0.5}[name]
+    np.testing.assert_allclose(states[real], wanted[real], atol=tolerance)
+    np.testing.assert_allclose(short[:2], wanted[:2, 0], atol=tolerance)
 
 
 def test_no_cpu_can_saturate_a_sum_of_the_int8_graph(tiny_bundle: Path) -> None:
     """Signed weights (255 * 127 * 2 > 32767) do on x86 without VNNI, in sums of 16 bits; unsigned ones have sums of 32 bits."""
     path = tiny_bundle / "onnx/model_int8.onnx"
     graph, held = onnx.load(path).graph, initializers(path)
-    products = [node for node in graph.node if node.op_type in ("MatMulInteger", "QAttention")]
-    assert len(products) == 12
+    branches = [attribute.g for attribute in graph.node[-1].attribute]
+    nodes = [*graph.node, *branches[0].node, *branches[1].node]
+    products = [node for node in nodes if node.op_type in ("MatMulInteger", "QAttention")]
+    assert len(products) == 18
     for node in products:
         weight, zero = held[node.input[1]], held[node.input[3] if node.op_type == "MatMulInteger" else node.input[7]]
         assert weight.dtype == np.uint8 and zero.dtype == np.uint8

@@ -1,0 +1,65 @@
+"""Two keys of the manifest for the runtime: `golden`, vectors to prove an engine with, and `ranges`, to quantise vectors with.
+
+Both come from the source checkpoint in fp32, not from an exported graph, and hold normalised vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mexma_export.parity import EOS, PAD
+from mexma_export.reopen import Runner
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# One sentence ("The cat sleeps on the warm stone."), five scripts: short, so that a check costs nothing.
+GOLDEN = (
+    "The cat sleeps on the warm stone.",
+    "Кошка спит на тёплом камне.",
+    "القطة نائمة على الحجر الدافئ.",
+    "बिल्ली गरम पत्थर पर सो रही है।",
+    "猫在温暖的石头上睡觉。",
+)
+DECIMALS = 7  # a number of a normalised vector is at most 1, where float32 has seven decimals
+PRECISION_NOTE = (
+    "Normalised <s> states of the source checkpoint in fp32, one sentence at a time, rounded to 7 decimals. A graph agrees as "
+    "far as its parity entry says: compare cosines with the lowest one there, not numbers."
+)
+
+
+def golden_vectors(reference: Runner, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
+    """The manifest's `golden`: {"texts": [5], "vectors": [5][D], "precision_note"}; texts are cut at `max_length` tokens."""
+    vectors = []
+    for text in GOLDEN:
+        ids = tokenizer.encode(text).ids
+        row = np.array([ids if len(ids) <= max_length else [*ids[: max_length - 1], EOS]], dtype=np.int64)
+        vectors.append(_normalised(reference(row, (row != PAD).astype(np.int64))[0])[0])
+    return {"texts": list(GOLDEN), "vectors": [_decimals(v) for v in vectors], "precision_note": PRECISION_NOTE}
+
+
+def vector_ranges(vectors: np.ndarray, source: str) -> dict[str, Any]:
+    """The manifest's `ranges`: lowest and highest number of each dimension over sentence vectors [n, D], once normalised.
+
+    They are what sentence-transformers calls calibration ranges: with fixed ones equal texts get equal int8 codes.
+    """
+    unit = _normalised(vectors)
+    return {"minimum": _decimals(unit.min(axis=0)), "maximum": _decimals(unit.max(axis=0)), "source": source}
+
+
+def describe_source(sentences: Sequence[object], shipped: bool) -> str:
+    what = "shipped parity sentences" if shipped else "sentences of --verify"
+    return f"the source checkpoint's normalised vectors of the {len(sentences)} {what}"
+
+
+def _normalised(vectors: np.ndarray) -> np.ndarray:
+    wide = vectors.astype(np.float64)
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide / np.where(norms > 0, norms, 1)
+
+
+def _decimals(row: np.ndarray) -> list[float]:
+    return [round(float(number), DECIMALS) for number in row]
