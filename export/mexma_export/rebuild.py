@@ -1,7 +1,7 @@
 """A bundle without model.safetensors -> a checkpoint folder: `python -m mexma_export.rebuild BUNDLE CHECKPOINT`.
 
 The bundled model ships without torch weights (75 MB would not fit in the wheel), but its mixed graph holds every number of the
-encoder under its name of the checkpoint: word embeddings as int8 steps and scales, matrices as fp16. The checkpoint made of them
+encoder under its name of the checkpoint: word embeddings as int8 steps and scales, matrices as fp16. The checkpoint made of it
 is the model that the graph computes, in fp32: for fine-tuning, for sentence-transformers, and to export other graphs. It is not
 the checkpoint that the graph was once exported from, whose embeddings and matrices were rounded on the way.
 """
