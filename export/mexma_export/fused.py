@@ -127,6 +127,7 @@ class Writer:
             mixed = self.node("MultiHeadAttention", inputs, f"{name}/mixed", domain=CONTRIB, num_heads=self.heads)
             rows = self.layer_after_attention(layer, rows, mixed, f"{name}/rows")
             sentence = self.node("Gather", [rows, self.store("first", np.array(0))], f"{name}/sentence", axis=1)
+            shapes: list[tuple[str, list[str | int | None]]]
             shapes = [(sentence, ["batch", self.width]), (rows, ["batch", None, self.width])]
             made = [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape) for output, shape in shapes]
             branches.append(helper.make_graph(self.nodes, branch, [], made))
@@ -153,7 +154,8 @@ class Writer:
         return self._proto()
 
     def _proto(self) -> Any:
-        shapes = [("batch", "length"), ("batch", "length"), ("batch", self.width), ("batch", "length", self.width)]
+        shapes: list[list[str | int | None]]
+        shapes = [["batch", "length"], ["batch", "length"], ["batch", self.width], ["batch", "length", self.width]]
         kinds = [TensorProto.INT64] * 2 + [TensorProto.FLOAT] * 2
         named = zip([*INPUTS, *OUTPUTS], kinds, shapes, strict=True)
         tensors = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in named]
