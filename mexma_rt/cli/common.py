@@ -25,7 +25,9 @@ _MODEL = [
     click.option("--offline", is_flag=True, help="Of a hub model: use the local cache only."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto."),
     click.option("--backend", default="auto", show_default=True, help="onnxruntime, an engine (tensorrt, rtx), or auto."),
-    click.option("--precision", default="auto", show_default=True, help="Of the computation: fp32, fp16, int8, mixed or auto."),
+    click.option(
+        "--precision", default="auto", show_default=True, help="Of the computation: fp32, fp16, fused, int8, mixed or auto."
+    ),
     click.option("--max-length", type=int, help="Tokens per sentence; longer ones are cut.  [default: the model's]"),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the physical cores]"),
     click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens per batch: memory against speed."),
