@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from mexma_rt.documents import Bead, align_documents
     from mexma_rt.encoder import Encoder
     from mexma_rt.evaluation import XsimResult, xsim
-    from mexma_rt.mining import Pair, mine
+    from mexma_rt.mining import mine
     from mexma_rt.report import Embedded, EmbedReport
     from mexma_rt.scoring import score_pairs
+    from mexma_rt.search import Pair
     from mexma_rt.service import Service
     from mexma_rt.stream import FileReport
     from mexma_rt.tokens import TokenVectors
@@ -201,7 +202,7 @@ _HOME = {
     "EmbedReport": "report",
     "Encoder": "encoder",
     "FileReport": "stream",
-    "Pair": "mining",
+    "Pair": "search",
     "Service": "service",
     "TokenVectors": "tokens",
     "WordAlignment": "words",

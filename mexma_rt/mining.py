@@ -7,28 +7,25 @@ neighbours of each sentence, scored by margin. Unlike there, the threshold holds
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from mexma_rt.candidates import RETRIEVALS, SORT_BYTES, Neighbours, OneToOne, best_first, candidate_blocks
-from mexma_rt.corpus import Counts, Side
+from mexma_rt.candidates import RETRIEVALS, Neighbours
+from mexma_rt.corpus import Side
 from mexma_rt.errors import InputError, require_extra
 from mexma_rt.knn import check_dimensions, check_k, mutual_neighbours, unit_rows
 from mexma_rt.margin import MARGINS, check_choice
-from mexma_rt.mining_warnings import MiningWarning, find_warnings
-
-if TYPE_CHECKING:
-    from mexma_rt.approximate import Recall
+from mexma_rt.mining_warnings import find_warnings
+from mexma_rt.search import MiningReport, Pair, Search
 
 INDEXES = ("exact", "ivfpq")
 
 # Where mean F1 was best with the bundled model: nine languages to English, 1,000 Tatoeba training sentences each, 30 % of the
 # lines without partner (95.4, 95.6 and 94.7 %; within 0.3 of it from 1.04 to 1.08, 0.02 to 0.04, 0.42 to 0.50).
 DEFAULT_THRESHOLD = {"ratio": 1.06, "distance": 0.03, "absolute": 0.46}
-SORT_MEMORY = 256 << 20  # bytes for sorting candidates: 1.9 million at a time
 
 
 class Embeds(Protocol):
@@ -36,46 +33,6 @@ class Embeds(Protocol):
 
     def embed(self, texts: Iterable[str], *, progress: bool | None = None) -> np.ndarray:
         """Return vectors [n, D] of n texts."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
-    """A mined pair: margin score, cosine, positions in the two inputs (from 0), and texts (None if only vectors came).
-
-    forward_rank: the place, from 1, of the target among the k nearest of the source; None if it is not among them.
-    backward_rank: the place of the source among the k nearest of the target, likewise; one of the two is always there.
-    source_mean, target_mean: the mean cosine of each sentence to its k nearest on the other side, which the margin
-    compares the cosine with.
-    """
-
-    score: float
-    cosine: float
-    source_index: int
-    target_index: int
-    forward_rank: int | None
-    backward_rank: int | None
-    source_mean: float
-    target_mean: float
-    source: str | None
-    target: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MiningReport:
-    """What a mining job did. `dataclasses.asdict` makes it ready for JSON (where a threshold of -inf has no place)."""
-
-    source: Counts
-    target: Counts
-    dimensions: int
-    margin: str
-    k: int
-    retrieval: str
-    threshold: float
-    pairs: int
-    seconds: float
-    warnings: tuple[MiningWarning, ...]
-    index: str = "exact"
-    recall: Recall | None = None  # of "ivfpq": share of the true neighbours found, on a sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,72 +159,6 @@ def prepare(
         index=index,
         recall=recall,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """Two sides and their neighbours, ready to be chosen from."""
-
-    source: Side
-    target: Side
-    neighbours: Neighbours
-    retrieval: str
-    threshold: float
-    dimensions: int
-    warnings: tuple[MiningWarning, ...]
-    index: str = "exact"
-    recall: Recall | None = None
-    sort_memory: int = SORT_MEMORY
-
-    def pairs(self, matching: OneToOne | None = None) -> Iterator[Pair]:
-        """The pairs, best first. A `matching` given for "max" keeps in mind which sentences are taken."""
-        least = self.threshold
-        if self.retrieval == "max" and matching is None:
-            matching = OneToOne(len(self.source.pool), len(self.target.pool))
-        chunks = best_first(
-            lambda: (block[block["score"] >= least] for block in candidate_blocks(self.neighbours, self.retrieval)),
-            max(1, self.sort_memory // SORT_BYTES),
-            None if matching is None else matching.free,
-        )
-        for chunk in chunks:
-            yield from self.described(chunk if matching is None else matching.take(chunk))
-
-    def described(self, chunk: np.ndarray) -> Iterator[Pair]:
-        """Candidates with all that is known of them."""
-        rows, columns = chunk["row"], chunk["column"]
-        sources, targets = self.source.pool[rows], self.target.pool[columns]
-        forward, backward = self.neighbours.ranks(rows, columns)
-        fields: Any = (chunk["score"], chunk["cosine"], sources, targets, forward, backward)
-        means = (self.neighbours.x_mean[rows], self.neighbours.y_mean[columns])
-        for score, cosine, i, j, ahead, back, x_mean, y_mean in zip(*(f.tolist() for f in (*fields, *means)), strict=True):
-            yield Pair(
-                score=score,
-                cosine=cosine,
-                source_index=i,
-                target_index=j,
-                forward_rank=ahead or None,
-                backward_rank=back or None,
-                source_mean=x_mean,
-                target_mean=y_mean,
-                source=self.source.text(i),
-                target=self.target.text(j),
-            )
-
-    def report(self, pairs: int, seconds: float) -> MiningReport:
-        return MiningReport(
-            source=self.source.counts,
-            target=self.target.counts,
-            dimensions=self.dimensions,
-            margin=self.neighbours.margin,
-            k=self.neighbours.cosine_xy.shape[1],
-            retrieval=self.retrieval,
-            threshold=self.threshold,
-            pairs=pairs,
-            seconds=seconds,
-            warnings=self.warnings,
-            index=self.index,
-            recall=self.recall,
-        )
 
 
 def check_pools(k: int, source: Side, target: Side, what: str) -> None:

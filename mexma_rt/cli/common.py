@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import reduce
@@ -37,6 +38,21 @@ _MARGIN = [
     click.option("--margin", type=click.Choice(MARGINS), default="ratio", show_default=True, help="How to score a pair."),
     click.option("-k", "--k", type=click.IntRange(min=1), default=4, show_default=True, help="Neighbours per sentence."),
 ]
+
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class Memory(click.ParamType):
+    """A number of bytes: 2GB, 500M, 1.5G."""
+
+    name = "bytes"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?", str(value).strip().upper())
+        if match is None or float(match[1]) <= 0:
+            self.fail(f"{value!r} is no amount of memory. Type for example 2GB or 500MB.", param, ctx)
+        return int(float(match[1]) * UNITS[match[2]])
 
 
 def model_options(command: Command) -> Command:

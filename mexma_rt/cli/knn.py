@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from functools import partial
 
 import click
 
-from mexma_rt.cli.common import echo_json
-
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-class Memory(click.ParamType):
-    """A number of bytes: 2GB, 500M, 1.5G."""
-
-    name = "bytes"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?", str(value).strip().upper())
-        if match is None or float(match[1]) <= 0:
-            self.fail(f"{value!r} is no amount of memory. Type for example 2GB or 500MB.", param, ctx)
-        return int(float(match[1]) * UNITS[match[2]])
+from mexma_rt.cli.common import Memory, echo_json
 
 
 @click.command()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import click
 
-from mexma_rt.candidates import RETRIEVALS
+from mexma_rt.candidates import RETRIEVALS, OneToOne
 from mexma_rt.cli.common import (
     LoadedEncoder,
+    Memory,
     describe_sides,
     echo_json,
     margin_options,
@@ -19,7 +21,12 @@ from mexma_rt.cli.common import (
     read_both,
     report_sides,
 )
-from mexma_rt.mining import DEFAULT_THRESHOLD, INDEXES, MiningReport, Pair
+from mexma_rt.files import check_output
+from mexma_rt.mining import DEFAULT_THRESHOLD, INDEXES, prepare
+from mexma_rt.mining_page import EXAMPLES, Tally, page, write_page
+from mexma_rt.search import MiningReport, Pair, Search
+from mexma_rt.table import check_table, table
+from mexma_rt.vectormining import search_files
 
 PAIR_COLUMNS = {
     "score": float,
@@ -37,9 +44,13 @@ _DEFAULTS = ", ".join(f"{value} for {margin}" for margin, value in DEFAULT_THRES
 
 
 @click.command()
-@click.argument("source")
-@click.argument("target")
+@click.argument("source", required=False)
+@click.argument("target", required=False)
 @click.option("-o", "--output", metavar="FILE", help="The .tsv, .jsonl or .parquet file.  [default: TSV to standard output]")
+@click.option("--report", "report_file", metavar="FILE", help="Write an .html page: charts, pairs to look at, what ran.")
+@click.option("--source-vectors", metavar="PATH", help="Ready vectors of SOURCE: a .npy file or a folder of shards.")
+@click.option("--target-vectors", metavar="PATH", help="Ready vectors of TARGET.")
+@click.option("--memory", type=Memory(), default="2GB", show_default=True, help="With ready vectors: of the whole process.")
 @margin_options
 @click.option(
     "--retrieval",
@@ -59,16 +70,15 @@ _DEFAULTS = ", ".join(f"{value} for {margin}" for margin, value in DEFAULT_THRES
 @click.option("--show", type=click.IntRange(min=0), help="Print the best N pairs for reading instead of TSV.")
 @model_options
 def mine(
-    source: str,
-    target: str,
+    source: str | None,
+    target: str | None,
     output: str | None,
+    report_file: str | None,
+    source_vectors: str | None,
+    target_vectors: str | None,
+    memory: int,
     show: int | None,
     as_json: bool,
-    margin: str,
-    k: int,
-    retrieval: str,
-    threshold: float | None,
-    index: str,
     **options: Any,
 ) -> None:
     """Find the translations between the lines of SOURCE and TARGET.
@@ -77,47 +87,111 @@ def mine(
     target among the k nearest of the source, empty if it is not among them), backward_rank (the reverse), source_mean,
     target_mean (mean cosine to the k nearest, which the margin compares with), source, target. Equal lines count once, blank
     lines never. With --json, the pairs are in the object unless -o takes them.
-    """
-    from mexma_rt.mining import prepare
-    from mexma_rt.table import table
 
+    With --source-vectors and --target-vectors no model runs, and the vectors may be larger than memory; the lines may be left
+    out (pairs have line numbers only). After an interruption the same command goes on.
+    """
     started = time.perf_counter()
+    settings = {name: options.pop(name) for name in ("margin", "k", "retrieval", "threshold", "index")}
     encoder = LoadedEncoder(options)
-    lines = read_both(source, target, output)
-    settings: dict[str, Any] = {"margin": margin, "k": k, "retrieval": retrieval, "threshold": threshold, "index": index}
-    search = prepare(*lines, encoder, None, None, unify=True, progress=None, warn=True, **settings)
-    listed: list[tuple[object, ...]] = []
+    if report_file:
+        check_output(report_file, [name for name in (source, target, source_vectors, target_vectors) if name])
+    if source_vectors is None and target_vectors is None:
+        if source is None or target is None:
+            raise click.UsageError("Missing argument 'TARGET'." if source else "Missing argument 'SOURCE'.")
+        lines = read_both(source, target, output)
+        found = prepare(*lines, encoder, None, None, unify=True, progress=None, warn=True, **settings)
+        opened: AbstractContextManager[Search] = nullcontext(found)
+        names = source, target
+    else:
+        names = source or str(source_vectors), target or str(target_vectors)
+        texts = _check_vectors(source, target, source_vectors, target_vectors, output, settings.pop("index"))
+        opened = search_files(
+            str(source_vectors), str(target_vectors), str(output), src=texts[0], tgt=texts[1], memory_bytes=memory,
+            device=options["device"], announce=partial(click.echo, err=True), **settings,
+        )  # fmt: skip
+    with opened as search:
+        listed, report, tally, matching = _take(search, output, show, as_json, report_file is not None, started)
+        if report_file and tally is not None:
+            below = list(search.described(search.below(matching, EXAMPLES // 2)))
+            lowest = list(search.described(search.lowest(EXAMPLES)))
+            ran = list(zip(names, encoder.reports, strict=False))
+            write_page(report_file, page(tally, report, names=names, below=below, lowest=lowest, embedded=ran))
+    _tell(report, listed, encoder, names, output, report_file, show, as_json)
+
+
+def _check_vectors(
+    source: str | None, target: str | None, x: str | None, y: str | None, output: str | None, index: str
+) -> tuple[list[str] | None, list[str] | None]:
+    """The lines of ready vectors, if there are any, once it is clear that the call makes sense."""
+    if x is None or y is None:
+        raise click.UsageError("--source-vectors and --target-vectors go together.")
+    if (source is None) != (target is None):
+        raise click.UsageError("With ready vectors, give the lines of both sides or of none.")
+    if output is None:
+        raise click.UsageError("With ready vectors, -o is needed: what an interrupted run has found is kept beside it.")
+    if index != "exact":
+        raise click.UsageError(f"--index {index} embeds the lines itself. Leave out --source-vectors and --target-vectors.")
+    if source is None or target is None:
+        check_table(output)
+        check_output(output, [x, y])
+        return None, None
+    check_output(output, [x, y])
+    return read_both(source, target, output)
+
+
+def _take(
+    search: Search, output: str | None, show: int | None, as_json: bool, counted: bool, started: float
+) -> tuple[list[dict[str, Any]], MiningReport, Tally | None, OneToOne | None]:
+    """Write the pairs as they come; returns those to list, the report, and what the page needs."""
+    listed: list[dict[str, Any]] = []
     longest = show if show is not None else 0 if output or not as_json else float("inf")
-    found = 0
+    tally, matching, count = Tally.of(search) if counted else None, search.matching(), 0
+    chunks = search.chunks(matching)
+    pairs = tally.watch(chunks) if tally else (pair for chunk in chunks for pair in search.described(chunk))
     with table(output, PAIR_COLUMNS) if output or not (as_json or show is not None) else nullcontext() as write:
-        for pair in search.pairs():
-            found += 1
+        for count, pair in enumerate(pairs, start=1):  # noqa: B007  (the last number is how many there are)
             row = _row(pair)
             if write is not None:
                 write(row)
             if len(listed) < longest:
-                listed.append(row)
-    report = search.report(found, time.perf_counter() - started)
+                listed.append(dict(zip(PAIR_COLUMNS, row, strict=True)))
+    return listed, search.report(count, time.perf_counter() - started), tally, matching
+
+
+def _tell(
+    report: MiningReport,
+    listed: list[dict[str, Any]],
+    encoder: LoadedEncoder,
+    names: tuple[str, str],
+    output: str | None,
+    report_file: str | None,
+    show: int | None,
+    as_json: bool,
+) -> None:
     if as_json:
         counts = asdict(report) | {"threshold": report.threshold if abs(report.threshold) < float("inf") else None}
-        sides = report_sides(encoder, source, target)
+        sides = report_sides(encoder, *names) if encoder.reports else {}
         both = {side: counts[side] | sides[side] for side in sides}
-        pairs = [dict(zip(PAIR_COLUMNS, row, strict=True)) for row in listed]
-        echo_json({**counts, **both, "found": found, "output": output, "pairs": pairs})
+        files = {"output": output, "report": report_file}
+        echo_json({**counts, **both, **files, "found": report.pairs, "pairs": listed})
         return
     for row in listed:
-        _show(dict(zip(PAIR_COLUMNS, row, strict=True)))
+        _show(row)
     # Standard output stays pure TSV where it carries the table.
     click.echo(_summary(report) + (f": {output}" if output else ""), err=not output and show is None)
+    if report_file:
+        click.echo(f"report: {report_file}", err=True)
     if report.recall is not None:
         click.echo(
-            f"{report.index}: found {report.recall.forward:.1%} of the {k} nearest targets and {report.recall.backward:.1%} "
-            f"of the {k} nearest sources, for {report.recall.rows:,} sampled lines of each side",
+            f"{report.index}: found {report.recall.forward:.1%} of the {report.k} nearest targets and "
+            f"{report.recall.backward:.1%} of the {report.k} nearest sources, for {report.recall.rows:,} lines of each side",
             err=True,
         )
     for warning in report.warnings:
         click.echo(f"warning: {warning.message}", err=True)
-    describe_sides(encoder, source, target)
+    if encoder.reports:
+        describe_sides(encoder, *names)
 
 
 def _row(pair: Pair) -> tuple[object, ...]:
