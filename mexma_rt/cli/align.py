@@ -60,16 +60,15 @@ def align(
             raise click.UsageError(f"--{name.replace('_', '-')} {other}, or leave it out.")
     lines = read_both(source, target, output)
     if words:
-        _words(*lines, source, target, output, as_json, options, **for_words)
+        _words(*lines, (source, target), output, as_json, options, **for_words)
     else:
-        _documents(*lines, source, target, output, as_json, options, **for_documents)
+        _documents(*lines, (source, target), output, as_json, options, **for_documents)
 
 
 def _documents(
     source: list[str],
     target: list[str],
-    source_name: str,
-    target_name: str,
+    names: tuple[str, str],
     output: str | None,
     as_json: bool,
     options: dict[str, Any],
@@ -96,8 +95,7 @@ def _documents(
     if as_json:
         listed = [] if output else [dict(zip(DOCUMENT_COLUMNS, _bead_row(bead, source, target), strict=True)) for bead in kept]
         sides = {
-            side: report_dict(report, name)
-            for side, report, name in zip(("source", "target"), reports, (source_name, target_name), strict=True)
+            side: report_dict(report, name) for side, report, name in zip(("source", "target"), reports, names, strict=True)
         }
         echo_json(
             {"beads": len(beads), "kinds": kinds, **settings, "output": output, "rows": listed, **sides, "seconds": seconds}
@@ -109,7 +107,7 @@ def _documents(
         + (f": {output}" if output else ""),
         err=not output,
     )
-    for report, name in zip(reports, (source_name, target_name), strict=True):
+    for report, name in zip(reports, names, strict=True):
         click.echo(describe(report, name), err=True)
 
 
@@ -122,8 +120,7 @@ def _bead_row(bead: Bead, source: list[str], target: list[str]) -> tuple[object,
 def _words(
     source: list[str],
     target: list[str],
-    source_name: str,
-    target_name: str,
+    names: tuple[str, str],
     output: str | None,
     as_json: bool,
     options: dict[str, Any],
@@ -136,7 +133,7 @@ def _words(
 
     if len(source) != len(target):
         raise InputError(
-            f"{source_name} has {len(source):,} lines and {target_name} {len(target):,}, but with --words line i belongs to "
+            f"{names[0]} has {len(source):,} lines and {names[1]} {len(target):,}, but with --words line i belongs to "
             "line i. To pair the sentences of two documents first, leave out --words."
         )
     started, batch_tokens = time.perf_counter(), options.pop("batch_tokens")

@@ -49,6 +49,8 @@ def test_itermax_discounts_what_is_half_linked():
     table = np.array([[0.9, 0.1, 0.1], [0.75, 0.7, 0.1], [0.1, 0.1, 0.8]])
     assert links(inter(table)) == [(0, 0), (2, 2)]
     assert links(itermax(table)) == [(0, 0), (1, 1), (2, 2)]
+    table[1, 0] = 0.8  # now .72 at column 0, above .7
+    assert links(itermax(table)) == [(0, 0), (1, 0), (2, 2)]
     table[1] = [0.75, 0.1, 0.7]  # now .675 at column 0, .1 at column 1, .63 at column 2
     assert links(itermax(table)) == [(0, 0), (1, 0), (2, 2)]
 
