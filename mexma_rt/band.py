@@ -23,14 +23,21 @@ BLOCK = (
 
 
 def cheapest_beads(
-    n: int, m: int, shapes: Sequence[Shape], costs: Costs, deletion: float, low: np.ndarray, width: int
+    n: int,
+    m: int,
+    shapes: Sequence[Shape],
+    costs: Costs,
+    deletion: float,
+    low: np.ndarray,
+    width: int,
+    advance: Callable[[int], object] = lambda _: None,
 ) -> list[Bead]:
     """The beads, ascending, that cover both sequences at the least total cost.
 
     costs((p, q), rows, columns) gives the cost [rows, columns] of beads of p source sentences from each of rows on and q target
     sentences from each of columns on; `deletion` is that of one sentence alone. On antidiagonal d, the cells with
     low[d] <= i < low[d] + width are looked at; low [n + m + 1] must not fall, nor rise by more than 1 from one to the next. Of
-    equal costs the first shape wins.
+    equal costs the first shape wins. `advance` is called with the sentences done, n + m in all.
     """
     shapes = [*shapes, *DELETIONS]
     reach = max(p + q for p, q in shapes)
@@ -50,6 +57,7 @@ def cheapest_beads(
             cost += flat[(rows * total.shape[1] + columns)[:, None] + each]
             choice[d] = best = cost.argmin(axis=0)
             total[d + reach, reach : reach + width] = cost[best, each]
+        advance(len(block))
     return _trace(n, m, shapes, choice, low)
 
 

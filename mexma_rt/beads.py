@@ -7,14 +7,18 @@ they are not drawn, so that results repeat, and never are translations of each o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from mexma_rt.band import Bead, Shape, around, cheapest_beads, everything
 from mexma_rt.knn import unit_rows
+from mexma_rt.progress import progress_bar
 
 Segments = list[np.ndarray]
 
 FULL_CELLS = 300 * 300  # documents of no more cells are searched whole; vecalign halves to 300 sentences in all
+ROWS = 8192  # segments whose distances to the sample are in memory together
 LEAST = 1e-6  # distance; above the rounding of float32, so that equal sentences pair one to one and not in larger beads
 SAMPLE = 128  # segments of each size that stand for random ones, and sentences of each side whose pairs do
 
@@ -49,10 +53,11 @@ def random_distances(x: Segments, y: Segments) -> Segments:
     The closest of the sample may be its translation; an unrelated one, of distance 1, is taken in its place.
     """
     sample = np.concatenate([part[spread(len(part), SAMPLE)] for part in y])
-    means = []
-    for part in x:
-        distance = 1 - part @ sample.T
-        means.append((distance.sum(axis=1) - distance.min(axis=1) + 1) / len(sample))
+    means = [np.empty(len(part), np.float32) for part in x]
+    for part, mean in zip(x, means, strict=True):
+        for start in range(0, len(part), ROWS):
+            distance = 1 - part[start : start + ROWS] @ sample.T
+            mean[start : start + ROWS] = (distance.sum(axis=1) - distance.min(axis=1) + 1) / len(sample)
     return means
 
 
@@ -61,7 +66,9 @@ def spread(n: int, size: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, size)).round().astype(np.int64)) if n else np.empty(0, np.int64)
 
 
-def find_beads(x: Segments, y: Segments, max_size: int, quantile: float, radius: int) -> tuple[list[Bead], Costs]:
+def find_beads(
+    x: Segments, y: Segments, max_size: int, quantile: float, radius: int, progress: bool | None
+) -> tuple[list[Bead], Costs]:
     """The cheapest beads of at most `max_size` sentences, both sides together, of two documents that are not empty.
 
     Long documents are first aligned one to one as means of 2, 4, 8... neighbours; each finer level looks only `radius` units
@@ -71,14 +78,21 @@ def find_beads(x: Segments, y: Segments, max_size: int, quantile: float, radius:
     while len(halves[-1][0]) * len(halves[-1][1]) > FULL_CELLS:
         halves.append((halve(halves[-1][0]), halve(halves[-1][1])))
     beads: list[Bead] | None = None
-    for a, b in reversed(halves[1:]):
-        beads, _ = _level([a], [b], [(1, 1)], beads, quantile, radius)
-    shapes = [(p, q) for p in range(1, max_size) for q in range(1, max_size - p + 1)]
-    return _level(x, y, shapes, beads, quantile, radius)
+    with progress_bar(progress, total=sum(len(a) + len(b) for a, b in halves), desc="align", unit="sentence") as advance:
+        for a, b in reversed(halves[1:]):
+            beads, _ = _level([a], [b], [(1, 1)], beads, quantile, radius, advance)
+        shapes = [(p, q) for p in range(1, max_size) for q in range(1, max_size - p + 1)]
+        return _level(x, y, shapes, beads, quantile, radius, advance)
 
 
 def _level(
-    x: Segments, y: Segments, shapes: list[Shape], coarser: list[Bead] | None, quantile: float, radius: int
+    x: Segments,
+    y: Segments,
+    shapes: list[Shape],
+    coarser: list[Bead] | None,
+    quantile: float,
+    radius: int,
+    advance: Callable[[int], object],
 ) -> tuple[list[Bead], Costs]:
     n, m, costs = len(x[0]), len(y[0]), Costs(x, y)
     if coarser is None:
@@ -87,7 +101,7 @@ def _level(
         # The order of deletions in a row means nothing: their corners are left out, and a straight line replaces them.
         ends = [(i, j) for a, b, c, d in coarser if a < b and c < d for i, j in ((a, c), (b, d))]
         low, width = around([(min(2 * i, n), min(2 * j, m)) for i, j in ends], n, m, radius)
-    return cheapest_beads(n, m, shapes, costs, costs.deletion(quantile), low, width), costs
+    return cheapest_beads(n, m, shapes, costs, costs.deletion(quantile), low, width, advance), costs
 
 
 def halve(vectors: np.ndarray) -> np.ndarray:

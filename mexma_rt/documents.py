@@ -82,7 +82,7 @@ def align_documents(
     if not (len(x[0]) and len(y[0])):
         alone = [Bead(source=(row,), target=(), score=0.0) for row in source.rows.tolist()]
         return alone + [Bead(source=(), target=(row,), score=0.0) for row in target.rows.tolist()]
-    beads, costs = find_beads(x, y, max_size, float(deletion), RADIUS)
+    beads, costs = find_beads(x, y, max_size, float(deletion), RADIUS, progress)
     result = []
     for a, b, c, d in beads:
         paired = a < b and c < d

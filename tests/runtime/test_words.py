@@ -55,6 +55,11 @@ def test_itermax_discounts_what_is_half_linked():
     assert links(itermax(table)) == [(0, 0), (1, 0), (2, 2)]
 
 
+def test_itermax_never_links_what_is_linked_on_both_sides():
+    # The second round sees only zeros, whose first is (0, 0): row 0 and column 0 are both linked already.
+    assert links(itermax(np.array([[0.1, 0.9, 0.0], [0.8, 0.1, 0.0], [0.0, 0.0, 0.0]]))) == [(0, 1), (1, 0)]
+
+
 def test_match_is_the_best_of_all_one_to_one_matchings():
     pytest.importorskip("scipy", reason="match needs mexma-rt[align]")
     rng = np.random.default_rng(0)
