@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--singles", type=int, default=100, help="texts of the first file that are timed alone")
     parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (of ours and of sentence-transformers)")
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PYTHON")
     parser.add_argument("--keep", type=Path, required=True, help="runs, one JSON line each; this one is added")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the table; the plot has the same name and .png")
@@ -44,10 +45,12 @@ def main() -> None:
     script = str(Path(__file__).with_name("embed_peers.py"))
     routes = [
         Route(
-            name=PEERS[peer], command=(pythons.get(peer, sys.executable), script, peer, args.bundle), comparable=peer != "use"
+            name=PEERS[peer],
+            command=(pythons.get(peer, sys.executable), script, peer, args.bundle, args.device),
+            comparable=peer != "use",
         )
         for peer in args.peers.split(",")
-    ] + our_routes(open_bundle(args.bundle), args.bundle)
+    ] + our_routes(open_bundle(args.bundle), args.bundle, args.device)
     rows, facts = measure(
         routes,
         args.texts,

@@ -1,4 +1,4 @@
-"""Peers of `mexma embed` as routes of the benchmark: `python benchmarks/embed_peers.py PEER BUNDLE`, started by bench.measure.
+"""Peers of `mexma embed` as routes of the benchmark: `embed_peers.py PEER BUNDLE DEVICE`, started by bench.measure.
 
 PEER: st-fp32 (sentence-transformers, its defaults), st-bf16, st-128 (batch_size=128), st-onnx (its ONNX back end: needs
 optimum, so an environment with transformers 4), fastembed (its engine, our fp32 graph as a custom model), openvino (our fp32
@@ -48,12 +48,12 @@ def sentence_transformers(peer: str, bundle: Path) -> Embed:
             model_kwargs={"file_name": "onnx/model.onnx", "provider": "CPUExecutionProvider"},
         )
         return lambda texts: np.asarray(onnx.encode(texts, show_progress_bar=False))
-    model = SentenceTransformer(str(bundle), device="cpu")
+    model = SentenceTransformer(str(bundle), device=sys.argv[3])
     if peer == "st-bf16":
         model = model.bfloat16()
     batch = 128 if peer == "st-128" else 32
     return lambda texts: np.asarray(
-        model.encode(texts, batch_size=batch, show_progress_bar=False, convert_to_tensor=True).float().numpy()
+        model.encode(texts, batch_size=batch, show_progress_bar=False, convert_to_tensor=True).float().cpu().numpy()
     )
 
 

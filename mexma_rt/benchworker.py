@@ -1,4 +1,4 @@
-"""One route of the embedding benchmark in a process of its own: `python -m mexma_rt.benchworker MODEL PRECISION`.
+"""One route of the embedding benchmark in a process of its own: `python -m mexma_rt.benchworker MODEL PRECISION DEVICE`.
 
 A process each, so that peak memory is the route's own, and so that a peer may live in another environment (see
 benchmarks/embed_peers.py). The parent (bench.py) sends JSON lines, one job each, and gets a JSON line for each.
@@ -66,8 +66,8 @@ def peak_mb() -> float | None:
 def _load_ours() -> tuple[Embed, dict[str, Any]]:
     import mexma_rt
 
-    model, precision = sys.argv[1:3]
-    encoder = mexma_rt.load(model, device="cpu", precision=precision)
+    model, precision, device = sys.argv[1:4]
+    encoder = mexma_rt.load(model, device=device, precision=precision)
     return lambda texts: encoder.embed_report(texts).vectors, {}
 
 

@@ -26,7 +26,7 @@ def bench() -> None:
     multiple=True,
     metavar="NAME=COMMAND",
     help="Another route: a command that speaks the protocol of mexma_rt/benchworker.py, such as "
-    "'fastembed=python benchmarks/embed_peers.py fastembed BUNDLE'. Repeatable.",
+    "'fastembed=python benchmarks/embed_peers.py fastembed BUNDLE cpu'. Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ...], as_json: bool) -> None:

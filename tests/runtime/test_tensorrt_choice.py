@@ -225,7 +225,7 @@ def test_auto_says_why_engines_were_refused(wide: Device, monkeypatch, mixed_bun
     assert re.fullmatch(
         r"auto: tensorrt was refused \(tensorrt is not installed, and this needs it\.\); "
         r"rtx was refused \(.* was built by tensorrt_rtx 1\.6\.0, but 1\.7\.1\.116 is installed.*\); "
-        r"cuda was refused \(.* has no CUDA .*\); \w+ is the bundle's default precision",
+        r"cuda was refused \(.* has no CUDA .*\); \w+ is the bundle's default precision, .*",
         backend.reason,
     )
     with pytest.raises(BackendError, match=r"has no CUDA(?s:.*)\nBefore that, tensorrt was refused \(.*\); rtx was refused"):
