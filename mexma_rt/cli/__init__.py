@@ -1,4 +1,4 @@
-"""The command line: `mexma embed | mine | score | align | knn | xsim | doctor | models`.
+"""The command line: `mexma embed | mine | score | filter | align | knn | xsim | doctor | models`.
 
 Exit status: 0 done; 1 the data or the machine (one message on stderr, no traceback); 2 wrong usage; 130 Ctrl-C.
 """
@@ -15,6 +15,7 @@ from mexma_rt.cli.align import align
 from mexma_rt.cli.bench import bench
 from mexma_rt.cli.doctor import doctor
 from mexma_rt.cli.embed import embed
+from mexma_rt.cli.filter import filter_command
 from mexma_rt.cli.knn import knn
 from mexma_rt.cli.mine import mine
 from mexma_rt.cli.models import models
@@ -46,5 +47,5 @@ def main() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-for command in (embed, mine, score, align, knn, xsim, doctor, models, bench):
+for command in (embed, mine, score, filter_command, align, knn, xsim, doctor, models, bench):
     main.add_command(command)

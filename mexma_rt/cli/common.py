@@ -81,14 +81,18 @@ class LoadedEncoder:
 
     def embed(self, texts: Iterable[str], *, progress: bool | None = None, name: str = "", **keywords: Any) -> np.ndarray:
         """Embed, and keep the report in `reports`."""
+        result = self.loaded().embed_report(texts, batch_tokens=self._batch_tokens, progress=progress, **keywords)
+        self.reports.append(result.report)
+        self.names.append(name)
+        return result.vectors
+
+    def loaded(self) -> Encoder:
+        """The encoder itself."""
         import mexma_rt
 
         if self._encoder is None:
             self._encoder = mexma_rt.load(**self._options)
-        result = self._encoder.embed_report(texts, batch_tokens=self._batch_tokens, progress=progress, **keywords)
-        self.reports.append(result.report)
-        self.names.append(name)
-        return result.vectors
+        return self._encoder
 
 
 def describe(report: EmbedReport, name: str) -> str:
@@ -119,7 +123,15 @@ def echo_json(result: dict[str, Any]) -> None:
 
 def read_both(source: str, target: str, output: str | None) -> tuple[list[str], list[str]]:
     """The lines of two files, once it is clear that the table can be written."""
-    from mexma_rt.files import STDIN, check_output, read_lines
+    from mexma_rt.files import read_lines
+
+    check_both(source, target, output)
+    return read_lines(source), read_lines(target)
+
+
+def check_both(source: str, target: str, output: str | None) -> None:
+    """Raise if both files are standard input, or the table cannot be written."""
+    from mexma_rt.files import STDIN, check_output
     from mexma_rt.table import check_table
 
     if source == target == STDIN:
@@ -127,7 +139,6 @@ def read_both(source: str, target: str, output: str | None) -> tuple[list[str], 
     if output:
         check_table(output)
         check_output(output, [source, target])
-    return read_lines(source), read_lines(target)
 
 
 def report_sides(encoder: LoadedEncoder, *names: str) -> dict[str, Any]:

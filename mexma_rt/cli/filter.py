@@ -1,0 +1,54 @@
+"""`mexma filter`: the good pairs of a bitext of any size."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from mexma_rt.cli.common import echo_json, margin_options, model_options
+from mexma_rt.filtering import BACKGROUND
+
+
+@click.command("filter")
+@click.argument("source")
+@click.argument("target")
+@click.option("-o", "--output", metavar="FILE", required=True, help="The kept pairs: .tsv, .jsonl or .parquet.")
+@click.option("--dropped", metavar="FILE", help="The dropped pairs, each with its reason.")
+@margin_options
+@click.option("--threshold", type=float, help="Least score of a pair.  [default: as of mine]")
+@click.option(
+    "--top", type=float, metavar="SHARE", help="Keep the best share of all pairs, such as 0.8, instead of a threshold."
+)
+@click.option(
+    "--max-ratio", type=float, default=3.0, show_default=True, help="How many times the length ratio may be off the median."
+)
+@click.option("--background", metavar="FILE", help="Score against this file of: mexma score --save-background.")
+@click.option(
+    "--background-lines", type=click.IntRange(min=1), default=BACKGROUND, show_default=True, help="Without one: sampled pairs."
+)
+@model_options
+def filter_command(source: str, target: str, output: str, batch_tokens: int | None, as_json: bool, **options: Any) -> None:
+    """Keep the good pairs of SOURCE and TARGET, two line-aligned files of any size.
+
+    Dropped are blank lines, identical sides, repetitions of a pair, lengths that do not fit, and low scores. Scores are margins
+    against a background of both sides, a sample of the bitext itself if none is given, so memory is bounded; after an
+    interruption the same command goes on where it stopped.
+    """
+    import mexma_rt
+    from mexma_rt.filtering import filter_bitext
+
+    names = ("dropped", "margin", "k", "threshold", "top", "max_ratio", "background", "background_lines")
+    settings = {name: options.pop(name) for name in names}
+    report = filter_bitext(lambda: mexma_rt.load(**options), source, target, output, **settings)
+    if as_json:
+        least = report.threshold if abs(report.threshold) < float("inf") else None  # JSON has no infinity
+        echo_json(asdict(report) | {"threshold": least})
+        return
+    click.echo(
+        f"{output}: {report.kept:,} of {report.pairs:,} pairs kept ({report.kept / report.pairs:.1%}), {report.margin} >= "
+        f"{report.threshold:.4g} (k={report.k}, background of {report.background:,} lines, {report.model})"
+    )
+    for reason, count in report.dropped.items():
+        click.echo(f"  dropped, {reason + ':':<14} {count:>12,}")
