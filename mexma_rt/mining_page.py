@@ -183,7 +183,7 @@ def _charts(tally: Tally, report: MiningReport) -> str:
     if tally.lengths.pairs:
         low, middle, high = tally.lengths.ratios()
         parts.append(
-            '<section class="card"><h2>Lengths</h2><p class="soft small">Characters of target by source; darker is more pairs. '
+            '<section class="card"><h2>Lengths</h2><p class="soft small">Characters of target by source; stronger: more pairs. '
             f"Half of the ratios lie between {low:.2f} and {high:.2f}, the middle is {middle:.2f} (dotted).</p>"
             f"{length_map(tally.lengths, log2(middle))}</section>"
         )

@@ -248,3 +248,10 @@ def test_uneven_and_empty_files(cut: str, message: str) -> None:
     Path("t.txt").write_text("")
     assert "are empty: there is nothing to filter" in mexma("-o", "k.tsv").stderr
     assert sorted(path.name for path in Path().iterdir()) == ["s.txt", "t.txt"]
+
+
+def test_the_sample_is_of_the_whole_bitext(tmp_path: Path) -> None:
+    write([(f"phrase {i}", f"sentence {i}") for i in range(1000)])
+    sample = bitext.first_reading("s.txt", "t.txt", tmp_path, 200, 3.0).sample
+    lines = [int(a.split()[1]) for a, _ in sample]
+    assert len(set(lines)) == 200 and 70 < sum(line < 500 for line in lines) < 130
