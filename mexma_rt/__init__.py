@@ -95,7 +95,7 @@ def load(
     max_length: tokens per sentence, up to the model's limit; None takes the bundle's default. Longer ones are cut.
     threads: of the CPU engine; None takes the physical cores that this process may use.
     deterministic: compute every sentence alone, so that equal text gives the same bits whatever its batch-mates, their order or
-    the call, on one machine with one number of threads. It took 1.2 to 1.4 times the CPU time in bulk (benchmarks/results/service.md). Without it equal text
+    the call, on one machine with one number of threads. It took 1.2 to 1.4 times the CPU time in bulk. Without it equal text
     may get other vectors: in fp32 and mixed in the last digits (not one bit on the CPU where it was measured), in int8,
     which takes the scale of its activations from the batch, by 0.004 in a component, cosine 0.9996
     (benchmarks/results/service.md).
