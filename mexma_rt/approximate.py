@@ -18,15 +18,15 @@ import numpy as np
 
 from mexma_rt import ivfpq, work
 from mexma_rt.errors import FileError, InputError, require_extra
+from mexma_rt.exact import exact_scores
 from mexma_rt.files import atomic_write
 from mexma_rt.ivfpq import Index, IvfPq
+from mexma_rt.keys import keys_of, merge_neighbours, neighbours_of, no_neighbours
 from mexma_rt.knn import check_dimensions, check_k, check_vectors, mutual_neighbours
 from mexma_rt.progress import progress_bar
 
 QUERIES = 4096  # rows searched by one call of faiss
 BLOCK = 65536  # rows of which results are merged at a time
-GATHERED = 2 << 20  # bytes of candidates' vectors copied at a time: they should stay in the cache
-FOUND = np.dtype([("score", "<f4"), ("index", "<i8")])
 
 Neighbours = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -53,7 +53,7 @@ def approximate_neighbours(
     """As `mexma_rt.knn.mutual_neighbours`, from the candidates of IVF-PQ indexes of x [n, D] and y [m, D], rows of length 1.
 
     Returns (scores_xy [n, k] float32, index_xy [n, k] int64, scores_yx [m, k], index_yx [m, k]), best first, of equal scores
-    the lower index first. Scores are exact inner products in float32; every row gets k neighbours.
+    the lower index first. Scores are those of exact search, to the bit; every row gets k neighbours.
     settings: of the index; None takes the defaults of `IvfPq`. folder: where the indexes and the neighbours found so far are
     kept, to be used again by the next call or gone on with after a kill; None keeps them in a temporary folder.
     memory_bytes bounds training, index and vectors in memory, beyond the results. The same seed gives the same result.
@@ -82,7 +82,7 @@ def approximate_neighbours(
         with progress_bar(progress, total=total, desc="neighbours", unit="row") as advance:
             forward = _search_parts(home / "xy", of_y, of_x, k, settings, advance)
             backward = _search_parts(home / "yx", of_x, of_y, k, settings, advance)
-    return forward["score"], forward["index"], backward["score"], backward["index"]
+    return *neighbours_of(forward), *neighbours_of(backward)
 
 
 def measure_recall(x: np.ndarray, y: np.ndarray, found: Neighbours, *, rows: int = 1000, seed: int = 0) -> Recall:
@@ -101,16 +101,16 @@ def measure_recall(x: np.ndarray, y: np.ndarray, found: Neighbours, *, rows: int
     return Recall(forward=shares[0], backward=shares[1], rows=rows)
 
 
-def search_part(queries: np.ndarray, part: tuple, first: int, k: int, settings: IvfPq) -> np.ndarray:
-    """The k best rows of a loaded part for queries float32 [q, D]: FOUND [q, k]; index -1 where the part has fewer than k.
+def search_part(queries: np.ndarray, part: tuple[Any, np.ndarray], first: int, k: int, settings: IvfPq) -> np.ndarray:
+    """Keys (mexma_rt/keys.py) [q, k] of the best rows of a loaded part for queries [q, D]; `first` is the index of its row 0.
 
-    A pure function, so that parts can be searched anywhere in any order; `merge` is associative.
+    A pure function: parts can be searched anywhere in any order, and merge_neighbours puts the results together.
     """
     import faiss
 
     index, vectors = part
     count = min(settings.candidates, len(vectors))
-    found = np.empty((len(queries), k), FOUND)
+    keys = np.empty((len(queries), k), np.uint64)
     for start in range(0, len(queries), QUERIES):
         block = np.ascontiguousarray(queries[start : start + QUERIES], np.float32)
         probes, everywhere = (_probes(faiss, number) for number in (min(settings.nprobe, index.nlist), index.nlist))
@@ -118,44 +118,21 @@ def search_part(queries: np.ndarray, part: tuple, first: int, k: int, settings: 
         short = (rows[:, : min(k, len(vectors))] < 0).any(axis=1)  # their lists had fewer than k rows: look into all lists
         if short.any():
             rows[short] = index.search(block[short], count, params=everywhere)[1]
-        scored = np.empty(rows.shape, FOUND)
-        scored["score"] = np.where(rows >= 0, _inner_products(block, vectors, rows), -np.inf)
-        scored["index"] = np.where(rows >= 0, rows + first, -1)
-        found[start : start + QUERIES] = _best(scored, k)
-    return found
+        query, place = np.nonzero(rows >= 0)
+        found = no_neighbours(len(block), max(count, k))
+        found[query, place] = keys_of(exact_scores(block, vectors, query, rows[query, place]), rows[query, place] + first)
+        keys[start : start + QUERIES] = np.sort(found, axis=1)[:, :k]
+    return keys
 
 
 def _probes(faiss: Any, nprobe: int) -> Any:
     return faiss.SearchParametersIVF(nprobe=nprobe)
 
 
-def merge(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The k best of two FOUND [q, k] over different rows."""
-    return _best(np.concatenate([one, other], axis=1), one.shape[1])
-
-
-def _best(found: np.ndarray, k: int) -> np.ndarray:
-    if found.shape[1] < k:
-        missing = np.full((len(found), k - found.shape[1]), np.array((-np.inf, -1), FOUND))
-        found = np.concatenate([found, missing], axis=1)
-    order = np.lexsort((found["index"], -found["score"]), axis=1)[:, :k]
-    return np.take_along_axis(found, order, axis=1)
-
-
-def _inner_products(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Scores [q, c] of the candidates rows [q, c]. einsum adds every pair in the same order, so that equal sentences tie."""
-    scores = np.empty(rows.shape, np.float32)
-    step = max(GATHERED // (4 * vectors.shape[1] * rows.shape[1]), 1)
-    for start in range(0, len(rows), step):
-        block = slice(start, start + step)
-        np.einsum("qd,qcd->qc", queries[block], vectors[rows[block]], out=scores[block])
-    return scores
-
-
 def _search_parts(
     folder: Path, index: Index, queries: Index, k: int, settings: IvfPq, advance: Callable[[int], object]
 ) -> np.ndarray:
-    """FOUND [q, k] of all parts of `index`. What the parts so far gave is kept in `folder` after each one."""
+    """Keys [q, k] of all parts of `index`. What the parts so far gave is kept in `folder` after each one."""
     folder.mkdir(exist_ok=True)
     job: dict[str, Any] = {
         "k": k,
@@ -167,13 +144,13 @@ def _search_parts(
     job |= {"seed": settings.seed, "queries": list(queries.sha256), "vectors": list(index.sha256)}
     state = work.resume(folder, job) or {"job": job, "done": 0}
     done = state["done"]
-    best = _load(folder, done) if done else np.full((len(queries.vectors), k), np.array((-np.inf, -1), FOUND))
+    best = _load(folder, done) if done else no_neighbours(len(queries.vectors), k)
     advance(len(best) * done)
     for number in range(done, len(index.parts)):
         part, first = index.load(number), index.parts[number][0]
         for start in range(0, len(best), BLOCK):
             block = slice(start, start + BLOCK)
-            best[block] = merge(best[block], search_part(queries.vectors[block], part, first, k, settings))
+            best[block] = merge_neighbours(best[block], search_part(queries.vectors[block], part, first, k, settings))
             advance(len(best[block]))
         with atomic_write(_kept(folder, number + 1)) as stream:
             np.save(stream, best, allow_pickle=False)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mexma_rt import work
-from mexma_rt.blocks import Block, Device, absorb_blocks, choose_device, neighbours_of
+from mexma_rt.blocks import Block, Device, absorb_blocks, choose_device, merge_neighbours, neighbours_of
 from mexma_rt.errors import FileError, InputError
 from mexma_rt.files import move_folder
 from mexma_rt.keys import MOST_ROWS
@@ -29,6 +29,8 @@ from mexma_rt.vectorfiles import VectorFiles, open_vectors
 
 NAMES = ("source_scores", "source_index", "target_scores", "target_index")
 INDEX = "knn.json"
+# Works off pairs of blocks elsewhere: gives (keys of the outer block, of the inner block, rows computed anew) of each in turn.
+Over = Callable[[VectorFiles, VectorFiles, Plan, Sequence[tuple[int, int]]], Iterator[tuple[np.ndarray, np.ndarray, int]]]
 EFFICIENCY = 0.85  # of the rate of the products, for the estimate of the time
 
 
@@ -60,6 +62,7 @@ def knn_files(
     device: str = "cpu",
     progress: bool | None = None,
     announce: Callable[[str], object] | None = None,
+    over: Over | None = None,
 ) -> KnnReport:
     """Write the k nearest target rows of every source row, and the other way round, to the new folder `output`.
 
@@ -68,6 +71,7 @@ def knn_files(
     memory_bytes bounds the memory of the whole process. checkpoint_seconds: about so often what was found is put on the disk; a
     run that was killed goes on from there when the same call is made again, and gives the same bytes. announce gets lines that
     say the plan and, with each checkpoint, rate and time left. device: as for `mutual_neighbours`.
+    over: where to work off the pairs of blocks, if not here.
 
     Raises InputError or FileError for input that cannot be used (before any work), too little memory, an output that exists, a
     checkpoint that is damaged or of another job.
@@ -106,7 +110,7 @@ def knn_files(
                 SideState(folder, "inner", plan.inner_blocks, plan.k, keep=plan.keep_inner),
             )
             _check_files(folder, sides, plan, state["done"])
-            _search(outer, inner, plan, sides, state, folder, final, checkpoint_seconds, progress, say, where)
+            _search(outer, inner, plan, sides, state, folder, final, checkpoint_seconds, progress, say, where, over)
             index = {key: job[key] for key in ("format", "source", "target", "k", "metric")} | {"columns": plan.columns}
             _write(folder, final, sides[::-1] if swapped else sides, plan, swapped, index)
     return _report(output, x, y, metric, resumed, state, plan, where)
@@ -133,6 +137,7 @@ def _search(
     progress: bool | None,
     say: Callable[[str], object],
     where: Device,
+    over: Over | None,
 ) -> None:
     """Work off the pairs that the state does not count yet; it is changed, and on the disk at each checkpoint."""
     by_outer, x, y, at = None, None, None, (-1, -1)
@@ -140,20 +145,27 @@ def _search(
     done, todo = state["done"], plan.pairs[state["done"] :]
     cells = sum(_cells(plan, pair) for pair in todo)
     worked = 0
+    elsewhere = None if over is None else over(outer, inner, plan, todo)
     with progress_bar(progress, total=cells, desc="neighbours", unit="cell") as advance:
         for i, j in todo:
             if i != at[0]:
                 x = by_outer = None  # freed before the next one is read
                 start, stop = plan.blocks[i]
-                x = Block.of(outer.read(start, stop), plan.k, start, owned=True, precision=where.precision)
+                x = None if elsewhere else Block.of(outer.read(start, stop), plan.k, start, owned=True, precision=where.precision)
                 by_outer = sides[0].load(i)
             if j != at[1]:
                 y = None
                 start, stop = plan.inner_blocks[j]
-                y = Block.of(inner.read(start, stop), plan.k, start, owned=True, precision=where.precision)
-            assert x is not None and y is not None and by_outer is not None
+                y = None if elsewhere else Block.of(inner.read(start, stop), plan.k, start, owned=True, precision=where.precision)
+            assert by_outer is not None
             at, by_inner = (i, j), sides[1].load(j)
-            anew = absorb_blocks(by_outer, by_inner, x, y, memory_bytes=64 << 20, advance=advance, where=where)
+            if elsewhere is not None:
+                found_outer, found_inner, anew = next(elsewhere)
+                by_outer, by_inner = merge_neighbours(by_outer, found_outer), merge_neighbours(by_inner, found_inner)
+                advance(_cells(plan, at))
+            else:
+                assert x is not None and y is not None
+                anew = absorb_blocks(by_outer, by_inner, x, y, memory_bytes=64 << 20, advance=advance, where=where)
             state["computed_anew"] += anew
             sides[1].store(j, by_inner)
             done, worked, now = done + 1, worked + _cells(plan, (i, j)), time.monotonic()

@@ -24,7 +24,7 @@ from mexma_rt import work
 from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_rt.lines import STDIN, unpacking_bytes
 from mexma_rt.progress import progress_bar
-from mexma_rt.report import EmbedReport
+from mexma_rt.report import Embedded, EmbedReport
 from mexma_rt.storage import STORAGES, check_storage, stored_columns
 from mexma_rt.textfile import read_texts
 
@@ -61,6 +61,14 @@ class Texts:
     sha256: str
 
 
+def embed_slabs(encoder: Encoder, reading: Reading, keywords: dict[str, Any]) -> Iterator[tuple[int, Embedded, float]]:
+    """(first row, vectors and report, seconds) of every slab, in the order of the file: what a cluster does elsewhere."""
+    for row, slab in reading:
+        started = time.perf_counter()
+        result = encoder.embed_report(slab, progress=False, **keywords)
+        yield row, result, time.perf_counter() - started
+
+
 def embed_file(
     load: Callable[[], Encoder],
     source: str | os.PathLike[str],
@@ -74,9 +82,10 @@ def embed_file(
     shard_rows: int | None = None,
     progress: bool | None = None,
     announce: Callable[[str], object] | None = None,
+    over: Callable[[Any, Reading, dict[str, Any]], Iterator[tuple[int, Embedded, float]]] = embed_slabs,
 ) -> FileReport:
     """See `mexma_rt.embed_file`. `load` gives the encoder once the input is known to be good; `announce` gets a text that
-    states, before the start of a job of more than one slab, rows, size and memory.
+    states, before the start of a job of more than one slab, rows, size and memory. `over` embeds the slabs, here or elsewhere.
     """
     check_storage(precision, normalize)
     if shard_rows is not None and (type(shard_rows) is not int or shard_rows < 1):
@@ -115,9 +124,11 @@ def embed_file(
             work.check_room(target, layout, resumed)
             if announce is not None and (texts.slabs > 1 or resumed):
                 announce(_announcement(texts, encoder, layout, source, output, resumed))
-            slabs = _slabs(read_texts(source, field))
+            reading = Reading(
+                source=str(Path(source).absolute()), field=field, texts=texts, done=resumed, slab=(SLAB_ROWS, SLAB_CHARACTERS)
+            )
             with progress_bar(progress, total=texts.rows - resumed, desc="embed", unit="row") as advance:
-                _embed_slabs(slabs, encoder, folder, target, layout, state, advance, texts, **keywords)
+                _write_slabs(over(encoder, reading, keywords), folder, target, layout, state, advance)
             index = {"rows": layout.rows, "columns": layout.columns, "storage": precision, "model": job["model"]}
             work.finish(folder, target, layout, index)
     return FileReport(
@@ -130,60 +141,78 @@ def embed_file(
     )
 
 
-def _embed_slabs(
-    slabs: Iterable[list[str]],
-    encoder: Encoder,
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The second reading: (first row, texts) of every slab after the first `done` rows. Also in another process."""
+
+    source: str
+    field: str | None
+    texts: Texts
+    done: int
+    slab: tuple[int, int]  # most rows, most characters
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        """Raises InputChangedError at the end if the texts were others than at the first reading."""
+        digest, row = hashlib.sha256(), 0
+        for slab in _slabs(read_texts(self.source, self.field), *self.slab):
+            _hash(digest, slab)
+            if row + len(slab) > self.texts.rows:
+                break
+            if row >= self.done:
+                yield row, slab
+            row += len(slab)
+        if digest.hexdigest() != self.texts.sha256:
+            raise InputChangedError(
+                "The input changed while it was read, so its vectors may be of two versions, and none were kept. Type the "
+                "command again, and leave the input as it is until the end."
+            )
+
+
+class InputChangedError(FileError):
+    """There is nothing to go on with."""
+
+
+def _write_slabs(
+    results: Iterable[tuple[int, Embedded, float]],
     folder: Path,
     target: Path,
     layout: work.Layout,
     state: dict[str, Any],
     advance: Callable[[int], object],
-    texts: Texts,
-    **keywords: Any,
 ) -> None:
-    """Embed what the state does not count yet; the state is changed, and on the disk after each slab."""
-    digest, row = hashlib.sha256(), 0
-    for slab in slabs:
-        _hash(digest, slab)
-        if row + len(slab) > texts.rows:
-            break
-        if row >= state["done"]:
-            started = time.perf_counter()
-            result = encoder.embed_report(slab, progress=False, **keywords)
+    """Write what the state does not count yet; the state is changed, and on the disk after each slab."""
+    try:
+        for row, result, seconds in results:
             work.write_rows(folder, target, layout, row, result.vectors)
-            counts = _counts(result.report) | {"seconds": time.perf_counter() - started}
+            counts = _counts(result.report) | {"seconds": seconds}
             state["counts"] = {name: state["counts"][name] + counts[name] for name in COUNTS}
             cut = zip(result.report.truncated, result.report.truncated_lengths, strict=True)
             state["truncated"] = [*state["truncated"], *([row + i, length] for i, length in cut)][:LISTED]
-            state["done"] = row + len(slab)
+            state["done"] = row + len(result.vectors)
             work.write_state(folder, target, state)
-            advance(len(slab))
-        row += len(slab)
-    if digest.hexdigest() != texts.sha256:
-        (folder / "state.json").unlink(missing_ok=True)  # nothing to go on with
-        raise FileError(
-            "The input changed while it was read, so its vectors may be of two versions, and none were kept. Type the command "
-            "again, and leave the input as it is until the end."
-        )
+            advance(len(result.vectors))
+    except InputChangedError:
+        (folder / "state.json").unlink(missing_ok=True)
+        raise
 
 
 def _first_reading(source: str | os.PathLike[str], field: str | None, progress: bool | None) -> Texts:
     digest, rows, slabs, largest = hashlib.sha256(), 0, 0, 0
     with progress_bar(progress, total=None, desc="check", unit="row") as advance:
-        for slab in _slabs(read_texts(source, field)):
+        for slab in _slabs(read_texts(source, field), SLAB_ROWS, SLAB_CHARACTERS):
             largest = max(largest, _hash(digest, slab))
             rows, slabs = rows + len(slab), slabs + 1
             advance(len(slab))
     return Texts(rows=rows, slabs=slabs, largest_slab=largest, sha256=digest.hexdigest())
 
 
-def _slabs(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Consecutive texts, at most SLAB_ROWS of them and (beyond the first) SLAB_CHARACTERS characters; one slab if none."""
+def _slabs(texts: Iterable[str], most_rows: int, most_characters: int) -> Iterator[list[str]]:
+    """Consecutive texts, at most so many of them and (beyond the first) of their characters; one slab if none."""
     slab: list[str] = []
     characters = 0
     for text in texts:
         characters += len(text)
-        if slab and (len(slab) == SLAB_ROWS or characters > SLAB_CHARACTERS):
+        if slab and (len(slab) == most_rows or characters > most_characters):
             yield slab
             slab, characters = [], len(text)
         slab.append(text)

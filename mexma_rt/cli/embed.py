@@ -29,29 +29,35 @@ from mexma_rt.storage import STORAGES
 @click.option(
     "--shard-rows", type=click.IntRange(min=1), help="Write a folder of .npy files of so many rows.  [default: one file]"
 )
+@click.option("--ray", metavar="ADDRESS", help="Embed on a Ray cluster: local (processes of this machine), auto or HOST:PORT.")
 @model_options
 def embed(
-    file: str, output: str, field: str | None, storage: str, as_json: bool, batch_tokens: int | None, **options: Any
+    file: str,
+    output: str,
+    field: str | None,
+    storage: str,
+    ray: str | None,
+    as_json: bool,
+    batch_tokens: int | None,
+    **options: Any,
 ) -> None:
     """Write the sentence vectors of FILE, one sentence per line, as a numpy array.
 
     FILE may be .gz, .xz or .zst, JSON Lines or .parquet with --field, or - for standard input. Its size does not matter: memory
-    is bounded, and after an interruption the same command goes on where it stopped.
+    is bounded, and after an interruption the same command goes on where it stopped. With --ray the bytes are the same; workers
+    have --threads processors each (4 if not given), and a GPU with --device cuda.
     """
     import mexma_rt
     from mexma_rt.stream import embed_file
 
     settings = {name: options.pop(name) for name in ("normalize", "truncate_dim", "shard_rows")}
-    result = embed_file(
-        lambda: mexma_rt.load(**options),
-        file,
-        output,
-        field=field,
-        precision=storage,
-        batch_tokens=batch_tokens,
-        announce=partial(click.echo, err=True),
-        **settings,
-    )
+    settings |= {"field": field, "precision": storage, "batch_tokens": batch_tokens, "announce": partial(click.echo, err=True)}
+    if ray is None:
+        result = embed_file(lambda: mexma_rt.load(**options), file, output, **settings)
+    else:
+        from mexma_rt.cluster.embed import embed_file_on
+
+        result = embed_file_on(ray, options, file, output, **settings)
     if as_json:
         done = {"output": output, "shape": result.shape, "dtype": storage, "resumed": result.resumed, "cut": result.cut}
         echo_json(done | report_dict(result.report, file))

@@ -31,6 +31,7 @@ from mexma_rt.cli.common import Memory, echo_json
     help="Seconds.",
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda (all GPUs; needs torch or cupy) or auto.")
+@click.option("--ray", metavar="ADDRESS", help="Work on a Ray cluster: local (processes of this machine), auto or HOST:PORT.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def knn(
     source: str, target: str, output: str, k: int, metric: str, memory: int, checkpoint: float, device: str, as_json: bool

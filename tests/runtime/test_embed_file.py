@@ -195,7 +195,7 @@ def test_slabs_are_the_texts_in_order_and_bounded(texts: list[str], rows: int, c
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "SLAB_ROWS", rows)
         patch.setattr(stream, "SLAB_CHARACTERS", characters)
-        slabs = list(stream._slabs(texts))
+        slabs = list(stream._slabs(texts, stream.SLAB_ROWS, stream.SLAB_CHARACTERS))
     assert [text for slab in slabs for text in slab] == texts
     for slab in slabs:
         assert len(slab) <= rows and (len(slab) == 1 or sum(map(len, slab)) <= characters)
