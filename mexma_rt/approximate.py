@@ -67,7 +67,7 @@ def approximate_neighbours(
     check_dimensions(x, y, "x", "y")
     check_k(k, {"x": len(x), "y": len(y)}, "rows")
     for name, side in (("x", x), ("y", y)):
-        ivfpq.check_settings(settings, len(side), side.shape[1], name, memory_bytes)
+        ivfpq.settled(settings, len(side), side.shape[1], name, memory_bytes)
     if settings.candidates < k:
         raise InputError(
             f"candidates={settings.candidates} are too few to find k={k} neighbours among them. Type candidates={8 * k}."

@@ -66,8 +66,8 @@ class Index:
         return sum(path.stat().st_size for path in self.folder.glob("*.faiss"))
 
 
-def check_settings(settings: IvfPq, rows: int, dimensions: int, name: str, memory_bytes: int) -> tuple[int, int]:
-    """(nlist, m) for `rows` vectors; raises InputError for settings that cannot be used, and too few rows to train."""
+def settled(settings: IvfPq, rows: int, dimensions: int, name: str, memory_bytes: int) -> tuple[int, int]:
+    """The (nlist, m) of an index. Raises InputError for settings that cannot be used, and too few rows to train."""
     for field in ("nlist", "m", "nprobe", "candidates", "seed"):
         value, least = getattr(settings, field), 0 if field == "seed" else 1
         if not (value is None and field in ("nlist", "m")) and (type(value) is not int or value < least):
@@ -99,6 +99,11 @@ def check_settings(settings: IvfPq, rows: int, dimensions: int, name: str, memor
     return nlist, m
 
 
+def part_size(rows: int, dimensions: int, m: int, memory_bytes: int) -> int:
+    """Rows of a part: its vectors and codes take half of the memory."""
+    return max(min(rows, memory_bytes // 2 // (4 * dimensions + m + 8)), 1)
+
+
 def build(
     folder: Path, vectors: np.ndarray, settings: IvfPq, *, name: str, memory_bytes: int, advance: Callable[[int], object]
 ) -> Index:
@@ -107,8 +112,8 @@ def build(
     Raises InputError if the folder has an index with other settings, FileError if its vectors were others or it is damaged.
     """
     rows, dimensions = vectors.shape
-    nlist, m = check_settings(settings, rows, dimensions, name, memory_bytes)
-    part_rows = max(min(rows, memory_bytes // 2 // (4 * dimensions + m + 8)), 1)
+    nlist, m = settled(settings, rows, dimensions, name, memory_bytes)
+    part_rows = part_size(rows, dimensions, m, memory_bytes)
     parts = tuple((first, min(first + part_rows, rows)) for first in range(0, rows, part_rows))
     folder.mkdir(parents=True, exist_ok=True)
     job = {"rows": rows, "dimensions": dimensions, "nlist": nlist, "m": m, "seed": settings.seed, "part_rows": part_rows}
@@ -144,7 +149,7 @@ def _train(vectors: np.ndarray, nlist: int, m: int, seed: int, memory_bytes: int
     index = faiss.IndexIVFPQ(faiss.IndexFlatIP(dimensions), dimensions, nlist, m, 8, faiss.METRIC_INNER_PRODUCT)
     index.cp.spherical = True  # inner products of vectors of length 1
     index.cp.seed = index.pq.cp.seed = seed
-    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # checked by check_settings
+    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # checked by settled
     index.train(np.ascontiguousarray(vectors[sample], np.float32))
     return index
 

@@ -151,17 +151,27 @@ def _search(
             if i != at[0]:
                 x = by_outer = None  # freed before the next one is read
                 start, stop = plan.blocks[i]
-                x = None if elsewhere else Block.of(outer.read(start, stop), plan.k, start, owned=True, precision=where.precision)
+                x = (
+                    None
+                    if elsewhere
+                    else Block.of(outer.read(start, stop), plan.k, start, owned=True, precision=where.precision)
+                )
                 by_outer = sides[0].load(i)
             if j != at[1]:
                 y = None
                 start, stop = plan.inner_blocks[j]
-                y = None if elsewhere else Block.of(inner.read(start, stop), plan.k, start, owned=True, precision=where.precision)
+                y = (
+                    None
+                    if elsewhere
+                    else Block.of(inner.read(start, stop), plan.k, start, owned=True, precision=where.precision)
+                )
             assert by_outer is not None
             at, by_inner = (i, j), sides[1].load(j)
             if elsewhere is not None:
                 found_outer, found_inner, anew = next(elsewhere)
-                by_outer, by_inner = merge_neighbours(by_outer, found_outer), merge_neighbours(by_inner, found_inner)
+                by_inner = merge_neighbours(by_inner, found_inner)
+                if len(found_outer):  # else it came with an earlier pair
+                    by_outer = merge_neighbours(by_outer, found_outer)
                 advance(_cells(plan, at))
             else:
                 assert x is not None and y is not None

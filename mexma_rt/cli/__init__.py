@@ -19,6 +19,7 @@ from mexma_rt.cli.filter import filter_command
 from mexma_rt.cli.knn import knn
 from mexma_rt.cli.mine import mine
 from mexma_rt.cli.models import models
+from mexma_rt.cli.plan import plan
 from mexma_rt.cli.score import score
 from mexma_rt.cli.xsim import xsim
 
@@ -47,5 +48,5 @@ def main() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-for command in (embed, mine, score, filter_command, align, knn, xsim, doctor, models, bench):
+for command in (embed, mine, score, filter_command, align, knn, xsim, doctor, models, bench, plan):
     main.add_command(command)

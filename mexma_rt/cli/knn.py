@@ -34,17 +34,31 @@ from mexma_rt.cli.common import Memory, echo_json
 @click.option("--ray", metavar="ADDRESS", help="Work on a Ray cluster: local (processes of this machine), auto or HOST:PORT.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def knn(
-    source: str, target: str, output: str, k: int, metric: str, memory: int, checkpoint: float, device: str, as_json: bool
+    source: str,
+    target: str,
+    output: str,
+    k: int,
+    metric: str,
+    memory: int,
+    checkpoint: float,
+    device: str,
+    ray: str | None,
+    as_json: bool,
 ) -> None:
     """Find the K nearest rows of TARGET for each row of SOURCE, and the other way round, exactly.
 
     SOURCE and TARGET are .npy files or folders of shards from `mexma embed`; they may be larger than memory. FOLDER gets
     source_scores.npy, source_index.npy, target_scores.npy and target_index.npy. After an interruption the same command goes on
-    where it stopped.
+    where it stopped. With --ray the bytes are the same; the vectors must be under the same path on every machine, and each
+    worker takes as much --memory.
     """
-    from mexma_rt.knnfiles import knn_files
+    if ray is None:
+        from mexma_rt.knnfiles import knn_files as search
+    else:
+        from mexma_rt.cluster.knn import knn_files_on
 
-    report = knn_files(
+        search = partial(knn_files_on, ray)
+    report = search(
         source,
         target,
         output,

@@ -10,12 +10,15 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mexma_rt.blocks import Block, absorb_blocks, no_neighbours
 from mexma_rt.cluster import explained, session, worker_threads
+from mexma_rt.errors import InputError
 from mexma_rt.knnfiles import KnnReport, knn_files
 from mexma_rt.knnplan import Plan
 from mexma_rt.vectorfiles import VectorFiles
@@ -35,6 +38,9 @@ def knn_files_on(
 
     settings: those of knn_files; memory_bytes is that of this process and of each worker.
     """
+    if settings.get("device", "cpu") != "cpu":
+        raise InputError(f"device={settings['device']!r} is not offered on a Ray cluster: its workers search on their CPUs.")
+    source, target = (Path(path).absolute() for path in (source, target))
     with session(address) as ray:
         return knn_files(source, target, output, over=partial(block_pairs, ray), **settings)
 
@@ -42,25 +48,41 @@ def knn_files_on(
 def block_pairs(
     ray: Any, outer: VectorFiles, inner: VectorFiles, plan: Plan, pairs: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """(keys of the outer block, keys of the inner block, rows computed anew) of each pair, in their order."""
+    """(keys of the outer block, keys of the inner block, rows computed anew) of each pair, in their order.
+
+    A task is a run of pairs of one outer block, which it reads once; its keys come with the first pair of the run.
+    """
     threads = worker_threads(ray)
-    task = ray.remote(_pair).options(num_cpus=threads, max_retries=-1)
-    width = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 0)) // threads)
+    workers = max(1, int(ray.cluster_resources().get("CPU", 0)) // threads)
+    task = ray.remote(_pairs).options(num_cpus=threads, max_retries=-1)
     sides = [ray.put(side) for side in (outer, inner)]
     waiting: deque[Any] = deque()
     with explained(ray):
-        for i, j in pairs:
-            waiting.append(task.remote(*sides, plan.k, plan.blocks[i], plan.inner_blocks[j]))
-            if len(waiting) == width:
-                yield ray.get(waiting.popleft())
+        for i, numbers in runs(plan, pairs, workers):
+            waiting.append(task.remote(*sides, plan.k, plan.blocks[i], [plan.inner_blocks[j] for j in numbers]))
+            if len(waiting) == AHEAD * workers:
+                yield from ray.get(waiting.popleft())
         while waiting:
-            yield ray.get(waiting.popleft())
+            yield from ray.get(waiting.popleft())
 
 
-def _pair(
-    outer: VectorFiles, inner: VectorFiles, k: int, rows: tuple[int, int], columns: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, int]:
-    x, y = (Block.of(side.read(*place), k, place[0], owned=True) for side, place in ((outer, rows), (inner, columns)))
-    by_x, by_y = no_neighbours(rows[1] - rows[0], k), no_neighbours(columns[1] - columns[0], k)
-    anew = absorb_blocks(by_x, by_y, x, y, memory_bytes=64 << 20, advance=lambda cells: None)
-    return by_x, by_y, anew
+def runs(plan: Plan, pairs: Sequence[tuple[int, int]], workers: int) -> Iterator[tuple[int, list[int]]]:
+    """(outer block, inner blocks) of each task: as many inner blocks as make an outer one, but AHEAD tasks for each worker."""
+    longest = max(1, min(plan.outer_block // plan.inner_block, len(pairs) // (AHEAD * workers)))
+    for i, run in groupby(pairs, key=lambda pair: pair[0]):
+        numbers = [j for _, j in run]
+        for start in range(0, len(numbers), longest):
+            yield i, numbers[start : start + longest]
+
+
+def _pairs(
+    outer: VectorFiles, inner: VectorFiles, k: int, rows: tuple[int, int], columns: list[tuple[int, int]]
+) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    x = Block.of(outer.read(*rows), k, rows[0], owned=True)
+    by_x = no_neighbours(rows[1] - rows[0], k)
+    found: list[tuple[np.ndarray, np.ndarray, int]] = []
+    for start, stop in columns:
+        y, by_y = Block.of(inner.read(start, stop), k, start, owned=True), no_neighbours(stop - start, k)
+        anew = absorb_blocks(by_x, by_y, x, y, memory_bytes=64 << 20, advance=lambda cells: None)
+        found.append((by_x if not found else no_neighbours(0, k), by_y, anew))  # by_x is filled by all of them
+    return found
