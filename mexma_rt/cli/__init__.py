@@ -1,4 +1,4 @@
-"""The command line: `mexma embed | mine | score | filter | align | knn | xsim | doctor | models`.
+"""The command line: `mexma embed | mine | score | filter | align | knn | xsim | doctor | models | bench | plan`.
 
 Exit status: 0 done; 1 the data or the machine (one message on stderr, no traceback); 2 wrong usage; 130 Ctrl-C.
 """

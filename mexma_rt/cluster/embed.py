@@ -61,9 +61,8 @@ class ClusterEncoder:
     def embed_slabs(self, reading: stream.Reading, keywords: dict[str, Any]) -> Iterator[tuple[int, Embedded, float]]:
         """(first row, vectors and report, seconds of the worker) of every slab that is not done, in the order of the file."""
         import ray.data
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         files = {path: entry.sha256 for path, entry in self.bundle.files.items()}
         worker = {"options": self.options, "keywords": keywords, "expected": (asdict(self.empty), files)}
         with _context(ray.data), explained(ray):
@@ -72,7 +71,7 @@ class ClusterEncoder:
                 batch_size=None,
                 fn_args=(reading,),
                 num_cpus=0.01,
-                scheduling_strategy=here,
+                label_selector=here,
             )
             done = slabs.map_batches(
                 _worker(**worker),

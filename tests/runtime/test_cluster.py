@@ -19,14 +19,14 @@ import pytest
 from click.testing import CliRunner
 
 import mexma_rt
-from mexma_rt import BackendError, InputError, MissingExtraError, cluster, knnplan, stream, work
+from mexma_rt import BackendError, BundleError, FileError, InputError, MissingExtraError, cluster, knnplan, stream, work
 from mexma_rt.cli import main
 from mexma_rt.cluster.embed import embed_file_on
 from mexma_rt.cluster.knn import knn_files_on
 from mexma_rt.knnfiles import NAMES, knn_files
 
 ROOT = Path(mexma_rt.__file__).parents[1]
-SLAB = 150
+SLAB = 60
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def texts(tmp_path, monkeypatch):
     """Twenty slabs."""
     monkeypatch.setattr(stream, "SLAB_ROWS", SLAB)
     path = tmp_path / "in.txt"
-    path.write_text("".join(f"Hello {i} {'world, the cat is sleeping ' * (i % 23)}\n" for i in range(20 * SLAB - 7)))
+    path.write_text("".join(f"Hello {i} {'world, the cat is sleeping ' * (i % 5)}\n" for i in range(20 * SLAB - 7)))
     return path
 
 
@@ -179,18 +179,34 @@ def test_the_command_goes_on_where_a_run_on_one_machine_was_stopped(texts, tiny_
     encoder = mexma_rt.load(tiny_bundle, threads=1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(stream.work, "write_state", write_state)
-        encoder.embed_file(texts, tmp_path / "v", shard_rows=1000)
-    arguments = ["embed", str(texts), "-o", str(tmp_path / "v"), "--shard-rows=1000", f"--model={tiny_bundle}", "--ray=local"]
+        encoder.embed_file(texts, tmp_path / "v", shard_rows=500)
+    arguments = ["embed", str(texts), "-o", str(tmp_path / "v"), "--shard-rows=500", f"--model={tiny_bundle}", "--ray=local"]
     result = CliRunner().invoke(main, [*arguments, "--threads=1", "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["resumed"] == 4 * SLAB
-    encoder.embed_file(texts, tmp_path / "whole", shard_rows=1000)
+    encoder.embed_file(texts, tmp_path / "whole", shard_rows=500)
     names = sorted(path.name for path in (tmp_path / "v").iterdir())
     assert names == ["vectors-00000.npy", "vectors-00001.npy", "vectors-00002.npy", "vectors.json"]
     for name in names:
         assert (tmp_path / "v" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     result = CliRunner().invoke(main, [*arguments, "--threads=99"])
     assert result.exit_code == 1 and "a worker was to have 99 threads" in result.stderr
+
+
+def test_what_goes_wrong_in_a_worker_is_said_as_if_it_had_gone_wrong_here(texts, tiny_bundle, tmp_path, monkeypatch, ray_here):
+    with pytest.raises(BundleError, match="nowhere"):
+        embed_file_on("local", {"model": str(tmp_path / "nowhere")}, texts, tmp_path / "v.npy")
+    real = stream._first_reading
+
+    def first_reading(source, *arguments):
+        found = real(source, *arguments)
+        Path(source).write_text(Path(source).read_text().replace("Hello 700 ", "Hullo 700 "))
+        return found
+
+    monkeypatch.setattr(stream, "_first_reading", first_reading)
+    with pytest.raises(FileError, match="The input changed while it was read"):
+        embed_file_on("local", {"model": tiny_bundle, "threads": 1}, texts, tmp_path / "v.npy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt"]
 
 
 def test_without_ray_the_pip_line_comes_first(monkeypatch, tmp_path):
