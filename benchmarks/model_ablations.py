@@ -30,6 +30,7 @@ import model_table
 import numpy as np
 import torch
 from model_arms import ARMS, BASE, Arm
+from model_dev import describe_tokenizer
 from model_variants import VARIANTS, Setting
 from safetensors.torch import load_file, save_file
 
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="JSON lines, one for each arm; the table is made of them")
     parser.add_argument("--work", type=Path, default=Path("runs/ablations"), help="folder of the warm starts")
     parser.add_argument("-o", "--out", type=Path)
+    parser.add_argument("--describe", action="store_true", help="run no arm, only add the tokenizer of --shards to the table")
     parser.add_argument("--list", action="store_true", help="show the arms")
     options = parser.parse_args()
     if options.list:
@@ -73,6 +75,11 @@ def main() -> None:
     arms = [arm for arm in options.arms if arm != "none"]
     if not options.keep or (arms and not (options.shards and options.flores and options.tatoeba)):
         parser.error("give --keep FILE, and for every arm but none also --shards, --flores and --tatoeba")
+    if options.describe and not options.shards:
+        parser.error("--describe needs the --shards whose tokenizer it describes")
+    if options.describe:
+        shards = open_shards(options.shards)
+        keep_row(options.keep, {"stage": "tokenizer", "corpus_pairs": len(shards), "tokenizer": describe_tokenizer(shards)})
     if arms:
         for folder in (options.work, options.keep.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -89,11 +96,13 @@ def main() -> None:
 def table_of(keep: Path) -> str:
     """The table of the kept rows in the order of ARMS; then those of arms that ARMS has not, which say what they were."""
     rows = [json.loads(line) for line in keep.read_text(encoding="utf-8").splitlines()]
+    tokenizers = [row for row in rows if row["stage"] == "tokenizer"]
+    rows = [row for row in rows if row["stage"] != "tokenizer"]
     known = {name: [row for row in rows if row["arm"] == name] for name in ARMS}
     about = {name: {"question": arm.question, "why": arm.why} for name, arm in ARMS.items()}
     ordered = [row | about[name] for name, own in known.items() for row in own]
     others = [row for row in rows if row["arm"] not in ARMS]
-    return model_table.table(ordered + others, not_run=[name for name, own in known.items() if not own])
+    return model_table.table(ordered + others, not_run=[name for name, own in known.items() if not own], described=tokenizers)
 
 
 def run_alone(name: str, options: argparse.Namespace, ground: Ground) -> None:
@@ -154,7 +163,7 @@ def read_ground(options: argparse.Namespace) -> Ground:
         tests=tests,
         few_pairs=few_pairs,
         few_tests=few_tests,
-        tokenizer=model_dev.describe_tokenizer(shards),
+        tokenizer=describe_tokenizer(shards),
     )
 
 
@@ -201,10 +210,14 @@ def run_arm(name: str, options: argparse.Namespace, ground: Ground) -> None:
         "tokenizer": ground.tokenizer,
         **figures,
     }
-    with options.keep.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    keep_row(options.keep, row)
     if name == options.start:  # last, so that where this file is there is also a row
         save_start(encoder, start_file(options))
+
+
+def keep_row(keep: Path, row: dict[str, Any]) -> None:
+    with keep.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def begins_with_start(arm: Arm) -> bool:

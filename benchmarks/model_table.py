@@ -26,11 +26,16 @@ trained on. **Tatoeba-36**: accuracy, % (higher is better), mean of both directi
 test sets: shown, not chosen by.
 
 **The arms.** Unless its heading names a stage, an arm is the bag-of-subwords warm start from fresh weights, updates of 2,048
-drawn pairs, measured before any other stage. A row says how many updates it made, the pairs they saw and the CPU seconds of the
-updates alone, batches included. No English segment stands twice in a batch: of equal ones the first stays, because a duplicate
-makes KoLeo explode (tests/train/test_losses.py, test_koleo_of_a_duplicate_is_large_but_finite_and_has_a_finite_gradient) and
-is a wrong negative. Rows in italics are repeated for comparison. Arms of unlike numbers of updates are not comparable; each
-is shown beside the base of its own number.
+drawn pairs (1,024 in the rows of 60 updates), measured before any other stage. A row says how many updates it made, the pairs
+they saw and the CPU seconds of the updates alone, batches included. No English segment stands twice in a batch: of equal ones
+the first stays, because a duplicate makes KoLeo explode (tests/train/test_losses.py,
+test_koleo_of_a_duplicate_is_large_but_finite_and_has_a_finite_gradient) and is a wrong negative. Rows in italics are repeated
+for comparison. Arms of unlike numbers of updates are not comparable; each is shown beside the base of its own number.
+
+**Shortened.** The rows of 2026-11-25 were run on one thread at the lowest priority of two cores (AVX2) that other work kept
+busy, so the warm start has 60 updates in place of 300 (its rate then rises over 20, not 100), and the later stages 16 of 96 pairs
+in place of 60 of 512 or 256. So short a later stage only does harm (see "no update"): its rows say which arm does less, not what
+the stage would give.
 
 ‡ Measured on {", ".join(FEW)} alone and {FEW_DEV} dev pairs of each, so compare it with rows of this mark only.
 Where the run says "first n lines", so many of each test file were measured, which makes FLORES and Tatoeba easier.
@@ -47,11 +52,11 @@ COLUMNS = ("arm", "why", "updates", "pairs seen", "CPU s", "threads", *FIGURES, 
 SETTLED = "no update"  # the arm with which later stages are compared
 
 
-def table(rows: list[dict[str, Any]], not_run: list[str]) -> str:
+def table(rows: list[dict[str, Any]], not_run: list[str], described: Iterable[dict[str, Any]] = ()) -> str:
     """Markdown of the rows that model_ablations.py keeps: by question, below the rows that they compare with.
 
     Each has "question" ("" for the base) and "why" beside its figures; of a run made twice the last row counts. not_run names
-    arms without a row.
+    arms without a row, described tokenizers with no arm of their own.
     """
     same_run = ("few", "seed", "arm", "start", "updates", "threads")
     latest = {(_protocol(row), *(row.get(name) for name in same_run)): row for row in rows}
@@ -69,7 +74,7 @@ def table(rows: list[dict[str, Any]], not_run: list[str]) -> str:
             lines += [line for row in beside for line in _figures(row, True)]
             lines += [line for row in same for line in _figures(row, False)]
         lines.append("")
-    lines += _tokenizers(rows)
+    lines += _tokenizers([*rows, *described])
     if not_run:
         lines += ["## Arms without a row", "", "Defined in `model_ablations.py`, not run yet: " + "; ".join(not_run) + "."]
     return "\n".join(lines).rstrip("\n") + "\n"

@@ -276,7 +276,8 @@ def test_the_table_repeats_what_an_arm_is_compared_with(ablations: ModuleType) -
         row("no update", 11.0, few=True, **later | {"updates": 0, "question": "Start"}),
         row("base", 22.0, question="", seed=43),
     ]
-    text = module.table(rows, ["mexma"])
+    alone = {"corpus_pairs": 50, "tokenizer": rows[0]["tokenizer"] | {"vocab_size": 32, "scripts": {"THAI": 0.25}}}
+    text = module.table(rows, ["mexma"], [alone])
     _, spread, base, teacher, depth, start, tokenizers, missing = text.split("\n## ")
     assert "† Measured with scripts" in text and "not run yet: mexma." in missing
     assert "| base | 300 | 90 | 2 | 21.50 (21.00 to 22.00) | 30.00 (30.00 to 30.00) |" in spread
@@ -288,4 +289,5 @@ def test_the_table_repeats_what_an_arm_is_compared_with(ablations: ModuleType) -
     compared = [("*distil*", "17.00"), ("*no update* ‡", "11.00"), ("ranking", "9.00"), ("six layers", "8.00")]
     assert [(line[0], line[6]) for line in cells] == [*compared, ("six layers ‡", "7.00")]
     assert "no update ‡ | Because. | 0 |" in start
-    assert "| LATIN | 1.50 |" in tokenizers and "600 pairs, 90 pieces" in tokenizers
+    assert "| 50 pairs, 32 pieces | 600 pairs, 90 pieces |" in tokenizers
+    assert "| LATIN |  | 1.50 |" in tokenizers and "| THAI | 0.25 |  |" in tokenizers
