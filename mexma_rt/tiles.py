@@ -22,7 +22,7 @@ PAD = 256  # rows and columns of a tile are whole numbers of it
 SORT_ROWS = (0, 1, 4, 16, 64, 256)  # tiles before which rows are sorted: what they ask changes most at first
 GROUP = 16  # rows of a group: its cells in a column are as many cache lines
 SEEDS = 128  # groups of a row, where nothing is known of it yet
-PART = 512  # columns or rows that a thread takes at a time
+PART = 1024  # columns or rows that a thread takes at a time
 STRIPE = 64  # rows of the tile, likewise
 DENSE = 2  # if more than one group in so many is looked into, all cells of the part are
 
