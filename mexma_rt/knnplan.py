@@ -14,11 +14,11 @@ from itertools import pairwise
 import numpy as np
 
 from mexma_rt.errors import InputError
+from mexma_rt.exact import SETTLED
 from mexma_rt.tiles import thread_count
 
 BASE_BYTES = 160 << 20  # interpreter, numpy and the BLAS's buffers (measured 98 MB with 2 threads), and 16 MB of reading
 SCAN_BYTES = 96 << 20  # a tile of 2048 x 2048, its maxima and the cells looked into
-SETTLE_ROWS = 16384
 INNER_ROWS = 16384  # of an inner block: 4.2 GFLOP a thousand outer rows with D=256, and a checkpoint can be made after each
 
 
@@ -75,7 +75,7 @@ def make_plan(outer_rows: int, inner_rows: int, columns: int, k: int, memory_byt
     """Choose the blocks. Raises InputError if the memory is not enough for the least of them, saying what would be."""
     keys = 8 * (3 * k + 8)  # of a row: known, scanned and settled neighbours
     row = columns * 4 + keys + 64  # and its length, hash, order and place
-    fixed = BASE_BYTES + SCAN_BYTES + SETTLE_ROWS * 8 * (2 * k + 6) * 6
+    fixed = BASE_BYTES + SCAN_BYTES + SETTLED * thread_count() * 8 * (2 * k + 6) * 6
     inner_block = min(INNER_ROWS, inner_rows)
     room = memory_bytes - fixed - inner_block * row
     keep_inner = inner_rows * k * 8 <= room // 8
