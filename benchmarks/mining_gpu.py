@@ -60,8 +60,10 @@ def main() -> None:
     text = (
         f"{time.strftime('%Y-%m-%d')}, {torch.cuda.get_device_name()}, {found.device}, torch {torch.__version__}, "
         f"{rows:,} x {rows:,} x {dimensions}, k={k}: roofline {rate / 1e12:.0f} TFLOP/s, {ideal:.1f} s; "
-        f"scan {scanned:.1f} s ({scanned / ideal:.2f} x), whole call {whole:.1f} s ({whole / ideal:.2f} x); {found.computed_anew:,} rows computed anew (of {2 * rows:,}, "
-        f"spare {blocks.choose_device('cuda').spare}); {right:.4f} of {arguments.check} rows' neighbours as in float64\n"
+        f"scan {scanned:.1f} s ({scanned / ideal:.2f} x)"
+        f", whole call {whole:.1f} s ({whole / ideal:.2f} x); "
+        f"{found.computed_anew:,} rows computed anew (of {2 * rows:,}, spare "
+        f" {blocks.choose_device('cuda').spare}); {right:.4f} of {arguments.check} rows' neighbours as in float64\n"
     )
     print(text)
     if arguments.out:
