@@ -1,10 +1,10 @@
 """`mexma knn` on vectors larger than memory, for a part of the job: rate, memory, and a kill in the middle.
 
-    python benchmarks/mining_disk.py --rows 1000000 --dimensions 256 --memory 2GB --seconds 300 --out benchmarks/results/mining_speed.md
+    python benchmarks/mining_disk.py --memory 2GB --seconds 300 --out benchmarks/results/mining_speed.md
 
-Starts the command, kills it (SIGKILL) after half of the seconds, starts it again, and kills that at the end, if it is not
-done. The rate comes from the checkpoints, the peak memory (VmHWM) from /proc while the command runs, and the time of the whole job
-is extrapolated from the cells that were done.
+Starts the command, kills it (SIGKILL) after half of the seconds, starts it again, and kills that at the end, if it is not done.
+The rate comes from the checkpoints, the peak memory (VmHWM) from /proc while the command runs, and the time of the whole job is
+extrapolated from the part that was done.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def scan(
             keys, order = by_x[i : i + b], np.arange(b)
             for number, j in enumerate(range(0, m, width)):
                 if number in SORT_ROWS:
-                    by_entry = np.argsort(entry(keys, x_floor[i + order], 0))
+                    by_entry = np.argsort(entry(keys, x_floor[i + order]))
                     keys, order = keys[by_entry], order[by_entry]
                     rows = np.concatenate([rows[:b][by_entry], rows[b:]])
                 columns, c = _padded_rows(y, j, width), min(width, m - j)
@@ -60,21 +60,19 @@ def scan(
                 np.matmul(rows, columns.T, out=tile)
                 tile[b:] = -np.inf
                 tile[:, c:] = -np.inf
-                row_entry = entry(keys, x_floor[i + order], j)
-                column_entry = entry(by_y[j : j + c], y_floor[j : j + c], i)
+                row_entry = entry(keys, x_floor[i + order])
+                column_entry = entry(by_y[j : j + c], y_floor[j : j + c])
                 absorb_tile(tile, keys, i + order, row_entry, by_y[j : j + c], j, column_entry, pool.map)
                 advance(b * c)
             by_x[i : i + b][order] = keys
     return by_x, by_y
 
 
-def entry(keys: np.ndarray, floor: np.ndarray, start: int) -> np.ndarray:
-    """The float32 [n] that a cell of index `start` or above must exceed: the k-th best so far, whose equals are let in where
-    their index may be the lower one, or the floor [n], whose equals always are.
+def entry(keys: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """The float32 [n] that a cell must exceed: the k-th best so far, whose equals of higher index do not count (tiles come by
+    rising index), or the floor [n], whose equals do.
     """
-    scores, index = neighbours_of(keys[:, -1])
-    above = np.where(index > start, np.nextafter(scores, np.float32(-np.inf)), scores)
-    return np.maximum(above, np.nextafter(floor, np.float32(-np.inf)))
+    return np.maximum(neighbours_of(keys[:, -1])[0], np.nextafter(floor, np.float32(-np.inf)))
 
 
 def absorb_tile(

@@ -47,7 +47,7 @@ def test_blocks_in_any_order_give_the_bytes_of_one(seed: int, n: int, m: int, k:
 
 
 def test_keys_sort_by_score_and_then_index() -> None:
-    scores = np.array([-1e30, -2.5, -1e-40, 0.0, -0.0, 1e-40, 2.5, 1e30, 2.5, -2.5], np.float32)
+    scores = np.array([-1e30, -2.5, -1e-40, -0.0, 0.0, 1e-40, 2.5, 1e30, 2.5, -2.5], np.float32)
     index = np.arange(10) + 2**32 - 12
     keys = keys_of(scores, index)
     assert np.argsort(keys).tolist() == np.lexsort((index, -scores)).tolist()
