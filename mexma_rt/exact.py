@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mexma_rt.keys import keys_of, merge_found, merge_neighbours, neighbours_of
+from mexma_rt.keys import EMPTY, keys_of, merge_found, merge_neighbours, neighbours_of
 from mexma_rt.tiles import thread_count
 
 PAIRS = 384  # scored at a time, so that their float64 rows stay in the cache (1.3x as fast as 1,500 with D=384)
@@ -104,18 +104,18 @@ def settle(
 
     def one(start: int) -> np.ndarray:
         part = slice(start, start + SETTLED)
-        scores, index = neighbours_of(scanned[part])
+        own = start + np.flatnonzero((scanned[part, 0] != EMPTY) | np.isinf(error[part]))  # the rows that found something
+        scores, index = neighbours_of(scanned[own])
         # Of a candidate that the scan puts behind the k-th by more than both can err, the exact score need not be known.
-        hopeful = scores >= scores[:, k - 1 : k].astype(np.float64) - 2 * error[part, None]
+        hopeful = scores >= scores[:, k - 1 : k].astype(np.float64) - 2 * error[own, None]
         rows, places = np.nonzero((index >= 0) & hopeful)
         columns = index[rows, places]
-        found = np.full_like(scanned[part], np.iinfo(np.uint64).max)
-        found[rows, places] = keys_of(exact_scores(x, y, rows + start, columns), y_index[columns])
-        keys[part] = merge_neighbours(keys[part], found)
-        kth, full = neighbours_of(keys[part, -1])[0].astype(np.float64), index[:, -1] >= 0
-        unknown = np.isinf(error[part])  # out of the precision's range
-        left_open = full & (scores[:, -1] >= kth - error[part]) & (error[part] > 0)
-        return start + np.flatnonzero(left_open | unknown)
+        found = np.full_like(scanned[own], EMPTY)
+        found[rows, places] = keys_of(exact_scores(x, y, own[rows], columns), y_index[columns])
+        keys[own] = merged = merge_neighbours(keys[own], found)
+        kth, full = neighbours_of(merged[:, -1])[0].astype(np.float64), index[:, -1] >= 0
+        left_open = full & (scores[:, -1] >= kth - error[own]) & (error[own] > 0)
+        return own[left_open | np.isinf(error[own])]  # inf: out of the precision's range
 
     with ThreadPoolExecutor(thread_count()) as pool:
         return np.concatenate(list(pool.map(one, range(0, len(keys), SETTLED))))

@@ -19,7 +19,8 @@ from mexma_rt.tiles import thread_count
 
 BASE_BYTES = 160 << 20  # interpreter, numpy and the BLAS's buffers (measured 98 MB with 2 threads), and 16 MB of reading
 SCAN_BYTES = 96 << 20  # a tile of 2048 x 2048, its maxima and the cells looked into
-INNER_ROWS = 16384  # of an inner block: 4.2 GFLOP a thousand outer rows with D=256, and a checkpoint can be made after each
+INNER_ROWS = 16384  # of an inner block at most
+PAIR_FLOP = 2e12  # of a pair of blocks, after which a checkpoint can be made: 13 s at 150 GFLOP/s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,8 @@ def make_plan(outer_rows: int, inner_rows: int, columns: int, k: int, memory_byt
     keys = 8 * (3 * k + 8)  # of a row: known, scanned and settled neighbours
     row = columns * 4 + keys + 64  # and its length, hash, order and place
     fixed = BASE_BYTES + SCAN_BYTES + SETTLED * thread_count() * 8 * (2 * k + 6) * 6
-    inner_block = min(INNER_ROWS, inner_rows)
+    widest = min(outer_rows, memory_bytes // row)
+    inner_block = min(inner_rows, INNER_ROWS, max(int(PAIR_FLOP / (2 * columns * max(widest, 1))) // 2048, 1) * 2048)
     room = memory_bytes - fixed - inner_block * row
     keep_inner = inner_rows * k * 8 <= room // 8
     if keep_inner:
