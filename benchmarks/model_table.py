@@ -32,10 +32,10 @@ the first stays, because a duplicate makes KoLeo explode (tests/train/test_losse
 test_koleo_of_a_duplicate_is_large_but_finite_and_has_a_finite_gradient) and is a wrong negative. Rows in italics are repeated
 for comparison. Arms of unlike numbers of updates are not comparable; each is shown beside the base of its own number.
 
-**Shortened.** The rows of 2026-11-25 were run on one thread at the lowest priority of two cores (AVX2) that other work kept
-busy, so the warm start has 60 updates in place of 300 (its rate then rises over 20, not 100), and the later stages 16 of 96
-pairs in place of 60 of 512 or 256. So short a later stage only does harm (see "no update"): its rows say which arm does less,
-not what the stage would give.
+**Shortened.** The rows of 2026-11-25 ran on one thread of two cores (AVX2) that other work kept busy: the warm start has
+60 updates in place of 300 (its rate then rises over 20, not 100), the later stages 16 of 96 pairs in place of 60 of 512
+or 256. So short a later stage only does harm (see "no update"): its rows say which arm does less, not what the stage would
+give. A row of 32,000 pieces is of a sample of 280,311 pairs with dev pairs of its own: its dev figure compares with no other.
 
 ‡ Measured on {", ".join(FEW)} alone and {FEW_DEV} dev pairs of each, so compare it with rows of this mark only.
 Where the run says "first n lines", so many of each test file were measured, which makes FLORES and Tatoeba easier.
