@@ -23,7 +23,7 @@ from mexma_export.folder import new_folder
 from mexma_export.golden import describe_source, golden_vectors, vector_ranges
 from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, load_sentences, require_passed
 from mexma_export.peers import peer_files
-from mexma_export.precisions import GRAPHS, gate_graphs, torch_runner, write_graphs
+from mexma_export.precisions import GRAPHS, OPSET, OPSETS, gate_graphs, torch_runner, write_graphs
 from mexma_rt.bundle import sha256_of
 from mexma_rt.errors import InputError, require_extra
 
@@ -61,6 +61,7 @@ def export_bundle(
     sentences: Sequence[Sentence] | None = None,
     thresholds: Mapping[str, Thresholds] = THRESHOLDS,
     trim_vocab: Sequence[str | Path] = (),
+    opset: int = OPSET,
     force: bool = False,
     revision: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -72,7 +73,8 @@ def export_bundle(
     `max_length` (tokens with `<s>` and `</s>`) is the bundle's default, 128 unless the position table is shorter;
     `weights=False` leaves model.safetensors out (sentence-transformers then cannot load the bundle); `sentences` replaces
     the 562 shipped ones of the gate; `trim_vocab` names text files (plain, .gz, .xz) whose pieces alone the vocabulary keeps
-    (see mexma_export.trim; the gate still compares with the untrimmed model); `progress(stage, done, total)` is called along
+    (see mexma_export.trim; the gate still compares with the untrimmed model); `opset` (18 to 23) is that of the standard
+    graphs, fp32 and fp16; `progress(stage, done, total)` is called along
     the way.
 
     Raises ParityError (the gate failed), InputError (an argument), FileError and BundleError (the checkpoint), and
@@ -81,6 +83,7 @@ def export_bundle(
     started, target = time.perf_counter(), Path(target)
     chosen: Sequence[str] = AUTO if precisions is None else precisions
     _check_precisions(chosen, default_precision, named=precisions is not None)
+    _check_opset(opset, chosen)
     require_extra("export", "torch", "transformers", "safetensors", "onnx", "onnxscript")
     from mexma_export.checkpoint import load_checkpoint
     from mexma_export.reopen import check_in_fresh_process
@@ -97,7 +100,7 @@ def export_bundle(
         if trim_vocab:
             tell("trim vocabulary", 0, 1)
             source, vocabulary = _trim(source, trim_vocab, sentences)
-        write_graphs(source, folder, chosen, tell)
+        write_graphs(source, folder, chosen, tell, opset=opset)
         vectors = np.empty((len(sentences), source.dimensions), np.float32)
         results = gate_graphs(source, folder, chosen, sentences, length, thresholds, vectors, tell)
         refused: dict[str, Parity] = {}
@@ -172,6 +175,16 @@ def _check_precisions(precisions: Sequence[str], default: str | None, *, named: 
             f"The default precision {default!r} is not among the exported ones ({', '.join(precisions)}). "
             f"Type --precision {','.join([*precisions, default])}"
         )
+
+
+def _check_opset(opset: int, precisions: Sequence[str]) -> None:
+    if type(opset) is not int or opset not in OPSETS:
+        raise InputError(
+            f"Opset {opset!r} is outside {OPSETS[0]} to {OPSETS[-1]}, which torch exports and onnxruntime reads. Leave --opset "
+            f"out for {OPSET}, which TensorRT builds too."
+        )
+    if opset != OPSET and not {"fp32", "fp16"} & set(precisions):
+        raise InputError(f"Opset {opset} is for the standard graphs, fp32 and fp16, and none is exported. Leave --opset out.")
 
 
 def _default_precision(

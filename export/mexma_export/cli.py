@@ -18,6 +18,7 @@ from tqdm import tqdm
 from mexma_export.bundle import ExportReport, export_bundle
 from mexma_export.doctor import examine
 from mexma_export.parity import load_sentences
+from mexma_export.precisions import OPSET
 from mexma_export.trim import Vocabulary
 from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 
@@ -45,6 +46,7 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Keep only the pieces that this text file (plain, .gz, .xz) uses, single characters and special tokens. Repeatable.",
 )
+@click.option("--opset", type=int, default=OPSET, show_default=True, help="Of the fp32 and fp16 graphs, 18 to 23.")
 @click.option("--revision", help="Branch, tag or commit of a hub name.")
 @click.option(
     "--engine",
@@ -74,6 +76,7 @@ def main(
     default_precision: str | None,
     verify: Path | None,
     trim_vocab: tuple[Path, ...],
+    opset: int,
     revision: str | None,
     engine: str | None,
     sm: str | None,
@@ -129,6 +132,7 @@ def main(
             default_precision=default_precision,
             sentences=load_sentences(verify) if verify else None,
             trim_vocab=trim_vocab,
+            opset=opset,
             force=force,
             revision=revision,
             progress=show,

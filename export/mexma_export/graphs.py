@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mexma_export.precisions import OPSET
+
 if TYPE_CHECKING:
     from transformers import XLMRobertaModel
 
 INPUTS = ["input_ids", "attention_mask"]
 OUTPUTS = ["sentence_embedding", "last_hidden_state"]  # not "embedding": the exporter uses that name inside the graph
-OPSET = 18  # the newest that TensorRT 10 and TensorRT-RTX both parse and build in fp32 (23 parses, but does not build)
 ONE_FILE_BYTES = 1_800_000_000  # protobuf ends at 2 GiB: larger weights go to model.onnx.data
 
 
@@ -37,7 +38,7 @@ class SentenceEncoder(torch.nn.Module):
         return states[:, 0], states
 
 
-def export_standard(encoder: torch.nn.Module, path: Path, *, length_limit: int) -> None:
+def export_standard(encoder: torch.nn.Module, path: Path, *, length_limit: int, opset: int = OPSET) -> None:
     """Write the fp32 graph of standard ONNX operators (TensorRT, OpenVINO and onnxruntime read it).
 
     Weights beyond 1.8 GB go to a second file beside it (`<name>.data`), because protobuf cannot hold more than 2 GiB.
@@ -51,7 +52,7 @@ def export_standard(encoder: torch.nn.Module, path: Path, *, length_limit: int) 
             _example(),
             str(path),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=INPUTS,
             output_names=OUTPUTS,
             dynamic_shapes=dynamic,

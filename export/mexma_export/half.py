@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mexma_export.graphs import export_standard
+from mexma_export.precisions import OPSET
 from mexma_rt.errors import BundleError
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ def half_runner(model: XLMRobertaModel) -> Runner:
     return run
 
 
-def export_half(model: XLMRobertaModel, path: Path, *, length_limit: int) -> None:
+def export_half(model: XLMRobertaModel, path: Path, *, length_limit: int, opset: int = OPSET) -> None:
     """Write the fp16 graph of an XLM-R to `path` (and `<name>.data` beyond 1.8 GB); the model is left as it was.
 
     Raises BundleError for a weight beyond fp16's range or another activation than gelu.
     """
-    export_standard(HalfEncoder(model), path, length_limit=length_limit)
+    export_standard(HalfEncoder(model), path, length_limit=length_limit, opset=opset)

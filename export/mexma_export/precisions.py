@@ -24,8 +24,23 @@ GRAPHS = {
 }
 
 
-def write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], tell: Callable[[str, int, int], None]) -> None:
-    """Export the graph of each precision into a bundle folder. Raises BundleError with what the exporting library said."""
+# Of the standard graphs. TensorRT 10 and TensorRT-RTX build 18 in fp32; 23 is parsed by TensorRT-RTX, but was not built.
+OPSET = 18
+OPSETS = range(18, 24)  # torch writes 18 and more itself (17 by another library's conversion)
+
+
+def write_graphs(
+    source: Checkpoint,
+    folder: Path,
+    precisions: Sequence[str],
+    tell: Callable[[str, int, int], None],
+    *,
+    opset: int = OPSET,
+) -> None:
+    """Export the graph of each precision into a bundle folder. Raises BundleError with what the exporting library said.
+
+    `opset` is that of the standard graphs, fp32 and fp16; the fused ones have their own.
+    """
     from mexma_export.compact import export_fused, export_int8, export_mixed
     from mexma_export.graphs import SentenceEncoder, export_standard
     from mexma_export.half import export_half
@@ -38,7 +53,7 @@ def write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], te
         try:
             with trimmed_embeddings(source.model, source.kept):
                 if precision == "fp32":
-                    export_standard(SentenceEncoder(source.model), path, length_limit=source.max_length_limit)
+                    export_standard(SentenceEncoder(source.model), path, length_limit=source.max_length_limit, opset=opset)
                 elif precision == "int8":
                     export_int8(source.model, path)
                 elif precision == "fused":
@@ -46,7 +61,7 @@ def write_graphs(source: Checkpoint, folder: Path, precisions: Sequence[str], te
                 elif precision == "mixed":
                     export_mixed(source.model, path)
                 else:
-                    export_half(source.model, path, length_limit=source.max_length_limit)
+                    export_half(source.model, path, length_limit=source.max_length_limit, opset=opset)
         except OSError:  # a full disk, before all: new_folder says so
             raise
         except Exception as error:  # torch, onnx and onnxruntime each raise their own, often with pages of graph

@@ -32,6 +32,15 @@ def test_fp32_has_standard_operators_only(tiny_bundle: Path) -> None:
     assert {node.domain for node in model.graph.node} == {""} and not model.functions
 
 
+def test_another_opset_is_that_of_the_file(tiny_checkpoint: Path, tmp_path: Path, sentences) -> None:
+    from mexma_export import Sentence, export_bundle
+
+    rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
+    report = export_bundle(tiny_checkpoint, tmp_path / "b", precisions=["fp32"], opset=21, sentences=rows, weights=False)
+    assert [(o.domain, o.version) for o in onnx.load(tmp_path / "b/onnx/model.onnx").opset_import] == [("", 21)]
+    assert report.parity["fp32"].passed
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_no_folder_of_the_exporting_machine_is_in_the_file(tiny_bundle: Path, name: str) -> None:
     content = (tiny_bundle / name).read_bytes()
