@@ -71,7 +71,8 @@ def export(case: str, precision: str, checkpoint: Path, target: Path, verify: Pa
     row |= {"cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1), "peak_gb": round(usage.ru_maxrss / 1e6, 2)}
     report = json.loads(said.splitlines()[-1])
     if process.returncode:
-        return row | {"refused": report["message"].partition("no bundle was written: ")[2][:160] or report["message"][:160]}
+        failures = report["message"].partition("no bundle was written: ")[2].partition(". Worst")[0]
+        return row | {"refused": failures or report["message"]}
     graphs = {name: size for name, size in report["bytes"].items() if name.startswith("onnx/")}
     full = json.loads((target / "parity.json").read_text(encoding="utf-8"))[precision]
     kept = ("sentences", "min_cosine", "mean_cosine", "min_centred_cosine", "max_abs_error", "min_token_cosine")

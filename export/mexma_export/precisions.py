@@ -24,7 +24,7 @@ GRAPHS = {
 }
 
 
-# Of the standard graphs. TensorRT 10 and TensorRT-RTX build 18 in fp32; 23 is parsed by TensorRT-RTX, but was not built.
+# Of the standard graphs: the lowest, for the oldest TensorRT. TensorRT-RTX 1.7 built fp16 engines of 18, 19, 20, 22 and 23.
 OPSET = 18
 OPSETS = range(18, 24)  # torch writes 18 and more itself (17 by another library's conversion)
 
