@@ -104,7 +104,7 @@ def measure(
             for name, worker in workers.items():
                 tell(f"{file.stem}: warm up {name}")
                 peaks[name] = worker.ask(texts=str(file), vectors=f"{folder}/v.npy")["peak_mb"]
-                vectors[name] = np.load(f"{folder}/v.npy", allow_pickle=False)
+                vectors[name] = np.load(f"{folder}/v.npy")
             seconds: dict[str, list[float]] = {name: [] for name in workers}
             peak = []
             for number in range(rounds):
