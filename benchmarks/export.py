@@ -14,6 +14,7 @@ import json
 import lzma
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -107,8 +108,9 @@ def main() -> None:
         make_checkpoint(case, checkpoint, arguments.tokenizer)
         for precision in (arguments.precisions or PRECISIONS[case]).split(","):
             target = arguments.work / f"{case}-{precision}"
+            shutil.rmtree(target, ignore_errors=True)
             row = export(case, precision, checkpoint, target, None if case == "mini" else few)
-            subprocess.run(["rm", "-rf", str(target)], check=True)
+            shutil.rmtree(target, ignore_errors=True)
             print(json.dumps(row), flush=True)
             with log.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
