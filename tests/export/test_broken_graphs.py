@@ -215,7 +215,7 @@ def test_an_fp16_overflow_fails_and_leaves_nothing(
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
     monkeypatch.setattr("mexma_export.half.HalfEncoder", encoder)
     monkeypatch.setattr(
-        "mexma_export.half.export_standard", lambda encoder, path, *, length_limit: export_traced(encoder, path)
+        "mexma_export.half.export_standard", lambda encoder, path, *, length_limit, opset: export_traced(encoder, path)
     )
     with pytest.raises(ParityError) as caught:
         export_bundle(
@@ -230,7 +230,7 @@ def test_an_fp16_overflow_fails_and_leaves_nothing(
 
 
 def test_broken_fp32_graph_fails_even_when_int8_is_right(tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences) -> None:
-    def export_broken(encoder, path, *, length_limit):
+    def export_broken(encoder, path, *, length_limit, opset):
         export_traced(MeanPooling(encoder.model), path)
 
     monkeypatch.setattr("mexma_export.graphs.export_standard", export_broken)
