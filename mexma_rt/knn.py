@@ -1,7 +1,7 @@
 """Exact nearest neighbours by inner product, in both directions from one matrix product, with numpy alone.
 
 Here is the call for arrays in memory, with its checks; blocks.py has the step that it repeats, tiles.py and exact.py how that
-is fast and exact, and diskknn.py the same for vectors larger than memory.
+is fast and exact, and knnfiles.py the same for vectors larger than memory.
 """
 
 from __future__ import annotations

@@ -66,8 +66,9 @@ def knn_files(
 ) -> KnnReport:
     """Write the k nearest target rows of every source row, and the other way round, to the new folder `output`.
 
-    source, target: .npy files [n, D], [m, D] or folders of shards (`mexma embed --shard-rows`), of float16, float32, float64 or
-    int8. metric: "cosine" (rows are brought to length 1) or "ip", the inner product of the rows as they are.
+    source, target: .npy files [n, D], [m, D] or folders of shards (`mexma embed --shard-rows`), of float16, float32 or float64;
+    the codes of int8, uint8 and sign bits are refused. metric: "cosine" (rows are brought to length 1) or "ip", the inner
+    product of the rows as they are.
     memory_bytes bounds the memory of the whole process. checkpoint_seconds: about so often what was found is put on the disk; a
     run that was killed goes on from there when the same call is made again, and gives the same bytes. announce gets lines that
     say the plan and, with each checkpoint, rate and time left. device: as for `mutual_neighbours`.

@@ -267,10 +267,10 @@ def bad(kind: str) -> tuple[str, dict[str, Any]]:
     broken[777, 2] = np.nan
     if kind == "cut":
         Path("cut.npy").write_bytes(Path("y.npy").read_bytes()[:-1])
-    if kind in ("exists", "empty folder", "ubinary"):
+    if kind in ("exists", "empty folder", "ubinary", "binary", "int8", "uint8"):
         Path("folder").mkdir()
-    if kind == "ubinary":
-        Path("folder/vectors.json").write_text(json.dumps({"storage": "ubinary", "shards": []}))
+    if kind in ("ubinary", "binary", "int8", "uint8"):
+        Path("folder/vectors.json").write_text(json.dumps({"storage": kind, "shards": []}))
     if kind == "outside":
         Path("folder").mkdir()
         Path("folder/vectors.json").write_text(json.dumps({"shards": [{"file": "../y.npy", "rows": 900}]}))
@@ -294,6 +294,10 @@ def bad(kind: str) -> tuple[str, dict[str, Any]]:
         "file": (lambda: "y.npy", {"output": "y.npy"}),
         "empty folder": (lambda: "folder", {}),
         "ubinary": (lambda: "folder", {}),
+        "binary": (lambda: "folder", {}),
+        "int8": (lambda: "folder", {}),
+        "uint8": (lambda: "folder", {}),
+        "codes": (lambda: saved("a.npy", np.ones((900, 16), np.int8)), {}),
         "outside": (lambda: "folder", {}),
     }
     make, keywords = makers[kind]
@@ -321,6 +325,10 @@ def bad(kind: str) -> tuple[str, dict[str, Any]]:
         ("file", "y.npy is a file's name"),
         ("empty folder", "folder without vectors.json"),
         ("ubinary", "sign bits"),
+        ("binary", r"folder holds sign bits \(binary\)"),
+        ("int8", "folder holds int8 codes, whose ranges per dimension are those of their model"),
+        ("uint8", "folder holds uint8 codes.*Embed again with --storage float16"),
+        ("codes", r"a.npy holds int8 codes.*encoder.restore\(codes\)"),
         ("outside", "which is not in its folder"),
     ],
 )
