@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mexma_rt.bundle import hash_of_files
 from mexma_rt.corpus import distinct_rows
 from mexma_rt.errors import FileError, InputError
 from mexma_rt.files import atomic_write
@@ -123,9 +124,7 @@ def model_identity(encoder: Any) -> str:
     bundle = getattr(encoder, "bundle", None)
     if bundle is None:
         return type(encoder).__name__
-    files = {path: entry.sha256 for path, entry in sorted(bundle.files.items())}
-    text = json.dumps(files).encode()
-    return f"{getattr(bundle, 'name', '?')} {getattr(encoder, 'max_length', '?')} {hashlib.sha256(text).hexdigest()[:16]}"
+    return f"{getattr(bundle, 'name', '?')} {getattr(encoder, 'max_length', '?')} {hash_of_files(bundle.files)}"
 
 
 def _distinct(lines: list[str], vectors: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:

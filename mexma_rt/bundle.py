@@ -254,6 +254,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hash_of_files(files: Mapping[str, FileEntry]) -> str:
+    """16 hex digits that are equal if, and only if, all files of two bundles are: they give the same vectors then."""
+    hashes = {path: entry.sha256 for path, entry in sorted(files.items())}
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
+
+
 def _check(condition: bool, path: Path, problem: str) -> None:
     if not condition:
         raise BundleError(f"{path}: {problem}. {_REMEDY}")

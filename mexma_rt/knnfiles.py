@@ -141,31 +141,28 @@ def _search(
     over: Over | None,
 ) -> None:
     """Work off the pairs that the state does not count yet; it is changed, and on the disk at each checkpoint."""
-    by_outer, x, y, at = None, None, None, (-1, -1)
+    x = y = by_outer = None
+    at = (-1, -1)
     begun = saved = time.monotonic()
     done, todo = state["done"], plan.pairs[state["done"] :]
     cells = sum(_cells(plan, pair) for pair in todo)
     worked = 0
     elsewhere = None if over is None else over(outer, inner, plan, todo)
+
+    def read(files: VectorFiles, span: tuple[int, int]) -> Block | None:
+        """The vectors of a block, if they are searched here."""
+        if elsewhere is not None:
+            return None
+        return Block.of(files.read(*span), plan.k, span[0], owned=True, precision=where.precision)
+
     with progress_bar(progress, total=cells, desc="neighbours", unit="cell") as advance:
         for i, j in todo:
             if i != at[0]:
                 x = by_outer = None  # freed before the next one is read
-                start, stop = plan.blocks[i]
-                x = (
-                    None
-                    if elsewhere
-                    else Block.of(outer.read(start, stop), plan.k, start, owned=True, precision=where.precision)
-                )
-                by_outer = sides[0].load(i)
+                x, by_outer = read(outer, plan.blocks[i]), sides[0].load(i)
             if j != at[1]:
                 y = None
-                start, stop = plan.inner_blocks[j]
-                y = (
-                    None
-                    if elsewhere
-                    else Block.of(inner.read(start, stop), plan.k, start, owned=True, precision=where.precision)
-                )
+                y = read(inner, plan.inner_blocks[j])
             assert by_outer is not None
             at, by_inner = (i, j), sides[1].load(j)
             if elsewhere is not None:

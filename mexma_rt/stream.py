@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mexma_rt import work
+from mexma_rt.bundle import hash_of_files
 from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_rt.lines import STDIN, unpacking_bytes
 from mexma_rt.progress import progress_bar
@@ -239,12 +240,11 @@ def _job(texts: Texts, encoder: Encoder, empty: EmbedReport, layout: work.Layout
     """What the bytes of the output depend on, as it goes through JSON: a run is gone on with only if all of it is equal."""
     from mexma_rt import __version__
 
-    files = {path: entry.sha256 for path, entry in sorted(encoder.bundle.files.items())}
     job = {
         "rows": texts.rows,
         "texts": texts.sha256[:16],
         "model": empty.model,
-        "model files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16],
+        "model files": hash_of_files(encoder.bundle.files),
         "max_length": empty.max_length,
         "back end": empty.backend,
         "device": empty.device,
