@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ class Row:
     tokens_per_second: float
     ratio: float  # median over rounds of the first route's seconds to this one's
     ratio_range: tuple[float, float]
-    lowest_cosine: float | None  # to the first route that is ours
+    lowest_cosine: float | None  # to the first route in fp32
     mean_cosine: float | None
     peak_mb: float | None
     gemm_share: float | None  # of the machine's measured sgemm: matrix products of real tokens, attention left out
@@ -98,64 +98,80 @@ def measure(
         if not workers:
             raise InputError(f"No route started: {facts['failed']}")
         base = base if base in workers else next(iter(workers))
-        rows = []
-        for file in files:
-            vectors, peaks = {}, {}
-            for name, worker in workers.items():
-                tell(f"{file.stem}: warm up {name}")
-                peaks[name] = worker.ask(texts=str(file), vectors=f"{folder}/v.npy")["peak_mb"]
-                vectors[name] = np.load(f"{folder}/v.npy")
-            seconds: dict[str, list[float]] = {name: [] for name in workers}
-            peak = []
-            for number in range(rounds):
-                tell(f"{file.stem}: round {number + 1} of {rounds}")
-                peak.append(gemm_flops())
-                for name, worker in workers.items():
-                    seconds[name].append(worker.ask(texts=str(file))["seconds"])
-            single = {}
-            if file == files[0] and singles:
-                tell(f"{file.stem}: one text at a time")
-                single = {
-                    name: _percentiles(worker.ask(texts=str(file), singles=singles)["seconds"])
-                    for name, worker in workers.items()
-                }
-            flops = statistics.median(peak)
-            count, tokens = len(lengths[file]), int(lengths[file].sum())
-            batches = pack(lengths[file], BATCH_TOKENS)
-            cells = sum(len(batch) * int(lengths[file][batch].max()) for batch in batches)
-            facts["files"][file.stem] = {
-                "sentences": count,
-                "tokens": tokens,
-                "padding": cells / tokens,
-                "gemm_gflops": flops / 1e9,
-            }
-            reference = vectors[next((route.name for route in routes if "fp32" in route.name and route.name in workers), base)]
-            for route in routes:
-                if route.name in workers:
-                    taken = seconds[route.name]
-                    cosines = _cosines(vectors[route.name], reference) if route.comparable else None
-                    ratios = [a / b for a, b in zip(seconds[base], taken, strict=True)]
-                    rate = tokens / statistics.median(taken)
-                    work = flops_per_token(bundle)
-                    rows.append(
-                        Row(
-                            texts=file.stem,
-                            route=route.name,
-                            seconds=tuple(taken),
-                            sentences_per_second=count / statistics.median(taken),
-                            tokens_per_second=rate,
-                            ratio=statistics.median(ratios),
-                            ratio_range=(min(ratios), max(ratios)),
-                            lowest_cosine=None if cosines is None else float(cosines.min()),
-                            mean_cosine=None if cosines is None else float(cosines.mean()),
-                            peak_mb=peaks[route.name],
-                            gemm_share=rate * work / flops if route.comparable and work else None,
-                            single_ms=single.get(route.name),
-                        )
-                    )
+        rows: list[Row] = []
+        for number, file in enumerate(files):
+            taken = _take(file, workers, rounds, singles if number == 0 else 0, f"{folder}/v.npy", tell)
+            facts["files"][file.stem] = _describe(lengths[file], taken)
+            rows += _rows(file, lengths[file], [route for route in routes if route.name in workers], base, taken, bundle)
         facts["base"], facts["start"] = base, cold_start(model)
         facts["notes"] = {name: worker.notes for name, worker in workers.items()}
     return rows, facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Taken:
+    """What the workers answered for one file: by route, and the rates of sgemm between."""
+
+    vectors: dict[str, np.ndarray]
+    peaks: dict[str, float | None]
+    seconds: dict[str, list[float]]
+    singles: dict[str, tuple[float, float]]
+    flops: float
+
+
+def _take(
+    file: Path, workers: Mapping[str, _Worker], rounds: int, singles: int, scratch: str, tell: Callable[[str], object]
+) -> _Taken:
+    """Warm up on the file, then rounds in which every route has its turn, then one text at a time."""
+    vectors, peaks = {}, {}
+    for name, worker in workers.items():
+        tell(f"{file.stem}: warm up {name}")
+        peaks[name] = worker.ask(texts=str(file), vectors=scratch)["peak_mb"]
+        vectors[name] = np.load(scratch)
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    flops = []
+    for number in range(rounds):
+        tell(f"{file.stem}: round {number + 1} of {rounds}")
+        flops.append(gemm_flops())
+        for name, worker in workers.items():
+            seconds[name].append(worker.ask(texts=str(file))["seconds"])
+    alone = {}
+    if singles:
+        tell(f"{file.stem}: one text at a time")
+        for name, worker in workers.items():
+            alone[name] = _percentiles(worker.ask(texts=str(file), singles=singles)["seconds"])
+    return _Taken(vectors=vectors, peaks=peaks, seconds=seconds, singles=alone, flops=statistics.median(flops))
+
+
+def _describe(lengths: np.ndarray, taken: _Taken) -> dict[str, Any]:
+    batches = pack(lengths, BATCH_TOKENS)
+    cells = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    tokens = int(lengths.sum())
+    return {"sentences": len(lengths), "tokens": tokens, "padding": cells / tokens, "gemm_gflops": taken.flops / 1e9}
+
+
+def _rows(file: Path, lengths: np.ndarray, routes: Sequence[Route], base: str, taken: _Taken, bundle: Bundle) -> Iterator[Row]:
+    reference = taken.vectors[next((route.name for route in routes if "fp32" in route.name), base)]
+    work = flops_per_token(bundle)
+    for route in routes:
+        seconds = taken.seconds[route.name]
+        cosines = _cosines(taken.vectors[route.name], reference) if route.comparable else None
+        ratios = [a / b for a, b in zip(taken.seconds[base], seconds, strict=True)]
+        rate = int(lengths.sum()) / statistics.median(seconds)
+        yield Row(
+            texts=file.stem,
+            route=route.name,
+            seconds=tuple(seconds),
+            sentences_per_second=len(lengths) / statistics.median(seconds),
+            tokens_per_second=rate,
+            ratio=statistics.median(ratios),
+            ratio_range=(min(ratios), max(ratios)),
+            lowest_cosine=None if cosines is None else float(cosines.min()),
+            mean_cosine=None if cosines is None else float(cosines.mean()),
+            peak_mb=taken.peaks[route.name],
+            gemm_share=rate * work / taken.flops if route.comparable and work else None,
+            single_ms=taken.singles.get(route.name),
+        )
 
 
 def read_lines(file: Path) -> list[str]:
