@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import lzma
 import os
 import platform
 import shutil
@@ -21,19 +20,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-SIZES = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}
-ROWS = 250002
 EVERY = 8  # of the 562 sentences, for the random models
 PRECISIONS = {"mini": "fp32,fused,int8,mixed,fp16", "base": "fp32,fused,int8,mixed,fp16", "large": "fp32,int8,mixed,fp16"}
-MAKE = """
-import sys, torch
-from transformers import XLMRobertaConfig, XLMRobertaModel
-target, rows, width, layers, heads, wide = sys.argv[1], *map(int, sys.argv[2:])
-torch.manual_seed(0)
-config = XLMRobertaConfig(vocab_size=rows, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-    intermediate_size=wide, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5)
-XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(target, max_shard_size="100GB")
-"""
 
 
 def make_checkpoint(case: str, folder: Path, tokenizer: Path | None) -> None:
@@ -44,9 +32,8 @@ def make_checkpoint(case: str, folder: Path, tokenizer: Path | None) -> None:
         return
     if tokenizer is None:
         sys.exit("--tokenizer: base and large need XLM-R's tokenizer.json")
-    subprocess.run([sys.executable, "-c", MAKE, str(folder), *map(str, (ROWS, *SIZES[case]))], check=True)
-    content = tokenizer.read_bytes()
-    (folder / "tokenizer.json").write_bytes(lzma.decompress(content) if tokenizer.suffix == ".xz" else content)
+    script = Path(__file__).with_name("random_checkpoint.py")
+    subprocess.run([sys.executable, str(script), str(folder), "--tokenizer", str(tokenizer), "--size", case], check=True)
 
 
 def some_sentences(path: Path) -> Path:
