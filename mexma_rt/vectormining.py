@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,18 @@ def search_files(
     device: str = "cpu",
     progress: bool | None = None,
     announce: Callable[[str], object] | None = None,
+    ray: str | None = None,
 ) -> Iterator[Search]:
     """Give a `Search` over two .npy files, or folders of shards, of vectors [n, D] and [m, D]; `output` is where its pairs go.
 
     src, tgt: the lines of the vectors, held in memory; without them pairs have positions only, and equal lines are not known.
     With them, the vectors of blank and repeated lines are left out, for which the others are copied beside the output.
     memory_bytes: of the whole process while neighbours are sought, and a quarter of it to sort candidates; beyond that, 26
-    bytes per row of both sides. The other arguments, and what is raised: as for `mine` and `knn_files`.
+    bytes per row of both sides. ray: seek the neighbours on the Ray cluster at this address (`mexma_rt.cluster.session`), with
+    the same result; its machines must see the vectors, and with src and tgt the folder of the output, under the same paths.
+    The other arguments, and what is raised: as for `mine` and `knn_files`.
     """
+    search = _search_on(ray, device)
     least = check_threshold(threshold, margin, retrieval)
     final = Path(output).resolve()
     x, y = open_vectors(source_vectors, unit=True), open_vectors(target_vectors, unit=True)
@@ -65,7 +70,7 @@ def search_files(
         folder.mkdir(exist_ok=True)
     try:
         files = [_compared(vectors, side, folder) for vectors, side in zip((x, y), sides, strict=True)]
-        place = _neighbours(files, folder, k, memory_bytes, device, progress, announce)
+        place = _neighbours(files, folder, k, search, memory_bytes=memory_bytes, progress=progress, announce=announce)
         neighbours = Neighbours.of(*knnfiles.open_neighbours(place), margin=margin)
         rows: Any = [_Rows(vectors) for vectors in files]  # read by slices, as arrays are
         yield Search(
@@ -83,6 +88,18 @@ def search_files(
             shutil.rmtree(folder, ignore_errors=True)  # nothing to go on with
         raise
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _search_on(ray: str | None, device: str) -> Callable[..., object]:
+    """`knn_files` here or on a cluster; raises for a cluster that cannot be used."""
+    if ray is None:
+        return partial(knnfiles.knn_files, device=device)
+    from mexma_rt.cluster import check_address
+    from mexma_rt.cluster.knn import check_device, knn_files_on
+
+    check_device(device)
+    check_address(ray)
+    return partial(knn_files_on, ray, device=device)
 
 
 def _side(vectors: VectorFiles, texts: Iterable[str] | None, name: str, unify: bool) -> Side:
@@ -119,10 +136,8 @@ def _neighbours(
     files: list[VectorFiles],
     folder: Path,
     k: int,
-    memory_bytes: int,
-    device: str,
-    progress: bool | None,
-    announce: Callable[[str], object] | None,
+    search: Callable[..., object],
+    **settings: Any,
 ) -> Path:
     """The folder of neighbours; what a run that was killed has finished is taken, if it is of the same vectors."""
     place = folder / "neighbours"
@@ -135,16 +150,7 @@ def _neighbours(
                 f"rm -r {folder}"
             )
         return place
-    knnfiles.knn_files(
-        files[0].name,
-        files[1].name,
-        place,
-        k=k,
-        memory_bytes=memory_bytes,
-        device=device,
-        progress=progress,
-        announce=announce,
-    )
+    search(files[0].name, files[1].name, place, k=k, **settings)
     return place
 
 

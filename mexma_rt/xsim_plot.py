@@ -52,8 +52,9 @@ def bars(rows: Sequence[dict[str, Any]], title: str, mean: float) -> Figure:
         part = [row["xsim"] if kind is None else 100 * row["by_type"][kind] / row["sentences"] for row in ordered]
         drawn = axes.barh(places, part, 0.78, left=left, color=COLOURS[number % len(COLOURS)], label=kind)
         left += part
-    axes.bar_label(drawn, [f"{row['xsim']:.2f}" for row in ordered], padding=3, fontsize=7)
-    axes.axvline(mean, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)))
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}  # so that the line of the mean does not cross numbers
+    axes.bar_label(drawn, [f"{row['xsim']:.2f}" for row in ordered], padding=3, fontsize=7, bbox=behind)
+    axes.axvline(mean, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.5)
     axes.set_yticks(places, [row["language"] for row in ordered], fontsize=8)
     axes.set_ylim(len(ordered) - 0.5, -0.5)
     axes.set_xlim(0, max(float(left.max()) * 1.12, 1.0))

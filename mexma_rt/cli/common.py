@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from functools import reduce
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -99,8 +101,7 @@ def describe(report: EmbedReport, name: str) -> str:
     """One embedding in words: counts, speed, place, reason, cuts."""
     text = (
         f"{name}: {report.sentences:,} sentences ({report.distinct:,} distinct) in {report.seconds:.1f} s, "
-        f"{report.sentences_per_second:,.0f} per second; {report.model}, {report.precision} on {report.device} by "
-        f"{report.backend} ({report.reason})"
+        f"{report.sentences_per_second:,.0f} per second; {ran(report)}"
     )
     if report.truncated:
         text += (
@@ -111,9 +112,19 @@ def describe(report: EmbedReport, name: str) -> str:
     return text
 
 
+def ran(report: EmbedReport) -> str:
+    """Which model ran where, and why there."""
+    return f"{report.model}, {report.precision} on {report.device} by {report.backend} ({report.reason})"
+
+
 def report_dict(report: EmbedReport, name: str) -> dict[str, Any]:
     """The same for JSON; truncated holds indices from 0."""
     return {"file": name, **asdict(report), "sentences_per_second": report.sentences_per_second}
+
+
+def clean_stdout(ray: str | None) -> AbstractContextManager[object]:
+    """Ray prints news, such as that a worker was killed, to standard output, which is that of results: they go to stderr."""
+    return nullcontext() if ray is None else redirect_stdout(sys.stderr)
 
 
 def echo_json(result: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mexma_rt.cli.common import describe, echo_json, model_options, report_dict
+from mexma_rt.cli.common import clean_stdout, describe, echo_json, model_options, report_dict
 from mexma_rt.storage import STORAGES
 
 
@@ -57,7 +57,8 @@ def embed(
     else:
         from mexma_rt.cluster.embed import embed_file_on
 
-        result = embed_file_on(ray, options, file, output, **settings)
+        with clean_stdout(ray):
+            result = embed_file_on(ray, options, file, output, **settings)
     if as_json:
         done = {"output": output, "shape": result.shape, "dtype": storage, "resumed": result.resumed, "cut": result.cut}
         echo_json(done | report_dict(result.report, file))

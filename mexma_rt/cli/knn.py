@@ -7,7 +7,7 @@ from functools import partial
 
 import click
 
-from mexma_rt.cli.common import Memory, echo_json
+from mexma_rt.cli.common import Memory, clean_stdout, echo_json
 
 
 @click.command()
@@ -58,17 +58,18 @@ def knn(
         from mexma_rt.cluster.knn import knn_files_on
 
         search = partial(knn_files_on, ray)
-    report = search(
-        source,
-        target,
-        output,
-        k=k,
-        metric=metric,
-        memory_bytes=memory,
-        checkpoint_seconds=checkpoint,
-        device=device,
-        announce=partial(click.echo, err=True),
-    )
+    with clean_stdout(ray):
+        report = search(
+            source,
+            target,
+            output,
+            k=k,
+            metric=metric,
+            memory_bytes=memory,
+            checkpoint_seconds=checkpoint,
+            device=device,
+            announce=partial(click.echo, err=True),
+        )
     if as_json:
         echo_json(asdict(report))
     else:

@@ -14,6 +14,7 @@ from mexma_rt.candidates import RETRIEVALS, OneToOne
 from mexma_rt.cli.common import (
     LoadedEncoder,
     Memory,
+    clean_stdout,
     describe_sides,
     echo_json,
     margin_options,
@@ -67,6 +68,7 @@ _DEFAULTS = ", ".join(f"{value} for {margin}" for margin, value in DEFAULT_THRES
     show_default=True,
     help="ivfpq: approximate candidates, exact scores; says what share of the neighbours it found.",
 )
+@click.option("--ray", metavar="ADDRESS", help="With ready vectors: neighbours on a Ray cluster: local, auto or HOST:PORT.")
 @click.option("--show", type=click.IntRange(min=0), help="Print the best N pairs for reading instead of TSV.")
 @model_options
 def mine(
@@ -77,6 +79,7 @@ def mine(
     source_vectors: str | None,
     target_vectors: str | None,
     memory: int,
+    ray: str | None,
     show: int | None,
     as_json: bool,
     **options: Any,
@@ -89,7 +92,9 @@ def mine(
     lines never. With --json, the pairs are in the object unless -o takes them.
 
     With --source-vectors and --target-vectors no model runs, and the vectors may be larger than memory; the lines may be left
-    out (pairs have line numbers only). After an interruption the same command goes on.
+    out (pairs have line numbers only). After an interruption the same command goes on. With --ray the bytes are the same, and a
+    worker that is killed costs only time; the vectors and the folder of the output must be under the same paths on every
+    machine, and each worker takes as much --memory.
     """
     started = time.perf_counter()
     settings = {name: options.pop(name) for name in ("margin", "k", "retrieval", "threshold", "index")}
@@ -99,6 +104,11 @@ def mine(
     if source_vectors is None and target_vectors is None:
         if source is None or target is None:
             raise click.UsageError("Missing argument 'TARGET'." if source else "Missing argument 'SOURCE'.")
+        if ray is not None:
+            raise click.UsageError(
+                f"--ray searches in ready vectors. Make them first: mexma embed {source} -o source.npy --ray {ray}, and the "
+                f"same for {target}; then add --source-vectors source.npy --target-vectors target.npy"
+            )
         lines = read_both(source, target, output)
         found = prepare(*lines, encoder, None, None, unify=True, progress=None, warn=True, **settings)
         opened: AbstractContextManager[Search] = nullcontext(found)
@@ -108,9 +118,9 @@ def mine(
         texts = _check_vectors(source, target, source_vectors, target_vectors, output, settings.pop("index"))
         opened = search_files(
             str(source_vectors), str(target_vectors), str(output), src=texts[0], tgt=texts[1], memory_bytes=memory,
-            device=options["device"], announce=partial(click.echo, err=True), **settings,
+            device=options["device"], ray=ray, announce=partial(click.echo, err=True), **settings,
         )  # fmt: skip
-    with opened as search:
+    with clean_stdout(ray), opened as search:
         listed, report, tally, matching = _take(search, output, show, as_json, report_file is not None, started)
         if report_file and tally is not None:
             below = list(search.described(search.below(matching, EXAMPLES // 2)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mexma_rt.cli.common import LoadedEncoder, describe, echo_json, margin_options, model_options
+from mexma_rt.cli.common import LoadedEncoder, describe, echo_json, margin_options, model_options, ran
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,9 +90,34 @@ def xsim(
     if as_json:
         echo_json(result)
         return
-    for report, name in zip(encoder.reports, encoder.names, strict=True):
-        if report.truncated or name == str(goal):
-            click.echo(describe(report, name), err=True)
+    _tell(encoder, None if goal is None else str(goal))
+
+
+def _tell(encoder: LoadedEncoder, goal: str | None) -> None:
+    """What ran, by the target's report (all pairs: the first language's), and in one line what was cut of how many files."""
+    runs = list(zip(encoder.names, encoder.reports, strict=True))
+    if len(runs) <= 2:
+        for name, report in runs:
+            if report.truncated or name == goal:
+                click.echo(describe(report, name), err=True)
+        return
+    first = next((report for name, report in runs if name == goal), runs[0][1])
+    sentences, seconds = sum(report.sentences for _, report in runs), sum(report.seconds for _, report in runs)
+    click.echo(
+        f"{len(runs)} files: {sentences:,} sentences in {seconds:.1f} s, {sentences / max(seconds, 1e-9):,.0f} per second; "
+        f"{ran(first)}",
+        err=True,
+    )
+    cut = [(name, report) for name, report in runs if report.truncated]
+    if cut:
+        most, worst = max(cut, key=lambda run: len(run[1].truncated))
+        longest = max(length for _, report in cut for length in report.truncated_lengths)
+        click.echo(
+            f"{sum(len(report.truncated) for _, report in cut):,} sentences of {len(cut)} files had more than "
+            f"{worst.max_length} tokens and were cut, most of them, {len(worst.truncated):,}, in {most}. To keep all, type "
+            f"--max-length {longest} (the model's limit allowing)",
+            err=True,
+        )
 
 
 def _to_one(

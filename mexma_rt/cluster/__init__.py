@@ -43,14 +43,7 @@ def session(address: str, *, cpus: int | None = None) -> Iterator[Any]:
     Raises MissingExtraError without ray, InputError for an address of another kind, BackendError if nobody answers within
     CONNECT_SECONDS.
     """
-    require_extra("ray", "ray")
-    if address.startswith("ray://"):
-        raise InputError(
-            f"{address} is the address of a Ray client, but the files are read and written by a machine of the cluster. Run "
-            "the command on one of them with --ray auto, or submit it: ray job submit -- mexma ..."
-        )
-    if address not in (LOCAL, "auto"):
-        _check_answers(address)
+    check_address(address)
     with _host_unchanged():
         import ray
         import ray.data  # configures loggers when it is imported
@@ -94,6 +87,18 @@ def _connect(ray: Any, address: str, cpus: int | None, folder: str | None) -> No
             f"No connection to the Ray cluster {address!r}: {reason}. Type --ray local to work on this machine alone, or start "
             "a cluster: ray start --head --disable-usage-stats"
         ) from None
+
+
+def check_address(address: str) -> None:
+    """What `session` raises without ray, for an address of another kind, and if nobody answers: called before long work."""
+    require_extra("ray", "ray")
+    if address.startswith("ray://"):
+        raise InputError(
+            f"{address} is the address of a Ray client, but the files are read and written by a machine of the cluster. Run "
+            "the command on one of them with --ray auto, or submit it: ray job submit -- mexma ..."
+        )
+    if address not in (LOCAL, "auto"):
+        _check_answers(address)
 
 
 def _check_answers(address: str) -> None:

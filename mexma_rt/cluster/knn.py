@@ -36,13 +36,18 @@ def knn_files_on(
     """`mexma_rt.knnfiles.knn_files` on the Ray cluster at `address` (see `session`): the same bytes, and after a kill of this
     process the same call, with or without a cluster, goes on.
 
-    settings: those of knn_files; memory_bytes is that of this process and of each worker.
+    settings: those of knn_files; memory_bytes is that of this process and of each worker, and device "auto" the CPU.
     """
-    if settings.get("device", "cpu") != "cpu":
-        raise InputError(f"device={settings['device']!r} is not offered on a Ray cluster: its workers search on their CPUs.")
+    check_device(settings.pop("device", "cpu"))
     source, target = (Path(path).absolute() for path in (source, target))
     with session(address) as ray:
         return knn_files(source, target, output, over=partial(block_pairs, ray), **settings)
+
+
+def check_device(device: str) -> None:
+    """Raise InputError for a device that the workers do not search on."""
+    if device not in ("cpu", "auto"):
+        raise InputError(f"device={device!r} is not offered on a Ray cluster: its workers search on their CPUs.")
 
 
 def block_pairs(

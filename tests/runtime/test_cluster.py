@@ -136,6 +136,43 @@ def test_a_worker_killed_while_it_searches_costs_time_only(tmp_path, monkeypatch
     np.testing.assert_array_equal(index[:200], np.argsort(-similar, axis=1)[:, :4])
 
 
+@in_proc
+def test_mining_on_a_cluster_gives_the_same_bytes_and_a_killed_worker_costs_time_only(tmp_path, monkeypatch, ray_here):
+    monkeypatch.setattr(knnplan, "INNER_ROWS", 1500)
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(2)
+    y = rng.standard_normal((12_000, 64)).astype(np.float32)
+    for name, vectors in (("x", y[:9000] + rng.standard_normal((9000, 64)) / 2), ("y", y)):
+        np.save(f"{name}.npy", vectors.astype(np.float32))
+        lines = [" " if i == 7 else f"{name} {i - i % 50 if i < 100 else i}" for i in range(len(vectors))]  # left out, copied
+        Path(f"{name}.txt").write_text("\n".join(lines) + "\n")
+    command = ["mine", "x.txt", "y.txt", "--source-vectors", "x.npy", "--target-vectors", "y.npy", "--threshold", "1.2"]
+    pids = killed("ray::_pairs", lambda: (tmp_path / ".ray.tsv.mining" / ".neighbours.part").exists())
+    result = CliRunner().invoke(main, [*command, "-o", "ray.tsv", "--ray", "local", "--json"])
+    assert result.exit_code == 0 and len(pids) == 1, result.output
+    report = json.loads(result.stdout)
+    assert report["source"]["repeated"] == 97 and 5000 < report["found"] < 9000
+    assert CliRunner().invoke(main, [*command, "-o", "alone.tsv"]).exit_code == 0
+    assert Path("ray.tsv").read_bytes() == Path("alone.tsv").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_mining_on_a_cluster_that_cannot_be_used_leaves_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'mexma-rt[ray]'")
+    monkeypatch.chdir(tmp_path)
+    for name in "xy":
+        np.save(f"{name}.npy", np.random.default_rng(3).standard_normal((20, 8)))
+    vectors = ["--source-vectors", "x.npy", "--target-vectors", "y.npy", "-o", "p.tsv"]
+    for arguments, status, message in (
+        ([*vectors, "--ray", "nowhere"], 1, "'nowhere' is no address of a Ray cluster"),
+        ([*vectors, "--ray", "local", "--device", "cuda"], 1, "device='cuda' is not offered on a Ray cluster"),
+        (["a.txt", "b.txt", "--ray", "local"], 2, "Make them first: mexma embed a.txt -o source.npy --ray local"),
+    ):
+        result = CliRunner().invoke(main, ["mine", *arguments])
+        assert result.exit_code == status and message in " ".join(result.stderr.split()), result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy", "y.npy"]
+
+
 def test_a_search_on_a_cluster_goes_on_where_one_machine_was_stopped(tmp_path, monkeypatch, ray_here):
     monkeypatch.setattr(knnplan, "INNER_ROWS", 256)
     rng = np.random.default_rng(1)

@@ -100,7 +100,7 @@ def test_a_killed_run_goes_on_with_its_neighbours(
     np.save("x.npy", sides[0] + 1)
     assert "has the neighbours of other vectors or another k" in run(*VECTORS, "-o", "p.tsv", status=1).stderr
     np.save("x.npy", sides[0])
-    monkeypatch.setattr(knnfiles, "knn_files", None)
+    monkeypatch.setattr(knnfiles, "knn_files", lambda *arguments, **settings: pytest.fail("sought again"))
     run(*VECTORS, "-o", "p.tsv")
     assert Path("p.tsv").read_bytes() == Path("whole.tsv").read_bytes()
     assert not Path(".p.tsv.mining").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -177,6 +178,26 @@ def test_the_command_reports_by_type(folder: dict[str, np.ndarray]) -> None:
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["language", "aaa", "bbb", "average", "mean"]
     assert all(kind in result.stdout.splitlines()[0] for kind in KINDS)
     assert Path("p.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_what_ran_and_what_was_cut_is_said_in_two_lines_of_many_files(
+    folder: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Stub.embed_report
+
+    def cuts(self: Stub, texts: list[str], **keywords: Any) -> mexma_rt.Embedded:
+        found = real(self, texts, **keywords)
+        rows = {"aaa": (4,), "bbb": (2, 7), "lin": ()}[texts[0][:3]]
+        return replace(found, report=replace(found.report, truncated=rows, truncated_lengths=tuple(10 + row for row in rows)))
+
+    monkeypatch.setattr(Stub, "embed_report", cuts)
+    for more in ((), ("--all-pairs",)):
+        ran, cut = mexma(*more).stderr.splitlines()
+        assert ran.startswith("3 files: 90 sentences in 0.3 s, 300 per second; stub, fp32 on cpu by none (a stub)")
+        assert cut.startswith("3 sentences of 2 files had more than 9 tokens and were cut, most of them, 2, in ")
+        assert "bbb" in cut and cut.endswith("To keep all, type --max-length 17 (the model's limit allowing)")
+    one = mexma("--languages", "bbb").stderr.splitlines()
+    assert [line.partition(":")[0] for line in one] == ["d/eng.txt", "d/bbb.txt", "d/bbb.txt"]
 
 
 def test_lines_without_a_type_are_said(folder: dict[str, np.ndarray]) -> None:
