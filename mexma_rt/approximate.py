@@ -22,7 +22,7 @@ from mexma_rt.exact import exact_scores
 from mexma_rt.files import atomic_write
 from mexma_rt.ivfpq import Index, IvfPq
 from mexma_rt.keys import keys_of, merge_neighbours, neighbours_of, no_neighbours
-from mexma_rt.knn import check_dimensions, check_k, check_vectors, mutual_neighbours
+from mexma_rt.knn import check_dimensions, check_k, check_vectors, nearest
 from mexma_rt.progress import progress_bar
 
 QUERIES = 4096  # rows searched by one call of faiss
@@ -96,7 +96,7 @@ def measure_recall(x: np.ndarray, y: np.ndarray, found: Neighbours, *, rows: int
     shares = []
     for queries, others, scores in ((x, y, found[0]), (y, x, found[2])):
         sample = np.sort(rng.choice(len(queries), max(k, min(rows, len(queries))), replace=False))
-        exact = mutual_neighbours(np.asarray(queries[sample], np.float32), others, k, progress=False)[0]
+        exact = nearest(np.asarray(queries[sample], np.float32), others, k)[0]
         shares.append(float((scores[sample] >= exact[:, -1:] - 1e-5).mean()))
     return Recall(forward=shares[0], backward=shares[1], rows=rows)
 

@@ -21,7 +21,7 @@ from mexma_rt.bundle import hash_of_files
 from mexma_rt.corpus import distinct_rows
 from mexma_rt.errors import FileError, InputError
 from mexma_rt.files import atomic_write
-from mexma_rt.knn import check_dimensions, check_k, check_vectors, mutual_neighbours, unit_rows
+from mexma_rt.knn import check_dimensions, check_k, check_vectors, nearest, unit_rows
 from mexma_rt.lines import damage_explained
 from mexma_rt.margin import margin_scores
 from mexma_rt.textinput import check_texts
@@ -74,10 +74,7 @@ class Background:
 
     def _means(self, vectors: np.ndarray, own: np.ndarray, others: np.ndarray, there: np.ndarray) -> np.ndarray:
         """The mean of each row's k best cosines, among `others` and, where it is not `there` already, its partner."""
-        if not len(vectors):
-            return np.empty(0)
-        padded = vectors if len(vectors) >= self.k else np.resize(vectors, (self.k, vectors.shape[1]))
-        best = mutual_neighbours(padded, others, self.k, progress=False)[0][: len(vectors)].astype(np.float64)
+        best = nearest(vectors, others, self.k)[0].astype(np.float64)
         last = np.where(there, best[:, -1], np.maximum(best[:, -1], own))
         return (best[:, :-1].sum(axis=1) + last) / self.k
 

@@ -117,7 +117,7 @@ def block_neighbours(
 
 def absorb_blocks(
     by_x: np.ndarray,
-    by_y: np.ndarray,
+    by_y: np.ndarray | None,
     x: Block,
     y: Block,
     *,
@@ -126,21 +126,22 @@ def absorb_blocks(
     where: Device | None = None,
 ) -> int:
     """Merge the neighbours in a pair of blocks into keys by_x [n, k] and by_y [m, k], in place: what is known already makes the
-    search faster than `block_neighbours` with a merge, and the result is the same. advance is told how many cells are done.
+    search faster than `block_neighbours` with a merge, and the result is the same. by_y may be None: only those of x are
+    sought. advance is told how many cells are done.
 
     Equal rows of a block must come with equal keys, as they do if both have seen the same. where: of `choose_device`, whose
     precision the blocks must have been made for; None is the CPU. Returns how many rows of both sides the scan did not
     prove; they were computed anew.
     """
     where = where or CPU
-    few_x, few_y = by_x[x.rows], by_y[y.rows]
+    few_x, few_y = by_x[x.rows], None if by_y is None else by_y[y.rows]
     x_error, y_error = scan_error(x.lengths, x.rounding, y.lengths, y.rounding, x.vectors.shape[1], where.precision)
     scanned_x, scanned_y = where.scan(
         x.vectors,
         y.vectors,
         by_x.shape[1] + where.spare,
         floor_of(few_x, x_error),
-        floor_of(few_y, y_error),
+        np.full(len(y.rows), np.inf, np.float32) if few_y is None else floor_of(few_y, y_error),
         memory_bytes=memory_bytes,
         advance=advance,
     )
@@ -152,13 +153,16 @@ def absorb_blocks(
         (few_x, scanned_x, x_error, single_x, x, y),
         (few_y, scanned_y, y_error, single_y, y, x),
     ):
+        if keys is None:
+            continue
         unproved = settle(keys, scanned, error, own.vectors, other.vectors, other.rows + other.start)
         compute_anew(keys, unproved, single, own.vectors, other.vectors, other.rows + other.start)
         anew += len(unproved)
     for keys, few, block in ((by_x, few_x, x), (by_y, few_y, y)):
-        keys[block.rows] = few
-        keys[block.late] = keys[block.firsts]
-    advance(len(by_x) * len(by_y) - len(few_x) * len(few_y))
+        if keys is not None and few is not None:
+            keys[block.rows] = few
+            keys[block.late] = keys[block.firsts]
+    advance(len(by_x) * (len(y.rows) + len(y.late)) - len(few_x) * len(y.rows))
     return anew
 
 

@@ -67,11 +67,8 @@ def neighbours(
     device: str = "cpu",
 ) -> Neighbours:
     """The same search as `mutual_neighbours`, with what was run and how many rows had to be computed again to be exact."""
-    x, y = check_vectors(x, "x"), check_vectors(y, "y")
-    check_dimensions(x, y, "x", "y")
+    x, y = _checked(x, y)
     check_k(k, {"x": len(x), "y": len(y)}, "rows")
-    if _largest(x) * _largest(y) * x.shape[1] > float(np.finfo(np.float32).max):
-        raise InputError("x and y are so long that their products leave float32. Normalise them, for example by unit_rows.")
     where = choose_device(device)
     blocks = (Block.of(side, k, 0, precision=where.precision) for side in (x, y))
     by_x, by_y = no_neighbours(len(x), k), no_neighbours(len(y), k)
@@ -88,6 +85,28 @@ def neighbours(
         precision=where.precision,
         computed_anew=anew,
     )
+
+
+def nearest(x: np.ndarray, y: np.ndarray, k: int, *, memory_bytes: int = 256 << 20) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k nearest rows of y for every row of x only: (scores [n, k] float32, index [n, k] int64).
+
+    Those of `mutual_neighbours`, to the bit, without its work for the other direction; x may have any number of rows. Raises
+    as it does.
+    """
+    x, y = _checked(x, y)
+    check_k(k, {"y": len(y)}, "rows")
+    by_x = no_neighbours(len(x), k)
+    if len(x):
+        absorb_blocks(by_x, None, Block.of(x, k, 0), Block.of(y, k, 0), memory_bytes=memory_bytes)
+    return neighbours_of(by_x)
+
+
+def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x, y = check_vectors(x, "x"), check_vectors(y, "y")
+    check_dimensions(x, y, "x", "y")
+    if len(x) and len(y) and _largest(x) * _largest(y) * x.shape[1] > float(np.finfo(np.float32).max):
+        raise InputError("x and y are so long that their products leave float32. Normalise them, for example by unit_rows.")
+    return x, y
 
 
 def check_vectors(vectors: np.ndarray, name: str) -> np.ndarray:

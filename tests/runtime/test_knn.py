@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mexma_rt import InputError
-from mexma_rt.knn import mutual_neighbours, unit_rows
+from mexma_rt.knn import mutual_neighbours, nearest, unit_rows
 
 SMALLEST = 1  # bytes: gives the smallest tile, 256 x 256
 
@@ -25,10 +25,12 @@ def brute_force(x: np.ndarray, y: np.ndarray, k: int) -> tuple[np.ndarray, np.nd
 
 def assert_exact(x: np.ndarray, y: np.ndarray, k: int, **keywords: int) -> None:
     scores_xy, index_xy, scores_yx, index_yx = mutual_neighbours(x, y, k, **keywords)
-    for scores, index, (true_scores, true_index) in (
-        (scores_xy, index_xy, brute_force(x, y, k)),
-        (scores_yx, index_yx, brute_force(y, x, k)),
+    for scores, index, (true_scores, true_index), alone in (
+        (scores_xy, index_xy, brute_force(x, y, k), nearest(x, y, k, **keywords)),
+        (scores_yx, index_yx, brute_force(y, x, k), nearest(y, x, k, **keywords)),
     ):
+        np.testing.assert_array_equal(scores, alone[0])  # one direction: the same bits
+        np.testing.assert_array_equal(index, alone[1])
         assert scores.dtype == np.float32 and index.dtype == np.int64
         np.testing.assert_array_equal(index, true_index)
         np.testing.assert_allclose(scores, true_scores, atol=1e-5)
@@ -58,6 +60,20 @@ def test_ties_across_groups_and_tiles(seed: int, n: int, m: int, values: int, k:
     y = random.integers(-values, values + 1, (m, 3)).astype(np.float32)
     assert_exact(x, y, min(n, m, k), memory_bytes=SMALLEST)
     assert_exact(x, y, min(n, m, k))
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_one_direction_needs_k_rows_on_the_other_side_only(n: int) -> None:
+    random = np.random.default_rng(2)
+    x, y = random.standard_normal((n, 6)).astype(np.float32), random.standard_normal((50, 6)).astype(np.float32)
+    scores, index = nearest(x, y, 5)
+    true_scores, true_index = brute_force(x, y, 5)
+    np.testing.assert_array_equal(index, true_index)
+    np.testing.assert_allclose(scores, true_scores, rtol=1e-6)
+    with pytest.raises(InputError, match="y has 3 rows, too few to find k=5 neighbours"):
+        nearest(x, y[:3], 5)
+    with pytest.raises(InputError, match="the dimensions 6 and 5 differ"):
+        nearest(x, y[:, :5], 5)
 
 
 def test_all_scores_equal() -> None:
