@@ -75,9 +75,8 @@ def heat_map(errors: np.ndarray, languages: Sequence[str], title: str) -> Figure
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(errors[np.ix_(order, order)], cmap="cividis_r", vmin=0, vmax=max(1.0, float(np.nanmax(errors))))
-    small = 8 if len(names) <= 40 else 6
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=small)
-    axes.set_yticks(range(len(names)), names, fontsize=small)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel("found (Y)")
     axes.set_ylabel("searched with (X)")
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
@@ -88,5 +87,5 @@ def heat_map(errors: np.ndarray, languages: Sequence[str], title: str) -> Figure
                     dark = errors[row, column] > 0.55 * np.nanmax(errors)
                     text = f"{errors[row, column]:.1f}"
                     axes.text(j, i, text, ha="center", va="center", fontsize=6, color="white" if dark else "black")
-    figure.colorbar(image, ax=axes, shrink=0.75, label="error X → Y, %")
+    figure.colorbar(image, ax=axes, shrink=0.75, aspect=40, pad=0.01, label="error X → Y, %")
     return figure
