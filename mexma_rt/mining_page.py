@@ -62,7 +62,11 @@ th{font-weight:500;color:var(--soft);width:11.5rem}
 @media (max-width:720px){main{padding:24px 14px}.charts{grid-template-columns:1fr;gap:0}.pair{grid-template-columns:1fr}
 .card{padding:16px}th{width:38%}.pair .score small{display:inline;margin-left:.7em}}
 @media print{:root{--bg:#fff;--card:#fff;--ink:#000;--soft:#555;--line:#ccc;--accent:#2f4bb0;--mute:#bbb;--warn:#7a4200;
---warn-bg:#fff;--bad:#a03030}body{font-size:10.5pt}main{max-width:none;padding:0}.card,.tile{break-inside:avoid}.pairs{break-inside:auto}
+--warn-bg:#fff;--bad:#a03030}@page{margin:14mm}body{font-size:9.5pt;line-height:1.4}main{max-width:none;padding:0}
+h1{font-size:18pt}h2,.divider,h2+p{break-after:avoid}.tiles{grid-template-columns:repeat(5,1fr);gap:8px;margin:14px 0}
+.tile{padding:8px 10px}.tile b{font-size:1.3rem}.card,.tile,.warning{break-inside:avoid}.pairs{break-inside:auto}
+.card{border:0;border-radius:0;padding:0;margin:0 0 16px}.pair{grid-template-columns:80px minmax(0,1fr) minmax(0,1fr);padding:7px 0}
+.charts{grid-template-columns:minmax(0,3fr) minmax(0,2fr);gap:18px}svg{font-size:15px}
 svg *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 
