@@ -173,24 +173,60 @@ def layers(args: argparse.Namespace, encoder: mexma.Encoder, languages: list[str
     return lines
 
 
+def joined_pairs(args: argparse.Namespace, name: str) -> tuple[list[str], list[str], list[tuple[int, int]]]:
+    """Two sentences in one, the translations in opposite order, and the number of words before each seam."""
+    other, english = (side[SEEN : SEEN + args.sentences] for side in read(args.flores, name))
+    starts = range(0, len(other) - 1, 2)
+    src, tgt = [f"{other[k]} {other[k + 1]}" for k in starts], [f"{english[k + 1]} {english[k]}" for k in starts]
+    return src, tgt, [(len(mexma_words(other[k])), len(mexma_words(english[k + 1]))) for k in starts]
+
+
+def within(links: list, limits: list[tuple[int, int]]) -> list[bool]:
+    return [(i < a) == (j >= b) for found, (a, b) in zip(links, limits, strict=True) for i, j in found]
+
+
 def joined(args: argparse.Namespace, encoder: mexma.Encoder, languages: list[str]) -> list[str]:
     """Links that stay within their pair, in percent; chance is about 50."""
     lines = [f"| method | {' | '.join(languages)} | links a pair |", "|---" * (len(languages) + 2) + "|"]
     for method in METHODS:
         cells, links, pairs = [], 0, 0
         for name in languages:
-            other, english = (side[SEEN : SEEN + args.sentences] for side in read(args.flores, name))
-            limits = []
-            src, tgt = [], []
-            for k in range(0, len(other) - 1, 2):
-                src.append(f"{other[k]} {other[k + 1]}")
-                tgt.append(f"{english[k + 1]} {english[k]}")
-                limits.append((len(mexma_words(other[k])), len(mexma_words(english[k + 1]))))
+            src, tgt, limits = joined_pairs(args, name)
             results = mexma.align_words(src, tgt, method=method, encoder=encoder)
-            inside = [(i < a) == (j >= b) for r, (a, b) in zip(results, limits, strict=True) for i, j in r.links]
+            inside = within([r.links for r in results], limits)
             links, pairs = links + len(inside), pairs + len(results)
             cells.append(f"{100 * np.mean(inside):.1f}")
         lines.append(f"| {method} | {' | '.join(cells)} | {links / pairs:.1f} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def beside_simalign(args: argparse.Namespace, encoder: mexma.Encoder) -> list[str]:
+    """The whole of simalign on the checkpoint of the bundle (--checkpoint), beside ours: the last layer of the same weights."""
+    from simalign import SentenceAligner
+
+    lines = ["| method | unit | F1 of both's links | within their pair, ours | simalign | pairs a second, ours | simalign |"]
+    lines += ["|---" * 7 + "|"]
+    last = Layer(encoder, 0).layers
+    pairs = [joined_pairs(args, name) for name in ("deu", "hin", "tur", "ces")]
+    src, tgt, limits = (list(itertools.chain(*part)) for part in zip(*pairs, strict=True))
+    for unit, (method, letter) in itertools.product(UNITS, {"inter": "a", "itermax": "i", "match": "m"}.items()):
+        token_type = {"piece": "bpe", "word": "word"}[unit]
+        peer = SentenceAligner(str(args.checkpoint), token_type=token_type, matching_methods=letter, layer=last)
+        count = len(src) if method != "match" else 16  # the peer's takes a second each
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for _ in range(2):
+            started = time.perf_counter()
+            ours = mexma.align_words(src[:count], tgt[:count], method=method, unit=unit, encoder=encoder)
+            seconds[0].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            theirs = [peer.get_word_aligns(a, b)[PEER[method]] for a, b in zip(src[:count], tgt[:count], strict=True)]
+            seconds[1].append(time.perf_counter() - started)
+        both = sum(len(set(r.links) & set(found)) for r, found in zip(ours, theirs, strict=True))
+        f1 = 2 * both / (sum(len(r.links) for r in ours) + sum(map(len, theirs)))
+        shares = [100 * np.mean(within(found, limits[:count])) for found in ([r.links for r in ours], theirs)]
+        rates = [count / min(one) for one in seconds]
+        lines.append(f"| {method} | {unit} | {f1:.3f} | {shares[0]:.1f} | {shares[1]:.1f} | {rates[0]:.0f} | {rates[1]:.1f} |")
         print(lines[-1], flush=True)
     return lines
 
@@ -227,10 +263,11 @@ def main() -> None:
     parser.add_argument("links", type=Path)
     parser.add_argument("--languages", default="deu,tur,ces,hin")
     parser.add_argument("--joined", default="deu,hin,jpn,tha")
+    parser.add_argument("--checkpoint", type=Path, help="what the bundle was exported from, for the part simalign")
     parser.add_argument("--sentences", type=int, default=150)
     parser.add_argument("--matrices", type=int, default=1000)
     parser.add_argument("--model", default="mexma-mini")
-    parser.add_argument("--parts", help="matching, error, layers, joined, time; all if left out")
+    parser.add_argument("--parts", help="matching, error, layers, joined, simalign, time; all if left out")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     encoder, languages = mexma.load(args.model, max_length=512), args.languages.split(",")
@@ -248,8 +285,14 @@ def main() -> None:
             "Links within their pair in joined sentences, percent (unit word)",
             partial(joined, args, encoder, args.joined.split(",")),
         ),
+        "simalign": (
+            "Beside simalign 0.4 on the same weights, joined sentences of German, Hindi, Turkish and Czech",
+            partial(beside_simalign, args, encoder),
+        ),
         "time": ("Time", partial(speed, args, encoder)),
     }
+    if args.checkpoint is None:
+        del parts["simalign"]
     chosen = list(parts) if args.parts is None else args.parts.split(",")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     text = f"""# Word alignment with `{encoder.bundle.name}`

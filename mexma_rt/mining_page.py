@@ -65,7 +65,8 @@ th{font-weight:500;color:var(--soft);width:11.5rem}
 --warn-bg:#fff;--bad:#a03030}@page{margin:14mm}body{font-size:9.5pt;line-height:1.4}main{max-width:none;padding:0}
 h1{font-size:18pt}h2,.divider,h2+p{break-after:avoid}.tiles{grid-template-columns:repeat(5,1fr);gap:8px;margin:14px 0}
 .tile{padding:8px 10px}.tile b{font-size:1.3rem}.card,.tile,.warning{break-inside:avoid}.pairs{break-inside:auto}
-.card{border:0;border-radius:0;padding:0;margin:0 0 16px}.pair{grid-template-columns:80px minmax(0,1fr) minmax(0,1fr);padding:7px 0}
+.card{border:0;border-radius:0;padding:0;margin:0 0 16px}
+.pair{grid-template-columns:80px minmax(0,1fr) minmax(0,1fr);padding:7px 0}
 .charts{grid-template-columns:minmax(0,3fr) minmax(0,2fr);gap:18px}svg{font-size:15px}
 svg *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """

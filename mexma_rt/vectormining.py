@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -65,10 +64,7 @@ def search_files(
     x, y = open_vectors(source_vectors, unit=True), open_vectors(target_vectors, unit=True)
     sides = _side(x, src, "source", unify), _side(y, tgt, "target", unify)
     check_k(k, {side.name: len(side.pool) for side in sides}, "rows")
-    folder = final.with_name(f".{final.name}.mining")
-    with work.explained(final):
-        folder.mkdir(exist_ok=True)
-    try:
+    with work.locked_folder(final, "mining", _has_neighbours) as folder:
         files = [_compared(vectors, side, folder) for vectors, side in zip((x, y), sides, strict=True)]
         place = _neighbours(files, folder, k, search, memory_bytes=memory_bytes, progress=progress, announce=announce)
         neighbours = Neighbours.of(*knnfiles.open_neighbours(place), margin=margin)
@@ -83,11 +79,10 @@ def search_files(
             warnings=find_warnings(sides[0], sides[1], rows[0], rows[1], neighbours),
             sort_memory=memory_bytes // 4,
         )
-    except BaseException:
-        if not any(path.name.endswith(("neighbours", "neighbours.part")) for path in folder.iterdir()):
-            shutil.rmtree(folder, ignore_errors=True)  # nothing to go on with
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_neighbours(folder: Path) -> bool:
+    return any(path.name.endswith(("neighbours", "neighbours.part")) for path in folder.iterdir())
 
 
 def _search_on(ray: str | None, device: str) -> Callable[..., object]:
@@ -142,16 +137,33 @@ def _neighbours(
     """The folder of neighbours; what a run that was killed has finished is taken, if it is of the same vectors."""
     place = folder / "neighbours"
     if place.exists():
-        index = json.loads((place / knnfiles.INDEX).read_bytes())
-        now = {"source": files[0].check()[0][:16], "target": files[1].check()[0][:16], "k": int(k)}
-        if any(index[name] != value for name, value in now.items()):
-            raise FileError(
-                f"{place} has the neighbours of other vectors or another k, from a run that was killed. Start anew: "
-                f"rm -r {folder}"
-            )
+        _check_found(place, files, k)
         return place
     search(files[0].name, files[1].name, place, k=k, **settings)
     return place
+
+
+def _check_found(place: Path, files: list[VectorFiles], k: int) -> None:
+    """Raise FileError unless the finished neighbours are of these vectors and whole, as far as their shapes and places show."""
+    now = {"source": files[0].check()[0][:16], "target": files[1].check()[0][:16], "k": int(k)}
+    try:
+        index = json.loads((place / knnfiles.INDEX).read_bytes())
+        same, whole = all(index[name] == value for name, value in now.items()), True
+        if same:
+            arrays = knnfiles.open_neighbours(place)
+            whole = [array.shape for array in arrays] == [(side.rows, k) for side in files for _ in range(2)]
+            for found, others in ((arrays[1], files[1]), (arrays[3], files[0])):
+                parts = (found[start : start + ROWS] for start in range(0, len(found), ROWS))
+                whole = whole and all(part.min() >= 0 and part.max() < others.rows for part in parts)
+    except (OSError, ValueError, KeyError, TypeError, FileError):
+        same, whole = True, False
+    if not same:
+        raise FileError(
+            f"{place} has the neighbours of other vectors or another k, from a run that was killed. Start anew: "
+            f"rm -r {place.parent}"
+        )
+    if not whole:
+        raise FileError(f"{place}, which a run that was killed has left, is damaged. Start anew: rm -r {place.parent}")
 
 
 class _Rows:

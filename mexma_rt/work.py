@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,20 @@ def check_target(output: str | os.PathLike[str], source: str | os.PathLike[str],
     return path
 
 
+def work_folder(target: Path) -> contextlib.AbstractContextManager[Path]:
+    """The folder `.NAME.part` of an output, locked; after an error it stays only if its state counts something as done."""
+
+    def counts(work: Path) -> bool:
+        state = read_state(work)
+        return state is not None and bool(state["done"])
+
+    return locked_folder(target, "part", counts)
+
+
 @contextlib.contextmanager
-def work_folder(target: Path) -> Iterator[Path]:
-    """The folder `.NAME.part` of an output, locked; after an error it stays only if there is something to go on with."""
-    work = target.with_name(f".{target.name}.part")
+def locked_folder(target: Path, kind: str, keep: Callable[[Path], bool]) -> Iterator[Path]:
+    """The folder `.NAME.KIND` of an output, locked; after an error it stays only if `keep` finds something to go on with."""
+    work = target.with_name(f".{target.name}.{kind}")
     with explained(target):
         work.mkdir(exist_ok=True)
         status = work.lstat()
@@ -87,8 +97,7 @@ def work_folder(target: Path) -> Iterator[Path]:
     except _LockedError:
         raise
     except BaseException:
-        state = read_state(work)
-        if state is None or not state["done"]:
+        if not keep(work):
             shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)

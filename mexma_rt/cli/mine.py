@@ -6,6 +6,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -71,7 +72,9 @@ _DEFAULTS = ", ".join(f"{value} for {margin}" for margin, value in DEFAULT_THRES
 @click.option("--ray", metavar="ADDRESS", help="With ready vectors: neighbours on a Ray cluster: local, auto or HOST:PORT.")
 @click.option("--show", type=click.IntRange(min=0), help="Print the best N pairs for reading instead of TSV.")
 @model_options
+@click.pass_context
 def mine(
+    context: click.Context,
     source: str | None,
     target: str | None,
     output: str | None,
@@ -101,6 +104,8 @@ def mine(
     encoder = LoadedEncoder(options)
     if report_file:
         check_output(report_file, [name for name in (source, target, source_vectors, target_vectors) if name])
+        if output and Path(report_file).resolve() == Path(output).resolve():
+            raise click.UsageError(f"{report_file} cannot be both the table and the page. Choose another name for one of them.")
     if source_vectors is None and target_vectors is None:
         if source is None or target is None:
             raise click.UsageError("Missing argument 'TARGET'." if source else "Missing argument 'SOURCE'.")
@@ -109,6 +114,8 @@ def mine(
                 f"--ray searches in ready vectors. Make them first: mexma embed {source} -o source.npy --ray {ray}, and the "
                 f"same for {target}; then add --source-vectors source.npy --target-vectors target.npy"
             )
+        if context.get_parameter_source("memory") is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError("--memory bounds the search in ready vectors; lines and their vectors are held in memory.")
         lines = read_both(source, target, output)
         found = prepare(*lines, encoder, None, None, unify=True, progress=None, warn=True, **settings)
         opened: AbstractContextManager[Search] = nullcontext(found)

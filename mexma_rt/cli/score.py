@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import click
@@ -98,6 +99,8 @@ def _among_themselves(
 
     if save:
         check_output(save, [source, target])
+        if output and Path(save).resolve() == Path(output).resolve():
+            raise click.UsageError(f"{save} cannot have both the scores and the background. Choose another name for one.")
     lines = read_both(source, target, output)
     vectors: dict[str, Any] = {}
     if save and len(lines[0]) == len(lines[1]):

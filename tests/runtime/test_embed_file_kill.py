@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +11,10 @@ import pytest
 
 import mexma_rt
 
-ROOT = Path(mexma_rt.__file__).parents[1]
+from .killing import killed_at_every_step, killed_while_it_works
 
-# A process of its own, with one thread, so that fork is safe: each child is killed by SIGKILL before its k-th step (sync,
-# rename, removal of a file, slab), then a second child runs undisturbed. What the second one leaves is printed.
 EVERY_STEP = """
-import hashlib, json, os, shutil, signal, sys
+import hashlib, json, sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -54,43 +48,7 @@ def run():
     return report.resumed
 
 
-def counted(function, last):
-    def call(*arguments, **keywords):
-        counter[0] += 1
-        if counter[0] == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **keywords)
-    return call
-
-
-def killed_at(last):
-    pid = os.fork()
-    if pid == 0:
-        for name in ("fsync", "unlink", "rename", "replace", "mkdir", "rmdir"):
-            setattr(os, name, counted(getattr(os, name), last))
-        Path.open = counted(Path.open, last)
-        work.write_rows = counted(work.write_rows, last)
-        run()
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    assert status in (0, signal.SIGKILL), status
-    return status == signal.SIGKILL
-
-
-def left():
-    files = sorted(path for path in Path().rglob("*") if path.is_file())
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-counter, seen, resumed, step = [0], [], [], 0
-while True:
-    step += 1
-    if not killed_at(step):
-        break
-    resumed.append(run())
-    seen.append(left())
-    shutil.rmtree(output) if Path(output).is_dir() else os.unlink(output)
-print(json.dumps({"steps": step, "resumed": resumed, "last": left(), "equal": all(one == left() for one in seen)}))
+every_step(run, output, (work, "write_rows"))
 """
 
 
@@ -102,13 +60,9 @@ print(json.dumps({"steps": step, "resumed": resumed, "last": left(), "equal": al
 def test_killed_at_every_step(tmp_path: Path, output: str, settings: dict[str, object]) -> None:
     if output.endswith("parquet"):
         pytest.importorskip("pyarrow", reason="part of mexma-rt[files]")
-    command = [sys.executable, "-c", EVERY_STEP, output, json.dumps(settings)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    result = killed_at_every_step(EVERY_STEP, tmp_path, output, json.dumps(settings))
     assert result["equal"], result
-    assert result["steps"] > 25 and {0, 3, 6, 9, 10} == set(result["resumed"])
+    assert result["steps"] > 25 and {0, 3, 6, 9, 10} == set(result["results"])
     expected = (
         {"in.txt", output} if "." in output else {"in.txt", *(f"v/vectors-0000{i}.npy" for i in range(3)), "v/vectors.json"}
     )
@@ -119,29 +73,11 @@ def test_the_command_killed_while_it_works(tmp_path: Path, tiny_bundle: Path) ->
     rows = 20_000
     text = tmp_path / "in.txt"
     text.write_text("".join(f"Hello {i} {i % 7} world\n" for i in range(rows)))
-    code = "from mexma_rt.cli import main; main()"
-    command = [sys.executable, "-c", code, "embed", "in.txt", "-o", "v.npy", "--json", "--threads=1", f"--model={tiny_bundle}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    state = tmp_path / ".v.npy.part" / "state.json"
-    kills, before = 0, 0
-    while True:  # each process is killed once it has finished a slab more than the one before
-        with subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            while process.poll() is None:
-                done = json.loads(state.read_bytes())["done"] if state.exists() else 0
-                if before < done < rows:
-                    process.send_signal(signal.SIGKILL)
-                    before, kills = done, kills + 1
-                    break
-                time.sleep(0.001)
-            output, errors = process.communicate()
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL and not (tmp_path / "v.npy").exists(), errors
-    report = json.loads(output)
+    arguments = ["embed", "in.txt", "-o", "v.npy", "--json", "--threads=1", f"--model={tiny_bundle}"]
+    kills, before, ended = killed_while_it_works(arguments, tmp_path / "v.npy", total=rows)
+    report = json.loads(ended.stdout)
     assert kills >= 1 and report["resumed"] >= before and report["sentences"] == rows
-    assert "where a run was interrupted" in errors.decode()
+    assert "where a run was interrupted" in ended.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "v.npy"]
     mexma_rt.load(tiny_bundle, threads=1).embed_file(text, tmp_path / "whole.npy")
     assert (tmp_path / "v.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()

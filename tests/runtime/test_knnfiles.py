@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +19,8 @@ from mexma_rt.cli import main
 from mexma_rt.knn import mutual_neighbours, unit_rows
 from mexma_rt.knnfiles import knn_files, open_neighbours
 from mexma_rt.knnplan import make_plan
+
+from .killing import killed_at_every_step, killed_while_it_works
 
 ROOT = Path(mexma_rt.__file__).parents[1]
 RANDOM = np.random.default_rng(5)
@@ -114,11 +112,7 @@ def _last_block(plan: knnplan.Plan) -> float:
     return sum(turns) / len(turns)
 
 
-# Killed by SIGKILL before its n-th rename, sync or block, for every n; then a second process ends the work.
 EVERY_STEP = """
-import hashlib, json, os, shutil, signal, sys
-from pathlib import Path
-import numpy as np
 from mexma_rt import knnfiles, knnplan
 from mexma_rt.errors import FileError
 knnfiles.make_plan = lambda a, b, columns, k, memory: knnplan.Plan(
@@ -131,37 +125,7 @@ def run():
         assert "exists already" in str(error), error
         return 1.0
 
-def counted(function, last):
-    def call(*arguments, **keywords):
-        counter[0] += 1
-        if counter[0] == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **keywords)
-    return call
-
-def killed_at(last):
-    pid = os.fork()
-    if pid == 0:
-        for name in ("fsync", "rename", "replace", "unlink", "rmdir"):
-            setattr(os, name, counted(getattr(os, name), last))
-        knnfiles.absorb_blocks = counted(knnfiles.absorb_blocks, last)
-        run()
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    assert status in (0, signal.SIGKILL), status
-    return status == signal.SIGKILL
-
-def left():
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path().rglob("*")) if path.is_file()}
-
-counter, resumed, results, step = [0], set(), set(), 0
-while killed_at(step + 1):
-    step += STRIDE
-    resumed.add(run())
-    results.add(json.dumps(left()))
-    shutil.rmtree("out")
-results.add(json.dumps(left()))
-print(json.dumps({"steps": step, "resumed": sorted(resumed), "results": len(results), "last": left()}))
+every_step(run, "out", (knnfiles, "absorb_blocks"), STRIDE)
 """
 
 
@@ -171,12 +135,9 @@ def test_killed_at_every_step(keep: bool, stride: int) -> None:
     np.save("x.npy", X[:75])
     np.save("y.npy", Y[:90])
     code = EVERY_STEP.replace("KEEP", str(keep)).replace("STRIDE", str(stride))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["results"] == 1 and result["steps"] > 20, result
-    assert {0, 1} < set(result["resumed"]) <= {0, 0.25, 0.5, 0.75, 1}
+    result = killed_at_every_step(code, Path())
+    assert result["equal"] and result["steps"] > 20, result
+    assert {0, 1} < set(result["results"]) <= {0, 0.25, 0.5, 0.75, 1}
     assert set(result["last"]) == {"x.npy", "y.npy", "out/knn.json", *(f"out/{name}.npy" for name in knnfiles.NAMES)}
 
 
@@ -184,25 +145,10 @@ def test_the_command_killed_while_it_works() -> None:
     x, y = (unit_rows(np.random.default_rng(6).standard_normal((rows, 16))) for rows in (3_000, 45_000))
     np.save("x.npy", x)
     np.save("y.npy", y)
-    code = "import sys; from mexma_rt.cli import main; main()"
-    command = [sys.executable, "-c", code, "knn", "x.npy", "y.npy", "-o", "out", "--checkpoint=0.01", "--json", "-k2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    state, before = Path(".out.part/state.json"), 0
-    for _ in range(2):
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            while process.poll() is None:
-                done = json.loads(state.read_bytes())["done"] if state.exists() else 0
-                if before < done:
-                    process.send_signal(signal.SIGKILL)
-                    before = done
-                    break
-                time.sleep(0.001)
-            process.wait()
-        assert process.returncode == -signal.SIGKILL and not Path("out").exists()
-    done_ = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    report = json.loads(done_.stdout)
-    assert report["resumed"] > 0 and "where a run was interrupted" in done_.stderr
-    assert "GFLOP/s" in done_.stderr and "left" in done_.stderr
+    arguments = ["knn", "x.npy", "y.npy", "-o", "out", "--checkpoint=0.01", "--json", "-k2"]
+    kills, _, ended = killed_while_it_works(arguments, Path("out").absolute(), total=3, times=2)  # 45,000 rows: 3 blocks
+    assert kills >= 1 and json.loads(ended.stdout)["resumed"] > 0 and "where a run was interrupted" in ended.stderr
+    assert "GFLOP/s" in ended.stderr and "left" in ended.stderr
     assert_same("out", mutual_neighbours(unit_rows(x), unit_rows(y), 2))
 
 

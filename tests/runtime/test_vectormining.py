@@ -100,6 +100,19 @@ def test_a_killed_run_goes_on_with_its_neighbours(
     np.save("x.npy", sides[0] + 1)
     assert "has the neighbours of other vectors or another k" in run(*VECTORS, "-o", "p.tsv", status=1).stderr
     np.save("x.npy", sides[0])
+    place = Path(".p.tsv.mining/neighbours")
+    for name, damage in (
+        ("knn.json", lambda data: data[:20]),
+        ("knn.json", lambda data: data.replace(b"source", b"sauce")),
+        ("source_scores.npy", lambda data: data[:-1]),
+        ("target_index.npy", lambda data: data[:-8] + (260).to_bytes(8, "little")),  # there are rows 0 to 259
+        ("source_index.npy", lambda data: (place / "target_index.npy").read_bytes()),
+    ):
+        whole = (place / name).read_bytes()
+        (place / name).write_bytes(damage(whole))
+        message = run(*VECTORS, "-o", "p.tsv", status=1).stderr
+        assert "which a run that was killed has left, is damaged. Start anew: rm -r" in message, (name, message)
+        (place / name).write_bytes(whole)
     monkeypatch.setattr(knnfiles, "knn_files", lambda *arguments, **settings: pytest.fail("sought again"))
     run(*VECTORS, "-o", "p.tsv")
     assert Path("p.tsv").read_bytes() == Path("whole.tsv").read_bytes()
@@ -114,6 +127,8 @@ def test_a_killed_run_goes_on_with_its_neighbours(
         (["x.npy", *VECTORS, "-o", "p.tsv"], 2, "give the lines of both sides or of none"),
         ([*VECTORS, "-o", "p.tsv", "--index", "ivfpq"], 2, "--index ivfpq embeds the lines itself"),
         (["-o", "p.tsv"], 2, "Missing argument 'SOURCE'"),
+        (["x.npy", "y.npy", "--memory", "1GB"], 2, "--memory bounds the search in ready vectors"),
+        ([*VECTORS, "-o", "p.tsv", "--report", "./p.tsv"], 2, "./p.tsv cannot be both the table and the page"),
         ([*VECTORS, "-o", "x.npy"], 1, "a table is written as .tsv"),
         ([*VECTORS, "-o", "p.tsv", "--report", "x.npy"], 1, "x.npy is an input as well as the output"),
         ([*VECTORS, "-o", "p.tsv", "--threshold", "nan"], 1, "threshold=nan, but a number is needed"),
@@ -143,6 +158,18 @@ def test_bad_vectors_leave_nothing(name: str, array: np.ndarray, error: type, me
     with pytest.raises(FileError, match="does not exist"), search_files("none.npy", "y.npy", "p.tsv"):
         pass
     assert sorted(path.name for path in Path().iterdir()) == ["x.npy", "y.npy"]
+
+
+def test_two_runs_do_not_share_an_output_nor_follow_a_link(sides: tuple[np.ndarray, np.ndarray]) -> None:
+    with search_files("x.npy", "y.npy", "p.tsv") as search:
+        with pytest.raises(FileError, match="is being written by another process"), search_files("x.npy", "y.npy", "p.tsv"):
+            pass
+        assert len(list(search.pairs())) > 150
+    Path("elsewhere").mkdir()
+    Path(".p.tsv.mining").symlink_to("elsewhere")
+    with pytest.raises(FileError, match="is a link or belongs to another user"), search_files("x.npy", "y.npy", "p.tsv"):
+        pass
+    assert list(Path("elsewhere").iterdir()) == []
 
 
 def test_zero_vectors_are_never_chosen_by_ratio(sides: tuple[np.ndarray, np.ndarray]) -> None:
