@@ -134,6 +134,7 @@ def absorb_blocks(
     prove; they were computed anew.
     """
     where = where or CPU
+    unsought = np.full(len(y.rows), np.inf, np.float32)  # a floor that no cell reaches: the scan passes the columns by
     few_x, few_y = by_x[x.rows], None if by_y is None else by_y[y.rows]
     x_error, y_error = scan_error(x.lengths, x.rounding, y.lengths, y.rounding, x.vectors.shape[1], where.precision)
     scanned_x, scanned_y = where.scan(
@@ -141,7 +142,7 @@ def absorb_blocks(
         y.vectors,
         by_x.shape[1] + where.spare,
         floor_of(few_x, x_error),
-        np.full(len(y.rows), np.inf, np.float32) if few_y is None else floor_of(few_y, y_error),
+        unsought if few_y is None else floor_of(few_y, y_error),
         memory_bytes=memory_bytes,
         advance=advance,
     )

@@ -20,7 +20,7 @@ from mexma_rt import knnfiles, work
 from mexma_rt.candidates import Neighbours
 from mexma_rt.corpus import Side, distinct_rows
 from mexma_rt.errors import FileError, InputError
-from mexma_rt.knn import check_k
+from mexma_rt.knn import check_dimensions_of, check_k
 from mexma_rt.mining import check_threshold
 from mexma_rt.mining_warnings import find_warnings
 from mexma_rt.search import Search
@@ -62,6 +62,7 @@ def search_files(
     least = check_threshold(threshold, margin, retrieval)
     final = Path(output).resolve()
     x, y = open_vectors(source_vectors, unit=True), open_vectors(target_vectors, unit=True)
+    check_dimensions_of((x.rows, x.columns), (y.rows, y.columns), x.name, y.name)
     sides = _side(x, src, "source", unify), _side(y, tgt, "target", unify)
     check_k(k, {side.name: len(side.pool) for side in sides}, "rows")
     with work.locked_folder(final, "mining", _has_neighbours) as folder:
