@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
+import json
 import os
 import platform
 import random
@@ -145,7 +146,7 @@ class Layer:
         if self.output not in [output.name for output in graph.graph.output]:
             graph.graph.output.append(onnx.helper.make_tensor_value_info(self.output, onnx.TensorProto.FLOAT, None))
         self.session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-        self.layers = len(norms) // 2
+        self.layers = len(norms) // 2  # without the last, where that is in branches of the graph
 
     def run_tokens(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         return self.session.run([self.output], {"input_ids": input_ids, "attention_mask": attention_mask})[0]
@@ -156,8 +157,11 @@ def layers(args: argparse.Namespace, encoder: mexma.Encoder, languages: list[str
 
     lines = ["| layer | inter: error rate, precision, recall | itermax | ot |", "|---|---|---|---|"]
     part = slice(SEEN, SEEN + args.sentences)
-    for layer in range(Layer(encoder, 0).layers + 1):
-        at = dataclasses.replace(encoder, backend=Layer(encoder, layer))  # type: ignore[arg-type]
+    arms = {
+        str(layer) if layer else "0 (embeddings)": dataclasses.replace(encoder, backend=Layer(encoder, layer))  # type: ignore[arg-type]
+        for layer in range(Layer(encoder, 0).layers + 1)
+    }
+    for layer, at in {**arms, "the last: what the graph gives": encoder}.items():
         cells = []
         for method in ("inter", "itermax", "ot"):
             rows = []
@@ -168,7 +172,7 @@ def layers(args: argparse.Namespace, encoder: mexma.Encoder, languages: list[str
                 rows.append(agreement([set(r.links) for r in results], *(side[part] for side in gold)))
             precision, recall, error = np.mean(rows, axis=0)
             cells.append(f"{error:.1f}, {precision:.1f}, {recall:.1f}")
-        lines.append(f"| {layer if layer else '0 (embeddings)'} | {' | '.join(cells)} |")
+        lines.append(f"| {layer} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     return lines
 
@@ -207,7 +211,7 @@ def beside_simalign(args: argparse.Namespace, encoder: mexma.Encoder) -> list[st
 
     lines = ["| method | unit | F1 of both's links | within their pair, ours | simalign | pairs a second, ours | simalign |"]
     lines += ["|---" * 7 + "|"]
-    last = Layer(encoder, 0).layers
+    last = json.loads((args.checkpoint / "config.json").read_text())["num_hidden_layers"]
     pairs = [joined_pairs(args, name) for name in ("deu", "hin", "tur", "ces")]
     src, tgt, limits = (list(itertools.chain(*part)) for part in zip(*pairs, strict=True))
     for unit, (method, letter) in itertools.product(UNITS, {"inter": "a", "itermax": "i", "match": "m"}.items()):
