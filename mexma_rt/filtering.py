@@ -80,6 +80,12 @@ def filter_bitext(
     final = Path(output).resolve()
     with work.work_folder(final) as folder:
         bitext = first_reading(source, target, folder, background_lines, max_ratio)
+        if not bitext.sample:
+            counts = np.bincount(bitext.reasons, minlength=len(REASONS)).tolist()
+            why = ", ".join(f"{count:,} {REASONS[reason]}" for reason, count in enumerate(counts) if count and reason != KEPT)
+            raise InputError(
+                f"No pair is left to score: of {bitext.pairs:,} pairs are {why}. Check that the right files were given."
+            )
         encoder = load()
         given = None if background is None else open_background(background)
         if given is not None:

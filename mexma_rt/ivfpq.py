@@ -88,8 +88,8 @@ def settled(settings: IvfPq, rows: int, dimensions: int, name: str, memory_bytes
             raise InputError(
                 f"{name} has {rows:,} rows, too few to train an IVF-PQ index: {LEAST_TRAINING} rows for each of {CODEBOOK} "
                 f"code words and nlist={nlist} lists are {needed:,}. "
-                + ("Take a smaller nlist, or " if nlist > CODEBOOK else "")
-                + "search exactly (index='exact'; command line: --index exact), which is fast at this size."
+                + ("Take a smaller nlist, or search" if nlist > CODEBOOK else "Search")
+                + " exactly (index='exact'; command line: --index exact), which is fast at this size."
             )
         raise InputError(
             f"To train nlist={nlist} lists, {needed:,} vectors of {dimensions} dimensions must be in memory, "

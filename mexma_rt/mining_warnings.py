@@ -22,7 +22,7 @@ BLOCK = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class MiningWarning:
-    """kind: "tiny", "identical" or "near-duplicates". share: of the lines concerned (tiny: their number)."""
+    """kind: "tiny", "zeros", "identical" or "near-duplicates". share: of the lines concerned (tiny: their number)."""
 
     kind: str
     side: str
@@ -35,6 +35,7 @@ def find_warnings(
 ) -> tuple[MiningWarning, ...]:
     """x, y: unit vectors [p, D], [q, D] of the compared lines; the warnings, most important first."""
     found = [_tiny(side) for side in (source, target)]
+    found += [_zeros(side, cosine) for side, cosine in ((source, neighbours.cosine_xy), (target, neighbours.cosine_yx))]
     found.append(_identical(source, target, neighbours))
     found += [_near_duplicates(side, vectors) for side, vectors in ((source, x), (target, y))]
     return tuple(warning for warning in found if warning is not None)
@@ -51,6 +52,20 @@ def _tiny(side: Side) -> MiningWarning | None:
         message=f"The {side.name} has {size:,} different lines, fewer than {FEW_LINES:,}: among so few some pair always stands "
         "out, so that a score proves little, also between lines that are no translations. Read the pairs, raise the threshold, "
         "or mine larger corpora. For documents that run parallel, align them instead.",
+    )
+
+
+def _zeros(side: Side, cosine: np.ndarray) -> MiningWarning | None:
+    """cosine [n, k] to the neighbours: exactly 0 to all of them is what a vector of zeros has."""
+    count = sum(int((cosine[start : start + BLOCK] == 0).all(axis=1).sum()) for start in range(0, len(cosine), BLOCK))
+    if not count:
+        return None
+    return MiningWarning(
+        kind="zeros",
+        side=side.name,
+        share=count / len(cosine),
+        message=f"{count:,} vectors of the {side.name} are zeros, or find nothing but zeros on the other side: their cosines "
+        "are all 0, so a score says nothing of them. Embed their lines again.",
     )
 
 

@@ -250,6 +250,13 @@ def test_uneven_and_empty_files(cut: str, message: str) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["s.txt", "t.txt"]
 
 
+def test_nothing_left_to_score_says_why() -> None:
+    write([(" ", " "), ("same", "same"), ("", "one"), ("two", "two")])
+    result = mexma("-o", "k.tsv")
+    assert result.exit_code == 1 and "No pair is left to score: of 4 pairs are 2 blank, 2 identical. Check" in result.stderr
+    assert sorted(path.name for path in Path().iterdir()) == ["s.txt", "t.txt"]
+
+
 def test_the_sample_is_of_the_whole_bitext(tmp_path: Path) -> None:
     write([(f"phrase {i}", f"sentence {i}") for i in range(1000)])
     sample = bitext.first_reading("s.txt", "t.txt", tmp_path, 200, 3.0).sample

@@ -40,6 +40,17 @@ def test_identical_vectors_or_texts() -> None:
     assert warning.kind == "identical" and warning.share == 0.2 and "200 lines of the source (20% of" in warning.message
 
 
+def test_vectors_of_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mining_warnings, "BLOCK", 300)
+    x, y = vectors(0, 1000), vectors(1, 1000)
+    x[:, 0] = x[0] = 0  # a component that is 0 everywhere does not matter
+    x[999] = 0
+    assert kinds(x, y) == [("zeros", "source")]
+    warnings = mine_report(None, None, source_vectors=y, target_vectors=x).report.warnings
+    assert [(w.side, w.share) for w in warnings] == [("target", 0.002)]
+    assert "2 vectors of the target are zeros" in warnings[0].message
+
+
 def test_near_duplicates_of_the_side_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mining_warnings, "BLOCK", 300)  # the copy lies in another block than the original
     x, y = vectors(0, 1000), vectors(1, 1000)
