@@ -80,7 +80,7 @@ def filter_bitext(
     final = Path(output).resolve()
     with work.work_folder(final) as folder:
         bitext = first_reading(source, target, folder, background_lines, max_ratio)
-        if not bitext.sample:
+        if background is None and not bitext.sample:
             counts = np.bincount(bitext.reasons, minlength=len(REASONS)).tolist()
             why = ", ".join(f"{count:,} {REASONS[reason]}" for reason, count in enumerate(counts) if count and reason != KEPT)
             raise InputError(

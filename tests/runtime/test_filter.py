@@ -146,6 +146,9 @@ def test_a_given_background_and_comparable_chunks(stub: Stub) -> None:
     assert report.background == 40 and report.dropped["score"] == 2
     with pytest.raises(InputError, match="another value of k: 4 then, 5 now"):
         filter_bitext(lambda: stub, "s.txt", "t.txt", "k.tsv", background="b.npz", k=5)  # type: ignore[arg-type, return-value]
+    write([("same", "same"), (" ", "one")])  # with a background, nothing that is left is no error
+    report = filter_bitext(lambda: stub, "s.txt", "t.txt", "k.tsv", background="b.npz")  # type: ignore[arg-type, return-value]
+    assert report.kept == 0 and (report.dropped["identical"], report.dropped["blank"]) == (1, 1)
 
 
 def test_the_length_ratio_is_that_of_the_bitext(stub: Stub) -> None:

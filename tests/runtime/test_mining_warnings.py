@@ -46,6 +46,8 @@ def test_vectors_of_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
     x[:, 0] = x[0] = 0  # a component that is 0 everywhere does not matter
     x[999] = 0
     assert kinds(x, y) == [("zeros", "source")]
+    corner = np.eye(32, dtype=np.float32)[np.arange(1000) % 32]  # one near neighbour or more, and nothing but 0 behind it
+    assert "zeros" not in {kind for kind, _ in kinds(corner[:32], corner[:32])}
     warnings = mine_report(None, None, source_vectors=y, target_vectors=x).report.warnings
     assert [(w.side, w.share) for w in warnings] == [("target", 0.002)]
     assert "2 vectors of the target are zeros" in warnings[0].message
