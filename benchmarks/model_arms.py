@@ -81,6 +81,7 @@ ARMS = {
     "base": Arm(question="", why="Ranking of the pairs alone, no teacher; natural sources weigh more."),
     "distil 1": distil(1.0, "Both sides also look for the teacher's vector of their English side, by InfoNCE."),
     "distil 3": distil(3.0, "The teacher counts three times as much as the pairs."),
+    "distil 3, pool 8,192": distil(3.0, "So many more of its vectors as wrong answers in every update.", distil_pool=8_192),
     "distil alone": distil(1.0, "Without the ranking of the pairs: is the teacher enough?", contrastive_weight=0.0),
     "distil 1, temperature 0.03": distil(1.0, "Both softmaxes sharper.", temperature=0.03, distil_temperature=0.03),
     "distil 2, temperature 0.08": distil(2.0, "Both softmaxes softer.", temperature=0.08, distil_temperature=0.08),

@@ -73,6 +73,7 @@ class WarmupConfig:
     contrastive_weight: Annotated[float, "of the ranking of the pairs, beside a teacher"] = 1.0
     distil_weight: Annotated[float, "of the ranking against a teacher's English vectors; 0: no teacher"] = 0.0
     distil_temperature: Annotated[float, "of the softmax over the teacher's vectors"] = 0.05
+    distil_pool: Annotated[int, "more teacher's vectors of an update, drawn like its pairs: wrong answers for all of them"] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ class RankingConfig:
     contrastive_weight: Annotated[float, "of the ranking of the pairs, beside a teacher"] = 1.0
     distil_weight: Annotated[float, "of the ranking against a teacher's English vectors; 0: no teacher"] = 0.0
     distil_temperature: Annotated[float, "of the softmax over the teacher's vectors"] = 0.05
+    distil_pool: Annotated[int, "more teacher's vectors of an update, drawn like its pairs: wrong answers for all of them"] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,19 +55,21 @@ def contrastive_sum(
 
 
 def ranking_terms(
-    text_BD: Tensor, english_BD: Tensor, targets_BD: Tensor | None, config: WarmupConfig | RankingConfig
+    text_BD: Tensor, english_BD: Tensor, targets_ND: Tensor | None, config: WarmupConfig | RankingConfig
 ) -> dict[str, Tensor]:
     """Terms of translation ranking in one process: InfoNCE of the pairs and, with targets, of each side against the teacher.
 
-    The targets are a teacher's vectors of the English sides; a side is asked to find its own among the batch's, by
-    InfoNCE as between the sides. {loss, accuracy}, with targets also {contrastive, distil}: means over the pairs.
+    The targets are a teacher's vectors of the English sides, then those of other segments, N >= B; a side is asked to find its
+    own among them, by InfoNCE as between the sides. {loss, accuracy}, with targets also {contrastive, distil}: means over the
+    pairs.
     """
     pairs = len(text_BD)
     contrastive, right = contrastive_sum(text_BD, english_BD, (text_BD, english_BD), 0, config.temperature)
     terms = {"loss": contrastive / pairs, "accuracy": right / pairs}
-    if targets_BD is None:
+    if targets_ND is None:
         return terms
-    sides = [contrastive_sum(x, targets_BD, (x, targets_BD), 0, config.distil_temperature)[0] for x in (text_BD, english_BD)]
+    own_BD, temperature = targets_ND[:pairs], config.distil_temperature
+    sides = [contrastive_sum(x, own_BD, (x, targets_ND), 0, temperature)[0] for x in (text_BD, english_BD)]
     distil = (sides[0] + sides[1]) / (2 * pairs)
     loss = config.contrastive_weight * terms["loss"] + config.distil_weight * distil
     return {"loss": loss, "contrastive": terms["loss"], "distil": distil, "accuracy": terms["accuracy"]}

@@ -18,11 +18,12 @@ from mexma_train.config import RankingConfig
 from mexma_train.encoder import Encoder, position_numbers
 from mexma_train.losses import ranking_terms
 from mexma_train.sampling import PairSampler
+from mexma_train.warmup import teacher_targets
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch:
-    """Texts, then their English sides, end to end: ids and positions int64 [T], lengths [2B]; a teacher's targets [B, D]."""
+    """Texts, then their English sides, end to end: ids and positions int64 [T], lengths [2B]; a teacher's targets [N, D]."""
 
     ids: Tensor
     positions: Tensor
@@ -53,7 +54,7 @@ def ranking_batch(update: int, sampler: PairSampler, config: RankingConfig) -> P
         ids=torch.from_numpy(ids),
         positions=torch.from_numpy(position_numbers(ids, lengths)),
         lengths=lengths,
-        targets=torch.from_numpy(sampler.shards.teacher_of(pairs)) if config.distil_weight else None,
+        targets=teacher_targets(update, pairs, sampler, config),
     )
 
 

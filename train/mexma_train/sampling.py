@@ -20,7 +20,7 @@ from mexma_train.config import SamplingConfig
 from mexma_train.permutation import permute
 from mexma_train.shards import Shards
 
-BATCH, BUCKET, DEAL, EPOCH, ESTIMATE = range(5)  # streams of random numbers
+BATCH, BUCKET, DEAL, EPOCH, ESTIMATE, OTHERS = range(6)  # streams of random numbers
 ESTIMATE_PAIRS = 16_384  # the mean length of pairs is then known to 1 % (their lengths spread by about their mean)
 
 
@@ -62,6 +62,12 @@ class PairSampler:
     def batch(self, number: int, pairs: int) -> np.ndarray:
         """Batch `number` (>= 0): pair numbers int64, `pairs` of them less those that distinct_english drops."""
         return self._distinct(self._rows(BATCH, number, pairs))
+
+    def others(self, number: int, pairs: int, batch: np.ndarray) -> np.ndarray:
+        """Pairs drawn like those of a batch, but for every English segment once, and none that equals one of the batch."""
+        rows, english = self._drawn(OTHERS, number, pairs), self.shards.english_hash
+        hashes, first = np.unique(english[self.shards.pair_english[rows]], return_index=True)
+        return rows[np.sort(first[~np.isin(hashes, english[self.shards.pair_english[batch]])])]
 
     def micro_batch(self, number: int, pairs: int, max_tokens: int | None = None) -> np.ndarray:
         """Like `batch`, but its pairs are of similar length, and the batches of a bucket of equal tokens give or take one pair.

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mexma_train.config import WarmupConfig
+from mexma_train.config import RankingConfig, WarmupConfig
 from mexma_train.encoder import Encoder
 from mexma_train.losses import ranking_terms
 from mexma_train.sampling import PairSampler
@@ -149,7 +149,7 @@ class BagBatch:
 
     text: Bags
     english: Bags
-    targets: Tensor | None  # float32 [B, D]: a teacher's vectors of the English sides
+    targets: Tensor | None  # float32 [N, D]: see teacher_targets
     pairs: int
     tokens: int
 
@@ -163,8 +163,18 @@ def warmup_batch(update: int, sampler: PairSampler, config: WarmupConfig) -> Bag
     pairs = sampler.batch(update, config.batch_pairs)
     text, english = (side(pairs, config.max_tokens) for side in (sampler.shards.text, sampler.shards.english))
     tokens = int(text.lengths.sum() + english.lengths.sum())
-    targets = torch.from_numpy(sampler.shards.teacher_of(pairs)) if config.distil_weight else None
+    targets = teacher_targets(update, pairs, sampler, config)
     return BagBatch(text=make_bags(text), english=make_bags(english), targets=targets, pairs=len(pairs), tokens=tokens)
+
+
+def teacher_targets(
+    update: int, pairs: np.ndarray, sampler: PairSampler, config: WarmupConfig | RankingConfig
+) -> Tensor | None:
+    """The teacher's vectors of the English sides of an update's pairs, then of its pool: float32 [B + P, D]; or no teacher."""
+    if not config.distil_weight:
+        return None
+    others = sampler.others(update, config.distil_pool, pairs)
+    return torch.from_numpy(sampler.shards.teacher_of(np.concatenate([pairs, others])))
 
 
 def warmup_terms(encoder: Encoder, batch: BagBatch, config: WarmupConfig) -> dict[str, Tensor]:

@@ -1,0 +1,22 @@
+"""mexma-mini trained on: the stages of mini.py after the warm start, from the weights that the wheel ships.
+
+python -m mexma_export.rebuild mexma-mini runs/shipped    # the fp32 checkpoint of the bundled model
+mexma-train run train/recipes/mini_more.py shards runs/more --initial-checkpoint runs/shipped
+
+The shards need the tokenizer of that checkpoint and a teacher's vectors: see mini.py.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from mexma_train.config import load_recipe
+
+MINI = load_recipe(Path(__file__).with_name("mini.py"))
+assert MINI.ranking
+RECIPE = replace(
+    MINI,
+    name="mexma-mini-more",
+    warmup=None,
+    sampling=replace(MINI.sampling, seed=43),  # not the draws of the first time once more
+    ranking=replace(MINI.ranking, steps=1_400, distil_pool=8_192),
+)
