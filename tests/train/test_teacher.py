@@ -18,7 +18,7 @@ import mexma_train.teacher as teacher_module
 from mexma_rt.errors import FileError, InputError
 from mexma_train.prepare import prepare
 from mexma_train.shards import open_shards
-from mexma_train.teacher import principal_axes, teach
+from mexma_train.teacher import nearest_rotation, principal_axes, teach
 from mexma_train.teacher_model import Teacher, open_teacher
 
 from .conftest import WORDS
@@ -128,6 +128,54 @@ def test_the_largest_component_of_an_axis_is_positive(seed: int) -> None:
     axes, _ = principal_axes(vectors.T @ vectors, 4)
     assert (axes.max(axis=0) > -axes.min(axis=0)).all()
     assert axes.T @ axes == pytest.approx(np.eye(4), abs=1e-9)
+
+
+def test_a_quarter_turn_by_hand() -> None:
+    """x = (1, 0), (0, 1) and y = (0, 2), (-1, 0): a quarter turn brings x to y's directions."""
+    x, y = np.eye(2), np.array([[0.0, 2], [-1, 0]])
+    assert nearest_rotation(x.T @ y) == pytest.approx(np.array([[0, 1], [-1, 0]]))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_no_other_rotation_is_nearer(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = rng.standard_normal((2, 9, 4))
+    ours = nearest_rotation(x.T @ y)
+    assert ours.T @ ours == pytest.approx(np.eye(4), abs=1e-9)
+    for _ in range(20):
+        other, _ = np.linalg.qr(rng.standard_normal((4, 4)))
+        assert (x @ other * y).sum() <= (x @ ours * y).sum() + 1e-9
+
+
+@pytest.mark.parametrize("dimensions", [5, 12])
+def test_rows_are_turned_to_a_model_that_learnt_from_others(
+    dimensions: int, shards: Path, model: Path, vectors: np.ndarray, tmp_path: Path
+) -> None:
+    """A pupil whose vectors are the projected ones in axes of their own gets its rows back; their inner products stay."""
+    plain = np.load(teach(shards, model, dimensions=dimensions) and shards / "teacher.npy").astype(float)
+    turn, _ = np.linalg.qr(np.random.default_rng(3).standard_normal((dimensions, dimensions)))
+    projection = np.load(shards / "teacher.projection.npy")
+    pupil = save_string_model(tmp_path / "pupil.onnx", WORDS["eng"], TABLE @ projection @ turn, unknown=14)
+    with pytest.raises(FileError, match=r"are not turned, and now they are to be turned to pupil\.onnx\. To have that"):
+        teach(shards, model, dimensions=dimensions, like=pupil)
+    for name in FILES:
+        (shards / name).unlink()
+    about = teach(shards, model, dimensions=dimensions, like=pupil).about
+    assert (about["like"], about["sample"]) == ("pupil.onnx", len(vectors))
+    assert about["like_sha256"] == hashlib.sha256(pupil.read_bytes()).hexdigest()
+    rows = np.load(shards / "teacher.npy").astype(float)
+    assert np.abs(rows - plain @ turn).max() < 2e-3  # float16 twice
+    new = vectors @ np.load(shards / "teacher.projection.npy")
+    assert np.abs(new / np.linalg.norm(new, axis=1, keepdims=True) - rows).max() < 1e-3
+    assert not teach(shards, model, dimensions=dimensions, like=pupil).made
+    with pytest.raises(FileError, match=r"are turned to pupil\.onnx, and now they are to be not turned"):
+        teach(shards, model, dimensions=dimensions)
+
+
+def test_a_model_of_another_size_is_refused(shards: Path, model: Path) -> None:
+    with pytest.raises(InputError, match=r"like: words\.onnx has 12 dimensions and the rows would have 5"):
+        teach(shards, model, dimensions=5, like=model)
+    assert not (shards / ".teacher").exists()
 
 
 def test_the_axes_come_from_a_fixed_sample(

@@ -112,15 +112,16 @@ def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, pieces: Path 
 @click.argument("shards", type=PATH)
 @click.option("--teacher", "model", required=True, help="An .onnx file, strings in and vectors out, or a mexma-rt bundle.")
 @click.option("--dimensions", default=256, show_default=True, type=click.IntRange(min=1), help="Of the stored vectors.")
+@click.option("--like", help="Turn the vectors to those of this model, which learnt from this teacher and is to be trained on.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the teacher (default: one for each core).")
-def teach(shards: Path, model: str, dimensions: int, threads: int | None) -> None:
+def teach(shards: Path, model: str, dimensions: int, like: str | None, threads: int | None) -> None:
     """Store a teacher's vector of every English segment in SHARDS, for training to learn from; prints what was stored.
 
     Vectors of more dimensions are projected on their principal axes. Stopped or killed, the same command goes on.
     """
     from mexma_train.teacher import teach as store_vectors
 
-    taught = store_vectors(shards, model, dimensions=dimensions, threads=threads)
+    taught = store_vectors(shards, model, dimensions=dimensions, like=like, threads=threads)
     if not taught.made:
         click.echo(f"{shards} has the vectors of this teacher already; nothing to do.", err=True)
     click.echo(json.dumps(taught.about, indent=1, ensure_ascii=False))
