@@ -61,17 +61,18 @@ def fastembed(bundle: Path) -> Embed:
     from fastembed import TextEmbedding
     from fastembed.common.model_description import ModelSource, PoolingType
 
-    dimensions = json.loads((bundle / "mexma.json").read_bytes())["dimensions"]
+    manifest = json.loads((bundle / "mexma.json").read_bytes())
     TextEmbedding.add_custom_model(
         model="bench/bundle",
         pooling=PoolingType.DISABLED,
         normalization=True,
         sources=ModelSource(hf="bench/bundle"),
-        dim=dimensions,
+        dim=manifest["dimensions"],
         model_file="onnx/model.onnx",
         output_name="sentence_embedding",
     )
     model = TextEmbedding("bench/bundle", specific_model_path=str(bundle), threads=len(os.sched_getaffinity(0)))
+    model.model.tokenizer.enable_truncation(manifest["max_length"])  # it would cut at 512, and compute more than the others
     return lambda texts: np.array(list(model.embed(texts)))
 
 
