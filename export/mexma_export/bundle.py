@@ -61,6 +61,7 @@ def export_bundle(
     sentences: Sequence[Sentence] | None = None,
     thresholds: Mapping[str, Thresholds] = THRESHOLDS,
     trim_vocab: Sequence[str | Path] = (),
+    languages: Sequence[str] = (),
     opset: int = OPSET,
     force: bool = False,
     revision: str | None = None,
@@ -73,9 +74,9 @@ def export_bundle(
     `max_length` (tokens with `<s>` and `</s>`) is the bundle's default, 128 unless the position table is shorter;
     `weights=False` leaves model.safetensors out (sentence-transformers then cannot load the bundle); `sentences` replaces
     the 562 shipped ones of the gate; `trim_vocab` names text files (plain, .gz, .xz) whose pieces alone the vocabulary keeps
-    (see mexma_export.trim; the gate still compares with the untrimmed model); `opset` (18 to 23) is that of the standard
-    graphs, fp32 and fp16; `progress(stage, done, total)` is called along
-    the way.
+    (see mexma_export.trim; the gate still compares with the untrimmed model), beside those of `languages` (ISO 639-3; see
+    mexma_export.usage); `opset` (18 to 23) is that of the standard graphs, fp32 and fp16; `progress(stage, done, total)` is
+    called along the way.
 
     Raises ParityError (the gate failed), InputError (an argument), FileError and BundleError (the checkpoint), and
     MissingExtraError (torch or onnx not installed). In each case `target` stays as it was.
@@ -97,9 +98,9 @@ def export_bundle(
         shipped = sentences is None
         sentences = load_sentences() if sentences is None else list(sentences)
         vocabulary = None
-        if trim_vocab:
+        if trim_vocab or languages:
             tell("trim vocabulary", 0, 1)
-            source, vocabulary = _trim(source, trim_vocab, sentences)
+            source, vocabulary = _trim(source, trim_vocab, languages, sentences)
         write_graphs(source, folder, chosen, tell, opset=opset)
         vectors = np.empty((len(sentences), source.dimensions), np.float32)
         results = gate_graphs(source, folder, chosen, sentences, length, thresholds, vectors, tell)
@@ -220,11 +221,15 @@ def _length(wanted: int | None, limit: int) -> int:
     return wanted
 
 
-def _trim(source: Checkpoint, corpus: Sequence[str | Path], sentences: Sequence[Sentence]) -> tuple[Checkpoint, Vocabulary]:
+def _trim(
+    source: Checkpoint, corpus: Sequence[str | Path], languages: Sequence[str], sentences: Sequence[Sentence]
+) -> tuple[Checkpoint, Vocabulary]:
     """The checkpoint with a trimmed tokenizer and configuration; its model stays whole, and is the gate's reference."""
     from mexma_export.trim import describe, trim_vocabulary
+    from mexma_export.usage import parse_languages
 
-    trim = trim_vocabulary(source.tokenizer, [corpus] if isinstance(corpus, str | Path) else corpus)
+    corpus = [corpus] if isinstance(corpus, str | Path) else corpus
+    trim = trim_vocabulary(source.tokenizer, corpus, parse_languages(languages) if isinstance(languages, str) else languages)
     rows = source.config["vocab_size"]
     vocabulary = describe(source.tokenizer, trim, sentences, source_rows=rows, dimensions=source.dimensions)
     config = source.config | {"vocab_size": len(trim.kept)}

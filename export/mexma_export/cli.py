@@ -20,6 +20,7 @@ from mexma_export.doctor import examine
 from mexma_export.parity import load_sentences
 from mexma_export.precisions import OPSET
 from mexma_export.trim import Vocabulary
+from mexma_export.usage import parse_languages
 from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 
 
@@ -45,6 +46,12 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
     metavar="CORPUS",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Keep only the pieces that this text file (plain, .gz, .xz) uses, single characters and special tokens. Repeatable.",
+)
+@click.option(
+    "--languages",
+    metavar="fra,deu,...",
+    help="Keep only the pieces that these languages use (ISO 639-3; tables for XLM-R's tokenizer and the bundled model's), "
+    "beside those of --trim-vocab.",
 )
 @click.option("--opset", type=int, default=OPSET, show_default=True, help="Of the fp32 and fp16 graphs, 18 to 23.")
 @click.option("--revision", help="Branch, tag or commit of a hub name.")
@@ -76,6 +83,7 @@ def main(
     default_precision: str | None,
     verify: Path | None,
     trim_vocab: tuple[Path, ...],
+    languages: str | None,
     opset: int,
     revision: str | None,
     engine: str | None,
@@ -132,6 +140,7 @@ def main(
             default_precision=default_precision,
             sentences=load_sentences(verify) if verify else None,
             trim_vocab=trim_vocab,
+            languages=() if languages is None else parse_languages(languages),
             opset=opset,
             force=force,
             revision=revision,
@@ -224,9 +233,17 @@ def _as_text(report: ExportReport) -> str:
 
 
 def _vocabulary_text(vocabulary: Vocabulary) -> str:
-    return (
-        f"  vocabulary: {vocabulary.pieces:,} of {vocabulary.source_pieces:,} pieces kept, after "
-        f"{sum(file.lines for file in vocabulary.corpus):,} lines; word embeddings "
-        f"{vocabulary.source_embedding_bytes / 1e6:.1f} -> {vocabulary.embedding_bytes / 1e6:.1f} MB (float32); "
-        f"{vocabulary.gate_sentences_that_lost_pieces} of {vocabulary.gate_sentences} gate sentences lost pieces"
-    )
+    sources = [f"after {sum(file.lines for file in vocabulary.corpus):,} lines"] if vocabulary.corpus else []
+    sources += [f"of {len(vocabulary.languages)} languages"] if vocabulary.languages else []
+    lines = [
+        f"  vocabulary: {vocabulary.pieces:,} of {vocabulary.source_pieces:,} pieces kept, {' and '.join(sources)}; "
+        f"word embeddings {vocabulary.source_embedding_bytes / 1e6:.1f} -> {vocabulary.embedding_bytes / 1e6:.1f} MB "
+        f"(float32); {vocabulary.gate_sentences_that_lost_pieces} of {vocabulary.gate_sentences} gate sentences lost pieces"
+    ]
+    for use in vocabulary.languages:
+        lines.append(
+            f"    {use.lang}: {use.lost_tokens:.1f} % of the tokens of {use.held_out} have no piece any more and are cut into "
+            f"shorter ones, in {use.changed_sentences:.0f} % of its sentences"
+            + (". Much: add text of yours, --trim-vocab CORPUS" if use.poor else "")
+        )
+    return "\n".join(lines)

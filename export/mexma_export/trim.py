@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mexma_export.usage import LanguageUse, pieces_of
 from mexma_rt.bundle import sha256_of
 from mexma_rt.errors import BundleError, InputError
 from mexma_rt.lines import text_lines
@@ -52,6 +53,7 @@ class Trim:
     tokenizer: Tokenizer
     kept: np.ndarray  # int64 [V], ascending
     corpus: tuple[CorpusFile, ...]
+    languages: tuple[LanguageUse, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,30 +69,34 @@ class Vocabulary:
     embedding_bytes: int
     source_embedding_bytes: int
     corpus: tuple[CorpusFile, ...]
+    languages: tuple[LanguageUse, ...]  # of --languages, and what each one alone costs on held-out text
     gate_sentences: int
     gate_sentences_that_lost_pieces: int
     lost_by_language: dict[str, int]  # gate sentences that lost pieces, where there are any
 
 
-def trim_vocabulary(tokenizer: Tokenizer, corpus: Sequence[str | Path]) -> Trim:
-    """Keep the pieces that the lines of `corpus` (UTF-8 files, plain, .gz or .xz) use, in their order, and whatever they use:
+def trim_vocabulary(tokenizer: Tokenizer, corpus: Sequence[str | Path] = (), languages: Sequence[str] = ()) -> Trim:
+    """Keep the pieces that the lines of `corpus` (UTF-8 files, plain, .gz or .xz) use and those that `languages` (ISO 639-3)
+    use by a shipped table (see usage.py), in their order, and whatever they use:
 
     special and added tokens (the first four stay at 0 to 3, `<mask>` stays last); pieces of a single character; pieces with a
     character that has no piece of its own; the byte pieces of a tokenizer that falls back to bytes; and a piece of the lowest
     score, from which the score of `<unk>` is computed.
 
-    Raises BundleError (not a Unigram tokenizer), InputError (no text, not UTF-8), FileError (a file that cannot be read).
+    Raises BundleError (not a Unigram tokenizer), InputError (no text, not UTF-8, no such language or no table of this
+    tokenizer), FileError (a file that cannot be read).
     """
     data = json.loads(tokenizer.to_str())
     if (kind := data["model"]["type"]) != "Unigram":
         raise BundleError(
             f"The tokenizer is of the kind {kind}, and only Unigram ones (XLM-R's) can be trimmed: pieces of other kinds are "
-            "built from each other. Export without --trim-vocab."
+            "built from each other. Export without --trim-vocab and --languages."
         )
     needed = _needed(data)
+    by_table, known = pieces_of(tokenizer, languages) if languages else (set(), ())
     used, files, sample = _used(tokenizer, [Path(path) for path in corpus])
-    kept = np.array(sorted(needed | used), dtype=np.int64)
-    trim = Trim(tokenizer=_without_others(data, kept), kept=kept, corpus=files)
+    kept = np.array(sorted(needed | used | by_table), dtype=np.int64)
+    trim = Trim(tokenizer=_without_others(data, kept), kept=kept, corpus=files, languages=known)
     _check(tokenizer, trim, sample)
     return trim
 
@@ -119,6 +125,7 @@ def describe(source: Tokenizer, trim: Trim, sentences: Sequence[Sentence], *, so
         embedding_bytes=len(trim.kept) * dimensions * 4,
         source_embedding_bytes=source_rows * dimensions * 4,
         corpus=trim.corpus,
+        languages=trim.languages,
         gate_sentences=len(sentences),
         gate_sentences_that_lost_pieces=sum(by_language.values()),
         lost_by_language={lang: n for lang, n in sorted(by_language.items()) if n},

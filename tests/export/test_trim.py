@@ -199,6 +199,7 @@ def test_the_report_says_what_was_kept_of_what(trimmed, tiny_checkpoint: Path, c
         "embedding_bytes": len(kept) * 32 * 4,
         "source_embedding_bytes": 322 * 32 * 4,
         "corpus": [{"name": "corpus.txt", "lines": 6, "sha256": hashlib.sha256(corpus.read_bytes()).hexdigest()}],
+        "languages": [],
         "gate_sentences": 20,
         "gate_sentences_that_lost_pieces": len(lost),
         "lost_by_language": {lang: lost.count(lang) for lang in sorted(set(lost))},
