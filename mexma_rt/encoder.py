@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mexma_rt import sentencetransformers
 from mexma_rt.backends import Backend, open_backend
 from mexma_rt.bundle import TOKENIZER, Bundle, open_bundle
 from mexma_rt.compute import compute
 from mexma_rt.errors import BackendError, InputError
 from mexma_rt.progress import progress_bar
 from mexma_rt.report import Embedded, EmbedReport, warn_if_truncated
-from mexma_rt.similarity import cosines
-from mexma_rt.storage import STORAGES, check_storage, finish, restore, stored_columns
+from mexma_rt.results import check_count, check_truncate_dim, copy_duplicates, distinct_rows, result_array
+from mexma_rt.similarity import cosines, pairwise_cosines
+from mexma_rt.storage import check_storage, finish, restore, stored_columns
 from mexma_rt.stream import FileReport, embed_file
 from mexma_rt.textinput import check_texts
 from mexma_rt.tokenizer import Tokenizer
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "mexma-mini"
 BATCH_TOKENS = 4096  # cells per batch
-COPY_ROWS = 65536  # duplicates are copied in blocks of this many rows, so that no large temporary is made
 
 
 def load(
@@ -131,7 +132,7 @@ class Encoder:
         out: np.ndarray | None = None,
     ) -> Embedded:
         """As `embed`, and returns the report of what was done beside the vectors, instead of a warning."""
-        return self._embed(
+        return self.run(
             check_texts(texts),
             normalize=normalize,
             precision=precision,
@@ -220,58 +221,36 @@ class Encoder:
         An empty text has no token. Equal texts are computed once and share their result. Beyond the result, memory is bounded
         by a batch. Other arguments, warnings and errors are those of `embed`; a TensorRT engine gives no token vectors.
         """
-        cells = None if batch_tokens is None else _check_count("batch_tokens", batch_tokens)
+        cells = None if batch_tokens is None else check_count("batch_tokens", batch_tokens)
         results = embed_tokens(self, texts, normalize=normalize, batch_tokens=cells, progress=progress)
         warn_if_cut(results, self, stacklevel=2)
         return results
 
-    def encode(
-        self,
-        sentences: str | Iterable[str],
-        *,
-        batch_size: int | None = None,
-        show_progress_bar: bool | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        output_value: str = "sentence_embedding",
-        precision: str = "float32",
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-        normalize_embeddings: bool = False,
-        truncate_dim: int | None = None,
-    ) -> np.ndarray:
+    def encode(self, sentences: str | Iterable[str], **options: Any) -> np.ndarray:
         """The sentence-transformers spelling: a str gives [D], a list gives [n, D], as if it had loaded this bundle.
 
-        The bundle's sentence-transformers pipeline ends in a Normalize module, so vectors are normalised in any case;
+        Options are batch_size, show_progress_bar, prompt, precision, normalize_embeddings and truncate_dim, as there. The
+        bundle's sentence-transformers pipeline ends in a Normalize module, so vectors are normalised in any case;
         `normalize_embeddings` matters after `truncate_dim`, where it normalises again. Raw vectors: embed(normalize=False).
         `prompt` is put before each sentence. `precision` as for `embed`: int8 and uint8 by the ranges of the bundle.
-        `batch_size` is an upper bound of sentences per batch, besides the bound by tokens.
+        `batch_size` is an upper bound of sentences per batch, besides the bound by tokens. What is not offered (tensors,
+        token embeddings, named prompts) raises InputError and says what to type instead.
         """
-        if convert_to_tensor or not convert_to_numpy:
-            raise InputError("encode() returns numpy arrays. For a tensor, type torch.from_numpy(encoder.encode(...)).")
-        if output_value != "sentence_embedding":
-            raise InputError(f"output_value={output_value!r} is not offered: encode() gives 'sentence_embedding' only.")
-        if prompt_name is not None:
-            raise InputError(f"prompt_name={prompt_name!r}: bundles have no named prompts. Type prompt='the text itself'.")
-        if batch_size is not None:
-            _check_count("batch_size", batch_size)
-        _check_truncate_dim(truncate_dim, self.dimensions)
-        single = isinstance(sentences, str)
-        texts = check_texts([sentences] if isinstance(sentences, str) else sentences, "sentences")
-        again = normalize_embeddings or precision not in ("float32", "float16")  # the other storages keep directions only
-        result = self._embed(
-            [prompt + text for text in texts] if prompt else texts,
-            normalize=True,
-            precision=precision,
-            truncate_dim=truncate_dim if again else None,
-            batch_tokens=None,
-            max_rows=batch_size,
-            progress=show_progress_bar,
-            out=None,
-        )
-        warn_if_truncated(result.report, self.bundle.max_length_limit, stacklevel=2)
-        vectors = result.vectors if again else np.ascontiguousarray(result.vectors[:, :truncate_dim])
-        return vectors[0] if single else vectors
+        return sentencetransformers.encode(self, sentences, **options)
+
+    # MEXMA has no prompts: a query, a document and any other sentence are computed alike.
+    encode_query = encode_document = encode
+
+    def get_embedding_dimension(self) -> int:
+        """sentence-transformers' name of `dimensions`."""
+        return self.dimensions
+
+    get_sentence_embedding_dimension = get_embedding_dimension
+
+    @property
+    def max_seq_length(self) -> int:
+        """sentence-transformers' name of `max_length`; another one is an argument of `load`."""
+        return self.max_length
 
     def similarity(self, a: np.ndarray, b: np.ndarray, *, precision: str | None = None) -> np.ndarray:
         """Cosines between vectors [n, d] and [m, d] of this model, in any storages (one may differ): float32 [n, m].
@@ -279,6 +258,10 @@ class Encoder:
         A single vector [d] counts as one row. A zero vector has the cosine 0. `precision` as for `restore`.
         """
         return cosines(*(self.restore(np.atleast_2d(x), precision=precision) for x in (a, b)))
+
+    def similarity_pairwise(self, a: np.ndarray, b: np.ndarray, *, precision: str | None = None) -> np.ndarray:
+        """Cosines of row i of a with row i of b, as `similarity` takes them: float32 [n]."""
+        return pairwise_cosines(*(self.restore(np.atleast_2d(x), precision=precision) for x in (a, b)))
 
     def restore(self, vectors: np.ndarray, *, precision: str | None = None) -> np.ndarray:
         """Stored vectors [n, d] of this model as float32 [n, d] of the same directions (binary: +1 and -1).
@@ -288,7 +271,7 @@ class Encoder:
         """
         return restore(np.asarray(vectors), self.dimensions, self.bundle.ranges, precision)
 
-    def _embed(
+    def run(
         self,
         texts: list[str],
         *,
@@ -300,15 +283,16 @@ class Encoder:
         progress: bool | None,
         out: np.ndarray | None,
     ) -> Embedded:
+        """What the spellings above have in common. max_rows bounds the rows of a batch."""
         started = time.perf_counter()
-        _check_truncate_dim(truncate_dim, self.dimensions)
-        cells = _check_count("batch_tokens", BATCH_TOKENS if batch_tokens is None else batch_tokens)
+        check_truncate_dim(truncate_dim, self.dimensions)
+        cells = check_count("batch_tokens", BATCH_TOKENS if batch_tokens is None else batch_tokens)
         check_storage(precision, normalize)
-        vectors = _result_array(out, (len(texts), stored_columns(truncate_dim or self.dimensions, precision)), precision)
+        vectors = result_array(out, (len(texts), stored_columns(truncate_dim or self.dimensions, precision)), precision)
         settings: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
         finish(np.empty((0, self.dimensions), np.float32), ranges=self.bundle.ranges, **settings)  # raises without ranges
 
-        distinct, row_of = _distinct(texts)
+        distinct, row_of = distinct_rows(texts)
         once = [texts[row] for row in distinct]
 
         def store(rows: np.ndarray, raw: np.ndarray) -> None:
@@ -328,7 +312,7 @@ class Encoder:
                 store=store,
                 advance=advance,
             )
-        _copy_duplicates(vectors, row_of)
+        copy_duplicates(vectors, row_of)
 
         place = np.searchsorted(distinct, row_of)  # of each text among the distinct ones
         truncated = np.flatnonzero((counts.full_lengths > counts.lengths)[place])
@@ -369,40 +353,3 @@ def shared_encoder(model: str | os.PathLike[str] = DEFAULT_MODEL) -> Encoder:
         if name not in _shared:
             _shared[name] = load(model)
         return _shared[name]
-
-
-def _distinct(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Equal texts are computed once: (rows where a text occurs first, ascending; for each row, the first of its text)."""
-    first: dict[str, int] = {}
-    row_of = np.fromiter((first.setdefault(text, row) for row, text in enumerate(texts)), dtype=np.int64)
-    return np.fromiter(first.values(), dtype=np.int64), row_of
-
-
-def _copy_duplicates(vectors: np.ndarray, row_of: np.ndarray) -> None:
-    duplicates = np.flatnonzero(row_of != np.arange(len(row_of)))
-    for start in range(0, len(duplicates), COPY_ROWS):
-        rows = duplicates[start : start + COPY_ROWS]
-        vectors[rows] = vectors[row_of[rows]]
-
-
-def _result_array(out: np.ndarray | None, shape: tuple[int, int], precision: str) -> np.ndarray:
-    dtype = np.dtype(STORAGES[precision])
-    if out is None:
-        return np.empty(shape, dtype)
-    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype:
-        found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise InputError(f"out is {found}, but these texts at precision={precision!r} need an array {dtype} {shape}.")
-    if not out.flags.writeable:
-        raise InputError("out is read-only. Open the memmap with mode 'r+' or 'w+'.")
-    return out
-
-
-def _check_count(name: str, value: int) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name}={value!r} must be a whole number of at least 1.")
-    return int(value)
-
-
-def _check_truncate_dim(truncate_dim: int | None, dimensions: int) -> None:
-    if truncate_dim is not None and _check_count("truncate_dim", truncate_dim) > dimensions:
-        raise InputError(f"truncate_dim={truncate_dim} is more than the {dimensions} dimensions of the model.")

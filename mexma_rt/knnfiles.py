@@ -18,6 +18,7 @@ import numpy as np
 
 from mexma_rt import work
 from mexma_rt.blocks import Block, Device, absorb_blocks, choose_device, merge_neighbours, neighbours_of
+from mexma_rt.bundle import sha256_of
 from mexma_rt.errors import FileError, InputError
 from mexma_rt.files import move_folder
 from mexma_rt.keys import MOST_ROWS
@@ -238,6 +239,7 @@ def _write(folder: Path, final: Path, sides: tuple[SideState, ...], plan: Plan, 
                         found = neighbours_of(keys[at : at + 65536])
                         scores.write(found[0].data)
                         places.write(found[1].data)
+        index |= {"sha256": {name: sha256_of(data / f"{name}.npy") for name in NAMES}}
         (data / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         move_folder(data, final)
 

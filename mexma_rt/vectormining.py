@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mexma_rt import knnfiles, work
+from mexma_rt.bundle import sha256_of
 from mexma_rt.candidates import Neighbours
 from mexma_rt.corpus import Side, distinct_rows
 from mexma_rt.errors import FileError, InputError
@@ -145,7 +146,7 @@ def _neighbours(
 
 
 def _check_found(place: Path, files: list[VectorFiles], k: int) -> None:
-    """Raise FileError unless the finished neighbours are of these vectors and whole, as far as their shapes and places show."""
+    """Raise FileError unless the finished neighbours are of these vectors and every bit of them is as it was written."""
     now = {"source": files[0].check()[0][:16], "target": files[1].check()[0][:16], "k": int(k)}
     try:
         index = json.loads((place / knnfiles.INDEX).read_bytes())
@@ -153,9 +154,8 @@ def _check_found(place: Path, files: list[VectorFiles], k: int) -> None:
         if same:
             arrays = knnfiles.open_neighbours(place)
             whole = [array.shape for array in arrays] == [(side.rows, k) for side in files for _ in range(2)]
-            for found, others in ((arrays[1], files[1]), (arrays[3], files[0])):
-                parts = (found[start : start + ROWS] for start in range(0, len(found), ROWS))
-                whole = whole and all(part.min() >= 0 and part.max() < others.rows for part in parts)
+            hashes = {name: sha256_of(place / f"{name}.npy") for name in knnfiles.NAMES}
+            whole = whole and index["sha256"] == hashes
     except (OSError, ValueError, KeyError, TypeError, FileError):
         same, whole = True, False
     if not same:

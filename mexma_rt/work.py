@@ -61,7 +61,9 @@ def check_target(output: str | os.PathLike[str], source: str | os.PathLike[str],
         if path.exists() and not path.is_file():
             raise FileError(f"{output} is a device or a pipe, but vectors are written to a file that can be gone on with.")
     elif path.suffix in (".npy", ".parquet"):
-        raise InputError(f"Shards are written to a folder, and {output} is a file's name. Leave out {path.suffix}.")
+        raise InputError(
+            f"A folder is written here, of several arrays, and {output} is a file's name. Leave out {path.suffix}."
+        )
     elif not path.is_dir():  # a folder may be that of a run that ended just before its last step
         check_output(output, [source])
         if path.exists():

@@ -33,6 +33,9 @@ _MODEL = [
     ),
     click.option("--max-length", type=int, help="Tokens per sentence; longer ones are cut.  [default: the model's]"),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the physical cores]"),
+    click.option(
+        "--deterministic", is_flag=True, help="Every sentence alone: equal text, equal bits, whatever its batch-mates."
+    ),
     click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens per batch: memory against speed."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 ]

@@ -204,6 +204,9 @@ def _read(files: dict[str, Path], goal: Path | None, k: int) -> dict[str, list[s
         if len(texts[name]) != size:
             raise InputError(f"{file} has {len(texts[name])} lines and {first} {size}, but they must be line-aligned.")
         check_k(k, {str(file): size}, "lines")
+    for name, lines in texts.items():
+        if not any(map(str.strip, lines)):
+            raise InputError(f"{files.get(name, goal)} has {size:,} lines and no text in them, so there is nothing to find.")
     return texts
 
 

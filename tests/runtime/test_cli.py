@@ -56,6 +56,12 @@ def test_embed_writes_what_the_library_gives(
     assert "v.npy: float32 [20, 32]" in result.stdout
 
 
+def test_embed_deterministic(tiny_bundle: Path, corpora: tuple[list[str], list[str]]) -> None:
+    mexma("embed", "src.txt", "-o", "v.npy", "--model", tiny_bundle, "--precision", "int8", "--deterministic")
+    alone = mexma_rt.load(tiny_bundle, precision="int8", deterministic=True)
+    assert np.load("v.npy").tobytes() == np.concatenate([alone.embed([text]) for text in corpora[0]]).tobytes()
+
+
 def test_embed_options_stdin_and_json(
     tiny_bundle: Path, encoder: mexma_rt.Encoder, corpora: tuple[list[str], list[str]]
 ) -> None:

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from mexma_rt import InputError, load
+from mexma_rt import InputError, TruncationWarning, load
 from mexma_rt.backends import Backend
 
 
@@ -47,6 +47,27 @@ def test_encode_is_what_sentence_transformers_gives(encoder, texts, tiny_bundle)
         theirs = peer.encode(texts, **keywords)
         np.testing.assert_allclose(encoder.encode(texts, **keywords), theirs, atol=1e-5, err_msg=str(keywords))
     assert peer.encode(texts[0]).shape == encoder.encode(texts[0]).shape
+
+
+@pytest.mark.peers
+def test_other_names_are_those_of_sentence_transformers(encoder, texts, tiny_bundle):
+    library = pytest.importorskip("sentence_transformers", reason="the peer is not installed (pip: mexma-rt[bench])")
+    peer = library.SentenceTransformer(str(tiny_bundle), device="cpu")
+    np.testing.assert_allclose(encoder.encode_query(texts[:3]), peer.encode_query(texts[:3]), atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_document(texts[0]), peer.encode_document(texts[0]), atol=1e-5)
+    x, y = peer.encode(texts[:3]), peer.encode(texts[3:6])
+    np.testing.assert_allclose(encoder.similarity(x, y), peer.similarity(x, y).numpy(), atol=1e-5)
+    np.testing.assert_allclose(encoder.similarity_pairwise(x, y), peer.similarity_pairwise(x, y).numpy(), atol=1e-5)
+    assert encoder.get_sentence_embedding_dimension() == peer.get_sentence_embedding_dimension() == 32
+    assert encoder.get_embedding_dimension() == 32
+    assert load(tiny_bundle, device="cpu").max_seq_length == peer.max_seq_length
+
+
+def test_a_cut_text_is_warned_of_at_the_callers_line(tiny_bundle):
+    short = load(tiny_bundle, device="cpu", max_length=4)
+    with pytest.warns(TruncationWarning) as caught:
+        short.encode("the quick brown fox jumps over the lazy dog")
+    assert caught[0].filename == __file__
 
 
 def test_batch_size_bounds_the_rows(encoder, texts):

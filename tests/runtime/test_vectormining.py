@@ -106,6 +106,7 @@ def test_a_killed_run_goes_on_with_its_neighbours(
         ("knn.json", lambda data: data.replace(b"source", b"sauce")),
         ("source_scores.npy", lambda data: data[:-1]),
         ("target_index.npy", lambda data: data[:-8] + (260).to_bytes(8, "little")),  # there are rows 0 to 259
+        ("target_scores.npy", lambda data: data[:-1] + bytes([data[-1] ^ 1])),  # one bit
         ("source_index.npy", lambda data: (place / "target_index.npy").read_bytes()),
     ):
         whole = (place / name).read_bytes()
