@@ -20,5 +20,5 @@ RECIPE = replace(
     name="mexma-mini-more",
     warmup=None,
     sampling=replace(MINI.sampling, seed=43),  # not the draws of the first time once more
-    ranking=replace(MINI.ranking, steps=1_400, distil_pool=8_192),
+    ranking=replace(MINI.ranking, steps=900, distil_pool=8_192),
 )
