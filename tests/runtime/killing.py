@@ -76,6 +76,14 @@ def every_step(run: Callable[[], object], output: str, work: tuple[ModuleType, s
     print(json.dumps({"steps": step, "results": results, "last": left(), "equal": all(one == left() for one in seen)}))  # noqa: T201
 
 
+def counted_in(state: Path) -> int:
+    """What a checkpoint counts; 0 before the first one, and once the work has ended and removed it."""
+    try:
+        return json.loads(state.read_bytes())["done"]
+    except FileNotFoundError:
+        return 0
+
+
 def killed_while_it_works(
     arguments: list[str], output: Path, *, total: int, times: int | None = None
 ) -> tuple[int, int, subprocess.CompletedProcess[str]]:
@@ -91,7 +99,7 @@ def killed_while_it_works(
             command, cwd=output.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
             while process.poll() is None and kills != times:
-                done = json.loads(state.read_bytes())["done"] if state.exists() else 0
+                done = counted_in(state)
                 if before < done < total:
                     process.send_signal(signal.SIGKILL)
                     before, kills = done, kills + 1
