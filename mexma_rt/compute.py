@@ -17,10 +17,8 @@ from mexma_rt.backends import Backend
 from mexma_rt.packing import pack
 from mexma_rt.tokenizer import Tokenizer, Tokens, slabs
 
-# Sentences sorted and packed at once. More of them need less padding (mixed text: 1.095 at 200, 1.015 at 2,000, 1.013 at
-# 4,489); fewer need less memory, and let a GPU start sooner.
-WINDOW_TEXTS = 8192
-SHARED_CELLS = 256  # a batch of this area is not split for the sake of a second lane
+WINDOW_TEXTS = 8192  # sorted and packed at once: more of them need less padding, fewer less memory, and let a GPU start sooner
+SHARED_CELLS = 64  # a batch of this area is not split for a second lane; with 256, 2 to 4 texts took 1.1 times as long
 
 Item = TypeVar("Item")
 
@@ -56,7 +54,8 @@ def compute(
     padded_tokens = batches = first = 0
     for window, tokens in _tokenised(tokenizer, texts, max_length):
         fair = max(SHARED_CELLS, int(tokens.lengths.sum()) // backend.lanes)  # so that every lane has work
-        packed = pack(tokens.lengths, min(batch_tokens, fair) if backend.lanes > 1 else batch_tokens, max_rows)
+        area = min(batch_tokens, fair) if backend.lanes > 1 else batch_tokens
+        packed = pack(tokens.lengths, area, max_rows, backend.run_cells)
         characters = np.fromiter(map(len, window), dtype=np.int64, count=len(window))
 
         def run(batch: np.ndarray, tokens: Tokens = tokens, first: int = first, characters: np.ndarray = characters) -> int:

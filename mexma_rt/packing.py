@@ -1,31 +1,42 @@
-"""Ragged sentences -> batches of similar length, bounded by padded token area (rows x longest row)."""
+"""Ragged sentences -> batches of similar length, bounded by padded token area (rows x longest row), with the least work."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-# From this area on only sentences of similar length may join a batch. On 300 mixed sentences of the bundled model budgets of
-# 512 to 4,096 cells were within 10 % of each other, the smallest first; input-order batches of 32 cost 2.9 times the tokens.
-FULL_CELLS = 512
-SIMILAR = 0.95  # 2,000 mixed sentences: padding 1.015 in 47 batches; with 0.9 it is 1.038 in 29
+# Cells that could be computed in the time that a run takes whatever its size. Two AVX2 cores, onnxruntime, shapes from 1 x 16
+# to 64 x 16: 17 cells for the bundled model (1.15 ms on one thread, which computes 14,900 cells/s), 5 for XLM-R-base.
+RUN_CELLS = 16
+GPU_RUN_CELLS = 512  # assumed until benchmarks/GPU_TODO.md has measured it: about 0.5 ms of launches at 1 M cells/s
 
 
-def pack(lengths: np.ndarray, batch_tokens: int, max_rows: int | None = None) -> list[np.ndarray]:
+def pack(lengths: np.ndarray, batch_tokens: int, max_rows: int | None = None, run_cells: int = RUN_CELLS) -> list[np.ndarray]:
     """Split sentences of `lengths` [n] tokens into batches: index arrays that together are a permutation of n.
 
-    Sentences are sorted by length, stable, longest first: memory peaks at the start, where a failure is cheap. A batch
-    takes at least one sentence, and more while its area stays within `batch_tokens` and its rows within `max_rows`; one
-    of FULL_CELLS takes only sentences of SIMILAR times its longest, so that few sentences are not padded without need.
+    Sentences are sorted by length, stable, longest first: memory peaks at the start, where a failure is cheap. A batch takes
+    at least one sentence, and more while its area stays within `batch_tokens` and its rows within `max_rows`. Where a batch
+    ends is found by dynamic programming over the distinct lengths: area plus `run_cells` a batch is least. (Of batches that
+    the bounds split, the later ones are counted with the first one's longest sentence, which is an upper bound.)
     """
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
-    negative = -np.asarray(lengths, dtype=np.int64)[order]  # ascending, for searchsorted
-    batches, start = [], 0
-    while start < len(order):
-        longest = max(1, -int(negative[start]))
-        rows = int(np.searchsorted(negative, -math.ceil(SIMILAR * longest), side="right")) - start
-        rows = min(max(rows, FULL_CELLS // longest), batch_tokens // longest, max_rows or len(order))
-        batches.append(order[start : start + max(1, rows)])
-        start += len(batches[-1])
+    if len(order) < 2:
+        return [order] * len(order)
+    negative, counts = np.unique(-np.asarray(lengths, dtype=np.int64), return_counts=True)
+    longest = np.maximum(1, -negative)
+    ends = np.concatenate([[0], np.cumsum(counts)])  # of the first b distinct lengths, as places in `order`
+    fit = np.maximum(1, np.minimum(batch_tokens // longest, max_rows or len(order)))  # rows of a batch that starts there
+    cost = np.zeros(len(ends), dtype=np.int64)  # of the first b distinct lengths
+    start = np.zeros(len(ends), dtype=np.int64)  # where their last batch, or run of equal batches, starts
+    for b in range(1, len(ends)):
+        rows = ends[b] - ends[:b]
+        all_costs = cost[:b] + longest[:b] * rows + run_cells * -(-rows // fit[:b])
+        start[b] = np.argmin(all_costs)
+        cost[b] = all_costs[start[b]]
+    batches: list[np.ndarray] = []
+    b = len(longest)
+    while b:
+        a = start[b]
+        rows_here = order[ends[a] : ends[b]]
+        batches[:0] = [rows_here[i : i + fit[a]] for i in range(0, len(rows_here), fit[a])]
+        b = a
     return batches

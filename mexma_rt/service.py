@@ -1,8 +1,8 @@
 """Many small calls at once -> shared batches: a bounded queue before an encoder, for threads and for asyncio.
 
-While a batch is computed, the calls that arrive wait, and the next batch takes them together. There is no timer: a call that
-comes alone is computed at once. Texts are checked before they are queued, and the calls of a batch that fails are computed one
-by one, so that an error reaches the call that caused it and no other.
+While batches are computed, as many as the back end has lanes, the calls that arrive wait, and the next batch takes them
+together. There is no timer: a call that comes alone is computed at once. Texts are checked before they are queued, and the
+calls of a batch that fails are computed one by one, so that an error reaches the call that caused it and no other.
 """
 
 from __future__ import annotations
@@ -83,10 +83,11 @@ class Service:
         self._queue: deque[_Call] = deque()  # calls with texts that are in no batch yet
         self._line: deque[_Call] = deque()  # calls that wait for room in the queue, in the order of their arrival
         self._waiting = self._calls = self._sentences = self._batches = 0
-        self._running = self._closed = False
+        self._running = 0  # workers, of which the back end can keep `lanes` busy
+        self._closed = False
         self._process = os.getpid()
-        # One thread, which ends with the interpreter also where nobody closes the service.
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mexma-service")
+        # Its threads end with the interpreter also where nobody closes the service.
+        self._executor = ThreadPoolExecutor(max_workers=encoder.backend.lanes, thread_name_prefix="mexma-service")
 
     def embed(
         self,
@@ -189,17 +190,17 @@ class Service:
             raise
 
     def _admit(self) -> None:
-        """Let calls into the queue while there is room, and see that somebody works on it. A call of more texts than the queue
-        has room for comes in when the queue is empty; nobody overtakes it.
+        """Let calls into the queue while there is room, each with a worker while there are lanes for more. A call of more texts
+        than the queue has room for comes in when the queue is empty; nobody overtakes it.
         """
         while self._line and (not self._waiting or self._waiting + len(self._line[0].texts) <= self.queue_texts):
             call = self._line.popleft()
             self._queue.append(call)
             self._waiting += len(call.texts)
             call.room.set_result(None)
-        if self._queue and not self._running:
-            self._executor.submit(self._work)
-            self._running = True
+            if self._running < self.encoder.backend.lanes:
+                self._executor.submit(self._work)
+                self._running += 1
 
     def _withdraw(self, call: _Call) -> None:
         call.done.cancel()
@@ -221,24 +222,27 @@ class Service:
     # --- the worker -----------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Batch after batch until the queue is empty; runs in the service's thread."""
+        """Batch after batch until the queue is empty; runs in a thread of the service."""
         while True:
             with self._lock:
                 parts = self._next_parts()
                 self._admit()
                 if not parts:
-                    self._running = False
+                    self._running -= 1
                     return
             self._compute(parts)
 
     def _next_parts(self) -> list[_Part]:
-        """The next batch: each call in its turn gives up to SHARE texts, until the batch is full."""
+        """The next batch: each call in its turn gives up to SHARE texts, until the batch is full or has its share of those
+        that wait, so that the other lanes of the back end have work too.
+        """
         parts: list[_Part] = []
+        most = min(self.batch_texts, -(-self._waiting // self.encoder.backend.lanes))
         texts = characters = 0
-        while self._queue and texts < self.batch_texts and characters < BATCH_CHARACTERS:
+        while self._queue and texts < most and characters < BATCH_CHARACTERS:
             call = self._queue.popleft()
             start, stop = call.taken, min(call.taken + SHARE, len(call.texts))
-            while call.taken < stop and texts < self.batch_texts and characters < BATCH_CHARACTERS:
+            while call.taken < stop and texts < most and characters < BATCH_CHARACTERS:
                 characters += len(call.texts[call.taken])
                 call.taken, texts = call.taken + 1, texts + 1
             parts.append((call, start, call.taken))

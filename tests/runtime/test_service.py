@@ -41,9 +41,11 @@ class Gate(Backend):
     def __init__(self, engine: Backend, poison: int = 0) -> None:
         self.engine, self.poison = engine, poison
         self.door, self.entered = threading.Event(), threading.Event()
+        self.came: list[int] = []  # rows of the batches that came to the door
         self.rows: list[int] = []
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        self.came.append(len(input_ids))
         self.entered.set()
         assert self.door.wait(60)
         self.rows.append(len(input_ids))
@@ -122,6 +124,20 @@ def test_calls_that_wait_are_merged_up_to_the_bound(encoder: mexma_rt.Encoder, g
         assert service.report().batches == 1 + 3  # 14 texts in batches of 5
         for (_, results), text in zip(calls[1:], TEXTS, strict=False):
             np.testing.assert_allclose(results[0], encoder.embed([text, text + "!"]), atol=1e-5)
+
+
+def test_every_lane_of_the_back_end_has_a_batch_and_a_fair_share(encoder: mexma_rt.Encoder, gate: Gate) -> None:
+    gate.lanes = 2
+    with behind(encoder, gate).service() as service:
+        calls = [start(service.embed, [TEXTS[0]]) for _ in range(2)]
+        until(lambda: gate.came == [1, 1])  # both are computed at a time
+        calls += [start(service.embed, [f"Hello world {i}"]) for i in range(6)]  # of the same length: they share a run
+        until(lambda: service.report().waiting == 6)
+        gate.door.set()
+        for thread, _ in calls:
+            thread.join(60)
+        assert max(gate.rows) == 3  # half of the six for the first lane that is free
+        assert sum(gate.rows) == 8 and service.report().batches == len(gate.rows) >= 4
 
 
 def test_a_long_call_does_not_hold_up_a_short_one(encoder: mexma_rt.Encoder, gate: Gate) -> None:
