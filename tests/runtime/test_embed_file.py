@@ -266,7 +266,9 @@ def test_another_job_refuses_to_go_on(
     changed = mexma_rt.load(tiny_bundle, precision="fp32", max_length=32)
     object.__setattr__(changed, "bundle", SimpleNamespace(name="tiny", files=files, dimensions=32, ranges=None))
     before = Path(".v.npy.part/state.json").read_bytes()
+    alone = dataclasses.replace(encoder, deterministic=True)
     for who, settings, message in [
+        (alone, {}, "deterministic: False then, True now"),
         (other, {}, f"max_length: 32 then, 16 now; precision: 'fp32' then, '{precision}' now"),
         (changed, {}, "model files: "),
         (encoder, {"precision": "ubinary"}, "storage: 'float32' then, 'ubinary' now"),
