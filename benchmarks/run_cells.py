@@ -2,8 +2,8 @@
 
     python benchmarks/run_cells.py BUNDLE [--device cuda] [--backend tensorrt]
 
-Times runs of random ids, from 1 x 16 to 256 x 64 cells, in interleaved rounds, and fits seconds = a + b x cells by least squares of the
-relative errors. run_cells is a / b.
+Times runs of random ids, from 1 x 16 to 256 x 64 cells, in interleaved rounds; fits seconds = a + b x cells by least squares
+of the relative errors. run_cells is a / b.
 """
 
 from __future__ import annotations

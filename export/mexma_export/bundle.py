@@ -166,7 +166,11 @@ def export_bundle(
 
 def _check_precisions(precisions: Sequence[str], default: str | None, *, named: bool) -> None:
     if isinstance(precisions, str) or not precisions or len(set(precisions)) != len(precisions):
-        raise InputError(f"precisions must be a list without repetition out of {list(GRAPHS)}, not {precisions!r}.")
+        given = precisions if isinstance(precisions, str) else ",".join(precisions)
+        raise InputError(
+            f"Precisions must be a list without repetition out of {', '.join(GRAPHS)}, not {given!r}. "
+            f"Type --precision {','.join(AUTO)}"
+        )
     if unknown := [p for p in precisions if p not in GRAPHS]:
         raise InputError(
             f"Unknown precision {unknown[0]!r}: this export knows {', '.join(GRAPHS)}. Type --precision {','.join(AUTO)}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mexma_rt.bundle import sha256_of
+from mexma_rt.bundle import MANIFEST, sha256_of
 from mexma_rt.errors import BundleError, FileError
 from mexma_rt.known import find_known
 
@@ -81,7 +81,9 @@ def _find(source: str | Path, revision: str | None) -> Path:
         return folder
     name = str(source)
     # "runs/mini" with a folder "runs" here is a mistyped path, not a name of the hub
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or folder.parent.is_dir():
+    if folder.is_file():
+        raise FileError(f"{name} is a file. Name the folder that it lies in: {folder.parent}")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or folder.parent.is_dir():
         raise FileError(
             f"{name}: no such checkpoint folder. Give a folder with config.json, model.safetensors and tokenizer.json "
             "(mexma-train writes one), or a name of the Hugging Face hub such as facebook/MEXMA."
@@ -133,6 +135,11 @@ def _find_weights(folder: Path) -> Path:
         raise BundleError(
             f"{folder}: only pickled weights ({pickles[0]}), and loading a pickle can run any code: refused. If you "
             "trust the file, convert it once with safetensors.torch.save_file, and export the new folder."
+        )
+    if (folder / MANIFEST).exists():
+        raise FileError(
+            f"{folder} is a bundle without its weights, and an export needs those: name the checkpoint that it was exported "
+            "from. (Building an engine takes a bundle: mexma-export BUNDLE --engine rtx)"
         )
     raise FileError(f"{folder}: model.safetensors is missing. Copy the checkpoint again, or train it with mexma-train.")
 

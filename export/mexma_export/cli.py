@@ -21,6 +21,7 @@ from mexma_export.parity import load_sentences
 from mexma_export.precisions import OPSET
 from mexma_export.trim import Vocabulary
 from mexma_export.usage import parse_languages
+from mexma_rt.backends import ENGINES
 from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 
 
@@ -57,6 +58,7 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 @click.option("--revision", help="Branch, tag or commit of a hub name.")
 @click.option(
     "--engine",
+    type=click.Choice(ENGINES),
     help="Build the TensorRT engine of a bundle, given alone and with an fp16 graph: tensorrt (for the GPU of this machine) or "
     "rtx (RTX and data centre GPUs except H100/H200; builds without a GPU).",
 )

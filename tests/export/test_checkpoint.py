@@ -57,6 +57,13 @@ def test_names_that_are_no_folder_never_reach_the_network(tmp_path: Path, monkey
         refuse(name, FileError, "no such checkpoint folder. Give a folder with config.json")
 
 
+def test_a_file_and_a_bundle_are_told_from_a_checkpoint(tiny_bundle: Path, tmp_path: Path) -> None:
+    refuse(tiny_bundle / "tokenizer.json", FileError, f"is a file. Name the folder that it lies in: {tiny_bundle}")
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (bundle / "model.safetensors").unlink()
+    refuse(bundle, FileError, "is a bundle without its weights, and an export needs those: name the checkpoint that it")
+
+
 def test_a_hub_name_fetches_safe_files_only(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 

@@ -97,6 +97,7 @@ def test_bad_engine_arguments_exit_with_2(tiny_bundle: Path, tmp_path: Path) -> 
         ([tiny_bundle], "Missing argument 'BUNDLE'"),
         ([tiny_bundle, tmp_path / "b", "--engine", "rtx"], "--engine takes one bundle"),
         ([tiny_bundle, tmp_path / "b", "--sm", "86"], "belong to --engine"),
+        ([tiny_bundle, "--engine", "onnx"], "is not one of 'tensorrt', 'rtx'"),
         ([tiny_bundle, "--engine", "rtx"], "has no fp16 graph (its graphs: fp32, int8)"),
         ([tiny_bundle, "--engine", "rtx", "--profiles", "16"], "is no list of profiles"),
         ([tiny_bundle, "--engine", "rtx", "--sm", "8.9"], "is no list of GPU architectures"),
