@@ -198,7 +198,7 @@ class Service:
             self._queue.append(call)
             self._waiting += len(call.texts)
             call.room.set_result(None)
-            if self._running < self.encoder.backend.lanes:
+            if self._running < self.encoder.backend.lanes and not self._closed:  # else those at work take it, too
                 self._executor.submit(self._work)
                 self._running += 1
 
@@ -225,11 +225,12 @@ class Service:
         """Batch after batch until the queue is empty; runs in a thread of the service."""
         while True:
             with self._lock:
-                parts = self._next_parts()
                 self._admit()
-                if not parts:
+                parts = self._next_parts()
+                if not parts:  # then nobody is in line either
                     self._running -= 1
                     return
+                self._admit()
             self._compute(parts)
 
     def _next_parts(self) -> list[_Part]:

@@ -276,10 +276,12 @@ def test_cut_texts_warn_in_their_call_only(tiny_bundle: Path, gate: Gate) -> Non
 # --- the end ------------------------------------------------------------------------------------------------------------
 
 
-def test_close_finishes_what_waits(encoder: mexma_rt.Encoder, gate: Gate) -> None:
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_close_finishes_what_waits(encoder: mexma_rt.Encoder, gate: Gate, lanes: int) -> None:
+    gate.lanes = lanes
     service = behind(encoder, gate).service(queue_texts=24)
-    calls = [start(service.embed, ["at work"])]
-    assert gate.entered.wait(30)
+    calls = [start(service.embed, ["at work"]) for _ in range(lanes)]
+    until(lambda: len(gate.came) == lanes)
     calls += [start(service.embed, TEXTS)]
     until(lambda: service.report().waiting == 24)
     calls += [start(service.embed, ["in line"])]
