@@ -22,7 +22,9 @@ from typing import Any
 from embed_peers import PEERS
 
 from mexma_rt.bench import Route, Row, as_data, as_table, measure, our_routes
+from mexma_rt.bench_plot import ratio_bars
 from mexma_rt.bundle import open_bundle
+from mexma_rt.xsim_plot import save
 
 BASE = PEERS["st-fp32"]
 
@@ -65,7 +67,7 @@ def main() -> None:
         file.write(json.dumps(run) + "\n")
     runs = [json.loads(line) for line in args.keep.read_text(encoding="utf-8").splitlines()]
     args.output.write_text("\n\n".join(section(run) for run in runs) + "\n", encoding="utf-8")
-    plot(runs, args.output.with_suffix(".png"))
+    save(ratio_bars(runs), args.output.with_suffix(".png"))
     print(section(run))
 
 
@@ -81,30 +83,6 @@ def section(run: dict[str, Any]) -> str:
     rows = [Row(**row) for row in run["rows"]]
     head = f"## {run['model']}\n\n{run['machine']}; {run['rounds']} interleaved rounds; ratios to {run['base']}.\n\n"
     return head + as_table(rows, run)
-
-
-def plot(runs: list[dict[str, Any]], path: Path) -> None:
-    """Ratios to the first route, one panel a model, one colour a file of texts."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(len(runs), 1, figsize=(9, 4 * len(runs)), squeeze=False)
-    for run, panel in zip(runs, panels[:, 0], strict=True):
-        files, names = list(run["files"]), list(dict.fromkeys(row["route"] for row in run["rows"]))
-        height = 0.8 / len(files)
-        for index, file in enumerate(files):
-            ratios = {row["route"]: row["ratio"] for row in run["rows"] if row["texts"] == file}
-            places = [number + index * height for number in range(len(names))]
-            panel.barh(places, [ratios[name] for name in names], height, label=file)
-        panel.set_yticks([number + 0.4 - height / 2 for number in range(len(names))], names, fontsize=8)
-        panel.invert_yaxis()
-        panel.axvline(1, color="black", linewidth=0.8)
-        panel.set_title(f"{run['model']}: speed relative to {run['base']}", fontsize=9)
-        panel.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -152,17 +152,16 @@ def cpu_shares(dimensions: int, k: int, rows: int, height: int) -> dict[str, flo
 
 
 def memory(arm: str, rows: int, dimensions: int, k: int, queries: int) -> float:
-    """Peak memory of a process that runs one arm, beyond one that only makes the vectors, in MB."""
-    peaks = []
-    for call in ("", f"m.ARMS[{arm!r}](x, y, {k}, {queries})"):
-        code = (
-            f"import sys, resource; sys.path.insert(0, {str(Path(__file__).parent)!r}); import torch, faiss\n"
-            f"import mining_speed as m\nx, y = m.data({rows}, {dimensions})\n{call}\n"
-            f"print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        peaks.append(int(done.stdout.split()[-1]) / 1000)
-    return peaks[1] - peaks[0]
+    """Peak resident memory while one arm runs in a process of its own, beyond what was resident before, in MB. Linux only."""
+    code = (
+        f"import sys; from pathlib import Path; sys.path.insert(0, {str(Path(__file__).parent)!r}); import torch, faiss\n"
+        f"import mining_speed as m\nx, y = m.data({rows}, {dimensions})\n"
+        "Path('/proc/self/clear_refs').write_text('5')  # the peak so far, of making the vectors, is forgotten\n"
+        "def now(name): return int(Path('/proc/self/status').read_text().partition(name + ':')[2].split()[0])\n"
+        f"before = now('VmRSS'); m.ARMS[{arm!r}](x, y, {k}, {queries}); print(now('VmHWM') - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1]) / 1000
 
 
 def table(results: list[dict], where: str, command: str) -> str:

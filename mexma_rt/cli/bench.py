@@ -28,8 +28,9 @@ def bench() -> None:
     help="Another route: a command that speaks the protocol of mexma_rt/benchworker.py, such as "
     "'fastembed=python benchmarks/embed_peers.py fastembed BUNDLE cpu'. Repeatable.",
 )
+@click.option("--plot", metavar="FILE", help="Draw the ratios (.png, .svg or .pdf).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ...], as_json: bool) -> None:
+def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ...], plot: str | None, as_json: bool) -> None:
     """Embed each of FILES (one sentence per line) by every route, in turns, and print a table.
 
     Routes are this runtime in every precision of the model, each in a process of its own, and those named by --peer.
@@ -38,8 +39,14 @@ def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ..
     import shlex
 
     from mexma_rt.bench import Route, as_data, as_table, measure, missing_peers, our_routes
+    from mexma_rt.bench_plot import ratio_bars
     from mexma_rt.bundle import open_bundle
+    from mexma_rt.files import check_output
+    from mexma_rt.xsim_plot import check_plot, save
 
+    if plot:
+        check_plot(plot)
+        check_output(plot, files)
     routes = our_routes(open_bundle(model), model)
     for peer in peers:
         name, equals, command = peer.partition("=")
@@ -49,6 +56,8 @@ def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ..
     tell = partial(click.echo, err=True)
     rows, facts = measure(routes, files, model=model, rounds=rounds, tell=tell)
     facts["missing"] = dict(missing_peers(importlib.util.find_spec))
+    if plot:
+        save(ratio_bars([as_data(rows, facts) | {"model": model}]), plot)
     if as_json:
         echo_json(as_data(rows, facts))
         return

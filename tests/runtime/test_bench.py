@@ -74,8 +74,15 @@ def test_the_peak_is_that_of_a_product(monkeypatch):
 
 
 def test_the_command(file):
-    result = CliRunner().invoke(main, ["bench", "embed", str(file), "--rounds", "1", "--json", "--peer", "broken=false"])
+    pytest.importorskip("matplotlib", reason="part of mexma-rt[plot]")
+    arguments = ["bench", "embed", str(file), "--rounds", "1", "--json", "--peer", "broken=false"]
+    result = CliRunner().invoke(main, [*arguments, "--plot", str(file.with_suffix(".svg"))])
     assert result.exit_code == 0, result.output
+    picture = file.with_suffix(".svg").read_text(encoding="utf-8")
+    assert picture.startswith("<?xml") and "mexma-mini: speed relative to mexma embed, mixed" in picture
+    for name, words in (("x.gif", "a picture ends in .png, .svg or .pdf"), (str(file), "a picture ends in")):
+        refused = CliRunner().invoke(main, [*arguments, "--plot", name])
+        assert refused.exit_code == 1 and words in refused.stderr, refused.output
     data = json.loads(result.stdout)
     (row,) = data["rows"]
     assert row["route"] == "mexma embed, mixed" and row["sentences_per_second"] > 0 and row["lowest_cosine"] == pytest.approx(1)
