@@ -24,7 +24,7 @@ from embed_peers import PEERS
 from mexma_rt.bench import Route, Row, as_data, as_table, measure, our_routes
 from mexma_rt.bench_plot import ratio_bars
 from mexma_rt.bundle import open_bundle
-from mexma_rt.xsim_plot import save
+from mexma_rt.pictures import save
 
 BASE = PEERS["st-fp32"]
 

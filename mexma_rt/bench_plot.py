@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mexma_rt.xsim_plot import COLOURS
+from mexma_rt.pictures import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

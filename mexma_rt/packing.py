@@ -18,11 +18,10 @@ def pack(lengths: np.ndarray, batch_tokens: int, max_rows: int | None = None, ru
     ends is found by dynamic programming over the distinct lengths: area plus `run_cells` a batch is least. (Of batches that
     the bounds split, the later ones are counted with the first one's longest sentence, which is an upper bound.)
     """
-    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
-    if len(order) < 2:
-        return [order] * len(order)
-    negative, counts = np.unique(-np.asarray(lengths, dtype=np.int64), return_counts=True)
-    longest = np.maximum(1, -negative)
+    negative = -np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(negative, kind="stable")
+    distinct, counts = np.unique(negative, return_counts=True)
+    longest = np.maximum(1, -distinct)
     ends = np.concatenate([[0], np.cumsum(counts)])  # of the first b distinct lengths, as places in `order`
     fit = np.maximum(1, np.minimum(batch_tokens // longest, max_rows or len(order)))  # rows of a batch that starts there
     cost = np.zeros(len(ends), dtype=np.int64)  # of the first b distinct lengths

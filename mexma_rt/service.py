@@ -225,20 +225,19 @@ class Service:
         """Batch after batch until the queue is empty; runs in a thread of the service."""
         while True:
             with self._lock:
-                self._admit()
                 parts = self._next_parts()
-                if not parts:  # then nobody is in line either
+                self._admit()
+                if not parts:  # nor is anybody in line: whatever leaves the queue lets the next ones in
                     self._running -= 1
                     return
-                self._admit()
             self._compute(parts)
 
     def _next_parts(self) -> list[_Part]:
-        """The next batch: each call in its turn gives up to SHARE texts, until the batch is full or has its share of those
-        that wait, so that the other lanes of the back end have work too.
+        """The next batch: each call in its turn gives up to SHARE texts, until the batch is full or has this worker's share of
+        those that wait.
         """
         parts: list[_Part] = []
-        most = min(self.batch_texts, -(-self._waiting // self.encoder.backend.lanes))
+        most = min(self.batch_texts, -(-self._waiting // self._running))
         texts = characters = 0
         while self._queue and texts < most and characters < BATCH_CHARACTERS:
             call = self._queue.popleft()

@@ -93,7 +93,7 @@ def _embed_slab(encoder: Encoder, texts: list[str], normalize: bool, cells: int)
             states[row] = _checked(encoder, texts[row], values[1 : kept[row] - 1], normalize)
         return len(batch)
 
-    in_lanes(run, pack(kept, cells), encoder.backend.lanes)
+    in_lanes(run, pack(kept, cells, run_cells=encoder.backend.run_cells), encoder.backend.lanes)
     for text, encoding, vectors in zip(texts, encodings, states, strict=True):
         pieces = tuple(encoding.tokens[1 : len(vectors) + 1])
         spans = own_characters(text, encoding)[: len(vectors)]

@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mexma_rt.errors import InputError, require_extra
-from mexma_rt.files import atomic_write
+from mexma_rt.pictures import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg", "pdf")
-COLOURS = ("#1a1a40", "#e07b39", "#6fb1a0", "#8064a2", "#c9b458", "#888888")  # differ in lightness too
 BAR, CELL = 0.2, 0.2  # inches of a language
-
-
-def check_plot(path: str | os.PathLike[str]) -> None:
-    """Raise InputError or MissingExtraError if the picture cannot be drawn: called before the long work."""
-    if Path(path).suffix.removeprefix(".") not in FORMATS:
-        raise InputError(f"{path}: a picture ends in .png, .svg or .pdf. Type another name.")
-    require_extra("plot", "matplotlib")
-
-
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a picture, complete or not at all, without dates, so that equal results give equal files."""
-    kind = Path(path).suffix.removeprefix(".")
-    stream = io.BytesIO()
-    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
-    figure.savefig(stream, format=kind, dpi=150, metadata=metadata)
-    with atomic_write(path) as output:
-        output.write(stream.getvalue())
 
 
 def bars(rows: Sequence[dict[str, Any]], title: str, mean: float) -> Figure:

@@ -80,9 +80,9 @@ def _find(source: str | Path, revision: str | None) -> Path:
     if folder.is_dir():
         return folder
     name = str(source)
-    # "runs/mini" with a folder "runs" here is a mistyped path, not a name of the hub
     if folder.is_file():
         raise FileError(f"{name} is a file. Name the folder that it lies in: {folder.parent}")
+    # "runs/mini" with a folder "runs" here is a mistyped path, not a name of the hub
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or folder.parent.is_dir():
         raise FileError(
             f"{name}: no such checkpoint folder. Give a folder with config.json, model.safetensors and tokenizer.json "

@@ -14,7 +14,7 @@ import numpy as np
 
 from mexma_rt.bundle import Bundle
 from mexma_rt.errors import BackendError, MexmaError
-from mexma_rt.packing import RUN_CELLS
+from mexma_rt.packing import GPU_RUN_CELLS, RUN_CELLS
 
 ENGINES = ("tensorrt", "rtx")  # of TensorRT, on cuda, in fp16
 BACKENDS = ("onnxruntime", *ENGINES)
@@ -31,7 +31,11 @@ class Backend(ABC):
     precision: str
     reason: str  # why this engine, device and precision
     lanes: int = 1  # how many threads should call `run` at a time, for the most sentences per second
-    run_cells: int = RUN_CELLS  # cells that could be computed in the time that a run takes whatever its size
+
+    @property
+    def run_cells(self) -> int:
+        """Cells that could be computed in the time that a run takes whatever its size: what `pack` weighs padding against."""
+        return RUN_CELLS if self.device == "cpu" else GPU_RUN_CELLS
 
     @abstractmethod
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ from mexma_rt.backends import Backend
 from mexma_rt.backends.external import check_external_files
 from mexma_rt.bundle import Bundle
 from mexma_rt.errors import BackendError, BundleError, InputError
-from mexma_rt.packing import GPU_RUN_CELLS
 
 OUTPUT, TOKENS = "sentence_embedding", "last_hidden_state"
 SWITCH = "token_states"  # bool input of the fused graphs, which need not be given: False leaves the token states out
@@ -49,7 +48,6 @@ class OnnxRuntime(Backend):
         path = bundle.folder / bundle.graphs[precision]
         check_external_files(bundle, bundle.graphs[precision])
         if device == "cuda":
-            self.run_cells = GPU_RUN_CELLS
             _require_cuda_provider(onnxruntime.get_available_providers())
             _load_cuda_libraries()
         providers = [CUDA, "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]

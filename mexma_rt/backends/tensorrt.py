@@ -32,7 +32,6 @@ from mexma_rt.backends.sidecar import (
 )
 from mexma_rt.bundle import Bundle
 from mexma_rt.errors import BackendError, BundleError, require_extra
-from mexma_rt.packing import GPU_RUN_CELLS
 from mexma_rt.tokenizer import BOS, EOS, PAD
 
 PRECISION = "fp16"  # of the engines, and the graph that they are built from
@@ -54,7 +53,6 @@ class TensorRT(Backend):
 
     device = "cuda"
     precision = PRECISION
-    run_cells = GPU_RUN_CELLS
 
     def __init__(self, bundle: Bundle, *, engine: str, reason: str) -> None:
         """`engine` is "tensorrt" or "rtx". Raises MissingExtraError, BackendError (what is missing or does not fit this

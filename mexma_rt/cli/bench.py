@@ -42,7 +42,7 @@ def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ..
     from mexma_rt.bench_plot import ratio_bars
     from mexma_rt.bundle import open_bundle
     from mexma_rt.files import check_output
-    from mexma_rt.xsim_plot import check_plot, save
+    from mexma_rt.pictures import check_plot, save
 
     if plot:
         check_plot(plot)

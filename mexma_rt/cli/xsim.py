@@ -243,8 +243,8 @@ def _files(
 
 def _check_outputs(output: str | None, plot: str | None, inputs: list[Path]) -> None:
     from mexma_rt.files import check_output
+    from mexma_rt.pictures import check_plot
     from mexma_rt.table import check_table
-    from mexma_rt.xsim_plot import check_plot
 
     if output:
         check_table(output)
@@ -268,7 +268,8 @@ def _write(output: str, rows: list[Row], goal: Path | None) -> None:
 def _draw(plot: str, rows: list[Row], result: Row, goal: Path | None, encoder: LoadedEncoder) -> None:
     import numpy as np
 
-    from mexma_rt.xsim_plot import bars, heat_map, save
+    from mexma_rt.pictures import save
+    from mexma_rt.xsim_plot import bars, heat_map
 
     measure = f"{'xsim++' if result.get('augmented') else 'xsim'} of {encoder.reports[0].model}"
     settings = f"{result['margin']}, k={result['k']}"

@@ -299,6 +299,30 @@ def test_close_finishes_what_waits(encoder: mexma_rt.Encoder, gate: Gate, lanes:
     service.close()  # twice is no error
 
 
+def test_a_closed_service_finishes_a_call_in_line_though_a_lane_is_free(encoder: mexma_rt.Encoder, gate: Gate) -> None:
+    gate.lanes = 2
+    service = behind(encoder, gate).service(queue_texts=24, batch_texts=12)
+    calls = [start(service.embed, TEXTS)]  # one worker has half of it, the other half fills the queue
+    until(lambda: service.report().waiting == 12 and gate.entered.is_set())
+    calls += [start(service.embed, TEXTS[:20])]
+    until(lambda: len(service._line) == 1)
+    closing, _ = start(service.close)
+    until(lambda: service._closed)
+    gate.door.set()
+    for thread, results in calls:
+        thread.join(60)
+        assert isinstance(results[0], np.ndarray)
+    closing.join(60)
+
+
+def test_a_lone_call_is_not_cut_for_lanes_that_nobody_works_in(encoder: mexma_rt.Encoder, gate: Gate) -> None:
+    gate.lanes = 2
+    gate.door.set()
+    with behind(encoder, gate).service() as service:
+        service.embed(TEXTS)
+        assert service.report().batches == 1
+
+
 def test_close_without_finishing_fails_what_waits(encoder: mexma_rt.Encoder, gate: Gate) -> None:
     calls = []
     with pytest.raises(KeyboardInterrupt), behind(encoder, gate).service(queue_texts=24) as service:
