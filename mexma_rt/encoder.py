@@ -169,8 +169,8 @@ class Encoder:
                 ...  # in many threads: service.embed([text]); in tasks: await service.aembed([text])
 
         What it gives is a bounded queue, fair turns and timeouts, and throughput where a single sentence leaves the engine
-        idle. On two CPU cores it was 1.2 to 1.35 times as fast as bare calls for 64 to 192 callers, and 0.86 times for one
-        to four (benchmarks/results/service.md).
+        idle. On two CPU cores it was 1.2 to 1.5 times as fast as bare calls for 64 to 192 callers, and 0.84 to 0.9 times
+        for one to four (benchmarks/results/service.md).
 
         batch_texts: a shared batch has at most so many texts: fewer for latency, more for throughput.
         queue_texts: as many may wait. Beyond that a call waits for room, as long as `queue_timeout` seconds (0: not at all,

@@ -20,6 +20,8 @@ def pack(lengths: np.ndarray, batch_tokens: int, max_rows: int | None = None, ru
     """
     negative = -np.asarray(lengths, dtype=np.int64)
     order = np.argsort(negative, kind="stable")
+    if len(order) == 1:  # the search would take 4 % of the time of a lone sentence
+        return [order]
     distinct, counts = np.unique(negative, return_counts=True)
     longest = np.maximum(1, -distinct)
     ends = np.concatenate([[0], np.cumsum(counts)])  # of the first b distinct lengths, as places in `order`
