@@ -15,10 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from mexma_rt.keys import EMPTY, keys_of, merge_found, merge_neighbours, neighbours_of
-from mexma_rt.tiles import thread_count
+from mexma_rt.lanes import thread_count
 
-PRODUCTS = 1 << 16  # float64 products at a time: 512 KB. One array for all of them, because the allocator gives such sizes back to
-# the system and takes them anew each time: 0.7 and 1.5 us a pair with D=384 and 1024, without it 3.5 and 8 (two threads)
+# float64 products at a time: 512 KB. One array for all: the allocator gives such sizes back to the system and takes them anew
+# each time, 3.5 and 8 us a pair with D=384 and 1024 (two threads) where it is 0.7 and 1.5 with one array.
+PRODUCTS = 1 << 16
 UNIT = 2.0**-24  # rounding of float32
 UNITS = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of what the scan gives, beside that of float32
 LARGEST = {"float32": 3e38, "float16": 65504.0, "bfloat16": 3e38}

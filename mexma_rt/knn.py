@@ -48,6 +48,7 @@ def mutual_neighbours(
     is there more than k times is copied).
     progress: a bar on stderr; None shows it on a terminal if the job takes longer than a second.
     device: "cpu", "cuda" (all GPUs; by torch or cupy) or "auto". `neighbours` is the same call with a report.
+    On a CPU, while products of more than 2 million cells are made, the BLAS of the whole process has one thread (lanes.py).
 
     Raises InputError for arrays that are not two-dimensional or disagree in D, for NaN, infinity or values so large that
     their product leaves float32, and for a k below 1 or above the size of either side; BackendError or MissingExtraError for

@@ -23,7 +23,7 @@ from mexma_rt.errors import FileError, InputError
 from mexma_rt.files import move_folder
 from mexma_rt.keys import MOST_ROWS
 from mexma_rt.knn import check_dimensions_of, check_k
-from mexma_rt.knnplan import TILE_BYTES, Plan, duration, flops_per_second, make_plan
+from mexma_rt.knnplan import SCAN_BYTES, Plan, duration, flops_per_second, make_plan
 from mexma_rt.knnstate import SideState
 from mexma_rt.progress import progress_bar
 from mexma_rt.vectorfiles import VectorFiles, open_vectors
@@ -174,7 +174,7 @@ def _search(
                 advance(_cells(plan, at))
             else:
                 assert x is not None and y is not None
-                anew = absorb_blocks(by_outer, by_inner, x, y, memory_bytes=TILE_BYTES, advance=advance, where=where)
+                anew = absorb_blocks(by_outer, by_inner, x, y, memory_bytes=SCAN_BYTES, advance=advance, where=where)
             state["computed_anew"] += anew
             sides[1].store(j, by_inner)
             done, worked, now = done + 1, worked + _cells(plan, (i, j)), time.monotonic()

@@ -15,11 +15,10 @@ import numpy as np
 
 from mexma_rt.errors import InputError
 from mexma_rt.exact import SETTLED
-from mexma_rt.tiles import thread_count
+from mexma_rt.lanes import thread_count
 
 BASE_BYTES = 160 << 20  # interpreter, numpy and the BLAS's buffers (measured 98 MB with 2 threads), and 16 MB of reading
-TILE_BYTES = 32 << 20  # bound of a scan: a tile of 2048 x 2048, as many rows as the smallest block has
-SCAN_BYTES = 96 << 20  # such a tile, its maxima and the cells looked into
+SCAN_BYTES = 96 << 20  # bound of a scan: in two lanes tiles of 2048 x 2048, their maxima and the cells looked into
 INNER_ROWS = 16384  # of an inner block at most
 PAIR_FLOP = 2e12  # of a pair of blocks, after which a checkpoint can be made: 13 s at 150 GFLOP/s
 

@@ -2,33 +2,32 @@
 
 One pass over a tile is enough for both directions: the maxima over groups of 16 rows in each column. A column looks into a
 group that beats its k-th best so far; so do the rows of a group, which ask about the same because rows are kept sorted by that.
-Cells are looked into by the hundred, so nearly all the time goes into the matrix product.
+Cells are looked into by the hundred, so nearly all the time goes into the matrix product. Threads take whole tiles, side by
+side: each makes the product of its own and looks into it (lanes.py says why).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from math import isqrt
-from typing import Any
+from threading import Lock, local
 
 import numpy as np
 
 from mexma_rt.keys import keys_of, merge_found, neighbours_of, no_neighbours
+from mexma_rt.lanes import open_lanes
 
-# On two cores a product of 2048 x 2048 with D=384 has 0.87 of the rate of large square ones, and of 4096 x 4096 0.93: the whole
-# search is 1.07 to 1.15 times as fast (40,000 x 40,000). More gains nothing.
-TILE_ROWS, TILE_COLUMNS = 4096, 4096
+TILE_ROWS, TILE_COLUMNS = 2048, 4096  # two of 4096 x 4096 or of 2048 x 2048 at a time are no faster (40,000 x 40,000)
+LEAST = 1 << 20  # cells of a lane's tile at least, where there are lanes
 PAD = 256  # rows and columns of a tile are whole numbers of it
-SORT_ROWS = (0, 1, 4, 16, 64, 256)  # tiles before which rows are sorted: what they ask changes most at first
+SORT_TILES = (0, 1, 4, 16, 64, 256)  # tiles of a lane before which rows are sorted: what they ask changes most at first
 GROUP = 16  # rows of a group: its cells in a column are as many cache lines
 SEEDS = 128  # groups of a row, where nothing is known of it yet
-PART = 1024  # columns or rows that a thread takes at a time
-STRIPE = 64  # rows of the tile, likewise
+PART = 1024  # columns or rows that are looked into at a time
+STRIPE = 64  # rows of which maxima are taken at a time
 DENSE = 2  # if more than one group in so many is looked into, all cells of the part are
-
-RunAll = Callable[[Callable[[int], Any], Iterable[int]], Any]  # map(function, starts), here or in threads
 
 
 def scan(
@@ -46,33 +45,47 @@ def scan(
     """
     n, m = len(x), len(y)
     by_x, by_y = no_neighbours(n, k), no_neighbours(m, k)
-    height, width = tile_shape(memory_bytes, n, m)
-    memory = np.empty(height * width, np.float32)
-    with ThreadPoolExecutor(thread_count()) as pool:
-        for i in range(0, n, height):
-            rows, b = _padded_rows(x, i, height), min(height, n - i)
-            keys, order = by_x[i : i + b], np.arange(b)
-            for number, j in enumerate(range(0, m, width)):
-                if number in SORT_ROWS:
+    lock, own = Lock(), local()  # the lock: of by_x, which all tiles of some rows change; each tile has columns of its own
+
+    def absorb(rows: np.ndarray, keys: np.ndarray, row_index: np.ndarray, j: int) -> int:
+        """Make and absorb the tile of some rows and of the columns from j on; returns its cells."""
+        columns, c = _padded_rows(y, j, width), min(width, m - j)
+        if not hasattr(own, "memory"):
+            own.memory = np.empty(height * width, np.float32)
+        tile = own.memory[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+        np.matmul(rows, columns.T, out=tile)
+        tile[len(keys) :] = -np.inf
+        tile[:, c:] = -np.inf
+        column_entry = entry(by_y[j : j + c], y_floor[j : j + c])
+        with lock:  # tiles end in any order, so an equal of the k-th best may yet have a lower index than it
+            row_entry = np.nextafter(entry(keys, x_floor[row_index]), np.float32(-np.inf))
+        absorb_tile(tile, keys, row_index, row_entry, by_y[j : j + c], j, column_entry, lock)
+        return len(keys) * c
+
+    with open_lanes(most_lanes(memory_bytes, n, m)) as lanes:
+        height, width = tile_shape(memory_bytes, n, m, lanes)
+        starts = range(0, m, width)
+        cuts = [*(lanes * number for number in SORT_TILES if lanes * number < len(starts)), len(starts)]
+        pool = ThreadPoolExecutor(lanes)
+        try:
+            for i in range(0, n, height):
+                rows, b = _padded_rows(x, i, height), min(height, n - i)
+                keys, order = by_x[i : i + b], np.arange(b)
+                for first, last in pairwise(cuts):
                     by_entry = np.argsort(entry(keys, x_floor[i + order]))
                     keys, order = keys[by_entry], order[by_entry]
                     rows = np.concatenate([rows[:b][by_entry], rows[b:]])
-                columns, c = _padded_rows(y, j, width), min(width, m - j)
-                tile = memory[: len(rows) * len(columns)].reshape(len(rows), len(columns))
-                np.matmul(rows, columns.T, out=tile)
-                tile[b:] = -np.inf
-                tile[:, c:] = -np.inf
-                row_entry = entry(keys, x_floor[i + order])
-                column_entry = entry(by_y[j : j + c], y_floor[j : j + c])
-                absorb_tile(tile, keys, i + order, row_entry, by_y[j : j + c], j, column_entry, pool.map)
-                advance(b * c)
-            by_x[i : i + b][order] = keys
+                    for tile in [pool.submit(absorb, rows, keys, i + order, j) for j in starts[first:last]]:
+                        advance(tile.result())
+                by_x[i : i + b][order] = keys
+        finally:
+            pool.shutdown(cancel_futures=True)
     return by_x, by_y
 
 
 def entry(keys: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    """The float32 [n] that a cell must exceed: the k-th best so far, whose equals of higher index do not count (tiles come by
-    rising index), or the floor [n], whose equals do.
+    """The float32 [n] that a cell must exceed: the k-th best so far, whose equals do not count (those still to come must have
+    higher indices), or the floor [n], whose equals do.
     """
     return np.maximum(neighbours_of(keys[:, -1])[0], np.nextafter(floor, np.float32(-np.inf)))
 
@@ -85,13 +98,13 @@ def absorb_tile(
     by_column: np.ndarray,
     column_start: int,
     column_entry: np.ndarray,
-    run_all: RunAll = map,
+    lock: Lock,
 ) -> None:
     """Merge a tile of scores into the keys of its rows and columns, which are changed, as are the entries.
 
     tile is float32 [R, C], R a whole number of GROUP and C one of SEEDS. by_row [r, k] and by_column [c, k], r <= R and c <= C,
     are keys, and the cells beyond r and c are -inf. row_index [r] says which rows these are, and column_start is the index of
-    column 0.
+    column 0. by_row is changed while the lock is held.
     """
     r, c, columns, k = len(by_row), len(by_column), tile.shape[1], by_row.shape[1]
     maxima = np.empty((len(tile) // GROUP, columns), np.float32)
@@ -99,10 +112,6 @@ def absorb_tile(
     group_entry = np.full((len(tile) // GROUP, GROUP), np.inf, np.float32)
     group_entry.ravel()[:r] = np.inf if fresh else row_entry
     lowest = group_entry.min(axis=1)[:, None]
-
-    def take_maxima(start: int) -> None:
-        stripe = tile[start : start + STRIPE].reshape(-1, GROUP, columns)
-        np.maximum.reduce(stripe, axis=1, out=maxima[start // GROUP :][: len(stripe)])
 
     def absorb_columns(start: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Merge some columns; returns what rows find there, or None if they must look at all cells."""
@@ -136,12 +145,16 @@ def absorb_tile(
                 last = min(first + PART, c)
                 _absorb_dense(keys, above, tile[part, first:last], np.arange(first, last) + column_start)
 
-    list(run_all(take_maxima, range(0, len(tile), STRIPE)))
-    found = list(run_all(absorb_columns, range(0, c, PART)))
-    if any(one is None for one in found):
-        list(run_all(absorb_rows, range(0, r, PART)))
-    if sparse := [one for one in found if one is not None]:
-        merge_found(by_row, np.concatenate([rows for rows, _ in sparse]), np.concatenate([keys for _, keys in sparse]))
+    for start in range(0, len(tile), STRIPE):
+        stripe = tile[start : start + STRIPE].reshape(-1, GROUP, columns)
+        np.maximum.reduce(stripe, axis=1, out=maxima[start // GROUP :][: len(stripe)])
+    found = [absorb_columns(start) for start in range(0, c, PART)]
+    with lock:
+        if any(one is None for one in found):
+            for start in range(0, r, PART):
+                absorb_rows(start)
+        if sparse := [one for one in found if one is not None]:
+            merge_found(by_row, np.concatenate([rows for rows, _ in sparse]), np.concatenate([keys for _, keys in sparse]))
 
 
 def _seed(above: np.ndarray, maxima: np.ndarray, k: int) -> None:
@@ -162,16 +175,20 @@ def _absorb_dense(keys: np.ndarray, above: np.ndarray, cells: np.ndarray, index:
         merge_found(keys[start : start + step], query, keys_of(few.ravel()[at], index[inside]))
 
 
-def tile_shape(memory_bytes: int, n: int, m: int) -> tuple[int, int]:
-    """Rows and columns of a tile: whole groups, half of the memory at most (the rest is for maxima, converted blocks and the
-    cells looked into), no larger than is fast and the blocks are.
+def most_lanes(memory_bytes: int, n: int, m: int) -> int:
+    """How many lanes have a tile of LEAST cells each, in a third of the memory and of the n x m that there are."""
+    return max(min(memory_bytes // 12, n * m) // LEAST, 1)
+
+
+def tile_shape(memory_bytes: int, n: int, m: int, lanes: int) -> tuple[int, int]:
+    """Rows and columns of a lane's tile: whole groups, a third of the memory at most for all lanes (the rest is for maxima,
+    converted blocks and the cells looked into), no larger than is fast and the blocks are, and work for every lane.
     """
-    side = max(isqrt(memory_bytes // 8) // PAD, 1) * PAD
-    return min(side, TILE_ROWS, -(-n // PAD) * PAD), min(side, TILE_COLUMNS, -(-m // PAD) * PAD)
-
-
-def thread_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cells = memory_bytes // 12 // lanes
+    height = min(max(isqrt(cells) // PAD, 1) * PAD, TILE_ROWS, max(-(-n // PAD), 1) * PAD)
+    widest = min(max(cells // height // PAD, 1) * PAD, TILE_COLUMNS)
+    tiles = max(-(-m // (lanes * widest)), 1) * lanes
+    return height, max(-(-m // tiles // PAD), 1) * PAD
 
 
 def _padded_rows(vectors: np.ndarray, start: int, size: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import click
 
 from mexma_rt.cli.common import echo_json, model_options
 
-PACKAGES = ("numpy", "onnxruntime", "tokenizers", "click", "tqdm", "huggingface_hub")
+PACKAGES = ("numpy", "onnxruntime", "tokenizers", "click", "tqdm", "huggingface_hub", "threadpoolctl")
 SENTENCE = "Hello world"
 
 

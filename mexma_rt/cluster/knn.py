@@ -20,7 +20,7 @@ from mexma_rt.blocks import Block, absorb_blocks, no_neighbours
 from mexma_rt.cluster import explained, session, worker_threads
 from mexma_rt.errors import InputError
 from mexma_rt.knnfiles import KnnReport, knn_files
-from mexma_rt.knnplan import TILE_BYTES, Plan
+from mexma_rt.knnplan import SCAN_BYTES, Plan
 from mexma_rt.vectorfiles import VectorFiles
 
 AHEAD = 2  # tasks for each worker that are sent before their turn, so that none waits
@@ -88,6 +88,6 @@ def _pairs(
     found: list[tuple[np.ndarray, np.ndarray, int]] = []
     for start, stop in columns:
         y, by_y = Block.of(inner.read(start, stop), k, start, owned=True), no_neighbours(stop - start, k)
-        anew = absorb_blocks(by_x, by_y, x, y, memory_bytes=TILE_BYTES, advance=lambda cells: None)
+        anew = absorb_blocks(by_x, by_y, x, y, memory_bytes=SCAN_BYTES, advance=lambda cells: None)
         found.append((by_x if not found else no_neighbours(0, k), by_y, anew))  # by_x is filled by all of them
     return found

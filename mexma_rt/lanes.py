@@ -1,0 +1,74 @@
+"""Several matrix products at a time, each with one thread of the BLAS, in place of one product with all of its threads.
+
+Between two products the BLAS's threads keep the cores busy waiting for the next one (OpenBLAS: some 28 ms), and whoever works
+there has to share with them. A lane that makes its own products and works on them itself waits for nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+_lock = threading.Lock()
+_users = 0  # searches at work in this process: the first takes the BLAS's threads away, the last gives them back
+_limit: Any = None
+
+
+def thread_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def open_lanes(wanted: int) -> Iterator[int]:
+    """Until the end of the block the BLAS of this process makes each product with one thread. Yields how many to make at once:
+    at most `wanted`, and no more than there are processors or the BLAS was allowed threads (OMP_NUM_THREADS and the like).
+
+    With `wanted` 1 nothing is changed. A BLAS without such a switch (Apple's) keeps its threads.
+    """
+    if wanted <= 1:
+        yield 1
+        return
+    allowed = _begin()
+    try:
+        yield min(wanted, thread_count(), allowed)
+    finally:
+        _end()
+
+
+def _begin() -> int:
+    global _users, _limit
+    with _lock:
+        if _users == 0:
+            _limit = _blas().limit(limits=1, user_api="blas")
+        _users += 1
+        allowed = _limit.get_original_num_threads()["blas"]
+    return allowed or thread_count()  # None where no such BLAS was found
+
+
+def _end() -> None:
+    global _users
+    with _lock:
+        _users -= 1
+        if _users == 0:
+            _let_any_thread_limit()
+            _limit.restore_original_limits()
+            _let_any_thread_limit()
+
+
+def _let_any_thread_limit() -> None:
+    """threadpoolctl 3.8 ignores whoever is not the thread that set limits before, and that may be another search's."""
+    from threadpoolctl import OpenBLASController
+
+    if hasattr(OpenBLASController, "clear_controlling_thread"):
+        OpenBLASController.clear_controlling_thread(force=True)
+
+
+@cache
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController  # numpy's BLAS is loaded by now
+
+    return ThreadpoolController().select(user_api="blas")
