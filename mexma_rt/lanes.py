@@ -15,6 +15,7 @@ from typing import Any
 
 _lock = threading.Lock()
 _users = 0  # searches at work in this process: the first takes the BLAS's threads away, the last gives them back
+_allowed = 0  # threads that it had
 _limit: Any = None
 
 
@@ -40,13 +41,13 @@ def open_lanes(wanted: int) -> Iterator[int]:
 
 
 def _begin() -> int:
-    global _users, _limit
+    global _users, _allowed, _limit
     with _lock:
         if _users == 0:
+            _allowed = max((one["num_threads"] for one in _blas().info()), default=thread_count())
             _limit = _blas().limit(limits=1, user_api="blas")
         _users += 1
-        allowed = _limit.get_original_num_threads()["blas"]
-    return allowed or thread_count()  # None where no such BLAS was found
+        return _allowed
 
 
 def _end() -> None:
