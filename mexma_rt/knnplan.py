@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -58,9 +57,9 @@ class Plan:
     @property
     def rows_read(self) -> int:
         """Of both sides, beside the first reading that checks them."""
-        sizes = [stop - start for start, stop in self.inner_blocks]
-        order = [j for _, j in self.pairs]
-        return self.outer_rows + sizes[order[0]] + sum(sizes[b] for a, b in pairwise(order) if a != b)
+        passes, inner = len(self.blocks), self.inner_blocks
+        last, first = (stop - start for start, stop in (inner[-1], inner[0]))  # of the inner side: where it turns round
+        return self.outer_rows + passes * self.inner_rows - passes // 2 * last - (passes - 1) // 2 * first
 
     def text(self, seconds: float) -> str:
         """What will be done, in one line; seconds as estimated."""
