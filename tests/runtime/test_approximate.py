@@ -86,7 +86,7 @@ def test_recall_is_that_of_brute_force_in_float64(sides, found):
 
 @needs_faiss
 def test_more_probes_and_candidates_find_nearly_all(sides, folder, found):
-    wide = approximate_neighbours(*sides, K, settings=replace(SETTINGS, nprobe=64, candidates=500), folder=folder / "wide")
+    wide = approximate_neighbours(*sides, K, settings=replace(SETTINGS, nprobe=64, candidates=150), folder=folder / "wide")
     recall = measure_recall(*sides, wide)
     assert min(recall.forward, recall.backward) > 0.995 > measure_recall(*sides, found).forward
 
