@@ -34,8 +34,10 @@ for comparison. Arms of unlike numbers of updates are not comparable; each is sh
 
 **Shortened.** The rows of 2026-11-25 ran on one thread of two cores (AVX2) that other work kept busy: the warm start has
 60 updates in place of 300 (its rate then rises over 20, not 100), the later stages 16 of 96 pairs in place of 60 of 512
-or 256. So short a later stage only does harm (see "no update"): its rows say which arm does less, not what the stage would
-give. A row of 32,000 pieces is of a sample of 280,311 pairs with dev pairs of its own: its dev figure compares with no other.
+or 256. The rows of 2026-11-27 have the warm start whole, and of later stages 60 updates of 128 pairs. So short a later stage
+only does harm (see "no update"): its rows say which arm does less, not what the stage would give; the bundled model's ranking
+stage has 1,000 updates of 512 pairs. A row of 32,000 pieces is of a sample of 280,311 pairs with dev pairs of its own: its dev
+figure compares with no other.
 
 ‡ Measured on {", ".join(FEW)} alone and {FEW_DEV} dev pairs of each, so compare it with rows of this mark only.
 Where the run says "first n lines", so many of each test file were measured, which makes FLORES and Tatoeba easier.
