@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from mexma_rt.cores import usable_cores
 from mexma_rt.keys import EMPTY, keys_of, merge_found, merge_neighbours, neighbours_of
-from mexma_rt.lanes import thread_count
 
 # float64 products at a time: 512 KB. One array for all: the allocator gives such sizes back to the system and takes them anew
 # each time, 3.5 and 8 us a pair with D=384 and 1024 (two threads) where it is 0.7 and 1.5 with one array.
@@ -122,7 +122,7 @@ def settle(
         left_open = full & (scores[:, -1] >= kth - error[own]) & (error[own] > 0)
         return own[left_open | np.isinf(error[own])]  # inf: out of the precision's range
 
-    with ThreadPoolExecutor(thread_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return np.concatenate(list(pool.map(one, range(0, len(keys), SETTLED))))
 
 

@@ -6,12 +6,13 @@ there has to share with them. A lane that makes its own products and works on th
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+from mexma_rt.cores import usable_cores
 
 _lock = threading.Lock()
 _users = 0  # searches at work in this process: the first takes the BLAS's threads away, the last gives them back
@@ -19,14 +20,10 @@ _allowed = 0  # threads that it had
 _limit: Any = None
 
 
-def thread_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def open_lanes(wanted: int) -> Iterator[int]:
     """Until the end of the block the BLAS of this process makes each product with one thread. Yields how many to make at once:
-    at most `wanted`, and no more than there are processors or the BLAS was allowed threads (OMP_NUM_THREADS and the like).
+    at most `wanted`, and no more than there are cores to use or the BLAS was allowed threads (OMP_NUM_THREADS and the like).
 
     With `wanted` 1 nothing is changed. A BLAS without such a switch (Apple's) keeps its threads.
     """
@@ -35,7 +32,7 @@ def open_lanes(wanted: int) -> Iterator[int]:
         return
     allowed = _begin()
     try:
-        yield min(wanted, thread_count(), allowed)
+        yield min(wanted, usable_cores(), allowed)
     finally:
         _end()
 
@@ -44,7 +41,7 @@ def _begin() -> int:
     global _users, _allowed, _limit
     with _lock:
         if _users == 0:
-            _allowed = max((one["num_threads"] for one in _blas().info()), default=thread_count())
+            _allowed = max((one["num_threads"] for one in _blas().info()), default=usable_cores())
             _limit = _blas().limit(limits=1, user_api="blas")
         _users += 1
         return _allowed

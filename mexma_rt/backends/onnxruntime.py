@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 
 from mexma_rt.backends import Backend
 from mexma_rt.backends.external import check_external_files
 from mexma_rt.bundle import Bundle
+from mexma_rt.cores import usable_cores
 from mexma_rt.errors import BackendError, BundleError, InputError
 
 OUTPUT, TOKENS = "sentence_embedding", "last_hidden_state"
@@ -88,27 +87,6 @@ class OnnxRuntime(Backend):
                 f"{self.device}: {error}\nIf memory ran out, type a smaller batch_tokens."
             ) from error
         return vectors.astype(np.float32, copy=False)
-
-
-def usable_cores() -> int:
-    """Physical cores this process may run on: affinity, hyper-threads counted once, and a container's CPU quota."""
-    try:
-        cpus = os.sched_getaffinity(0)
-    except AttributeError:  # no affinity on macOS and Windows
-        return os.cpu_count() or 1
-    siblings = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in cpus]
-    with contextlib.suppress(OSError):
-        cores = len({path.read_text() for path in siblings})
-        return max(1, min(cores, _quota(Path("/sys/fs/cgroup/cpu.max")) or cores))
-    return len(cpus)
-
-
-def _quota(cpu_max: Path) -> int | None:
-    """Cores granted by cgroup v2 ("200000 100000" is two, "max 100000" is no limit), None where there is no limit."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = cpu_max.read_text().split()
-        return -(-int(quota) // int(period))
-    return None
 
 
 KEEP_GPU = "pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"

@@ -15,8 +15,8 @@ import pytest
 
 from mexma_rt import BackendError, BundleError, InputError, load
 from mexma_rt.backends import describe_choices, open_backend
-from mexma_rt.backends.onnxruntime import _quota, usable_cores
 from mexma_rt.bundle import open_bundle
+from mexma_rt.cores import _quota, usable_cores
 
 IDS = np.array([[0, 5, 6, 2], [0, 7, 2, 1]])
 MASK = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])
