@@ -36,6 +36,7 @@ from safetensors.torch import load_file, save_file
 
 from mexma_rt.files import atomic_write
 from mexma_train.config import Recipe
+from mexma_train.dev_split import held_out_segments, training_part
 from mexma_train.encoder import Encoder, new_encoder
 from mexma_train.loop import Stage, updates
 from mexma_train.model import Mexma
@@ -151,14 +152,14 @@ class Ground:
 def read_ground(options: argparse.Namespace) -> Ground:
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     shards = open_shards(options.shards)
-    held = model_dev.held_out_segments(shards)
+    held = held_out_segments(shards, model_dev.HELD_OUT)
     pairs = model_dev.dev_pairs(shards, held)
     tests = model_dev.read_tests(options.flores, options.tatoeba, shards, options.lines)
     few_pairs, few_tests = model_dev.few(pairs, tests)
     return Ground(
         commit=subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
         shards=shards,
-        training=model_dev.training_part(shards, held),
+        training=training_part(shards, held),
         pairs=pairs,
         tests=tests,
         few_pairs=few_pairs,

@@ -25,7 +25,7 @@ from mexma_rt.errors import InputError
 from mexma_rt.evaluation import retrieval_accuracy, xsim
 from mexma_train.encoder import Encoder
 from mexma_train.probe import embed_sentences, ragged, tokenise
-from mexma_train.shards import Group, Ragged, Shards
+from mexma_train.shards import Ragged, Shards
 from mexma_train.suite import XTREME
 from mexma_train.suite_data import read_flores, read_tatoeba
 from mexma_train.tokenizer import load_tokenizer
@@ -34,7 +34,7 @@ from mexma_train.warmup import bag_vectors, make_bags
 HELD_OUT = 0.01  # of the English segments: 8,460 of the corpus's 849,364, with 9,220 dev pairs in 49 languages
 NATURAL = ("tatoeba", "wmt", "stories", "seed", "bible", "help", "udhr")  # the rest are messages of programs and their manuals
 MIN_DEV, MAX_DEV = 20, 300  # pairs of a language: fewer make no figure, more no better choice of an arm
-SPLIT_SEED, CHOICE_SEED = 7, 8  # of which segments are held out, and which dev pairs are taken where there are more
+CHOICE_SEED = 8  # of which dev pairs are taken where there are more
 MAX_TOKENS = 128
 UNKNOWN = 3  # <unk>
 SAMPLED = 300  # texts of a language that a tokenizer is judged by
@@ -44,31 +44,6 @@ FEW = ("ara", "deu", "fin", "hin", "jpn", "rus", "tur", "vie")  # of a small mea
 FEW_DEV = 100  # dev pairs of each of them
 
 Embed = Callable[[Ragged], np.ndarray]  # sentences -> vectors of length 1, float32 [n, D]
-
-
-def held_out_segments(shards: Shards) -> np.ndarray:
-    """Which English segments no arm may train on: bool [E], about HELD_OUT of them, and every segment equal to one of them.
-
-    Drawn by the segment's number, so that shards of the same pairs hold out the same lines whatever their tokenizer: prepare
-    numbers the lines, and does not look at their ids.
-    """
-    drawn = np.random.default_rng(SPLIT_SEED).random(len(shards.english_hash)) < HELD_OUT
-    # A line that prepare has forgotten stands twice, under two numbers; two lines of unknown characters may also be equal.
-    return np.isin(shards.english_hash, shards.english_hash[drawn])
-
-
-def training_part(shards: Shards, held: np.ndarray) -> Shards:
-    """The shards without the pairs of the held-out segments [E]: a sampler with order="draw" cannot reach them.
-
-    It draws through groups and order alone. With order="epochs" it would go through all pairs.
-    """
-    keep = ~held[shards.pair_english[shards.order]]
-    before = np.concatenate([[0], np.cumsum(keep)])
-    groups = []
-    for group in shards.groups:
-        start, end = (int(before[place]) for place in (group.start, group.start + group.count))
-        groups.append(Group(lang=group.lang, source=group.source, start=start, count=end - start))
-    return replace(shards, order=np.asarray(shards.order)[keep], groups=groups)
 
 
 def dev_pairs(shards: Shards, held: np.ndarray) -> dict[str, np.ndarray]:

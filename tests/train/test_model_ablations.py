@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install '
 
 from mexma_rt.errors import InputError  # noqa: E402
 from mexma_train.config import ModelConfig, SamplingConfig  # noqa: E402
+from mexma_train.dev_split import held_out_segments, training_part  # noqa: E402
 from mexma_train.encoder import new_encoder  # noqa: E402
 from mexma_train.model import Mexma  # noqa: E402
 from mexma_train.parallel import World  # noqa: E402
@@ -60,11 +61,11 @@ def english_lines(shards: Shards, pairs: np.ndarray) -> set[int]:
 
 
 def test_no_held_out_segment_nor_an_equal_line_is_ever_drawn(dev: ModuleType, shards: Shards) -> None:
-    held = dev.held_out_segments(shards)
+    held = held_out_segments(shards, dev.HELD_OUT)
     kept_out = {int(h) for h in shards.english_hash[held]}
     assert 0.1 < held.mean() < 0.5
     assert all(held[i] == (int(h) in kept_out) for i, h in enumerate(shards.english_hash))  # equal lines go together
-    sampler = PairSampler(dev.training_part(shards, held), SamplingConfig(distinct_english=False, bucket=4))
+    sampler = PairSampler(training_part(shards, held), SamplingConfig(distinct_english=False, bucket=4))
     drawn = [sampler.batch(number, 200) for number in range(20)] + [sampler.micro_batch(number, 50) for number in range(40)]
     seen = np.unique(np.concatenate(drawn))
     assert not english_lines(shards, seen) & kept_out
@@ -72,7 +73,7 @@ def test_no_held_out_segment_nor_an_equal_line_is_ever_drawn(dev: ModuleType, sh
 
 
 def test_groups_of_the_training_part_hold_their_own_pairs(dev: ModuleType, shards: Shards) -> None:
-    part = dev.training_part(shards, dev.held_out_segments(shards))
+    part = training_part(shards, held_out_segments(shards, dev.HELD_OUT))
     assert sum(group.count for group in part.groups) == len(part.order) < len(shards)
     for group in part.groups:
         own = part.order[group.start : group.start + group.count]
@@ -80,7 +81,7 @@ def test_groups_of_the_training_part_hold_their_own_pairs(dev: ModuleType, shard
 
 
 def test_dev_pairs_are_held_out_natural_and_no_line_twice(dev: ModuleType, shards: Shards) -> None:
-    held = dev.held_out_segments(shards)
+    held = held_out_segments(shards, dev.HELD_OUT)
     chosen = dev.dev_pairs(shards, held)
     assert set(chosen) == {"fra", "rus"}
     for lang, pairs in chosen.items():
@@ -97,7 +98,7 @@ def test_dev_pairs_are_held_out_natural_and_no_line_twice(dev: ModuleType, shard
 def test_dev_error_is_the_mean_over_languages(dev: ModuleType, toy_shards: Path) -> None:
     """Vectors by hand: each text has that of its English line, but two French ones and a Russian one point astray."""
     shards = open_shards(toy_shards)
-    pairs = dev.dev_pairs(shards, dev.held_out_segments(shards))
+    pairs = dev.dev_pairs(shards, held_out_segments(shards, dev.HELD_OUT))
     lines = sorted(english_lines(shards, np.concatenate(list(pairs.values()))))
     vectors: dict[tuple[int, ...], np.ndarray] = {}
 
@@ -142,7 +143,7 @@ def setting(dev: ModuleType, shards: Shards) -> Any:
     recipe = replace(
         recipe, warmup=replace(recipe.warmup, batch_pairs=24), mexma=replace(recipe.mexma, batch_pairs=12, steps=2)
     )
-    training = dev.training_part(shards, dev.held_out_segments(shards))
+    training = training_part(shards, held_out_segments(shards, dev.HELD_OUT))
     sampler = PairSampler(training, replace(recipe.sampling, source_weights={}))
     return variants.Setting(recipe=recipe, model=model, sampler=sampler, judge=judge)
 

@@ -58,6 +58,7 @@ class SamplingConfig:
     )
     distinct_english: Annotated[bool, "no English segment twice in a batch: a duplicate makes KoLeo explode"] = True
     bucket: Annotated[int, "micro-batches drawn together and cut by length, equal in tokens; 1 = off"] = 16
+    dev_share: Annotated[float, "share of the English segments that are never drawn: kept to choose by; order draw only"] = 0.0
     seed: Annotated[int, "of the draws"] = 42
 
 

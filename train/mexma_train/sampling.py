@@ -17,6 +17,7 @@ import numpy as np
 
 from mexma_rt.errors import InputError
 from mexma_train.config import SamplingConfig
+from mexma_train.dev_split import held_out_segments, training_part
 from mexma_train.permutation import permute
 from mexma_train.shards import Shards
 
@@ -29,8 +30,10 @@ class PairSampler:
 
     def __init__(self, shards: Shards, config: SamplingConfig) -> None:
         """Raises InputError for a source that the shards have not, a negative weight or seed, or weights that exclude all."""
-        self.shards, self.config = shards, config
         _check(shards, config)
+        if config.dev_share:
+            shards = training_part(shards, held_out_segments(shards, config.dev_share))
+        self.shards, self.config = shards, config
         share = self._group_shares()
         used = [(group, p) for group, p in zip(shards.groups, share, strict=True) if p > 0]
         self.starts, self.counts, self.langs = np.array([(g.start, g.count, g.lang) for g, _ in used], np.int64).T
@@ -179,5 +182,10 @@ def _check(shards: Shards, config: SamplingConfig) -> None:
         )
     if wrong := {name: w for name, w in config.source_weights.items() if not 0 <= w < float("inf")}:
         raise InputError(f"sampling.source_weights has {wrong}; a weight is a number from 0 (never drawn) up.")
+    if not 0 <= config.dev_share < 1 or (config.dev_share and config.order == "epochs"):
+        raise InputError(
+            f"sampling.dev_share is {config.dev_share} with order {config.order!r}; it is a share from 0 up to 1, and needs "
+            "--sampling.order draw, since epochs go through all pairs."
+        )
     if config.bucket < 1 or config.seed < 0:
         raise InputError(f"sampling.bucket is {config.bucket} and sampling.seed {config.seed}; at least 1 and 0 are needed.")
