@@ -38,6 +38,17 @@ def test_a_sentence_sees_itself_alone(kind: str) -> None:
     np.testing.assert_allclose(out.detach().numpy(), by_hand(*(x.detach().numpy() for x in (q, k, v))), atol=1e-12)
 
 
+def test_padded_groups_sentences_of_similar_length() -> None:
+    """Lengths far apart: several tables, each within half as much again, and every token in its place."""
+    lengths = np.array([60, 2, 17, 90, 16, 25, 1, 33])
+    layout = make_layout(lengths, "padded")
+    # limits 16, 24, 36, 54, 81, ...
+    assert [(table.sentences, table.longest) for table in layout.tables] == [(3, 16), (1, 17), (2, 33), (1, 60), (1, 90)]
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(int(lengths.sum()), 2, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    torch.testing.assert_close(attend(q, k, v, layout), attend(q, k, v, make_layout(lengths, "block")), atol=1e-12, rtol=0)
+
+
 def test_flex_computes_the_same_forward_on_cpu() -> None:
     """Forward only, because torch's FlexAttention has no backward on CPU; the gradient is compared on CUDA below."""
     with torch.no_grad():

@@ -4,7 +4,7 @@ One function, four ways to compute the same thing (tests/train/test_attention.py
     varlen  torch's variable-length flash attention: CUDA, bf16 or fp16; no padding anywhere
     flex    FlexAttention with a block mask: CUDA in any precision; on CPU forward only, because torch has no backward there
     block   scaled-dot-product attention under a block-diagonal mask: everywhere, but T x T cells; the others' yardstick
-    padded  sentences padded to the longest for the attention alone: everywhere; the fast one on CPU
+    padded  sentences of similar length padded for the attention alone: everywhere; the fast one on CPU
 H heads of E dimensions each.
 """
 
@@ -23,7 +23,19 @@ from torch import Tensor
 from mexma_rt.errors import InputError
 
 KINDS = ("varlen", "flex", "block", "padded")
+SHORT, STEP = 16, 1.5  # of padded: up to SHORT tokens together, then each table STEP times as long as the one before
 FLEX_BLOCK = 128  # FlexAttention's block: T is filled up to a multiple of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Sentences that are padded together, n tokens in all."""
+
+    sentences: int
+    longest: int
+    tokens_N: Tensor  # int64 [n], their tokens among the packed ones
+    cells_N: Tensor  # int64 [n], cell of each in the sentences x longest table
+    mask: Tensor | None  # bool [sentences, 1, 1, longest]; None where all are of one length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +46,9 @@ class Layout:
     tokens: int
     longest: int
     cumulative_S1: Tensor
-    cells_T: Any = None  # padded: int64 [T], cell of each token in the S x longest table
-    mask: Any = None  # padded: bool [S, 1, 1, longest]; block: bool [T, T]; flex: a BlockMask
+    tables: tuple[Table, ...] = ()  # padded
+    back_T: Any = None  # padded: int64 [T], where each packed token stands in the tables laid end to end
+    mask: Any = None  # block: bool [T, T]; flex: a BlockMask
 
     @property
     def starts_S(self) -> Tensor:
@@ -70,10 +83,10 @@ def make_layout(lengths_S: np.ndarray, kind: str, device: torch.device | str = "
     tokens, longest, starts = int(ends[-1]), int(lengths_S.max()), ends - lengths_S
     cumulative = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)).to(device)
     sentence_T = np.repeat(np.arange(len(lengths_S)), lengths_S)
-    cells, mask = None, None
+    tables, back, mask = (), None, None
     if kind == "padded":
-        cells = torch.from_numpy(sentence_T * longest + np.arange(tokens) - starts[sentence_T]).to(device)
-        mask = torch.from_numpy(np.arange(longest) < lengths_S[:, None])[:, None, None].to(device)
+        tables = tuple(_table(lengths_S, starts, chosen, device) for chosen in _of_similar_length(lengths_S))
+        back = torch.argsort(torch.cat([table.tokens_N for table in tables]))
     elif kind == "block":
         mask = torch.from_numpy(sentence_T[:, None] == sentence_T).to(device)
     elif kind == "flex":
@@ -81,7 +94,33 @@ def make_layout(lengths_S: np.ndarray, kind: str, device: torch.device | str = "
         documents = torch.full((filled,), -1, dtype=torch.int32, device=device)
         documents[:tokens] = torch.from_numpy(sentence_T.astype(np.int32)).to(device)
         mask = _flex_mask(documents)
-    return Layout(kind=kind, tokens=tokens, longest=longest, cumulative_S1=cumulative, cells_T=cells, mask=mask)
+    return Layout(
+        kind=kind, tokens=tokens, longest=longest, cumulative_S1=cumulative, tables=tables, back_T=back, mask=mask
+    )
+
+
+def _of_similar_length(lengths_S: np.ndarray) -> list[np.ndarray]:
+    """Sentence numbers by length: each group's longest is at most STEP times its shortest, or SHORT tokens."""
+    by_length = np.argsort(lengths_S, kind="stable")
+    limits, longest = [], float(SHORT)
+    while longest < lengths_S.max():
+        limits.append(np.searchsorted(lengths_S[by_length], longest, side="right"))
+        longest *= STEP
+    return [group for group in np.split(by_length, limits) if len(group)]
+
+
+def _table(lengths_S: np.ndarray, starts_S: np.ndarray, chosen: np.ndarray, device: torch.device | str) -> Table:
+    lengths, longest = lengths_S[chosen], int(lengths_S[chosen].max())
+    row = np.repeat(np.arange(len(chosen)), lengths)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    mask = np.arange(longest) < lengths[:, None]
+    return Table(
+        sentences=len(chosen),
+        longest=longest,
+        tokens_N=torch.from_numpy(starts_S[chosen][row] + place).to(device),
+        cells_N=torch.from_numpy(row * longest + place).to(device),
+        mask=None if mask.all() else torch.from_numpy(mask)[:, None, None].to(device),
+    )
 
 
 def attend(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, layout: Layout) -> Tensor:
@@ -107,16 +146,19 @@ def attend(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, layout: Layout
 
 
 def _padded(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, layout: Layout) -> Tensor:
-    query, key, value = (_pad(x, layout) for x in (query_THE, key_THE, value_THE))
-    out_SHLE = F.scaled_dot_product_attention(query, key, value, attn_mask=layout.mask)
-    return out_SHLE.transpose(1, 2).flatten(0, 1).index_select(0, layout.cells_T)
+    parts = []
+    for table in layout.tables:
+        query, key, value = (_pad(x, table) for x in (query_THE, key_THE, value_THE))
+        out_SHLE = F.scaled_dot_product_attention(query, key, value, attn_mask=table.mask)
+        parts.append(out_SHLE.transpose(1, 2).flatten(0, 1).index_select(0, table.cells_N))
+    return torch.cat(parts).index_select(0, layout.back_T)
 
 
-def _pad(x_THE: Tensor, layout: Layout) -> Tensor:
+def _pad(x_THE: Tensor, table: Table) -> Tensor:
     """[T, H, E] -> [S, H, L, E]. index_copy, whose backward is a plain read, unlike that of indexing."""
-    sentences = len(layout.cumulative_S1) - 1
-    table = x_THE.new_zeros(sentences * layout.longest, *x_THE.shape[1:])
-    return table.index_copy(0, layout.cells_T, x_THE).unflatten(0, (sentences, layout.longest)).transpose(1, 2)
+    cells = x_THE.new_zeros(table.sentences * table.longest, *x_THE.shape[1:])
+    cells = cells.index_copy(0, table.cells_N, x_THE.index_select(0, table.tokens_N))
+    return cells.unflatten(0, (table.sentences, table.longest)).transpose(1, 2)
 
 
 def _flex_mask(documents_T: Tensor) -> Any:
