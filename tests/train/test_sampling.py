@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from mexma_rt.errors import InputError
 from mexma_train.config import SamplingConfig
+from mexma_train.dev_split import held_out_segments
 from mexma_train.prepare import prepare
 from mexma_train.sampling import BUCKET, PairSampler, deal, equal_cuts
 from mexma_train.shards import Shards, open_shards
@@ -251,3 +253,41 @@ def test_pairs_for_tokens(uneven: Shards, shards: Shards, order: Any) -> None:
 def test_settings_that_cannot_be(shards: Shards, values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         PairSampler(shards, SamplingConfig(**values))
+
+
+def test_neighbourhoods_are_of_like_segments_but_not_of_twins(shards: Shards) -> None:
+    """Eight distant clusters: neighbours are of their seed's far oftener than by chance."""
+    segments = len(shards.english_hash)
+    cluster = np.arange(segments) % 8
+    rng = np.random.default_rng(0)
+    vectors = np.concatenate([np.eye(8)[cluster], 0.2 * rng.standard_normal((segments, 8))], axis=1)
+    vectors[8::16] = vectors[0]  # twins of the first segment, in its cluster
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    taught = replace(shards, teacher=vectors.astype(np.float16))
+    sampler, same, all_near = PairSampler(taught, SamplingConfig(distinct_english=False)), 0, 0
+    for number in range(20):
+        rows = sampler.neighbour_batch(number, 4, 4)  # one group: its seed, then its neighbours
+        assert (rows == sampler.neighbour_batch(number, 4, 4)).all() and len(rows) <= 4
+        seed, near = shards.pair_english[rows[0]], shards.pair_english[rows[1:]]
+        same, all_near = same + int((cluster[near] == cluster[seed]).sum()), all_near + len(near)
+        assert seed not in near
+        assert not (np.isin(near, [0, *range(8, segments, 16)]) & (seed in [0, *range(8, segments, 16)])).any()
+    assert all_near > 40 and same > 0.4 * all_near  # 1 in 8 by chance; halves of few members cut through clusters
+
+
+def test_neighbourhoods_need_vectors_and_draws(shards: Shards) -> None:
+    with pytest.raises(InputError, match=r"has no teacher's vectors, .*mexma-train teach"):
+        PairSampler(shards, SamplingConfig()).neighbour_batch(0, 32, 4)
+    with pytest.raises(InputError, match=r"needs --sampling\.order draw"):
+        PairSampler(shards, SamplingConfig(order="epochs")).neighbour_batch(0, 32, 4)
+
+
+def test_the_dev_share_is_never_drawn(shards: Shards) -> None:
+    sampler = PairSampler(shards, SamplingConfig(dev_share=0.2, distinct_english=False))
+    held = held_out_segments(shards, 0.2)
+    assert 0.1 < held.mean() < 0.3
+    drawn = np.concatenate([sampler.batch(number, 200) for number in range(40)])
+    assert not held[shards.pair_english[drawn]].any()
+    assert len(np.unique(drawn)) > 0.95 * (~held[shards.pair_english]).sum()
+    with pytest.raises(InputError, match=r"dev_share is 0\.2 with order 'epochs'"):
+        PairSampler(shards, SamplingConfig(dev_share=0.2, order="epochs"))

@@ -94,9 +94,7 @@ def make_layout(lengths_S: np.ndarray, kind: str, device: torch.device | str = "
         documents = torch.full((filled,), -1, dtype=torch.int32, device=device)
         documents[:tokens] = torch.from_numpy(sentence_T.astype(np.int32)).to(device)
         mask = _flex_mask(documents)
-    return Layout(
-        kind=kind, tokens=tokens, longest=longest, cumulative_S1=cumulative, tables=tables, back_T=back, mask=mask
-    )
+    return Layout(kind=kind, tokens=tokens, longest=longest, cumulative_S1=cumulative, tables=tables, back_T=back, mask=mask)
 
 
 def _of_similar_length(lengths_S: np.ndarray) -> list[np.ndarray]:

@@ -83,8 +83,10 @@ class RankingConfig:
 
     steps: Annotated[int, "updates"]
     batch_pairs: Annotated[int, "pairs of an update"] = 512
+    neighbours: Annotated[int, "of a batch lie close together in groups of so many, by the teacher's vectors; 1: at random"] = 1
     lr: Annotated[float, "peak learning rate of the layers"] = 5e-4
     words_lr: Annotated[float, "peak learning rate of the word embeddings; 0 keeps them as they are"] = 5e-4
+    layer_decay: Annotated[float, "rate of each layer, as a share of that of the layer above it"] = 1.0
     temperature: Annotated[float, "of the softmax over the batch"] = 0.05
     max_tokens: Annotated[int, "per side, <s> and </s> included"] = 96
     warmup_share: Annotated[float, "share of the updates with rising rate; then straight down to 0"] = 0.1

@@ -46,7 +46,7 @@ class PairBatch:
 
 def ranking_batch(update: int, sampler: PairSampler, config: RankingConfig) -> PairBatch:
     """The pairs of an update; a function of (seed, update)."""
-    pairs = sampler.micro_batch(update, config.batch_pairs, config.max_tokens)
+    pairs = draw(update, sampler, config)
     sides = [side(pairs, config.max_tokens) for side in (sampler.shards.text, sampler.shards.english)]
     ids = np.concatenate([side.ids for side in sides])
     lengths = np.concatenate([side.lengths for side in sides])
@@ -58,6 +58,13 @@ def ranking_batch(update: int, sampler: PairSampler, config: RankingConfig) -> P
     )
 
 
+def draw(update: int, sampler: PairSampler, config: RankingConfig) -> np.ndarray:
+    """The pair numbers of an update."""
+    if config.neighbours > 1:
+        return sampler.neighbour_batch(update, config.batch_pairs, config.neighbours)
+    return sampler.micro_batch(update, config.batch_pairs, config.max_tokens)
+
+
 def whole_terms(encoder: Encoder, batch: PairBatch, config: RankingConfig, attention: str) -> dict[str, Tensor]:
     """Loss terms of one batch."""
     layout = make_layout(batch.lengths, attention, batch.ids.device)
@@ -66,11 +73,15 @@ def whole_terms(encoder: Encoder, batch: PairBatch, config: RankingConfig, atten
 
 
 def ranking_parameters(encoder: Encoder, config: RankingConfig) -> list[dict]:
-    """Adam groups: the word embeddings, and all the rest."""
+    """Adam groups: the top layer at config.lr, each one below it at layer_decay of that, then the embeddings; the words."""
     words = encoder.embeddings.word_embeddings.weight
     words.requires_grad_(config.words_lr > 0)
-    rest = [p for p in encoder.parameters() if p is not words]
-    return [{"params": rest, "lr": config.lr}] + ([{"params": [words], "lr": config.words_lr}] if config.words_lr else [])
+    below = [p for p in encoder.embeddings.parameters() if p is not words]
+    groups, lr = [], config.lr
+    for parameters in [*(list(layer.parameters()) for layer in reversed(encoder.encoder.layer)), below]:
+        groups.append({"params": parameters, "lr": lr})
+        lr *= config.layer_decay
+    return groups + ([{"params": [words], "lr": config.words_lr}] if config.words_lr else [])
 
 
 def ranking_rate(update: int, config: RankingConfig) -> float:

@@ -18,10 +18,11 @@ import numpy as np
 from mexma_rt.errors import InputError
 from mexma_train.config import SamplingConfig
 from mexma_train.dev_split import held_out_segments, training_part
+from mexma_train.neighbourhoods import Neighbourhoods, make_neighbourhoods
 from mexma_train.permutation import permute
 from mexma_train.shards import Shards
 
-BATCH, BUCKET, DEAL, EPOCH, ESTIMATE, OTHERS = range(6)  # streams of random numbers
+BATCH, BUCKET, DEAL, EPOCH, ESTIMATE, OTHERS, NEAR = range(7)  # streams of random numbers
 ESTIMATE_PAIRS = 16_384  # the mean length of pairs is then known to 1 % (their lengths spread by about their mean)
 
 
@@ -38,6 +39,7 @@ class PairSampler:
         used = [(group, p) for group, p in zip(shards.groups, share, strict=True) if p > 0]
         self.starts, self.counts, self.langs = np.array([(g.start, g.count, g.lang) for g, _ in used], np.int64).T
         self.share = np.array([p for _, p in used])  # of each used group in what is drawn
+        self._near: Neighbourhoods | None = None
         self._last: tuple[tuple[int, int, int | None], list[np.ndarray]] | None = None
 
     def _group_shares(self) -> np.ndarray:
@@ -65,6 +67,21 @@ class PairSampler:
     def batch(self, number: int, pairs: int) -> np.ndarray:
         """Batch `number` (>= 0): pair numbers int64, `pairs` of them less those that distinct_english drops."""
         return self._distinct(self._rows(BATCH, number, pairs))
+
+    def neighbour_batch(self, number: int, pairs: int, group: int) -> np.ndarray:
+        """Like `batch`, in groups of up to `group` pairs whose English segments lie close together: see neighbourhoods.py.
+
+        The first of each group is drawn like a pair of `batch`, the others from its neighbourhood, any translation alike.
+        Raises InputError for shards without a teacher's vectors, and for order="epochs".
+        """
+        if self.config.order == "epochs":
+            raise InputError("ranking.neighbours needs --sampling.order draw: an epoch takes every pair once, not its like.")
+        if self._near is None:
+            used = [np.arange(start, start + count) for start, count in zip(self.starts, self.counts, strict=True)]
+            self._near = make_neighbourhoods(self.shards, self.shards.order[np.concatenate(used)], self.config.seed)
+        seeds = self._drawn(NEAR, number, max(1, pairs // group))
+        near = self._near.near(self._rng(NEAR, number), self.shards.pair_english[seeds].astype(np.int64), group)
+        return self._distinct(np.concatenate([seeds, near]))
 
     def others(self, number: int, pairs: int, batch: np.ndarray) -> np.ndarray:
         """Pairs drawn like those of a batch, but for every English segment once, and none that equals one of the batch."""
