@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 import mexma_rt as mexma
-from mexma_rt.wordsplit import join_words
+from mexma_rt.align.wordsplit import join_words
 
 Beads = list[tuple[tuple[int, ...], tuple[int, ...]]]
 DROP, JOIN, CUT = 0.05, 0.08, 0.08  # of each side

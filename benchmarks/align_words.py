@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 
 import mexma_rt as mexma
-from mexma_rt.matching import METHODS, find_links
-from mexma_rt.words import UNITS
+from mexma_rt.align.links import METHODS, find_links
+from mexma_rt.align.words import UNITS
 
 SEEN = 150  # sentences on which the constants of "ot" were chosen; they are left out
 PEER = {"inter": "inter", "itermax": "itermax", "match": "mwmf"}
@@ -236,7 +236,7 @@ def beside_simalign(args: argparse.Namespace, encoder: mexma.Encoder) -> list[st
 
 
 def mexma_words(text: str) -> list:
-    from mexma_rt.wordsplit import split_words
+    from mexma_rt.align.wordsplit import split_words
 
     return split_words(text)
 

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mexma_rt import ivfpq
-from mexma_rt.approximate import search_part
-from mexma_rt.ivfpq import IvfPq
-from mexma_rt.keys import neighbours_of
-from mexma_rt.knn import mutual_neighbours
+from mexma_rt.knn import ivfpq
+from mexma_rt.knn.approximate import search_part
+from mexma_rt.knn.ivfpq import IvfPq
+from mexma_rt.knn.keys import neighbours_of
+from mexma_rt.knn.search import mutual_neighbours
 
 K = 4
 

@@ -3,8 +3,8 @@
     python benchmarks/embed.py BUNDLE TEXTS.txt ... --keep runs.jsonl -o benchmarks/results/embed.md
 
 BUNDLE has its weights and a fp32 graph (mexma-export without --no-weights). TEXTS.txt have one text per line. Each route runs
-in a process of its own; rounds are interleaved (mexma_rt/bench.py). A run is one bundle; --keep collects the runs of several
-calls, and the table and the plot are made of all of them. A peer of another environment: --python PEER=/path/to/python.
+in a process of its own; rounds are interleaved (mexma_rt/bench/run.py). A run is one bundle; --keep collects the runs of
+several calls, and the table and the plot are made of all of them. A peer of another environment: --python PEER=/path/to/python.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any
 
 from embed_peers import PEERS
 
-from mexma_rt.bench import Route, Row, as_data, as_table, measure, our_routes
-from mexma_rt.bench_plot import ratio_bars
-from mexma_rt.bundle import open_bundle
-from mexma_rt.pictures import save
+from mexma_rt.bench.plot import ratio_bars
+from mexma_rt.bench.run import Route, Row, as_data, as_table, measure, our_routes
+from mexma_rt.bundle.manifest import open_bundle
+from mexma_rt.files.pictures import save
 
 BASE = PEERS["st-fp32"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mexma_rt.benchworker import Embed, serve
+from mexma_rt.bench.worker import Embed, serve
 
 PEERS = {
     "st-fp32": "sentence-transformers, torch fp32 (its defaults)",
@@ -79,10 +79,10 @@ def fastembed(bundle: Path) -> Embed:
 def openvino(bundle: Path) -> Embed:
     import openvino as ov
 
-    from mexma_rt.bundle import TOKENIZER, read_manifest
-    from mexma_rt.encoder import BATCH_TOKENS
-    from mexma_rt.packing import pack
-    from mexma_rt.tokenizer import Tokenizer
+    from mexma_rt.bundle.manifest import TOKENIZER, read_manifest
+    from mexma_rt.embedding.encoder import BATCH_TOKENS
+    from mexma_rt.embedding.packing import pack
+    from mexma_rt.embedding.tokenizer import Tokenizer
 
     manifest = read_manifest(bundle)
     tokenizer = Tokenizer(bundle / TOKENIZER)

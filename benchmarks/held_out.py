@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mexma_rt.errors import InputError
-from mexma_rt.files import atomic_write
-from mexma_rt.lines import lines
-from mexma_train.held_out import LIST, load_held_out, pack
+from mexma_rt.files.atomic import atomic_write
+from mexma_rt.files.lines import lines
+from mexma_train.data.held_out import LIST, load_held_out, pack
 
 
 def sentences(folder: Path, suffix: str, columns: int) -> Iterator[str]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mexma_rt import blocks, gpu
-from mexma_rt.knn import neighbours, unit_rows
+from mexma_rt.knn import blocks, gpu
+from mexma_rt.knn.search import neighbours, unit_rows
 
 
 def roofline(dimensions: int) -> float:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mexma_rt.knn import mutual_neighbours, neighbours
+from mexma_rt.knn.search import mutual_neighbours, neighbours
 
 BLOCK = 1024  # rows of queries at a time, for the numpy and torch pipelines
 

@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 
 from mexma_rt.errors import InputError
-from mexma_rt.evaluation import retrieval_accuracy, xsim
+from mexma_rt.evaluation.xsim import retrieval_accuracy, xsim
+from mexma_train.data.shards import Ragged, Shards
+from mexma_train.data.tokenizer import load_tokenizer
 from mexma_train.encoder import Encoder
 from mexma_train.probe import embed_sentences, ragged, tokenise
-from mexma_train.shards import Ragged, Shards
-from mexma_train.suite import XTREME
-from mexma_train.suite_data import read_flores, read_tatoeba
-from mexma_train.tokenizer import load_tokenizer
+from mexma_train.suite.data import read_flores, read_tatoeba
+from mexma_train.suite.run import XTREME
 from mexma_train.warmup import bag_vectors, make_bags
 
 HELD_OUT = 0.01  # of the English segments: 8,460 of the corpus's 849,364, with 9,220 dev pairs in 49 languages

@@ -1,4 +1,4 @@
-"""The cost model (mexma_rt/costs.py) against measurements: rates fitted on small searches predict a larger one.
+"""The cost model (mexma_rt/knn/costs.py) against measurements: rates fitted on small searches predict a larger one.
 
     python benchmarks/plan.py -o benchmarks/results/plan.md
 
@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mexma_rt import costs, ivfpq
-from mexma_rt.approximate import search_part
-from mexma_rt.costs import Rates
-from mexma_rt.ivfpq import IvfPq
-from mexma_rt.knn import unit_rows
-from mexma_rt.knnfiles import knn_files
-from mexma_rt.vectorfiles import VectorFiles
+from mexma_rt.knn import costs, ivfpq
+from mexma_rt.knn.approximate import search_part
+from mexma_rt.knn.costs import Rates
+from mexma_rt.knn.ivfpq import IvfPq
+from mexma_rt.knn.on_disk import knn_files
+from mexma_rt.knn.search import unit_rows
+from mexma_rt.knn.vector_files import VectorFiles
 
 K, MEMORY = 4, 1 << 30
 FITTED = [IvfPq(nprobe=8, candidates=8), IvfPq(nprobe=64, candidates=8), IvfPq(nprobe=8, candidates=64)]

@@ -27,10 +27,12 @@ import model_dev
 import numpy as np
 import torch
 
-from mexma_rt.evaluation import retrieval_accuracy, xsim
+from mexma_rt.evaluation.xsim import retrieval_accuracy, xsim
 from mexma_train.batch import prefetch
 from mexma_train.config import MexmaConfig, RankingConfig, Recipe, load_recipe
-from mexma_train.dev_split import held_out_segments
+from mexma_train.data.dev_split import held_out_segments
+from mexma_train.data.shards import Ragged, Shards, open_shards
+from mexma_train.data.tokenizer import load_tokenizer
 from mexma_train.encoder import Encoder, load_encoder
 from mexma_train.loop import Stage
 from mexma_train.model import Mexma
@@ -38,8 +40,6 @@ from mexma_train.parallel import World, clip_gradient
 from mexma_train.probe import embed_texts
 from mexma_train.run import mexma_stage, ranking_stage
 from mexma_train.sampling import PairSampler
-from mexma_train.shards import Ragged, Shards, open_shards
-from mexma_train.tokenizer import load_tokenizer
 
 FLORES = ("isl", "gle", "uig", "est")  # the hardest for the encoder as it comes (research notes)
 UNTRAINED = ("azb", "gla", "hau")

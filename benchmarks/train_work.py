@@ -15,8 +15,8 @@ import numpy as np
 
 from mexma_train.batch import MaskedSide, mask_side
 from mexma_train.config import MexmaConfig, ModelConfig, SamplingConfig
+from mexma_train.data.shards import Ragged, open_shards
 from mexma_train.sampling import PairSampler
-from mexma_train.shards import Ragged, open_shards
 
 XLMR_PIECES = 250_002
 SHAPES = {

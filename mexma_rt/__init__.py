@@ -26,17 +26,17 @@ from mexma_rt.errors import (
 
 if TYPE_CHECKING:
     from mexma_rt import knn
-    from mexma_rt.documents import Bead, align_documents
-    from mexma_rt.encoder import Encoder
-    from mexma_rt.evaluation import XsimResult, xsim
-    from mexma_rt.mining import mine
-    from mexma_rt.report import Embedded, EmbedReport
-    from mexma_rt.scoring import score_pairs
-    from mexma_rt.search import Pair
-    from mexma_rt.service import Service
-    from mexma_rt.stream import FileReport
-    from mexma_rt.tokens import TokenVectors
-    from mexma_rt.words import WordAlignment, align_words
+    from mexma_rt.align.documents import Bead, align_documents
+    from mexma_rt.align.words import WordAlignment, align_words
+    from mexma_rt.embedding.embed_file import FileReport
+    from mexma_rt.embedding.encoder import Encoder
+    from mexma_rt.embedding.report import Embedded, EmbedReport
+    from mexma_rt.embedding.service import Service
+    from mexma_rt.embedding.tokens import TokenVectors
+    from mexma_rt.evaluation.xsim import XsimResult, xsim
+    from mexma_rt.mining.found import Pair
+    from mexma_rt.mining.mine import mine
+    from mexma_rt.mining.score import score_pairs
 
 __version__ = "0.1.0"
 
@@ -104,7 +104,7 @@ def load(
 
     Raises BundleError (not found, damaged), BackendError or MissingExtraError (cannot run here), InputError (other arguments).
     """
-    from mexma_rt import encoder
+    from mexma_rt.embedding import encoder
 
     return encoder.load(
         model,
@@ -134,8 +134,8 @@ def embed(
 
     model: as for `load`, whose defaults hold; the other arguments, and what is raised, as for `Encoder.embed`.
     """
-    from mexma_rt.encoder import shared_encoder
-    from mexma_rt.report import warn_if_truncated
+    from mexma_rt.embedding.encoder import shared_encoder
+    from mexma_rt.embedding.report import warn_if_truncated
 
     encoder = shared_encoder(model)
     result = encoder.embed_report(
@@ -179,10 +179,10 @@ def embed_file(
     Texts are embedded in slabs of 8,192; their vectors are those of `embed` for such a slab, up to roundings that depend on
     which texts share a batch. Raises InputError, FileError, BundleError, BackendError, MissingExtraError (.zst, .parquet).
     """
-    from mexma_rt import stream
-    from mexma_rt.encoder import shared_encoder
+    from mexma_rt.embedding import embed_file
+    from mexma_rt.embedding.encoder import shared_encoder
 
-    return stream.embed_file(
+    return embed_file.embed_file(
         lambda: shared_encoder(model),
         source,
         output,
@@ -197,21 +197,21 @@ def embed_file(
 
 
 _HOME = {
-    "Bead": "documents",
-    "Embedded": "report",
-    "EmbedReport": "report",
-    "Encoder": "encoder",
-    "FileReport": "stream",
-    "Pair": "search",
-    "Service": "service",
-    "TokenVectors": "tokens",
-    "WordAlignment": "words",
-    "XsimResult": "evaluation",
-    "align_documents": "documents",
-    "align_words": "words",
-    "mine": "mining",
-    "score_pairs": "scoring",
-    "xsim": "evaluation",
+    "Bead": "align.documents",
+    "Embedded": "embedding.report",
+    "EmbedReport": "embedding.report",
+    "Encoder": "embedding.encoder",
+    "FileReport": "embedding.embed_file",
+    "Pair": "mining.found",
+    "Service": "embedding.service",
+    "TokenVectors": "embedding.tokens",
+    "WordAlignment": "align.words",
+    "XsimResult": "evaluation.xsim",
+    "align_documents": "align.documents",
+    "align_words": "align.words",
+    "mine": "mining.mine",
+    "score_pairs": "mining.score",
+    "xsim": "evaluation.xsim",
 }
 
 

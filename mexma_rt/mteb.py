@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mexma_rt.embedding.similarity import pairwise_cosines
 from mexma_rt.errors import InputError, require_extra
-from mexma_rt.similarity import pairwise_cosines
 
 if TYPE_CHECKING:
-    from mexma_rt.encoder import Encoder
+    from mexma_rt.embedding.encoder import Encoder
 
 
 class MtebEncoder:

@@ -24,7 +24,7 @@ from mexma_export.golden import describe_source, golden_vectors, vector_ranges
 from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, load_sentences, require_passed
 from mexma_export.peers import peer_files
 from mexma_export.precisions import GRAPHS, OPSET, OPSETS, gate_graphs, torch_runner, write_graphs
-from mexma_rt.bundle import sha256_of
+from mexma_rt.bundle.manifest import sha256_of
 from mexma_rt.errors import InputError, require_extra
 
 if TYPE_CHECKING:

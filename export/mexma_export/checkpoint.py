@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mexma_rt.bundle import MANIFEST, sha256_of
+from mexma_rt.bundle.known import find_known
+from mexma_rt.bundle.manifest import MANIFEST, sha256_of
 from mexma_rt.errors import BundleError, FileError
-from mexma_rt.known import find_known
 
 if TYPE_CHECKING:
     import numpy as np

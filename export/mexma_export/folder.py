@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mexma_rt.errors import FileError, InputError, MexmaError
-from mexma_rt.files import move_folder
+from mexma_rt.files.atomic import move_folder
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, the largest file that is allowed
 

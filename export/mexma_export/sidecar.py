@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mexma_rt.backends.sidecar import FORMAT, FORMAT_VERSION, Sidecar, sidecar_path
-from mexma_rt.files import atomic_write
+from mexma_rt.files.atomic import atomic_write
 
 
 def write_sidecar(engine: Path, sidecar: Sidecar) -> Path:

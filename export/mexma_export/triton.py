@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mexma_export.folder import new_folder
 from mexma_rt.backends.sidecar import Sidecar, check_sidecar, engine_path, manifest_graph_hash, read_sidecar
-from mexma_rt.bundle import Bundle, open_bundle
+from mexma_rt.bundle.manifest import Bundle, open_bundle
 from mexma_rt.errors import InputError
 
 BATCH_TOKENS = 16384  # tokens of the largest batch, as in engines.default_profiles: a first value, not measured

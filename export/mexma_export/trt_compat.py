@@ -15,7 +15,7 @@ from typing import Any
 
 from mexma_rt.backends.nvidia import device_sm, made
 from mexma_rt.errors import BackendError, InputError
-from mexma_rt.files import check_output
+from mexma_rt.files.atomic import check_output
 
 RTX_SM = (80, 86, 89, 120)  # A100, RTX 30, RTX 40 and L4/L40, RTX 50
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mexma_rt.errors import FileError, InputError
-from mexma_rt.files import atomic_write
+from mexma_rt.files.atomic import atomic_write
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mexma_rt.bundle import Bundle
+from mexma_rt.bundle.manifest import Bundle
+from mexma_rt.embedding.packing import GPU_RUN_CELLS, RUN_CELLS
 from mexma_rt.errors import BackendError, MexmaError
-from mexma_rt.packing import GPU_RUN_CELLS, RUN_CELLS
 
 ENGINES = ("tensorrt", "rtx")  # of TensorRT, on cuda, in fp16
 BACKENDS = ("onnxruntime", *ENGINES)

@@ -11,7 +11,7 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from mexma_rt.bundle import Bundle
+from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.errors import BundleError
 
 _CHILDREN = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from mexma_rt.backends import Backend
 from mexma_rt.backends.external import check_external_files
-from mexma_rt.bundle import Bundle
+from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.cores import usable_cores
 from mexma_rt.errors import BackendError, BundleError, InputError
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mexma_rt.bundle import Bundle, sha256_of
+from mexma_rt.bundle.manifest import Bundle, sha256_of
 from mexma_rt.errors import BackendError, BundleError, FileError
 
 FORMAT = "mexma-engine"

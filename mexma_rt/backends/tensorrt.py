@@ -30,9 +30,9 @@ from mexma_rt.backends.sidecar import (
     manifest_graph_hash,
     read_sidecar,
 )
-from mexma_rt.bundle import Bundle
+from mexma_rt.bundle.manifest import Bundle
+from mexma_rt.embedding.tokenizer import BOS, EOS, PAD
 from mexma_rt.errors import BackendError, BundleError, require_extra
-from mexma_rt.tokenizer import BOS, EOS, PAD
 
 PRECISION = "fp16"  # of the engines, and the graph that they are built from
 INPUTS = ("input_ids", "attention_mask")

@@ -12,8 +12,8 @@ import click
 from mexma_rt.cli.common import LoadedEncoder, describe, echo_json, model_options, read_both, report_dict
 
 if TYPE_CHECKING:
-    from mexma_rt.documents import Bead
-    from mexma_rt.words import WordAlignment
+    from mexma_rt.align.documents import Bead
+    from mexma_rt.align.words import WordAlignment
 
 # Fixed here, so that --help loads nothing; tests hold them to the library's.
 METHODS, UNITS, SEGMENTS, DELETION = ("inter", "itermax", "match", "ot"), ("piece", "word"), ("text", "mean"), 0.002
@@ -75,8 +75,8 @@ def _documents(
     pairs: bool,
     **settings: Any,
 ) -> None:
-    from mexma_rt.documents import align_documents
-    from mexma_rt.table import table
+    from mexma_rt.align.documents import align_documents
+    from mexma_rt.files.table import table
 
     started, encoder = time.perf_counter(), LoadedEncoder(options)
     beads = align_documents(source, target, encoder=encoder, **settings)
@@ -127,9 +127,9 @@ def _words(
     **settings: Any,
 ) -> None:
     import mexma_rt
+    from mexma_rt.align.words import align_words
     from mexma_rt.errors import InputError, TruncationWarning
-    from mexma_rt.table import table
-    from mexma_rt.words import align_words
+    from mexma_rt.files.table import table
 
     if len(source) != len(target):
         raise InputError(

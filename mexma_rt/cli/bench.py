@@ -25,7 +25,7 @@ def bench() -> None:
     "peers",
     multiple=True,
     metavar="NAME=COMMAND",
-    help="Another route: a command that speaks the protocol of mexma_rt/benchworker.py, such as "
+    help="Another route: a command that speaks the protocol of mexma_rt/bench/worker.py, such as "
     "'fastembed=python benchmarks/embed_peers.py fastembed BUNDLE cpu'. Repeatable.",
 )
 @click.option("--plot", metavar="FILE", help="Draw the ratios (.png, .svg or .pdf).")
@@ -38,11 +38,11 @@ def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ..
     """
     import shlex
 
-    from mexma_rt.bench import Route, as_data, as_table, measure, missing_peers, our_routes
-    from mexma_rt.bench_plot import ratio_bars
-    from mexma_rt.bundle import open_bundle
-    from mexma_rt.files import check_output
-    from mexma_rt.pictures import check_plot, save
+    from mexma_rt.bench.plot import ratio_bars
+    from mexma_rt.bench.run import Route, as_data, as_table, measure, missing_peers, our_routes
+    from mexma_rt.bundle.manifest import open_bundle
+    from mexma_rt.files.atomic import check_output
+    from mexma_rt.files.pictures import check_plot, save
 
     if plot:
         check_plot(plot)

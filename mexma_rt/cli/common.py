@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mexma_rt.margin import MARGINS
+from mexma_rt.knn.margin import MARGINS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,7 +137,7 @@ def echo_json(result: dict[str, Any]) -> None:
 
 def read_both(source: str, target: str, output: str | None) -> tuple[list[str], list[str]]:
     """The lines of two files, once it is clear that the table can be written."""
-    from mexma_rt.files import read_lines
+    from mexma_rt.files.atomic import read_lines
 
     check_both(source, target, output)
     return read_lines(source), read_lines(target)
@@ -145,8 +145,8 @@ def read_both(source: str, target: str, output: str | None) -> tuple[list[str], 
 
 def check_both(source: str, target: str, output: str | None) -> None:
     """Raise if both files are standard input, or the table cannot be written."""
-    from mexma_rt.files import STDIN, check_output
-    from mexma_rt.table import check_table
+    from mexma_rt.files.atomic import STDIN, check_output
+    from mexma_rt.files.table import check_table
 
     if source == target == STDIN:
         raise click.UsageError("Only one of SOURCE and TARGET can be standard input.")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mexma_rt.cli.common import echo_json, margin_options, model_options
-from mexma_rt.filtering import BACKGROUND
+from mexma_rt.mining.filter import BACKGROUND
 
 
 @click.command("filter")
@@ -37,7 +37,7 @@ def filter_command(source: str, target: str, output: str, batch_tokens: int | No
     interruption the same command goes on where it stopped.
     """
     import mexma_rt
-    from mexma_rt.filtering import filter_bitext
+    from mexma_rt.mining.filter import filter_bitext
 
     names = ("dropped", "margin", "k", "threshold", "top", "max_ratio", "background", "background_lines")
     settings = {name: options.pop(name) for name in names}

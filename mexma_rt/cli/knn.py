@@ -53,7 +53,7 @@ def knn(
     worker takes as much --memory.
     """
     if ray is None:
-        from mexma_rt.knnfiles import knn_files as search
+        from mexma_rt.knn.on_disk import knn_files as search
     else:
         from mexma_rt.cluster.knn import knn_files_on
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from mexma_rt.candidates import RETRIEVALS, OneToOne
 from mexma_rt.cli.common import (
     LoadedEncoder,
     Memory,
@@ -23,12 +22,13 @@ from mexma_rt.cli.common import (
     read_both,
     report_sides,
 )
-from mexma_rt.files import check_output
-from mexma_rt.mining import DEFAULT_THRESHOLD, INDEXES, prepare
-from mexma_rt.mining_page import EXAMPLES, Tally, page, write_page
-from mexma_rt.search import MiningReport, Pair, Search
-from mexma_rt.table import check_table, table
-from mexma_rt.vectormining import search_files
+from mexma_rt.files.atomic import check_output
+from mexma_rt.files.table import check_table, table
+from mexma_rt.mining.candidates import RETRIEVALS, OneToOne
+from mexma_rt.mining.found import MiningReport, Pair, Search
+from mexma_rt.mining.mine import DEFAULT_THRESHOLD, INDEXES, prepare
+from mexma_rt.mining.on_disk import search_files
+from mexma_rt.mining.page import EXAMPLES, Tally, page, write_page
 
 PAIR_COLUMNS = {
     "score": float,

@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
+from mexma_rt.bundle.known import INSTALL, KNOWN, bundle_name, export_command
 from mexma_rt.cli.common import echo_json
-from mexma_rt.known import INSTALL, KNOWN, bundle_name, export_command
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def models(as_json: bool) -> None:
     """List the models that come with this installation, and the known ones that one command fetches and converts."""
-    from mexma_rt.bundle import bundled_models, read_manifest
+    from mexma_rt.bundle.manifest import bundled_models, read_manifest
 
     bundles = [read_manifest(folder) for folder in bundled_models().values()]
     rows: list[dict[str, Any]] = [

@@ -51,10 +51,10 @@ def plan(
     search of the index as well. With several machines exact search is that of --ray, whose workers share a machine's memory.
     """
     from mexma_rt.cluster import WORKER_THREADS
-    from mexma_rt.costs import MEASURED, exact_cost, ivfpq_cost
     from mexma_rt.errors import InputError
-    from mexma_rt.ivfpq import IvfPq
-    from mexma_rt.knnplan import duration
+    from mexma_rt.knn.costs import MEASURED, exact_cost, ivfpq_cost
+    from mexma_rt.knn.ivfpq import IvfPq
+    from mexma_rt.knn.plan import duration
 
     speed = 1.0 if gflops is None else gflops * 1e9 / MEASURED.exact_flops
     rates = replace(

@@ -20,8 +20,8 @@ from mexma_rt.cli.common import (
     read_both,
     report_sides,
 )
-from mexma_rt.files import check_output
-from mexma_rt.table import table
+from mexma_rt.files.atomic import check_output
+from mexma_rt.files.table import table
 
 SCORE_COLUMNS = {"score": float, "source": str, "target": str}
 Slab = tuple[list[tuple[str, str]], np.ndarray]  # pairs and their scores
@@ -93,9 +93,9 @@ def _among_themselves(
 ) -> list[Slab]:
     """The whole files at once, each the neighbourhood of the other."""
     import mexma_rt
-    from mexma_rt.background import Background, model_identity
-    from mexma_rt.corpus import Side
-    from mexma_rt.mining import check_pools
+    from mexma_rt.mining.background import Background, model_identity
+    from mexma_rt.mining.mine import check_pools
+    from mexma_rt.mining.sides import Side
 
     if save:
         check_output(save, [source, target])
@@ -115,8 +115,8 @@ def _among_themselves(
 
 def _against(background: str, source: str, target: str, encoder: LoadedEncoder, margin: str, k: int) -> Iterator[Slab]:
     """Slab by slab, against the background, which is read and checked at once."""
-    from mexma_rt.background import model_identity, open_background
-    from mexma_rt.bitext import slabs
+    from mexma_rt.mining.background import model_identity, open_background
+    from mexma_rt.mining.bitext import slabs
 
     around = open_background(background)
     around.check(k=k, model=model_identity(encoder.loaded()))

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from mexma_rt import stream
 from mexma_rt.cluster import explained, session, worker_threads
+from mexma_rt.embedding import embed_file
+from mexma_rt.embedding.report import Embedded, EmbedReport
 from mexma_rt.errors import BackendError
-from mexma_rt.report import Embedded, EmbedReport
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterEncoder:
-    """What `stream.embed_file` needs of an encoder, for one that is loaded by the workers of a cluster."""
+    """What `embed_file.embed_file` needs of an encoder, for one that is loaded by the workers of a cluster."""
 
     ray: Any
     options: dict[str, Any]  # of mexma_rt.load, back end, device and precision as one worker's `auto` chose them
@@ -58,7 +58,7 @@ class ClusterEncoder:
             report = self.ray.get(self.ray.remote(_empty).options(**_resources(self.options)).remote(self.options, keywords))
         return Embedded(vectors=np.empty((0, self.dimensions), np.float32), report=report)
 
-    def embed_slabs(self, reading: stream.Reading, keywords: dict[str, Any]) -> Iterator[tuple[int, Embedded, float]]:
+    def embed_slabs(self, reading: embed_file.Reading, keywords: dict[str, Any]) -> Iterator[tuple[int, Embedded, float]]:
         """(first row, vectors and report, seconds of the worker) of every slab that is not done, in the order of the file."""
         import ray.data
 
@@ -101,7 +101,7 @@ def _context(data: Any) -> Any:
     return data.DataContext.current(context)
 
 
-def _read(batch: dict[str, Any], reading: stream.Reading) -> Iterator[dict[str, Any]]:
+def _read(batch: dict[str, Any], reading: embed_file.Reading) -> Iterator[dict[str, Any]]:
     for row, slab in reading:
         yield {"row": np.array([row]), "texts": np.array([json.dumps(slab, ensure_ascii=False)], object)}
 
@@ -164,16 +164,16 @@ class _Worker:
 
 def embed_file_on(
     address: str, options: dict[str, Any], source: str | os.PathLike[str], output: str | os.PathLike[str], **settings: Any
-) -> stream.FileReport:
+) -> embed_file.FileReport:
     """`mexma_rt.embed_file` on the Ray cluster at `address` (see `session`): the same bytes, and after a kill of this process
     the same call, with or without a cluster, goes on.
 
     options: of `mexma_rt.load`, for the workers. `threads` (4) is the number of processors of each; a `device` "cuda" takes a
-    GPU for each. settings: of `mexma_rt.stream.embed_file`. The bytes are those of one machine of the same kind of processor
-    with as many threads.
+    GPU for each. settings: of `embed_file`. The bytes are those of one machine of the same kind of processor with as many
+    threads.
     """
     with session(address) as ray:
-        return stream.embed_file(
+        return embed_file.embed_file(
             lambda: ClusterEncoder.of(ray, options),  # type: ignore[arg-type, return-value]
             source,
             output,

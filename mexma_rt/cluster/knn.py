@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from mexma_rt.blocks import Block, absorb_blocks, no_neighbours
 from mexma_rt.cluster import explained, session, worker_threads
 from mexma_rt.errors import InputError
-from mexma_rt.knnfiles import KnnReport, knn_files
-from mexma_rt.knnplan import SCAN_BYTES, Plan
-from mexma_rt.vectorfiles import VectorFiles
+from mexma_rt.knn.blocks import Block, absorb_blocks, no_neighbours
+from mexma_rt.knn.on_disk import KnnReport, knn_files
+from mexma_rt.knn.plan import SCAN_BYTES, Plan
+from mexma_rt.knn.vector_files import VectorFiles
 
 AHEAD = 2  # tasks for each worker that are sent before their turn, so that none waits
 
@@ -33,7 +33,7 @@ def knn_files_on(
     output: str | os.PathLike[str],
     **settings: Any,
 ) -> KnnReport:
-    """`mexma_rt.knnfiles.knn_files` on the Ray cluster at `address` (see `session`): the same bytes, and after a kill of this
+    """`mexma_rt.knn.knn_files` on the Ray cluster at `address` (see `session`): the same bytes, and after a kill of this
     process the same call, with or without a cluster, goes on.
 
     settings: those of knn_files; memory_bytes is that of this process and of each worker, and device "auto" the CPU.

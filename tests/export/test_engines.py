@@ -24,7 +24,7 @@ from mexma_export import engines, trt_compat
 from mexma_export.engines import build_bundle_engine, build_engine, default_profiles, parse_profiles, parse_sm
 from mexma_rt.backends import nvidia
 from mexma_rt.backends.sidecar import Profile, TensorInfo, check_sidecar, graph_hash, read_sidecar
-from mexma_rt.bundle import sha256_of
+from mexma_rt.bundle.manifest import sha256_of
 from mexma_rt.errors import BackendError, BundleError, FileError, InputError, MissingExtraError
 
 needs_rtx = pytest.mark.skipif(

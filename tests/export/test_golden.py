@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mexma_rt.bundle import MODELS
+from mexma_rt.bundle.manifest import MODELS
 
 torch = pytest.importorskip("torch", reason="the source model is torch's (pip: mexma-rt[export])")
 

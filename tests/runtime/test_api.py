@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import mexma_rt
-from mexma_rt import encoder as pipeline
-from mexma_rt import stream
+from mexma_rt.embedding import embed_file
+from mexma_rt.embedding import encoder as pipeline
 
 PROMISE = [
     *("BackendError", "Bead", "BundleError", "EmbedReport", "Embedded", "Encoder", "FileError", "FileReport", "InputError"),
@@ -65,7 +65,7 @@ def test_the_thin_functions_have_the_signatures_of_what_they_call():
         assert parameters(mexma_rt.embed, skip=("model",)) == parameters(method, skip=("self",))
     file = parameters(mexma_rt.embed_file, skip=("model",))
     assert file == parameters(mexma_rt.Encoder.embed_file, skip=("self",))
-    assert file == parameters(stream.embed_file, skip=("load", "announce", "over"))
+    assert file == parameters(embed_file.embed_file, skip=("load", "announce", "over"))
     for function in (mexma_rt.load, mexma_rt.embed, mexma_rt.embed_file):
         assert inspect.signature(function).parameters["model"].default == pipeline.DEFAULT_MODEL
 

@@ -41,7 +41,7 @@ def imported(file):
 def test_the_seams_hold(package, forbidden):
     files = sorted(package.rglob("*.py"))
     assert files
-    optional = {RUNTIME / "gpu.py": {"torch"}}  # loaded only where a GPU was asked for, and cupy will do as well
+    optional = {RUNTIME / "knn" / "gpu.py": {"torch"}}  # loaded only where a GPU was asked for, and cupy will do as well
     found = {file.name: sorted(imported(file) & forbidden - optional.get(file, set())) for file in files}
     broken = {name: names for name, names in found.items() if names}
     assert broken == {}

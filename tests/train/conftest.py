@@ -49,9 +49,9 @@ def pairs_tsv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_tokenizer(pairs_tsv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sentencepiece", reason="part of mexma-rt[train]")
-    from mexma_train.bitext import read_pairs
     from mexma_train.config import TokenizerConfig
-    from mexma_train.tokenizer import sample_lines, train_tokenizer
+    from mexma_train.data.bitext import read_pairs
+    from mexma_train.data.tokenizer import sample_lines, train_tokenizer
 
     config = TokenizerConfig(vocab_size=90, lines_per_language=500)
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
@@ -61,7 +61,7 @@ def toy_tokenizer(pairs_tsv: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def toy_shards(pairs_tsv: Path, toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mexma_train.prepare import prepare
+    from mexma_train.data.prepare import prepare
 
     folder = tmp_path_factory.mktemp("shards") / "toy"
     prepare(pairs_tsv, folder, toy_tokenizer, progress=False)

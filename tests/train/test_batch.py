@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install '
 
 from mexma_train.batch import MicroBatch, prefetch, update_batches  # noqa: E402
 from mexma_train.config import MexmaConfig, SamplingConfig  # noqa: E402
+from mexma_train.data.shards import open_shards  # noqa: E402
 from mexma_train.sampling import PairSampler  # noqa: E402
-from mexma_train.shards import open_shards  # noqa: E402
 
 CONFIG = MexmaConfig(steps=1, batch_pairs=8, max_tokens=12)
 

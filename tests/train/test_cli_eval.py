@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install '
 from mexma_train.checkpoint import save_checkpoint  # noqa: E402
 from mexma_train.cli import main  # noqa: E402
 from mexma_train.config import ModelConfig  # noqa: E402
+from mexma_train.data.tokenizer import load_tokenizer  # noqa: E402
 from mexma_train.encoder import new_encoder  # noqa: E402
-from mexma_train.tokenizer import load_tokenizer  # noqa: E402
 
 SHAPE = ModelConfig(
     hidden_size=32, layers=1, heads=4, intermediate_size=64, head_layers=1, head_heads=4, head_intermediate_size=64

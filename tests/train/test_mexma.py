@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install '
 
 from mexma_train.batch import MaskedSide, MicroBatch, Totals, mask_side, pack, whole_totals  # noqa: E402
 from mexma_train.config import MexmaConfig, ModelConfig  # noqa: E402
+from mexma_train.data.shards import Ragged  # noqa: E402
 from mexma_train.encoder import new_encoder  # noqa: E402
 from mexma_train.model import Mexma  # noqa: E402
-from mexma_train.shards import Ragged  # noqa: E402
 
 from .reference import Sentence, reference_terms  # noqa: E402
 

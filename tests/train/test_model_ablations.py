@@ -18,13 +18,13 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install '
 
 from mexma_rt.errors import InputError  # noqa: E402
 from mexma_train.config import ModelConfig, SamplingConfig  # noqa: E402
-from mexma_train.dev_split import held_out_segments, training_part  # noqa: E402
+from mexma_train.data.dev_split import held_out_segments, training_part  # noqa: E402
+from mexma_train.data.shards import Ragged, Shards, open_shards  # noqa: E402
 from mexma_train.encoder import new_encoder  # noqa: E402
 from mexma_train.model import Mexma  # noqa: E402
 from mexma_train.parallel import World  # noqa: E402
 from mexma_train.run import mexma_stage, warmup_stage  # noqa: E402
 from mexma_train.sampling import PairSampler  # noqa: E402
-from mexma_train.shards import Ragged, Shards, open_shards  # noqa: E402
 from mexma_train.warmup import bag_vectors, make_bags, make_transparent, settle  # noqa: E402
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast, XLMRobertaModel  # noqa: E402
 
 from mexma_train import probe  # noqa: E402
 from mexma_train.config import ModelConfig  # noqa: E402
+from mexma_train.data.tokenizer import load_tokenizer  # noqa: E402
 from mexma_train.encoder import new_encoder, save_encoder  # noqa: E402
 from mexma_train.model import Mexma  # noqa: E402
-from mexma_train.tokenizer import load_tokenizer  # noqa: E402
 
 SHAPE = ModelConfig(
     hidden_size=32, layers=2, heads=4, intermediate_size=64, max_positions=40,

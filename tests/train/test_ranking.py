@@ -15,11 +15,11 @@ from transformers import XLMRobertaModel  # noqa: E402
 
 from mexma_rt.errors import InputError  # noqa: E402
 from mexma_train.config import ModelConfig, RankingConfig, SamplingConfig, WarmupConfig  # noqa: E402
+from mexma_train.data.shards import open_shards  # noqa: E402
 from mexma_train.encoder import new_encoder  # noqa: E402
 from mexma_train.losses import ranking_terms  # noqa: E402
 from mexma_train.ranking import ranking_batch, ranking_parameters, ranking_rate, whole_terms  # noqa: E402
 from mexma_train.sampling import PairSampler  # noqa: E402
-from mexma_train.shards import open_shards  # noqa: E402
 from mexma_train.warmup import warmup_batch  # noqa: E402
 
 SHAPE = ModelConfig(hidden_size=32, layers=2, heads=4, intermediate_size=64, max_positions=40, dropout=0.0)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from mexma_rt.errors import InputError
 from mexma_train.config import SamplingConfig
-from mexma_train.dev_split import held_out_segments
-from mexma_train.prepare import prepare
+from mexma_train.data.dev_split import held_out_segments
+from mexma_train.data.prepare import prepare
+from mexma_train.data.shards import Shards, open_shards
 from mexma_train.sampling import BUCKET, PairSampler, deal, equal_cuts
-from mexma_train.shards import Shards, open_shards
 
 ORDERS = st.sampled_from(["draw", "epochs"])
 LENGTHS = st.lists(st.integers(4, 400), min_size=1, max_size=200).map(np.array)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import mexma_rt
 import mexma_train.teacher as teacher_module
 from mexma_rt.errors import FileError, InputError
-from mexma_train.prepare import prepare
-from mexma_train.shards import open_shards
+from mexma_train.data.prepare import prepare
+from mexma_train.data.shards import open_shards
 from mexma_train.teacher import nearest_rotation, principal_axes, teach
 from mexma_train.teacher_model import Teacher, open_teacher
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from mexma_train.config import MexmaConfig
+from mexma_train.data.shards import Ragged
 from mexma_train.encoder import position_numbers
 from mexma_train.masking import SPECIAL_IDS, mask_tokens
 from mexma_train.sampling import PairSampler, deal
-from mexma_train.shards import Ragged
 
 T = TypeVar("T")
 

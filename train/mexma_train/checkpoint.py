@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig
 
-from mexma_rt.files import move_folder
+from mexma_rt.files.atomic import move_folder
 from mexma_train.encoder import save_encoder
 
 

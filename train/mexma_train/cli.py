@@ -62,9 +62,9 @@ def execution(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--recipe", type=PATH, help="Take the sizes from this recipe (default: TokenizerConfig's).")
 def tokenizer(pairs: tuple[str, ...], tokenizer: Path, recipe: Path | None) -> None:
     """Train TOKENIZER (a tokenizer.json) on PAIRS: the same sources as `prepare` takes."""
-    from mexma_rt.files import check_output
-    from mexma_train.bitext import read_pairs
-    from mexma_train.tokenizer import sample_lines, train_tokenizer
+    from mexma_rt.files.atomic import check_output
+    from mexma_train.data.bitext import read_pairs
+    from mexma_train.data.tokenizer import sample_lines, train_tokenizer
 
     check_output(tokenizer, pairs)
     config = load_recipe(recipe).tokenizer if recipe else TokenizerConfig()
@@ -95,8 +95,8 @@ def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, pieces: Path 
       pairs.parquet, folder            parquet files, or a data set saved by Hugging Face datasets
       corpus.en:corpus.fr,lang=fra     Moses: two files aligned line by line, English first
     """
+    from mexma_train.data.prepare import prepare as write_shards
     from mexma_train.pieces import check_new
-    from mexma_train.prepare import prepare as write_shards
 
     if pieces is not None:
         check_new(pieces)
@@ -231,9 +231,9 @@ def _end(finished: bool, out: Path, world: World) -> None:
 def _dry_run(recipe: Recipe, shards_folder: Path) -> str:
     import os
 
+    from mexma_train.data.shards import open_shards
     from mexma_train.estimate import describe, estimate
     from mexma_train.sampling import PairSampler
-    from mexma_train.shards import open_shards
 
     shards = open_shards(shards_folder)
     mean = PairSampler(shards, recipe.sampling).mean_tokens(recipe.mexma.max_tokens)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mexma_train.suite_model import CHECKPOINT_MAX_TOKENS
+from mexma_train.suite.model import CHECKPOINT_MAX_TOKENS
 
 PATH: Any = click.Path(path_type=Path)
 SUITE_OPTIONS = ("flores", "tatoeba", "out", "before", "trained", "mining_languages", "precision")
@@ -76,12 +76,12 @@ def _pairs(checkpoint: Path, pairs: tuple[str, ...], *, device: str, threads: in
     import torch
 
     from mexma_train.attention import choose_attention
+    from mexma_train.data.tokenizer import load_tokenizer
     from mexma_train.encoder import load_encoder
     from mexma_train.evaluate import evaluate as measure
     from mexma_train.evaluate import read_test_sets
     from mexma_train.parallel import start_world
     from mexma_train.probe import embed_texts
-    from mexma_train.tokenizer import load_tokenizer
 
     tests = read_test_sets(pairs)
     pieces = load_tokenizer(checkpoint / "tokenizer.json")
@@ -108,10 +108,10 @@ def _suite(
     precision: str | None,
     max_tokens: int | None,
 ) -> None:
-    from mexma_train import suite_report
-    from mexma_train.suite import measure
-    from mexma_train.suite_data import choose_mining, choose_trained, named, read_flores, read_tatoeba
-    from mexma_train.suite_model import open_model
+    from mexma_train.suite import report as suite_report
+    from mexma_train.suite.data import choose_mining, choose_trained, named, read_flores, read_tatoeba
+    from mexma_train.suite.model import open_model
+    from mexma_train.suite.run import measure
 
     earlier = suite_report.read_results(before) if before else None
     sentences, test_sets = read_flores(flores), read_tatoeba(tatoeba)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mexma_rt.errors import FileError, require_extra
-from mexma_rt.files import atomic_write
+from mexma_rt.files.atomic import atomic_write
 
 LOG = "log.jsonl"
 EVENTS = "tensorboard"

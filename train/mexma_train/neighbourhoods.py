@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mexma_rt.errors import InputError
-from mexma_train.shards import Shards
+from mexma_train.data.shards import Shards
 
 LEAF = 32
 NEAR = 0.95  # cosine: above it two segments may mean the same, and would be false negatives of each other

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from mexma_rt.errors import FileError, InputError, MexmaError
-from mexma_rt.files import move_folder
+from mexma_rt.files.atomic import move_folder
 from mexma_rt.progress import progress_bar
 from mexma_train.squeeze import PLAIN, Code, code_of, decode, encode, round_rows, rows_of
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mexma_rt.errors import InputError, require_extra
-from mexma_rt.files import atomic_write, check_output
+from mexma_rt.files.atomic import atomic_write, check_output
 from mexma_train.evaluate import MEAN
 from mexma_train.logs import LOG, read_log
 

@@ -8,10 +8,10 @@ from tokenizers import Tokenizer
 
 from mexma_train.attention import make_layout
 from mexma_train.batch import MaskedSide, pack, whole_totals
+from mexma_train.data.shards import Ragged
 from mexma_train.encoder import Encoder, position_numbers
 from mexma_train.masking import mask_tokens
 from mexma_train.model import Mexma
-from mexma_train.shards import Ragged
 
 BATCH_TOKENS = 8_192  # of an evaluation batch; the probe is a small part of any run
 

@@ -27,6 +27,8 @@ from mexma_train.attention import choose_attention
 from mexma_train.batch import MicroBatch, update_batches
 from mexma_train.checkpoint import save_checkpoint
 from mexma_train.config import MexmaConfig, RankingConfig, Recipe, RunConfig, WarmupConfig
+from mexma_train.data.shards import Shards, open_shards
+from mexma_train.data.tokenizer import load_tokenizer
 from mexma_train.encoder import Encoder, load_encoder, new_encoder
 from mexma_train.estimate import steps_of
 from mexma_train.evaluate import TestSet, evaluate, read_test_sets
@@ -36,10 +38,8 @@ from mexma_train.model import Mexma
 from mexma_train.parallel import World, distribute, whole, whole_weights
 from mexma_train.ranking import PairBatch, ranking_batch, ranking_parameters, ranking_rate, whole_terms
 from mexma_train.sampling import PairSampler
-from mexma_train.shards import Shards, open_shards
 from mexma_train.state import STAGES, State, load_weights, newest_state, states
-from mexma_train.suite_data import ENGLISH
-from mexma_train.tokenizer import load_tokenizer
+from mexma_train.suite.data import ENGLISH
 from mexma_train.warmup import make_transparent, settle, warmup_batch, warmup_parameters, warmup_rate, warmup_terms
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -17,10 +17,10 @@ import numpy as np
 
 from mexma_rt.errors import InputError
 from mexma_train.config import SamplingConfig
-from mexma_train.dev_split import held_out_segments, training_part
+from mexma_train.data.dev_split import held_out_segments, training_part
+from mexma_train.data.shards import Shards
 from mexma_train.neighbourhoods import Neighbourhoods, make_neighbourhoods
 from mexma_train.permutation import permute
-from mexma_train.shards import Shards
 
 BATCH, BUCKET, DEAL, EPOCH, ESTIMATE, OTHERS, NEAR = range(7)  # streams of random numbers
 ESTIMATE_PAIRS = 16_384  # the mean length of pairs is then known to 1 % (their lengths spread by about their mean)

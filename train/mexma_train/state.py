@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mexma_rt.errors import FileError, InputError
-from mexma_rt.files import move_file
+from mexma_rt.files.atomic import move_file
 from mexma_train.config import Recipe, recipe_from_dict, recipe_to_dict
 from mexma_train.parallel import World, shard_like, wait_for_main, whole
 

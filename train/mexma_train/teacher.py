@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 
 from mexma_rt.errors import FileError, InputError, MexmaError
-from mexma_rt.files import atomic_write, move_file
+from mexma_rt.files.atomic import atomic_write, move_file
 from mexma_rt.progress import progress_bar
-from mexma_train.shards import TEACHER, Shards, open_shards
+from mexma_train.data.shards import TEACHER, Shards, open_shards
+from mexma_train.data.tokenizer import load_tokenizer
 from mexma_train.teacher_model import Teacher, open_teacher
-from mexma_train.tokenizer import load_tokenizer
 
 FORMAT = 1
 SAMPLE = 100_000  # segments whose vectors choose the axes

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mexma_train.config import RankingConfig, WarmupConfig
+from mexma_train.data.shards import Ragged
 from mexma_train.encoder import Encoder
 from mexma_train.losses import ranking_terms
 from mexma_train.sampling import PairSampler
-from mexma_train.shards import Ragged
 
 ROW_NORM = 0.5  # length of a word row after the warm-up: BERT's 0.02 per dimension gives 0.32 at 256, 0.64 at 1,024
 POSITION_NORM = 0.05  # a tenth of it: cost 0.8 points of Tatoeba accuracy at once (10 languages: 75.4 -> 74.6)

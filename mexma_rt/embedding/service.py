@@ -1,0 +1,325 @@
+"""Many small calls at once -> shared batches: a bounded queue before an encoder, for threads and for asyncio.
+
+While batches are computed, as many as the back end has lanes, the calls that arrive wait, and the next batch takes them
+together. There is no timer: a call that comes alone is computed at once. Texts are checked before they are queued, and the
+calls of a batch that fails are computed one by one, so that an error reaches the call that caused it and no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mexma_rt.embedding.report import EmbedReport, warn_if_truncated
+from mexma_rt.errors import BackendError, InputError, ServiceBusyError, ServiceError
+from mexma_rt.files.storage import finish
+from mexma_rt.files.textinput import check_texts
+
+if TYPE_CHECKING:
+    from mexma_rt.embedding.encoder import Encoder
+
+BATCH_CHARACTERS = 100_000  # of a shared batch, beyond its first text
+SHARE = 16  # texts that a call gets in its turn: a long call leaves room for short ones behind it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceReport:
+    """Counts since the start of a service: what the merging did."""
+
+    calls: int  # that were answered, errors included
+    sentences: int
+    batches: int  # shared ones, each one run of the encoder
+    waiting: int  # texts in the queue now
+
+    @property
+    def sentences_per_batch(self) -> float:
+        return self.sentences / self.batches if self.batches else 0.0
+
+
+@dataclass(kw_only=True, eq=False)
+class _Call:
+    texts: list[str]
+    raw: np.ndarray  # float32 [n, D], filled batch by batch
+    room: Future[None] = field(default_factory=Future)  # done when the queue has taken the call
+    done: Future[None] = field(default_factory=Future)
+    taken: int = 0  # texts that went into a batch
+    ready: int = 0  # texts whose vectors are there
+    cut: list[tuple[int, int]] = field(default_factory=list)  # (index, tokens) of texts that were too long
+    report: EmbedReport | None = None  # of its last batch
+    error: Exception | None = None
+
+
+_Part = tuple[_Call, int, int]  # texts start:stop of a call
+
+
+class Service:
+    """A queue before an encoder, made by `Encoder.service`; threads and tasks share it. Close it, or use it in `with`."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        batch_texts: int,
+        queue_texts: int,
+        queue_timeout: float | None,
+    ) -> None:
+        """See `Encoder.service`."""
+        for name, value in {"batch_texts": batch_texts, "queue_texts": queue_texts}.items():
+            if type(value) is not int or value < 1:
+                raise InputError(f"{name}={value!r} must be a whole number of at least 1.")
+        _check_seconds("queue_timeout", queue_timeout)
+        self.encoder, self.batch_texts = encoder, batch_texts
+        self.queue_texts, self.queue_timeout = queue_texts, queue_timeout
+        self._lock = threading.Lock()  # of all that follows
+        self._queue: deque[_Call] = deque()  # calls with texts that are in no batch yet
+        self._line: deque[_Call] = deque()  # calls that wait for room in the queue, in the order of their arrival
+        self._waiting = self._calls = self._sentences = self._batches = 0
+        self._running = 0  # workers, of which the back end can keep `lanes` busy
+        self._closed = False
+        self._process = os.getpid()
+        # Its threads end with the interpreter also where nobody closes the service.
+        self._executor = ThreadPoolExecutor(max_workers=encoder.backend.lanes, thread_name_prefix="mexma-service")
+
+    def embed(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = True,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        timeout: float | None = None,
+    ) -> np.ndarray:
+        """As `Encoder.embed`, in batches shared with other calls; returns [n, D].
+
+        timeout: seconds for the whole call; None waits. Raises ServiceBusyError after that, or if the queue had no room within
+        `queue_timeout`; ServiceError if the service is or was closed; and what `Encoder.embed` raises.
+        """
+        started = time.monotonic()
+        call = self._checked(texts, normalize, precision, truncate_dim, timeout)
+        with self._submitted(call):
+            if not wait({call.room}, _shorter(self.queue_timeout, timeout)).done:
+                raise self._no_room(call, timeout)
+            if not wait({call.done}, None if timeout is None else timeout - (time.monotonic() - started)).done:
+                raise self._late(call, timeout)
+        return self._result(call, normalize, precision, truncate_dim)
+
+    async def aembed(
+        self,
+        texts: Iterable[str],
+        *,
+        normalize: bool = True,
+        precision: str = "float32",
+        truncate_dim: int | None = None,
+        timeout: float | None = None,
+    ) -> np.ndarray:
+        """`embed` for asyncio: the loop stays free while the call waits. A task that is cancelled leaves the queue."""
+        started = time.monotonic()
+        call = self._checked(texts, normalize, precision, truncate_dim, timeout)
+        with self._submitted(call):
+            if not await _wait(call.room, _shorter(self.queue_timeout, timeout)):
+                raise self._no_room(call, timeout)
+            if not await _wait(call.done, None if timeout is None else timeout - (time.monotonic() - started)):
+                raise self._late(call, timeout)
+        return self._result(call, normalize, precision, truncate_dim)
+
+    def report(self) -> ServiceReport:
+        """What was done so far."""
+        with self._lock:
+            return ServiceReport(calls=self._calls, sentences=self._sentences, batches=self._batches, waiting=self._waiting)
+
+    def close(self, *, finish: bool = True) -> None:
+        """Take no more calls, and end. Those that wait are finished first, or (finish=False) fail with ServiceError."""
+        with self._lock:
+            self._closed = True
+            if not finish:
+                for call in (*self._queue, *self._line):
+                    self._answer(call, ServiceError("The service was closed before this call had its turn."))
+                self._queue.clear()
+                self._line.clear()
+                self._waiting = 0
+        self._executor.shutdown(wait=True)
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self.close(finish=kind is None)
+
+    # --- the way of a call ----------------------------------------------------------------------------------------------
+
+    def _checked(
+        self, texts: Iterable[str], normalize: bool, precision: str, truncate_dim: int | None, timeout: float | None
+    ) -> _Call:
+        """All that can be wrong with a call is found here, before it meets others."""
+        _check_seconds("timeout", timeout)
+        items = check_texts(texts)
+        self.encoder.embed_report([], normalize=normalize, precision=precision, truncate_dim=truncate_dim)
+        return _Call(texts=items, raw=np.empty((len(items), self.encoder.dimensions), np.float32))
+
+    @contextlib.contextmanager
+    def _submitted(self, call: _Call) -> Iterator[None]:
+        """The call is in line for the queue; after a timeout, Ctrl-C or the end of its task it is in neither."""
+        if self._process != os.getpid():
+            raise ServiceError(
+                "This service was made before the process was forked, and its thread is in the other one. Make the encoder and "
+                "the service in each process, after the fork."
+            )
+        with self._lock:
+            if self._closed:
+                raise ServiceError("The service is closed. Make another one: encoder.service().")
+            if call.texts:
+                self._line.append(call)
+            else:
+                call.room.set_result(None)
+                self._answer(call)
+            self._admit()
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                self._withdraw(call)
+            raise
+
+    def _admit(self) -> None:
+        """Let calls into the queue while there is room, each with a worker while there are lanes for more. A call of more texts
+        than the queue has room for comes in when the queue is empty; nobody overtakes it.
+        """
+        while self._line and (not self._waiting or self._waiting + len(self._line[0].texts) <= self.queue_texts):
+            call = self._line.popleft()
+            self._queue.append(call)
+            self._waiting += len(call.texts)
+            call.room.set_result(None)
+            if self._running < self.encoder.backend.lanes and not self._closed:  # else those at work take it, too
+                self._executor.submit(self._work)
+                self._running += 1
+
+    def _withdraw(self, call: _Call) -> None:
+        call.done.cancel()
+        if call in self._line:
+            self._line.remove(call)
+        elif call in self._queue:
+            self._queue.remove(call)
+            self._waiting -= len(call.texts) - call.taken
+        self._admit()
+
+    def _answer(self, call: _Call, error: Exception | None = None) -> None:
+        """Wake the caller. (The error is raised where the caller is: a future that holds one wants to be asked for it.)"""
+        call.error = error
+        for future in (call.room, call.done):
+            if not future.done():
+                future.set_result(None)
+        self._calls += 1
+
+    # --- the worker -----------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Batch after batch until the queue is empty; runs in a thread of the service."""
+        while True:
+            with self._lock:
+                parts = self._next_parts()
+                self._admit()
+                if not parts:  # nor is anybody in line: whatever leaves the queue lets the next ones in
+                    self._running -= 1
+                    return
+            self._compute(parts)
+
+    def _next_parts(self) -> list[_Part]:
+        """The next batch: each call in its turn gives up to SHARE texts, until the batch is full or has this worker's share of
+        those that wait.
+        """
+        parts: list[_Part] = []
+        most = min(self.batch_texts, -(-self._waiting // self._running))
+        texts = characters = 0
+        while self._queue and texts < most and characters < BATCH_CHARACTERS:
+            call = self._queue.popleft()
+            start, stop = call.taken, min(call.taken + SHARE, len(call.texts))
+            while call.taken < stop and texts < most and characters < BATCH_CHARACTERS:
+                characters += len(call.texts[call.taken])
+                call.taken, texts = call.taken + 1, texts + 1
+            parts.append((call, start, call.taken))
+            if call.taken < len(call.texts):
+                self._queue.append(call)
+        self._waiting -= texts
+        return parts
+
+    def _compute(self, parts: list[_Part]) -> None:
+        """Fill in the raw vectors of the parts. If that fails, part by part, so that the error is that of its own call."""
+        texts = [text for call, start, stop in parts for text in call.texts[start:stop]]
+        try:
+            result = self.encoder.embed_report(texts, normalize=False, progress=False)
+        except Exception as error:
+            if len(parts) > 1:
+                for part in parts:
+                    self._compute([part])
+                return
+            call, start, _ = parts[0]
+            with self._lock:
+                if not call.done.done():
+                    place = f"In the part of the call that begins with the text of index {start}: " if start else ""
+                    self._answer(call, BackendError(f"{place}{error}") if place else error)
+                    self._withdraw(call)
+            return
+        cut = dict(zip(result.report.truncated, result.report.truncated_lengths, strict=True))
+        first = 0
+        with self._lock:
+            self._batches += 1
+            self._sentences += len(texts)
+            for call, start, stop in parts:
+                call.raw[start:stop] = result.vectors[first : first + stop - start]
+                call.cut += [(start + i, cut[first + i]) for i in range(stop - start) if first + i in cut]
+                call.report = result.report
+                call.ready += stop - start
+                first += stop - start
+                if call.ready == len(call.texts) and not call.done.done():
+                    self._answer(call)
+
+    # --- the end of a call ----------------------------------------------------------------------------------------------
+
+    def _result(self, call: _Call, normalize: bool, precision: str, truncate_dim: int | None) -> np.ndarray:
+        if call.error is not None:
+            raise call.error
+        if call.cut and call.report is not None:
+            indices, lengths = zip(*call.cut, strict=True)
+            report = replace(call.report, sentences=len(call.texts), truncated=indices, truncated_lengths=lengths)
+            warn_if_truncated(report, self.encoder.bundle.max_length_limit, stacklevel=3)
+        settings: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
+        return finish(call.raw, ranges=self.encoder.bundle.ranges, **settings)
+
+    def _no_room(self, call: _Call, timeout: float | None) -> ServiceBusyError:
+        seconds = _shorter(self.queue_timeout, timeout)
+        return ServiceBusyError(
+            f"The queue of the service is full: {self._waiting:,} of {self.queue_texts:,} texts wait, and there was no room "
+            f"for {len(call.texts):,} more within {seconds:g} s. The calls come faster than they are computed: try again "
+            "later, send less, or let calls wait longer with encoder.service(queue_timeout=...)."
+        )
+
+    def _late(self, call: _Call, timeout: float | None) -> ServiceBusyError:
+        return ServiceBusyError(
+            f"The {len(call.texts):,} texts of this call were not ready within timeout={timeout:g} s, and what was missing was "
+            f"dropped ({self._waiting:,} texts wait). Try again later, or name a longer timeout."
+        )
+
+
+def _check_seconds(name: str, value: float | None) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
+        raise InputError(f"{name}={value!r} must be a number of seconds of at least 0, or None to wait without end.")
+
+
+def _shorter(*seconds: float | None) -> float | None:
+    return min((value for value in seconds if value is not None), default=None)
+
+
+async def _wait(future: Future[None], timeout: float | None) -> bool:
+    import asyncio
+
+    done, _ = await asyncio.wait({asyncio.wrap_future(future)}, timeout=timeout)
+    return bool(done)

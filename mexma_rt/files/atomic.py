@@ -1,0 +1,107 @@
+"""Result files: they are complete or not there. (Text files are read by lines.py; read_lines takes a small one whole.)"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from mexma_rt.errors import FileError, InputError
+from mexma_rt.files.lines import STDIN, text_lines
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """All lines of a UTF-8 file (plain, .gz, .xz or .zst; "-" is standard input); see `mexma_rt.files.lines.text_lines`."""
+    return list(text_lines(path))
+
+
+def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Raise FileError or InputError if path cannot be written or is one of the inputs: called before the long work."""
+    path = Path(path)
+    if path.is_dir():
+        raise FileError(f"{path} is a folder, but the output is a file. Type {path / 'NAME'} instead.")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise FileError(f"{path} cannot be written: the folder {folder} does not exist. Type: mkdir -p {folder}")
+    for name in inputs:
+        if name != STDIN and path.exists() and Path(name).exists() and path.samefile(name):
+            raise InputError(f"{path} is an input as well as the output. Choose another name for the output.")
+    if not os.access(path if _is_special(path) else folder, os.W_OK):
+        raise FileError(f"{path} cannot be written: no permission in {folder}. Choose another folder for the output.")
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a binary file that appears under path, complete and synced, when the block ends without an error.
+
+    Until then it has a temporary name in the same folder; after an error or Ctrl-C nothing is left, and what stood under
+    path before is untouched. Links are followed; a device or pipe is written to directly. Raises FileError.
+    """
+    final = Path(path).resolve()
+    direct = _is_special(final)
+    temporary = final if direct else final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    try:
+        if not direct:
+            temporary.unlink(missing_ok=True)  # of a killed process with this number, or a link that somebody put there
+        with temporary.open("wb" if direct else "xb") as stream:  # x never follows a link
+            yield stream
+            if not direct:
+                stream.flush()
+                os.fsync(stream.fileno())
+        if not direct:
+            temporary.replace(final)
+    except BaseException as error:
+        if not direct:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        if isinstance(error, OSError) and not isinstance(error, (FileError, BrokenPipeError)):
+            raise FileError(
+                f"{path} cannot be written: {error.strerror or error}. What stood under that name before is unchanged."
+            ) from error
+        raise
+
+
+def move_file(work: Path, target: Path) -> None:
+    """Sync the file `work` and rename it to `target` in the same folder, replacing an older one at once."""
+    _sync(work)
+    work.replace(target)
+    _sync(target.parent)
+
+
+def move_folder(work: Path, target: Path) -> None:
+    """Sync the folder `work` and rename it to `target` beside it, replacing an older one whole.
+
+    At any moment, also in a crash, `target` is the old folder or the new one, or the old one lies beside it as NAME.old.
+    """
+    for path in [work, *work.rglob("*")]:
+        _sync(path)  # so that the rename never shows names without their bytes
+    old = work.with_suffix(".old")
+    replaced = target.exists()
+    if replaced:
+        target.rename(old)
+    try:
+        work.rename(target)
+    except OSError:
+        if replaced:
+            old.rename(target)
+        raise
+    if replaced:
+        shutil.rmtree(old, ignore_errors=True)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":  # Windows cannot open folders
+        return
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file()

@@ -1,0 +1,34 @@
+"""What pictures have in common: their colours, the check before the long work, and how a file is written."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mexma_rt.errors import InputError, require_extra
+from mexma_rt.files.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("png", "svg", "pdf")
+COLOURS = ("#1a1a40", "#e07b39", "#6fb1a0", "#8064a2", "#c9b458", "#888888")  # differ in lightness too
+
+
+def check_plot(path: str | os.PathLike[str]) -> None:
+    """Raise InputError or MissingExtraError if the picture cannot be drawn: called before the long work."""
+    if Path(path).suffix.removeprefix(".") not in FORMATS:
+        raise InputError(f"{path}: a picture ends in .png, .svg or .pdf. Type another name.")
+    require_extra("plot", "matplotlib")
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a picture, complete or not at all, without dates, so that equal results give equal files."""
+    kind = Path(path).suffix.removeprefix(".")
+    stream = io.BytesIO()
+    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+    figure.savefig(stream, format=kind, dpi=150, metadata=metadata)
+    with atomic_write(path) as output:
+        output.write(stream.getvalue())

@@ -1,0 +1,173 @@
+"""One pair of blocks of vectors -> the best neighbours of both, from one product: the step that every kind of kNN repeats.
+
+    xy, yx = block_neighbours(x_block, y_block, k, x_start=i, y_start=j)     # pure: the same bytes here and on any machine
+    xy = merge_neighbours(xy_of_one_block, xy_of_another)                    # associative, the same in any order
+    scores, index = neighbours_of(xy)                                        # float32 [n, k], int64 [n, k]
+
+However the two sides are cut into blocks, and in whichever order these are merged, the result is that of one block. It does not
+depend on the number of threads or the BLAS either: see exact.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from mexma_rt.knn.exact import compute_anew, floor_of, lengths, repeated, rounding, scan_error, settle
+from mexma_rt.knn.keys import merge_neighbours, neighbours_of, no_neighbours
+from mexma_rt.knn.tiles import scan as scan_tiles
+
+__all__ = ["Block", "absorb_blocks", "block_neighbours", "choose_device", "merge_neighbours", "neighbours_of", "no_neighbours"]
+
+# Candidates beyond k. A row is proved if k of them are clear of the last one by what float32 can err (D=384: 2.3e-5).
+SPARE = 2
+
+
+class Scan(Protocol):
+    """Where the products are made: `mexma_rt.knn.tiles.scan`, or a device's."""
+
+    def __call__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        k: int,
+        x_floor: np.ndarray,
+        y_floor: np.ndarray,
+        *,
+        memory_bytes: int,
+        advance: Callable[[int], object],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return scan keys [n, k] and [m, k]; a row or cell below the floors may be left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where the scan runs, in which precision, and why. spare: candidates beyond k."""
+
+    scan: Scan
+    name: str
+    reason: str
+    precision: str
+    spare: int
+
+
+# On a CPU numpy has no product in half precision that is faster than the one in float32.
+CPU = Device(scan=scan_tiles, name="cpu", reason="named", precision="float32", spare=SPARE)
+
+
+def choose_device(device: str) -> Device:
+    """The device of that name, "cpu", "cuda" or "auto"; errors as those of `mexma_rt.knn.gpu.open_devices`."""
+    if device == "cpu":
+        return CPU
+    from mexma_rt.knn import gpu
+
+    found = gpu.open_devices(device)
+    if not found.arrays:
+        return replace(CPU, reason=found.reason)
+    scan = gpu.scan_on(found.arrays)
+    return Device(scan=scan, name=found.name, reason=found.reason, precision=found.precision, spare=gpu.SPARE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Vectors [n, D] ready for a product: without the rows that have k equals before them, and what is known of the rest."""
+
+    vectors: np.ndarray  # [p, D], p <= n
+    rows: np.ndarray  # [p]: which of the n rows these are
+    late: np.ndarray  # the n - p others
+    firsts: np.ndarray  # [n - p]: the first row that each of these equals
+    start: int  # the index of row 0 in the whole
+    lengths: np.ndarray  # [p]
+    rounding: np.ndarray  # [p]: |vector - its rounding in the scan's precision|
+
+    @classmethod
+    def of(cls, vectors: np.ndarray, k: int, start: int, *, owned: bool = False, precision: str = "float32") -> Block:
+        """owned: the array is the block's own, and rows may be moved within it instead of being copied."""
+        late, firsts = repeated(vectors, k)
+        rows = np.arange(len(vectors))
+        if len(late):
+            rows = np.delete(rows, late)
+            vectors = _moved_up(vectors, rows) if owned else vectors[rows]
+        return cls(
+            vectors=vectors,
+            rows=rows,
+            late=late,
+            firsts=firsts,
+            start=start,
+            lengths=lengths(vectors),
+            rounding=rounding(vectors, precision),
+        )
+
+
+def block_neighbours(
+    x: np.ndarray, y: np.ndarray, k: int, *, x_start: int = 0, y_start: int = 0, memory_bytes: int = 256 << 20
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys of the k nearest rows of y for each row of x, uint64 [n, k], and of x for each row of y, [m, k].
+
+    x [n, D] and y [m, D] are blocks of checked vectors (`mexma_rt.knn.check_vectors`) of any real type; x_start and y_start are
+    the indices of their first rows in the whole. A block with fewer than k rows leaves the rest of a row empty.
+    """
+    by_x, by_y = no_neighbours(len(x), k), no_neighbours(len(y), k)
+    absorb_blocks(by_x, by_y, Block.of(x, k, x_start), Block.of(y, k, y_start), memory_bytes=memory_bytes)
+    return by_x, by_y
+
+
+def absorb_blocks(
+    by_x: np.ndarray,
+    by_y: np.ndarray | None,
+    x: Block,
+    y: Block,
+    *,
+    memory_bytes: int = 256 << 20,
+    advance: Callable[[int], object] = lambda cells: None,
+    where: Device | None = None,
+) -> int:
+    """Merge the neighbours in a pair of blocks into keys by_x [n, k] and by_y [m, k], in place: what is known already makes the
+    search faster than `block_neighbours` with a merge, and the result is the same. by_y may be None: only those of x are
+    sought. advance is told how many cells are done.
+
+    Equal rows of a block must come with equal keys, as they do if both have seen the same. where: of `choose_device`, whose
+    precision the blocks must have been made for; None is the CPU. Returns how many rows of both sides the scan did not
+    prove; they were computed anew.
+    """
+    where = where or CPU
+    unsought = np.full(len(y.rows), np.inf, np.float32)  # a floor that no cell reaches: the scan passes the columns by
+    few_x, few_y = by_x[x.rows], None if by_y is None else by_y[y.rows]
+    x_error, y_error = scan_error(x.lengths, x.rounding, y.lengths, y.rounding, x.vectors.shape[1], where.precision)
+    scanned_x, scanned_y = where.scan(
+        x.vectors,
+        y.vectors,
+        by_x.shape[1] + where.spare,
+        floor_of(few_x, x_error),
+        unsought if few_y is None else floor_of(few_y, y_error),
+        memory_bytes=memory_bytes,
+        advance=advance,
+    )
+    single_x, single_y = scan_error(
+        x.lengths, np.zeros_like(x.rounding), y.lengths, np.zeros_like(y.rounding), x.vectors.shape[1], "float32"
+    )
+    anew = 0
+    for keys, scanned, error, single, own, other in (
+        (few_x, scanned_x, x_error, single_x, x, y),
+        (few_y, scanned_y, y_error, single_y, y, x),
+    ):
+        if keys is None:
+            continue
+        unproved = settle(keys, scanned, error, own.vectors, other.vectors, other.rows + other.start)
+        compute_anew(keys, unproved, single, own.vectors, other.vectors, other.rows + other.start)
+        anew += len(unproved)
+    for keys, few, block in ((by_x, few_x, x), (by_y, few_y, y)):
+        if keys is not None and few is not None:
+            keys[block.rows] = few
+            keys[block.late] = keys[block.firsts]
+    advance(len(by_x) * (len(y.rows) + len(y.late)) - len(few_x) * len(y.rows))
+    return anew
+
+
+def _moved_up(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    for start in range(0, len(rows), 4096):
+        vectors[start : start + 4096][: len(rows) - start] = vectors[rows[start : start + 4096]]
+    return vectors[: len(rows)]

@@ -1,0 +1,268 @@
+"""Exact neighbours of vectors larger than memory: from files to files, within a bound of memory, killed and gone on with.
+
+The result is a folder of four arrays, `NAMES`, to open with `open_neighbours`: those of `mutual_neighbours`, to the byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mexma_rt.bundle.manifest import sha256_of
+from mexma_rt.errors import FileError, InputError
+from mexma_rt.files import resumable
+from mexma_rt.files.atomic import move_folder
+from mexma_rt.knn.blocks import Block, Device, absorb_blocks, choose_device, merge_neighbours, neighbours_of
+from mexma_rt.knn.keys import MOST_ROWS
+from mexma_rt.knn.plan import SCAN_BYTES, Plan, duration, flops_per_second, make_plan
+from mexma_rt.knn.search import check_dimensions_of, check_k
+from mexma_rt.knn.state import SideState
+from mexma_rt.knn.vector_files import VectorFiles, open_vectors
+from mexma_rt.progress import progress_bar
+
+NAMES = ("source_scores", "source_index", "target_scores", "target_index")
+INDEX = "knn.json"
+# Works off pairs of blocks elsewhere: gives (keys of the outer block, of the inner block, rows computed anew) of each in turn.
+Over = Callable[[VectorFiles, VectorFiles, Plan, Sequence[tuple[int, int]]], Iterator[tuple[np.ndarray, np.ndarray, int]]]
+EFFICIENCY = 0.85  # of the rate of the products, for the estimate of the time
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnReport:
+    """What a call to `knn_files` did."""
+
+    output: str
+    source_rows: int
+    target_rows: int
+    columns: int
+    k: int
+    metric: str
+    device: str
+    computed_anew: int  # rows of block pairs that the scan in float32 left open, computed again
+    resumed: float  # the part of the work that an interrupted run had done, 0 to 1
+    seconds: float  # of all runs together
+
+
+def knn_files(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    k: int = 4,
+    metric: str = "cosine",
+    memory_bytes: int = 2_000_000_000,
+    checkpoint_seconds: float = 60.0,
+    device: str = "cpu",
+    progress: bool | None = None,
+    announce: Callable[[str], object] | None = None,
+    over: Over | None = None,
+) -> KnnReport:
+    """Write the k nearest target rows of every source row, and the other way round, to the new folder `output`.
+
+    source, target: .npy files [n, D], [m, D] or folders of shards (`mexma embed --shard-rows`), of float16, float32 or float64;
+    the codes of int8, uint8 and sign bits are refused. metric: "cosine" (rows are brought to length 1) or "ip", the inner
+    product of the rows as they are.
+    memory_bytes bounds the memory of the whole process. checkpoint_seconds: about so often what was found is put on the disk; a
+    run that was killed goes on from there when the same call is made again, and gives the same bytes. announce gets lines that
+    say the plan and, with each checkpoint, rate and time left. device: as for `mutual_neighbours`.
+    over: where to work off the pairs of blocks, if not here.
+
+    Raises InputError or FileError for input that cannot be used (before any work), too little memory, an output that exists, a
+    checkpoint that is damaged or of another job.
+    """
+    say = announce if announce is not None else lambda text: None
+    if metric not in ("cosine", "ip"):
+        raise InputError(f"metric={metric!r} is not known. Type one of: cosine, ip.")
+    if not checkpoint_seconds > 0:
+        raise InputError(f"checkpoint_seconds={checkpoint_seconds!r} must be a number above 0.")
+    where = choose_device(device)
+    final = resumable.check_target(output, source, 1)
+    x, y = (open_vectors(path, unit=metric == "cosine") for path in (source, target))
+    check_dimensions_of((x.rows, x.columns), (y.rows, y.columns), x.name, y.name)
+    check_k(k, {x.name: x.rows, y.name: y.rows}, "rows")
+    if max(x.rows, y.rows) > MOST_ROWS:
+        raise InputError(f"More than {MOST_ROWS:,} rows of a side do not fit the index. Split it.")
+    swapped = y.rows < x.rows
+    outer, inner = (y, x) if swapped else (x, y)
+    plan = make_plan(outer.rows, inner.rows, x.columns, int(k), memory_bytes)
+    (x_hash, x_largest), (y_hash, y_largest) = x.check(), y.check()
+    if x_largest * y_largest * x.columns > float(np.finfo(np.float32).max):
+        raise InputError("The vectors are so long that their products leave float32. Use the metric cosine.")
+    job = {"source": x_hash[:16], "target": y_hash[:16], "k": int(k), "metric": metric, "plan": asdict(plan), "format": 1}
+    with resumable.work_folder(final) as folder:
+        state = resumable.resume(folder, job) or {"job": job, "done": 0, "seconds": 0.0, "computed_anew": 0}
+        resumed = state["done"] / len(plan.pairs)
+        if not (state["done"] == len(plan.pairs) and not (folder / "data").exists() and (final / INDEX).exists()):
+            if final.exists():
+                raise FileError(f"{output} exists already. Choose another name, or delete it: rm -r {output}")
+            _check_room(final, plan)
+            rate = flops_per_second(plan.columns) * EFFICIENCY
+            left = plan.flops * (1 - resumed) / rate
+            say(plan.text(left) + (f" from {resumed:.1%}, where a run was interrupted" if state["done"] else ""))
+            sides = (
+                SideState(folder, "outer", plan.blocks, plan.k, keep=False),
+                SideState(folder, "inner", plan.inner_blocks, plan.k, keep=plan.keep_inner),
+            )
+            _check_files(folder, sides, plan, state["done"])
+            _search(outer, inner, plan, sides, state, folder, final, checkpoint_seconds, progress, say, where, over)
+            index = {key: job[key] for key in ("format", "source", "target", "k", "metric")} | {"columns": plan.columns}
+            _write(folder, final, sides[::-1] if swapped else sides, plan, swapped, index)
+    return _report(output, x, y, metric, resumed, state, plan, where)
+
+
+def open_neighbours(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the arrays of a folder that `knn_files` wrote, mapped: scores_xy [n, k], index_xy, scores_yx [m, k], index_yx."""
+    try:
+        arrays = [np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in NAMES]
+    except (OSError, ValueError) as error:
+        raise FileError(f"{folder} is no folder of neighbours: {error}. Type: mexma knn SOURCE TARGET -o {folder}") from None
+    return arrays[0], arrays[1], arrays[2], arrays[3]
+
+
+def _search(
+    outer: VectorFiles,
+    inner: VectorFiles,
+    plan: Plan,
+    sides: tuple[SideState, SideState],
+    state: dict[str, Any],
+    folder: Path,
+    final: Path,
+    checkpoint_seconds: float,
+    progress: bool | None,
+    say: Callable[[str], object],
+    where: Device,
+    over: Over | None,
+) -> None:
+    """Work off the pairs that the state does not count yet; it is changed, and on the disk at each checkpoint."""
+    x = y = by_outer = None
+    at = (-1, -1)
+    begun = saved = time.monotonic()
+    done, todo = state["done"], plan.pairs[state["done"] :]
+    cells = sum(_cells(plan, pair) for pair in todo)
+    worked = 0
+    elsewhere = None if over is None else over(outer, inner, plan, todo)
+
+    def read(files: VectorFiles, span: tuple[int, int]) -> Block | None:
+        """The vectors of a block, if they are searched here."""
+        if elsewhere is not None:
+            return None
+        return Block.of(files.read(*span), plan.k, span[0], owned=True, precision=where.precision)
+
+    with progress_bar(progress, total=cells, desc="neighbours", unit="cell") as advance:
+        for i, j in todo:
+            if i != at[0]:
+                x = by_outer = None  # freed before the next one is read
+                x, by_outer = read(outer, plan.blocks[i]), sides[0].load(i)
+            if j != at[1]:
+                y = None
+                y = read(inner, plan.inner_blocks[j])
+            assert by_outer is not None
+            at, by_inner = (i, j), sides[1].load(j)
+            if elsewhere is not None:
+                found_outer, found_inner, anew = next(elsewhere)
+                by_inner = merge_neighbours(by_inner, found_inner)
+                if len(found_outer):  # else it came with an earlier pair
+                    by_outer = merge_neighbours(by_outer, found_outer)
+                advance(_cells(plan, at))
+            else:
+                assert x is not None and y is not None
+                anew = absorb_blocks(by_outer, by_inner, x, y, memory_bytes=SCAN_BYTES, advance=advance, where=where)
+            state["computed_anew"] += anew
+            sides[1].store(j, by_inner)
+            done, worked, now = done + 1, worked + _cells(plan, (i, j)), time.monotonic()
+            ends = done == len(plan.pairs) or plan.pairs[done][0] != i
+            if ends or now - saved >= checkpoint_seconds:
+                with resumable.explained(final):
+                    sides[0].store(i, by_outer)
+                    sides[1].flush()
+                state["seconds"] += now - saved
+                state["done"], saved = done, now
+                resumable.write_state(folder, final, state)
+                left = (now - begun) / worked * (cells - worked)
+                rate = 2 * plan.columns * worked / (now - begun)
+                say(
+                    f"{1 - (cells - worked) / (plan.outer_rows * plan.inner_rows):.1%} done, {rate / 1e9:,.0f} GFLOP/s, "
+                    f"{duration(left)} left; kept in {folder}"
+                )
+
+
+def _cells(plan: Plan, pair: tuple[int, int]) -> int:
+    (a, b), (c, d) = plan.blocks[pair[0]], plan.inner_blocks[pair[1]]
+    return (b - a) * (d - c)
+
+
+def _check_files(folder: Path, sides: tuple[SideState, SideState], plan: Plan, done: int) -> None:
+    """Raise FileError if files that the state counts are missing."""
+    counted = plan.pairs[:done]
+    missing = [
+        path
+        for side, numbers in zip(sides, (sorted({i for i, _ in counted}), sorted({j for _, j in counted})), strict=True)
+        for path in side.missing(numbers)
+    ]
+    if missing:
+        raise FileError(f"{missing[0]} is missing, although state.json counts it. Start anew: rm -r {folder}")
+
+
+def _check_room(final: Path, plan: Plan) -> None:
+    needed, free = 20 * plan.k * (plan.outer_rows + plan.inner_rows), shutil.disk_usage(final.parent).free
+    if needed > free:
+        raise FileError(
+            f"{final} needs {needed / 1e6:,.1f} MB of room, but {final.parent} has {free / 1e6:,.1f} MB left. Make room, or "
+            "write to another disk."
+        )
+
+
+def _write(folder: Path, final: Path, sides: tuple[SideState, ...], plan: Plan, swapped: bool, index: dict[str, Any]) -> None:
+    """The keys of both sides as arrays, in a folder that appears under its name when it is complete."""
+    data = folder / "data"
+    with resumable.explained(final):
+        shutil.rmtree(data, ignore_errors=True)
+        data.mkdir()
+        blocks = (plan.blocks, plan.inner_blocks)
+        for side, cuts, name in zip(sides, blocks[::-1] if swapped else blocks, ("source", "target"), strict=True):
+            shape = (cuts[-1][1], plan.k)
+            with (data / f"{name}_scores.npy").open("wb") as scores, (data / f"{name}_index.npy").open("wb") as places:
+                for stream, dtype in ((scores, np.float32), (places, np.int64)):
+                    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(stream, header)
+                for number, (start, stop) in enumerate(cuts):
+                    keys = side.load(number)
+                    for at in range(0, stop - start, 65536):
+                        found = neighbours_of(keys[at : at + 65536])
+                        scores.write(found[0].data)
+                        places.write(found[1].data)
+        index |= {"sha256": {name: sha256_of(data / f"{name}.npy") for name in NAMES}}
+        (data / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        move_folder(data, final)
+
+
+def _report(
+    output: str | os.PathLike[str],
+    x: VectorFiles,
+    y: VectorFiles,
+    metric: str,
+    resumed: float,
+    state: dict[str, Any],
+    plan: Plan,
+    where: Device,
+) -> KnnReport:
+    return KnnReport(
+        output=str(output),
+        source_rows=x.rows,
+        target_rows=y.rows,
+        columns=x.columns,
+        k=plan.k,
+        metric=metric,
+        device=where.name,
+        computed_anew=state["computed_anew"],
+        resumed=resumed,
+        seconds=round(state["seconds"], 1),
+    )

@@ -1,0 +1,170 @@
+"""Exact nearest neighbours by inner product, in both directions from one matrix product, with numpy alone.
+
+Here is the call for arrays in memory, with its checks; blocks.py has the step that it repeats, tiles.py and exact.py how that
+is fast and exact, and on_disk.py the same for vectors larger than memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mexma_rt.errors import InputError
+from mexma_rt.knn.blocks import Block, absorb_blocks, choose_device, neighbours_of, no_neighbours
+from mexma_rt.progress import progress_bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """Of x [n, D] and y [m, D]: the k nearest rows of the other side, best first, and how they were found."""
+
+    scores_xy: np.ndarray  # [n, k] float32
+    index_xy: np.ndarray  # [n, k] int64
+    scores_yx: np.ndarray  # [m, k]
+    index_yx: np.ndarray  # [m, k]
+    device: str
+    reason: str  # why this device
+    precision: str  # of the scan; scores are exact whatever it is
+    computed_anew: int  # rows of both sides for which the scan was not proved to have missed nothing
+
+
+def mutual_neighbours(
+    x: np.ndarray,
+    y: np.ndarray,
+    k: int,
+    *,
+    memory_bytes: int = 256 << 20,
+    progress: bool | None = None,
+    device: str = "cpu",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the k nearest rows of y for every row of x and the k nearest rows of x for every row of y.
+
+    x is [n, D] and y is [m, D]; any real type, taken as float32; neither is modified. The result is
+    (scores_xy [n, k] float32, index_xy [n, k] int64, scores_yx [m, k], index_yx [m, k]), best first; of equal scores the
+    lower index comes first. Scores are inner products in float64, rounded once to float32: the result depends on the vectors
+    alone, not on tiles, threads, the BLAS or the device, and equal rows tie.
+    memory_bytes bounds the working memory beyond inputs and results (a tile of 256 x 256 is the least; a side with a row that
+    is there more than k times is copied).
+    progress: a bar on stderr; None shows it on a terminal if the job takes longer than a second.
+    device: "cpu", "cuda" (all GPUs; by torch or cupy) or "auto". `neighbours` is the same call with a report.
+    On a CPU, while products of more than 2 million cells are made, the BLAS of the whole process has one thread (lanes.py).
+
+    Raises InputError for arrays that are not two-dimensional or disagree in D, for NaN, infinity or values so large that
+    their product leaves float32, and for a k below 1 or above the size of either side; BackendError or MissingExtraError for
+    "cuda" where there is none.
+    """
+    found = neighbours(x, y, k, memory_bytes=memory_bytes, progress=progress, device=device)
+    return found.scores_xy, found.index_xy, found.scores_yx, found.index_yx
+
+
+def neighbours(
+    x: np.ndarray,
+    y: np.ndarray,
+    k: int,
+    *,
+    memory_bytes: int = 256 << 20,
+    progress: bool | None = None,
+    device: str = "cpu",
+) -> Neighbours:
+    """The same search as `mutual_neighbours`, with what was run and how many rows had to be computed again to be exact."""
+    x, y = _checked(x, y)
+    check_k(k, {"x": len(x), "y": len(y)}, "rows")
+    where = choose_device(device)
+    blocks = (Block.of(side, k, 0, precision=where.precision) for side in (x, y))
+    by_x, by_y = no_neighbours(len(x), k), no_neighbours(len(y), k)
+    with progress_bar(progress, total=len(x) * len(y), desc="neighbours", unit="cell") as advance:
+        anew = absorb_blocks(by_x, by_y, *blocks, memory_bytes=memory_bytes, advance=advance, where=where)
+    (scores_xy, index_xy), (scores_yx, index_yx) = neighbours_of(by_x), neighbours_of(by_y)
+    return Neighbours(
+        scores_xy=scores_xy,
+        index_xy=index_xy,
+        scores_yx=scores_yx,
+        index_yx=index_yx,
+        device=where.name,
+        reason=where.reason,
+        precision=where.precision,
+        computed_anew=anew,
+    )
+
+
+def nearest(x: np.ndarray, y: np.ndarray, k: int, *, memory_bytes: int = 256 << 20) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k nearest rows of y for every row of x only: (scores [n, k] float32, index [n, k] int64).
+
+    Those of `mutual_neighbours`, to the bit, without its work for the other direction; x may have any number of rows. Raises
+    as it does.
+    """
+    x, y = _checked(x, y)
+    check_k(k, {"y": len(y)}, "rows")
+    by_x = no_neighbours(len(x), k)
+    if len(x):
+        absorb_blocks(by_x, None, Block.of(x, k, 0), Block.of(y, k, 0), memory_bytes=memory_bytes)
+    return neighbours_of(by_x)
+
+
+def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x, y = check_vectors(x, "x"), check_vectors(y, "y")
+    check_dimensions(x, y, "x", "y")
+    if len(x) and len(y) and _largest(x) * _largest(y) * x.shape[1] > float(np.finfo(np.float32).max):
+        raise InputError("x and y are so long that their products leave float32. Normalise them, for example by unit_rows.")
+    return x, y
+
+
+def check_vectors(vectors: np.ndarray, name: str) -> np.ndarray:
+    """Return vectors as an array [n, D] of real, finite numbers that fit float32, or raise InputError naming what is wrong."""
+    array = np.asarray(vectors)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise InputError(f"{name} has shape {array.shape}, but vectors are needed as [sentences, dimensions].")
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{name} has type {array.dtype}, but vectors are real numbers (float32, float16 or float64).")
+    for start in range(0, len(array), 65536):
+        with np.errstate(over="ignore"):  # a float64 beyond float32 turns into infinity and is reported below
+            block = np.asarray(array[start : start + 65536], np.float32)
+        bad = ~np.isfinite(block).all(axis=1)
+        if bad.any():
+            raise InputError(
+                f"{name} has NaN or infinity in row {start + int(bad.argmax())} (counted from 0). "
+                "Remove that row or embed its text again."
+            )
+    return array
+
+
+def check_dimensions(x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> None:
+    """Raise InputError unless x [n, D] and y [m, D] agree in D."""
+    check_dimensions_of(x.shape, y.shape, x_name, y_name)
+
+
+def check_dimensions_of(x: tuple[int, ...], y: tuple[int, ...], x_name: str, y_name: str) -> None:
+    """The same of shapes."""
+    if x[1] != y[1]:
+        raise InputError(
+            f"{x_name} has shape {x} and {y_name} {y}: the dimensions {x[1]} and {y[1]} differ. "
+            "Embed both sides with the same model and the same truncate_dim."
+        )
+
+
+def check_k(k: int, sizes: dict[str, int], what: str) -> None:
+    """Raise InputError unless k is a whole number of at least 1 and each side (name -> number of `what`) has k to find."""
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise InputError(f"k={k!r}, but the number of neighbours is a whole number of at least 1, such as k=4.")
+    for name, size in sizes.items():
+        if size == 0:
+            raise InputError(f"{name} is empty: there is nothing to compare with. Give at least k={k} {what} on each side.")
+    for name, size in sizes.items():
+        if size < k:
+            raise InputError(
+                f"{name} has {size} {what}, too few to find k={k} neighbours among them. "
+                f"Type k={min(sizes.values())} or give more."
+            )
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Return a float32 copy of vectors [n, D] with rows of length 1; a zero row stays zero."""
+    unit = np.array(vectors, np.float32)
+    lengths = np.sqrt(np.einsum("nd,nd->n", unit, unit, dtype=np.float64))
+    unit /= np.where(lengths > 0, lengths, 1)[:, None]
+    return unit
+
+
+def _largest(vectors: np.ndarray) -> float:
+    return max(float(vectors.max()), -float(vectors.min()))

@@ -1,0 +1,250 @@
+"""Filter a bitext of any size: what is no good by its text, and what scores too low, is dropped, with the reason."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mexma_rt.errors import FileError, InputError
+from mexma_rt.files import resumable
+from mexma_rt.files.atomic import check_output
+from mexma_rt.files.lines import STDIN
+from mexma_rt.files.table import check_table, table
+from mexma_rt.mining.background import Background, model_identity, open_background
+from mexma_rt.mining.bitext import KEPT, REASONS, SCORE, Bitext, first_reading, slabs
+from mexma_rt.mining.mine import check_threshold
+from mexma_rt.progress import progress_bar
+
+if TYPE_CHECKING:
+    from mexma_rt.embedding.encoder import Encoder
+
+BACKGROUND = 16_384  # pairs whose lines are the background, if none is given
+KEPT_COLUMNS = {"score": float, "line": int, "source": str, "target": str}
+DROPPED_COLUMNS = {"reason": str} | KEPT_COLUMNS
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterReport:
+    """What a call to `filter_bitext` did. dropped: pairs by the first reason that holds, in the order of `bitext.REASONS`."""
+
+    output: str
+    pairs: int
+    kept: int
+    dropped: dict[str, int]
+    threshold: float  # the least score that was kept
+    margin: str
+    k: int
+    length_ratio: float  # the median of target by source characters (10 added to both)
+    background: int  # distinct source lines of it
+    resumed: int  # pairs that an interrupted run had judged
+    model: str
+
+
+def filter_bitext(
+    load: Callable[[], Encoder],
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    dropped: str | os.PathLike[str] | None = None,
+    margin: str = "ratio",
+    k: int = 4,
+    threshold: float | None = None,
+    top: float | None = None,
+    max_ratio: float = 3.0,
+    background: str | os.PathLike[str] | None = None,
+    background_lines: int = BACKGROUND,
+    progress: bool | None = None,
+) -> FilterReport:
+    """Write the good pairs of two line-aligned files, in their order, to a table; returns counts of the others by reason.
+
+    load: gives the encoder once the input is known to be good. output, dropped: tables (.tsv, .jsonl, .parquet) with score,
+    line (from 1), source, target, and for `dropped` the reason. Dropped are, in this order: blank sides, identical sides,
+    repetitions of an earlier pair, a length ratio more than max_ratio times off the median, and a score below `threshold` (None
+    takes that of the margin), or with `top` below that of the best share (0 to 1) of all pairs, equals included.
+    background: a file of `Background.save`; without one, a sample of `background_lines` pairs of the bitext itself.
+
+    The memory does not grow with the bitext (beside 6 bytes per pair on the disk, mapped). A run that was killed goes on when
+    the same call is made again. Raises InputError, FileError, BundleError, MissingExtraError.
+    """
+    least = check_threshold(threshold, margin)
+    _check_arguments(source, target, output, dropped, threshold, top, max_ratio)
+    final = Path(output).resolve()
+    with resumable.work_folder(final) as folder:
+        bitext = first_reading(source, target, folder, background_lines, max_ratio)
+        if background is None and not bitext.sample:
+            counts = np.bincount(bitext.reasons, minlength=len(REASONS)).tolist()
+            why = ", ".join(f"{count:,} {REASONS[reason]}" for reason, count in enumerate(counts) if count and reason != KEPT)
+            raise InputError(
+                f"No pair is left to score: of {bitext.pairs:,} pairs are {why}. Check that the right files were given."
+            )
+        encoder = load()
+        given = None if background is None else open_background(background)
+        if given is not None:
+            given.check(k=k, model=model_identity(encoder))
+        job = _job(bitext, encoder, given, background_lines, margin=margin, k=k, max_ratio=max_ratio)
+        state = resumable.resume(folder, job) or {"job": job, "done": 0}
+        resumed = state["done"]
+        layout = resumable.Layout(rows=bitext.pairs, columns=1, dtype=np.dtype(np.float32), shard_rows=None, parquet=False)
+        resumable.check_rows(folder, layout, resumed)
+        around = given or _background(folder, bitext, encoder, k, made=resumed > 0)
+        _score(source, target, encoder, around, bitext, margin, folder, final, layout, state, progress)
+        scores = np.load(folder / "data", mmap_mode="r")[:, 0]
+        if top is not None:
+            least = _share_threshold(scores, math.floor(top * bitext.pairs))
+        counts = _write(source, target, output, dropped, bitext, scores, least)
+    return FilterReport(
+        output=str(output),
+        pairs=bitext.pairs,
+        kept=int(counts[KEPT]),
+        dropped={name: int(count) for name, count in zip(REASONS[1:], counts[1:], strict=True)},
+        threshold=least,
+        margin=margin,
+        k=k,
+        length_ratio=math.exp(bitext.middle),
+        background=len(around.source),
+        resumed=resumed,
+        model=around.model,
+    )
+
+
+def _check_arguments(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    dropped: str | os.PathLike[str] | None,
+    threshold: float | None,
+    top: float | None,
+    max_ratio: float,
+) -> None:
+    if STDIN in (str(source), str(target)):
+        raise InputError("A bitext is read more than once, so standard input cannot be filtered. Write it to a file first.")
+    if threshold is not None and top is not None:
+        raise InputError("threshold and top both say how many pairs are kept. Give one of them.")
+    if top is not None and not 0 < top <= 1:
+        raise InputError(f"top={top!r} is the share of the pairs to keep, above 0 and at most 1, such as 0.8.")
+    if not max_ratio > 1:
+        raise InputError(f"max_ratio={max_ratio!r} says how far the lengths may be off, a number above 1, such as 3.")
+    for path in (output, dropped):
+        if path is not None:
+            check_table(path)
+            check_output(path, [source, target])
+    if dropped is not None and Path(dropped).resolve() == Path(output).resolve():
+        raise InputError(f"{dropped} cannot have both the kept and the dropped pairs. Choose another name for one of them.")
+
+
+def _job(bitext: Bitext, encoder: Encoder, given: Background | None, lines: int, **settings: Any) -> dict[str, Any]:
+    """What the scores depend on. (The threshold is not among it: it is applied to them at the end.)"""
+    around = lines if given is None else f"given, {len(given.source)} and {len(given.target)} lines, {given.source_keys[:2]}"
+    job = {"pairs": bitext.pairs, "texts": bitext.sha256[:16], "model": model_identity(encoder), "background": around}
+    return json.loads(json.dumps({**job, **settings}, default=str))
+
+
+def _background(folder: Path, bitext: Bitext, encoder: Encoder, k: int, made: bool) -> Background:
+    """That of the sample; an interrupted run that has scored pairs has made it."""
+    path = folder / "background.npz"
+    if not made:
+        src, tgt = [a for a, _ in bitext.sample], [b for _, b in bitext.sample]
+        x, y = (encoder.embed_report(lines).vectors for lines in (src, tgt))
+        Background.of(src, tgt, x, y, k=k, model=model_identity(encoder)).save(path)
+    return open_background(path)
+
+
+def _score(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    encoder: Encoder,
+    around: Background,
+    bitext: Bitext,
+    margin: str,
+    folder: Path,
+    final: Path,
+    layout: resumable.Layout,
+    state: dict[str, Any],
+    progress: bool | None,
+) -> None:
+    """Score what the state does not count yet, slab by slab; pairs that are dropped already have -inf."""
+    start = stop = 0
+    with progress_bar(progress, total=bitext.pairs - state["done"], desc="filter", unit="pair") as advance:
+        for slab in slabs(source, target):
+            stop = start + len(slab)
+            if stop > bitext.pairs:
+                break
+            if start >= state["done"]:
+                scores = np.full(len(slab), -np.inf, np.float32)
+                good = np.flatnonzero(bitext.reasons[start:stop] == KEPT)
+                if len(good):
+                    src, tgt = ([slab[row][side] for row in good.tolist()] for side in (0, 1))
+                    x, y = (encoder.embed_report(lines, progress=False).vectors for lines in (src, tgt))
+                    scores[good] = around.scores(src, tgt, x, y, margin=margin)
+                resumable.write_rows(folder, final, layout, start, scores[:, None])
+                state["done"] = stop
+                resumable.write_state(folder, final, state)
+                advance(len(slab))
+            start = stop
+    if start != bitext.pairs or stop > bitext.pairs:
+        raise FileError("The bitext changed while it was read. Leave it as it is until the end, and type the command again.")
+
+
+def _share_threshold(scores: np.ndarray, count: int) -> float:
+    """The count-th largest of the scores (or the lowest finite one, if there are fewer), with the memory of 65,536 counts."""
+    if count == 0:
+        return math.inf
+    first = 0
+    for digits in (0, 1):  # upper and lower half of the order-preserving 32 bits
+        counts = np.zeros(65_536, np.int64)
+        for start in range(0, len(scores), 1 << 20):
+            block = np.array(scores[start : start + (1 << 20)])
+            keys = _ordered(block[np.isfinite(block)])
+            part = keys >> 16 if digits == 0 else (keys & 0xFFFF)[keys >> 16 == first]
+            counts += np.bincount(part, minlength=65_536)
+        from_top = np.cumsum(counts[::-1])
+        if digits == 0 and from_top[-1] < count:
+            count = int(from_top[-1])
+            if count == 0:
+                return math.inf
+        place = 65_535 - int(np.searchsorted(from_top, count))
+        count -= int(from_top[65_535 - place] - counts[place])
+        first = place if digits == 0 else (first << 16) + place
+    bits = np.uint32(first ^ 0x80000000 if first & 0x80000000 else first ^ 0xFFFFFFFF)
+    return float(np.array([bits], np.uint32).view(np.float32)[0])
+
+
+def _ordered(scores: np.ndarray) -> np.ndarray:
+    """int64 keys in the order of float32 numbers."""
+    bits = scores.view(np.uint32).astype(np.int64)
+    return np.where(bits & 0x80000000, bits ^ 0xFFFFFFFF, bits | 0x80000000)
+
+
+def _write(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    dropped: str | os.PathLike[str] | None,
+    bitext: Bitext,
+    scores: np.ndarray,
+    least: float,
+) -> np.ndarray:
+    """Both tables; returns the pairs of each reason."""
+    counts, line = np.zeros(len(REASONS), np.int64), 0
+    with table(output, KEPT_COLUMNS) as keep, table(dropped, DROPPED_COLUMNS) if dropped else nullcontext() as drop:
+        for slab in slabs(source, target):
+            reasons = np.array(bitext.reasons[line : line + len(slab)])
+            block = np.asarray(scores[line : line + len(slab)])
+            reasons[(reasons == KEPT) & ~(block >= least)] = SCORE
+            counts += np.bincount(reasons, minlength=len(REASONS))
+            for reason, score, (a, b) in zip(reasons.tolist(), block.tolist(), slab, strict=True):
+                line += 1
+                if reason == KEPT:
+                    keep((score, line, a, b))
+                elif drop is not None:
+                    drop((REASONS[reason], score if math.isfinite(score) else None, line, a, b))
+    return counts

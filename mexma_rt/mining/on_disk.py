@@ -1,0 +1,183 @@
+"""Mining from vectors on the disk that may be larger than memory: the search of mine.py, within a bound of memory.
+
+The neighbours come from `knn_files`, which is resumable, into the folder `.NAME.mining` beside the pairs; they stay there until
+the pairs are written, so that a run that was killed goes on with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mexma_rt.bundle.manifest import sha256_of
+from mexma_rt.errors import FileError, InputError
+from mexma_rt.files import resumable
+from mexma_rt.files.textinput import check_texts
+from mexma_rt.knn import on_disk as knnfiles
+from mexma_rt.knn.search import check_dimensions_of, check_k
+from mexma_rt.knn.vector_files import VectorFiles, open_vectors
+from mexma_rt.mining.candidates import Neighbours
+from mexma_rt.mining.found import Search
+from mexma_rt.mining.mine import check_threshold
+from mexma_rt.mining.sides import Side, distinct_rows
+from mexma_rt.mining.warnings import find_warnings
+
+ROWS = 65_536  # copied at a time
+
+
+@contextlib.contextmanager
+def search_files(
+    source_vectors: str | os.PathLike[str],
+    target_vectors: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    src: Iterable[str] | None = None,
+    tgt: Iterable[str] | None = None,
+    margin: str = "ratio",
+    k: int = 4,
+    retrieval: str = "max",
+    threshold: float | None = None,
+    unify: bool = True,
+    memory_bytes: int = 2_000_000_000,
+    device: str = "cpu",
+    progress: bool | None = None,
+    announce: Callable[[str], object] | None = None,
+    ray: str | None = None,
+) -> Iterator[Search]:
+    """Give a `Search` over two .npy files, or folders of shards, of vectors [n, D] and [m, D]; `output` is where its pairs go.
+
+    src, tgt: the lines of the vectors, held in memory; without them pairs have positions only, and equal lines are not known.
+    With them, the vectors of blank and repeated lines are left out, for which the others are copied beside the output.
+    memory_bytes: of the whole process while neighbours are sought, and a quarter of it to sort candidates; beyond that, 26
+    bytes per row of both sides. ray: seek the neighbours on the Ray cluster at this address (`mexma_rt.cluster.session`), with
+    the same result; its machines must see the vectors, and with src and tgt the folder of the output, under the same paths.
+    The other arguments, and what is raised: as for `mine` and `knn_files`.
+    """
+    search = _search_on(ray, device)
+    least = check_threshold(threshold, margin, retrieval)
+    final = Path(output).resolve()
+    x, y = open_vectors(source_vectors, unit=True), open_vectors(target_vectors, unit=True)
+    check_dimensions_of((x.rows, x.columns), (y.rows, y.columns), x.name, y.name)
+    sides = _side(x, src, "source", unify), _side(y, tgt, "target", unify)
+    check_k(k, {side.name: len(side.pool) for side in sides}, "rows")
+    with resumable.locked_folder(final, "mining", _has_neighbours) as folder:
+        files = [_compared(vectors, side, folder) for vectors, side in zip((x, y), sides, strict=True)]
+        place = _neighbours(files, folder, k, search, memory_bytes=memory_bytes, progress=progress, announce=announce)
+        neighbours = Neighbours.of(*knnfiles.open_neighbours(place), margin=margin)
+        rows: Any = [_Rows(vectors) for vectors in files]  # read by slices, as arrays are
+        yield Search(
+            source=sides[0],
+            target=sides[1],
+            neighbours=neighbours,
+            retrieval=retrieval,
+            threshold=least,
+            dimensions=x.columns,
+            warnings=find_warnings(sides[0], sides[1], rows[0], rows[1], neighbours),
+            sort_memory=memory_bytes // 4,
+        )
+
+
+def _has_neighbours(folder: Path) -> bool:
+    return any(path.name.endswith(("neighbours", "neighbours.part")) for path in folder.iterdir())
+
+
+def _search_on(ray: str | None, device: str) -> Callable[..., object]:
+    """`knn_files` here or on a cluster; raises for a cluster that cannot be used."""
+    if ray is None:
+        return partial(knnfiles.knn_files, device=device)
+    from mexma_rt.cluster import check_address
+    from mexma_rt.cluster.knn import check_device, knn_files_on
+
+    check_device(device)
+    check_address(ray)
+    return partial(knn_files_on, ray, device=device)
+
+
+def _side(vectors: VectorFiles, texts: Iterable[str] | None, name: str, unify: bool) -> Side:
+    if texts is None:
+        rows = np.arange(vectors.rows)
+        return Side(name=name, size=vectors.rows, texts=None, vectors=None, pool=rows, place=rows)
+    lines = check_texts(texts, name)
+    if len(lines) != vectors.rows:
+        raise InputError(
+            f"{name} has {len(lines):,} lines and {vectors.name} {vectors.rows:,} rows: give one row for each line."
+        )
+    pool, place = distinct_rows(lines, unify)
+    return Side(name=name, size=len(lines), texts=lines, vectors=None, pool=pool, place=place)
+
+
+def _compared(vectors: VectorFiles, side: Side, folder: Path) -> VectorFiles:
+    """The vectors of the rows that are compared; a copy, if not all are."""
+    if len(side.pool) == side.size:
+        return vectors
+    path = folder / f"{side.name}.npy"
+    with resumable.explained(path):
+        copy = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(side.pool), vectors.columns))
+        done = 0
+        for start in range(0, side.size, ROWS):
+            rows = side.pool[np.searchsorted(side.pool, start) : np.searchsorted(side.pool, start + ROWS)] - start
+            block = vectors.read(start, min(start + ROWS, side.size))
+            copy[done : done + len(rows)] = block[rows]
+            done += len(rows)
+        copy.flush()
+    return open_vectors(path, unit=True)
+
+
+def _neighbours(
+    files: list[VectorFiles],
+    folder: Path,
+    k: int,
+    search: Callable[..., object],
+    **settings: Any,
+) -> Path:
+    """The folder of neighbours; what a run that was killed has finished is taken, if it is of the same vectors."""
+    place = folder / "neighbours"
+    if place.exists():
+        _check_found(place, files, k)
+        return place
+    search(files[0].name, files[1].name, place, k=k, **settings)
+    return place
+
+
+def _check_found(place: Path, files: list[VectorFiles], k: int) -> None:
+    """Raise FileError unless the finished neighbours are of these vectors and every bit of them is as it was written."""
+    now = {"source": files[0].check()[0][:16], "target": files[1].check()[0][:16], "k": int(k)}
+    try:
+        index = json.loads((place / knnfiles.INDEX).read_bytes())
+        same, whole = all(index[name] == value for name, value in now.items()), True
+        if same:
+            arrays = knnfiles.open_neighbours(place)
+            whole = [array.shape for array in arrays] == [(side.rows, k) for side in files for _ in range(2)]
+            hashes = {name: sha256_of(place / f"{name}.npy") for name in knnfiles.NAMES}
+            whole = whole and index["sha256"] == hashes
+    except (OSError, ValueError, KeyError, TypeError, FileError):
+        same, whole = True, False
+    if not same:
+        raise FileError(
+            f"{place} has the neighbours of other vectors or another k, from a run that was killed. Start anew: "
+            f"rm -r {place.parent}"
+        )
+    if not whole:
+        raise FileError(f"{place}, which a run that was killed has left, is damaged. Start anew: rm -r {place.parent}")
+
+
+class _Rows:
+    """Vectors on the disk, read by slice or by single rows, as an array in memory is."""
+
+    def __init__(self, files: VectorFiles) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return self.files.rows
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        if isinstance(rows, slice):
+            return self.files.read(rows.start or 0, min(len(self), rows.stop))
+        return np.concatenate([self.files.read(row, row + 1) for row in rows.tolist()])

@@ -1,0 +1,109 @@
+"""Corpora whose mining scores mean little: too small, nearly the same on both sides, or full of near duplicates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mexma_rt.mining.candidates import Neighbours
+from mexma_rt.mining.sides import Side
+
+# Measured with the bundled model on Tatoeba (deu, hin, jpn, tur), corpora without a single translation: ratio >= 1.06 keeps
+# 72 to 75 % of 8 lines, 55 to 61 % of 64, 43 to 48 % of 500. With so few, some line always stands out.
+FEW_LINES = 1000
+# Share of lines with another one of the same side as near as this: 0.2 % or less in Tatoeba and FLORES (eng, deu, jpn, khm).
+NEAR_COSINE, NEAR_SHARE = 0.98, 0.05
+SHARED = 0.2  # of the lines, or without texts of the vectors, of the smaller side that the other has too
+SAME_COSINE = 0.9999  # of equal vectors, stored in float16 at the worst
+SAMPLE = 1000  # lines whose nearest line of the same side is looked for
+BLOCK = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiningWarning:
+    """kind: "tiny", "zeros", "identical" or "near-duplicates". share: of the lines concerned (tiny: their number)."""
+
+    kind: str
+    side: str
+    share: float
+    message: str
+
+
+def find_warnings(
+    source: Side, target: Side, x: np.ndarray, y: np.ndarray, neighbours: Neighbours
+) -> tuple[MiningWarning, ...]:
+    """x, y: unit vectors [p, D], [q, D] of the compared lines; the warnings, most important first."""
+    found = [_tiny(side) for side in (source, target)]
+    found += [_zeros(side, cosine) for side, cosine in ((source, neighbours.cosine_xy), (target, neighbours.cosine_yx))]
+    found.append(_identical(source, target, neighbours))
+    found += [_near_duplicates(side, vectors) for side, vectors in ((source, x), (target, y))]
+    return tuple(warning for warning in found if warning is not None)
+
+
+def _tiny(side: Side) -> MiningWarning | None:
+    size = len(side.pool)
+    if size >= FEW_LINES:
+        return None
+    return MiningWarning(
+        kind="tiny",
+        side=side.name,
+        share=size,
+        message=f"The {side.name} has {size:,} different lines, fewer than {FEW_LINES:,}: among so few some pair always stands "
+        "out, so that a score proves little, also between lines that are no translations. Read the pairs, raise the threshold, "
+        "or mine larger corpora. For documents that run parallel, align them instead.",
+    )
+
+
+def _zeros(side: Side, cosine: np.ndarray) -> MiningWarning | None:
+    """cosine [n, k] to the neighbours: exactly 0 to all of them is what a vector of zeros has."""
+    count = sum(int((cosine[start : start + BLOCK] == 0).all(axis=1).sum()) for start in range(0, len(cosine), BLOCK))
+    if not count:
+        return None
+    return MiningWarning(
+        kind="zeros",
+        side=side.name,
+        share=count / len(cosine),
+        message=f"{count:,} vectors of the {side.name} are zeros, or find nothing but zeros on the other side: their cosines "
+        "are all 0, so a score says nothing of them. Embed their lines again.",
+    )
+
+
+def _identical(source: Side, target: Side, neighbours: Neighbours) -> MiningWarning | None:
+    if source.texts is not None and target.texts is not None:
+        lines = {target.texts[row] for row in target.pool.tolist()}
+        count, what = sum(source.texts[row] in lines for row in source.pool.tolist()), "lines"
+    else:
+        count, what = int((np.asarray(neighbours.cosine_xy[:, 0]) >= SAME_COSINE).sum()), "vectors"
+    share = count / min(len(source.pool), len(target.pool))
+    if share < SHARED:
+        return None
+    return MiningWarning(
+        kind="identical",
+        side="both",
+        share=min(1.0, share),
+        message=f"{count:,} {what} of the source ({min(1.0, share):.0%} of the smaller side) are on the target side as well: "
+        "they find themselves, with the highest scores. Check that the right files were given; copies in a bitext are dropped "
+        "by: mexma filter.",
+    )
+
+
+def _near_duplicates(side: Side, vectors: np.ndarray) -> MiningWarning | None:
+    rows = np.unique(np.linspace(0, len(vectors) - 1, min(SAMPLE, len(vectors))).astype(np.int64))
+    sample, nearest = np.asarray(vectors[rows]), np.full(len(rows), -1, np.float32)
+    for start in range(0, len(vectors), BLOCK):
+        cosine = sample @ np.asarray(vectors[start : start + BLOCK]).T
+        own = (rows >= start) & (rows < start + BLOCK)
+        cosine[own, rows[own] - start] = -1
+        nearest = np.maximum(nearest, cosine.max(axis=1))
+    share = float((nearest >= NEAR_COSINE).mean())
+    if share < NEAR_SHARE:
+        return None
+    return MiningWarning(
+        kind="near-duplicates",
+        side=side.name,
+        share=share,
+        message=f"{share:.0%} of the {side.name} lines have another {side.name} line with a cosine of {NEAR_COSINE} or more "
+        f"(of a sample of {len(rows):,}): near duplicates fill the neighbourhoods, which lowers the margin of right pairs, and "
+        "which of the copies is chosen is chance. Remove near duplicates first, or raise k.",
+    )

@@ -1,0 +1,229 @@
+"""What is named runs there or raises; what auto chose says why. The CUDA provider is played by fakes: see each test."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from mexma_rt import BackendError, BundleError, InputError, load
+from mexma_rt.backends import describe_choices, open_backend
+from mexma_rt.bundle.manifest import open_bundle
+from mexma_rt.cores import _quota, usable_cores
+
+IDS = np.array([[0, 5, 6, 2], [0, 7, 2, 1]])
+MASK = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle):
+    return open_bundle(tiny_bundle)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_output_is_that_of_the_graph(bundle, precision):
+    backend = open_backend(bundle, device="cpu", precision=precision)
+    session = onnxruntime.InferenceSession(bundle.folder / bundle.graphs[precision])
+    switch = {"token_states": np.array(False)} if precision == "int8" else {}  # fp32 has one branch
+    (expected,) = session.run(["sentence_embedding"], {"input_ids": IDS, "attention_mask": MASK} | switch)
+    vectors = backend.run(IDS, MASK)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert (backend.name, backend.device, backend.precision) == ("onnxruntime", "cpu", precision)
+    assert backend.reason == f"device='cpu' was named; precision='{precision}' was named"
+
+
+def test_auto_on_a_machine_without_cuda_says_why(bundle, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    backend = open_backend(bundle)
+    default = bundle.default_precision
+    assert (backend.device, backend.precision) == ("cpu", default)
+    assert backend.reason == (
+        "auto: cuda was refused (The installed onnxruntime has no CUDA (it has CPUExecutionProvider).); "
+        f"{default} is the bundle's default precision, and its parity report passed: lowest cosine "
+        f"{bundle.parity[default]['min_cosine']} over 20 sentences"
+    )
+
+
+def test_auto_leaves_a_precision_whose_parity_did_not_pass(bundle):
+    failed = {"int8": {"passed": False, "min_cosine": 0.9, "sentences": 20}}
+    fine = {"fp32": {"passed": True, "min_cosine": 0.99999, "sentences": 20}}
+    chosen = open_backend(dataclasses.replace(bundle, parity={**failed, **fine}), device="cpu")
+    assert chosen.precision == "fp32"
+    assert chosen.reason == (
+        "device='cpu' was named; fp32, because its parity report passed: lowest cosine 0.99999 over 20 sentences; that of "
+        "the default int8 is missing or did not pass"
+    )
+    unknown = open_backend(dataclasses.replace(bundle, parity={}), device="cpu")
+    assert unknown.precision == "int8" and unknown.reason.endswith("the bundle has no parity report that passed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "tpu"}, "There is no device 'tpu'. Known: auto, cpu, cuda."),
+        ({"backend": "tensorflow"}, "There is no backend 'tensorflow'. Known: auto, onnxruntime, tensorrt, rtx."),
+        ({"precision": "fp8"}, "There is no precision 'fp8'. Known: auto, fp32, fp16, fused, int8, mixed."),
+        ({"precision": "fp16"}, "precision='fp16' is not in the bundle 'tiny', which has fp32, int8."),
+        ({"device": "cuda", "precision": "int8"}, "The int8 graph is made for the CPU; on cuda use precision='fp16'"),
+    ],
+)
+def test_what_does_not_exist_raises(tiny_bundle, arguments, message):
+    with pytest.raises(BackendError, match=re.escape(message)):
+        load(tiny_bundle, **arguments)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True])
+def test_threads_must_be_a_count(bundle, threads):
+    with pytest.raises(InputError, match=re.escape(f"threads={threads!r} must be a whole number of at least 1")):
+        open_backend(bundle, device="cpu", threads=threads)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(3, 3), (None, usable_cores())])
+def test_threads_are_those_of_a_wide_models_session_or_lanes_of_a_narrow_one(bundle, monkeypatch, threads, expected):
+    options, backend = opened(bundle, monkeypatch, threads)
+    assert (options.intra_op_num_threads, backend.lanes) == (1, expected)
+    monkeypatch.setattr("mexma_rt.backends.onnxruntime.NARROW", 31)  # the tiny bundle has 32 dimensions
+    options, backend = opened(bundle, monkeypatch, threads)
+    assert (options.intra_op_num_threads, backend.lanes) == (expected, 1)
+
+
+def opened(bundle, monkeypatch, threads):
+    seen = []
+
+    def spy(path, options, **keywords):
+        seen.append(options)
+        return real(path, options, **keywords)
+
+    with monkeypatch.context() as patch:
+        real = onnxruntime.InferenceSession
+        patch.setattr(onnxruntime, "InferenceSession", spy)
+        backend = open_backend(bundle, device="cpu", threads=threads)
+    return seen[0], backend
+
+
+def test_named_cuda_without_the_provider_gives_the_pip_line(bundle, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    message = (
+        "The installed onnxruntime has no CUDA (it has CPUExecutionProvider).\nType:\n"
+        "    pip install 'mexma-rt[cuda]' && pip uninstall -y onnxruntime && "
+        "pip install --force-reinstall --no-deps onnxruntime-gpu\n"
+    )
+    with pytest.raises(BackendError, match=re.escape(message)):
+        open_backend(bundle, device="cuda")
+
+
+class FakeSession:
+    """Stands for onnxruntime-gpu's session: on a machine without CUDA libraries it runs on the CPU without an error."""
+
+    provider = "CPUExecutionProvider"
+
+    def __init__(self, path, options, *, providers, enable_fallback):
+        assert providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        assert enable_fallback == 0  # or onnxruntime prints, and runs elsewhere
+        self.real = onnxruntime.capi.onnxruntime_inference_collection.InferenceSession(path)
+
+    def get_providers(self):
+        return [self.provider]
+
+    def get_outputs(self):
+        return self.real.get_outputs()
+
+    def get_overridable_initializers(self):
+        return self.real.get_overridable_initializers()
+
+
+def test_a_session_that_silently_fell_back_to_the_cpu_is_refused(bundle, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    with pytest.raises(BackendError, match="onnxruntime could not start CUDA: no GPU, no driver, or a library") as caught:
+        open_backend(bundle, device="cuda")
+    assert "pip install 'mexma-rt[cuda]'" in str(caught.value)
+
+
+def test_missing_cuda_libraries_are_named_and_not_printed(bundle, monkeypatch, capsys):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    said = "Failed to load libcublas.so.13: no such file"  # as onnxruntime-gpu 1.31 prints on a machine without CUDA
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: sys.stdout.write(said), raising=False)
+    with pytest.raises(BackendError, match=r"onnxruntime misses libraries of CUDA\.") as caught:
+        open_backend(bundle, device="cuda")
+    assert said in str(caught.value) and "pip install 'mexma-rt[cuda]'" in str(caught.value)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_on_cuda_auto_takes_a_graph_made_for_it(bundle, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(FakeSession, "provider", "CUDAExecutionProvider")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    backend = open_backend(bundle)
+    assert (backend.device, backend.precision) == ("cuda", "fp32")
+    assert backend.reason == "auto: CUDA works here; fp32 is the bundle's fastest graph for GPUs"
+
+
+def test_both_onnxruntimes_installed_is_said(bundle, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", {"onnxruntime": "1.2", "onnxruntime-gpu": "1.3"}.__getitem__)
+    reason = open_backend(bundle, device="cpu").reason
+    assert "onnxruntime 1.2 and onnxruntime-gpu 1.3 are both installed and overwrite each other. To keep" in reason
+
+
+def test_choices_are_tried_and_explained(bundle, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    described = describe_choices(bundle, lambda engine: f"proved {engine.precision}")
+    assert [(choice.backend, choice.device, choice.precision) for choice in described[4:]] == [
+        ("tensorrt", "cuda", "fp16"),
+        ("rtx", "cuda", "fp16"),
+    ]
+    choices = {(choice.device, choice.precision): choice for choice in described[:4]}
+    assert {choice.backend for choice in described[:4]} == {"onnxruntime"}
+    assert set(choices) == {("cpu", "fp32"), ("cpu", "int8"), ("cuda", "fp32"), ("cuda", "int8")}
+    assert choices["cpu", "int8"].usable and choices["cpu", "int8"].reason == "proved int8"
+    assert not choices["cuda", "fp32"].usable and "has no CUDA" in choices["cuda", "fp32"].reason
+    assert not choices["cuda", "int8"].usable and "made for the CPU" in choices["cuda", "int8"].reason
+
+
+def test_a_graph_that_onnxruntime_cannot_open(bundle, tmp_path):
+    folder = shutil.copytree(bundle.folder, tmp_path / "bundle")
+    (folder / "onnx/model.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"model\.onnx is no ONNX file"):
+        open_backend(edited(folder, files={"onnx/model.onnx": b"no graph"}), device="cpu", precision="fp32")
+    (folder / "onnx/model.onnx").write_bytes(b"\x08\x08")  # an ONNX file of format 8, and nothing else in it
+    with pytest.raises(BackendError, match=r"onnxruntime .* cannot open .*model\.onnx on cpu"):
+        open_backend(edited(folder, files={"onnx/model.onnx": b"\x08\x08"}), device="cpu", precision="fp32")
+
+
+def test_a_graph_of_other_dimensions(bundle, tmp_path):
+    folder = shutil.copytree(bundle.folder, tmp_path / "bundle")
+    with pytest.raises(BundleError, match="sentence_embedding has 32 dimensions, but the manifest says 16"):
+        open_backend(edited(folder, dimensions=16, golden=None, ranges=None), device="cpu")
+
+
+def edited(folder, files=None, **fields):
+    """The bundle of a folder whose manifest was changed (and not verified again)."""
+    from mexma_rt.bundle.manifest import read_manifest
+
+    manifest = json.loads((folder / "mexma.json").read_bytes()) | fields
+    kept = {key: value for key, value in manifest.items() if value is not None}
+    (folder / "mexma.json").write_text(json.dumps(kept))
+    return read_manifest(folder)
+
+
+def test_a_failing_run_names_the_batch(bundle):
+    backend = open_backend(bundle, device="cpu", precision="fp32")
+    with pytest.raises(BackendError, match="onnxruntime failed on a batch of 1 sentences x 3 tokens on cpu"):
+        backend.run(np.array([[0, 10**9, 2]]), np.ones((1, 3), dtype=np.int64))
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("200000 100000\n", 2), ("150000 100000", 2), ("50000 100000", 1), ("max 100000\n", None), ("", None)]
+)
+def test_a_container_quota_is_respected(tmp_path, text, cores):
+    (tmp_path / "cpu.max").write_text(text)
+    assert _quota(tmp_path / "cpu.max") == cores
+    assert _quota(tmp_path / "missing") is None

@@ -1,0 +1,362 @@
+"""A TensorRT engine is opened where it fits, or refused before it is opened; what auto chooses, and what the doctor says."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from mexma_rt import BackendError, BundleError, FileError, MissingExtraError, load
+from mexma_rt.backends import Backend, describe_choices, nvidia, open_backend, tensorrt
+from mexma_rt.backends.nvidia import device_sm
+from mexma_rt.bundle.manifest import read_manifest
+
+from ..standin_gpu import VERSION, D, Device, install, make_bundle, put_engine, write_manifest
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    stand_in = Device()
+    install(monkeypatch, stand_in)
+    return stand_in
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """As if these packages were not installed."""
+    found = importlib.util.find_spec
+    for name in modules:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in modules else found(name, *rest))
+
+
+# ---- what is missing
+
+
+@pytest.mark.parametrize(
+    ("engine", "missing", "words"),
+    [
+        ("tensorrt", ["tensorrt"], "tensorrt is not installed, and this needs it. Type:\n    pip install 'mexma-rt[tensorrt]'"),
+        ("rtx", ["tensorrt_rtx"], "tensorrt_rtx is not installed, and this needs it. Type:\n    pip install 'mexma-rt[rtx]'"),
+        ("rtx", ["cuda"], "cuda is not installed, and this needs it. Type:\n    pip install 'mexma-rt[rtx]'"),
+        ("rtx", ["tensorrt_rtx", "cuda"], "tensorrt_rtx and cuda are not installed, and this needs them. Type:\n    pip"),
+    ],
+)
+def test_a_missing_library_is_the_pip_line(device, monkeypatch, tmp_path: Path, engine, missing, words) -> None:
+    bundle = make_bundle(tmp_path, engine)
+    hide(monkeypatch, *missing)
+    with pytest.raises(MissingExtraError, match=re.escape(words)):
+        open_backend(bundle, backend=engine)
+
+
+def test_another_package_named_cuda(device: Device, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)  # python's way to say that it cannot be imported
+    with pytest.raises(
+        BackendError,
+        match=r"cuda\.bindings\.runtime does not load: import of(?s:.*)pip install --upgrade cuda-bindings ",
+    ):
+        open_backend(make_bundle(tmp_path), backend="tensorrt")
+
+
+def test_a_machine_without_a_driver(device: Device, monkeypatch, tmp_path: Path) -> None:
+    def no_driver(name: str) -> None:
+        raise OSError("libcuda: no such file")
+
+    monkeypatch.setattr(tensorrt, "device_sm", device_sm)
+    monkeypatch.setattr(ctypes, "CDLL", no_driver)
+    with pytest.raises(BackendError, match=r"^This machine has no NVIDIA driver \(libcuda: no such file\), so no GPU"):
+        open_backend(make_bundle(tmp_path), backend="tensorrt")
+
+
+def test_the_compute_capability_comes_from_the_driver(monkeypatch) -> None:
+    def attribute(target: Any, number: int, device: Any) -> int:
+        target._obj.value = {75: 12, 76: 0}[number]
+        return 0
+
+    driver = SimpleNamespace(cuInit=lambda flags: 0, cuDeviceGet=lambda target, index: 0, cuDeviceGetAttribute=attribute)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert device_sm() == 120
+    driver.cuInit = lambda flags: 100
+    with pytest.raises(BackendError, match=r"no usable GPU \(CUDA error 100\)\. Type: nvidia-smi"):
+        device_sm()
+
+
+def test_missing_files_are_the_command(device: Device, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path, "tensorrt")
+    command = re.escape(f"Type:\n    mexma-export {tmp_path} --engine rtx --sm 89")
+    with pytest.raises(BackendError, match=rf"no engine for rtx \(.*rtx\.engine is missing\)\. {command}$"):
+        open_backend(bundle, backend="rtx")
+    (tmp_path / "engines" / "tensorrt.engine.json").unlink()
+    with pytest.raises(FileError, match=r"has no tensorrt\.engine\.json beside it"):
+        open_backend(bundle, backend="tensorrt")
+
+
+def test_a_bundle_without_the_graph_of_engines(device: Device, tiny_bundle: Path) -> None:
+    with pytest.raises(
+        BackendError, match=r"'tiny' has no fp16 graph.*\(it has fp32, \w+\)(?s:.*)--precision fp32,int8,fp16\n"
+    ):
+        load(tiny_bundle, backend="tensorrt")
+
+
+# ---- what is refused before the engine is opened
+
+
+def output(name: str, dtype: str, *shape: int) -> dict[str, Any]:
+    return {"name": name, "dtype": dtype, "shape": list(shape)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"version": "10.16.1"}, BackendError, rf"built by tensorrt 10\.16\.1, but {re.escape(VERSION)} is installed"),
+        ({"sm": [80, 90]}, BackendError, "built for SM 80, 90, but this GPU has SM 89"),
+        ({"library": "tensorrt_rtx"}, BackendError, "an engine of tensorrt_rtx, but was given to tensorrt"),
+        ({"graph_sha256": "ab" * 32}, BundleError, f"SHA-256 {'ab' * 32}, but the graph here has [0-9a-f]{{64}}: it holds"),
+        ({"engine_sha256": "ab" * 32}, BundleError, f"has SHA-256 [0-9a-f]{{64}}, but .* says {'ab' * 32}"),
+        ({"inputs": [output("input_ids", "int32", -1, -1)]}, BundleError, "int32.* are not those of a bundle"),
+        ({"outputs": [output("sentence_embedding", "float32", -1, 9)]}, BundleError, r"\(-1, 9\).*a bundle with 3 dimensions"),
+        (
+            {"outputs": [output("sentence_embedding", "float32", -1, D), output("last_hidden_state", "float16", -1, -1, D)]},
+            BundleError,
+            "float16.* are not those of a bundle",
+        ),
+    ],
+)
+def test_an_engine_that_does_not_fit_is_never_opened(device: Device, tmp_path: Path, changes, error, words: str) -> None:
+    with pytest.raises(error, match=words):
+        open_backend(make_bundle(tmp_path, **changes), backend="tensorrt")
+    assert device.opened == [] and device.calls == []
+
+
+def test_an_engine_that_is_not_as_described_gets_no_memory(device: Device, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path, profiles=[{"batch": rows, "length": length} for rows, length in [(1, 16), (6, 32), (3, 95)]])
+    with pytest.raises(BundleError, match=r"largest shapes .*\(3, 96\).* but its sidecar says .*\(3, 95\).*--engine tensorrt"):
+        open_backend(bundle, backend="tensorrt")
+    bundle = make_bundle(tmp_path, outputs=[output("sentence_embedding", "float32", -1, D)])
+    with pytest.raises(
+        BundleError, match=r"the tensors \[.*'last_hidden_state', 'sentence_embedding'\] and .* says \['attention_"
+    ):
+        open_backend(bundle, backend="tensorrt")
+    assert set(device.calls) == {"cudaGetDevice"}
+
+
+# ---- the choice
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"device": "cpu"}, "backend='tensorrt' runs on cuda only. Leave device='cpu' out, or name backend='onnxruntime'."),
+        ({"precision": "fp32"}, "backend='tensorrt' computes in fp16 only. Leave precision='fp32' out, or name 'fp16'."),
+    ],
+)
+def test_what_an_engine_cannot_do_raises(device: Device, mixed_bundle: Path, arguments, words: str) -> None:
+    with pytest.raises(BackendError, match=f"^{re.escape(words)}$"):
+        open_backend(read_manifest(mixed_bundle), backend="tensorrt", **arguments)
+
+
+@pytest.fixture
+def mixed_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """Opens in onnxruntime and, as far as the stand-in sees, in both engines; its "fp16" graph is its fp32 one."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(tiny_bundle, folder)
+    manifest = json.loads((folder / "mexma.json").read_text())
+    manifest["graphs"]["fp16"] = manifest["graphs"]["fp32"]
+    (folder / "mexma.json").write_text(json.dumps(manifest))
+    sha = manifest["files"][manifest["graphs"]["fp32"]]["sha256"]
+    outputs = [output("sentence_embedding", "float32", -1, 32), output("last_hidden_state", "float32", -1, -1, 32)]
+    for engine in ("tensorrt", "rtx"):
+        put_engine(folder, engine, graph_sha256=sha, outputs=outputs)
+    return folder
+
+
+def spoil(folder: Path, engine: str, version: str) -> None:
+    path = folder / "engines" / f"{engine}.engine.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": version}))
+
+
+@pytest.fixture
+def wide(monkeypatch) -> Device:
+    """A GPU whose engines have the 32 dimensions of the tiny bundle, and an onnxruntime without CUDA."""
+    stand_in = Device(dimensions=32)
+    install(monkeypatch, stand_in)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    return stand_in
+
+
+def test_auto_takes_the_bundles_engine_and_says_so(wide: Device, mixed_bundle: Path) -> None:
+    for arguments in ({}, {"device": "cuda"}, {"precision": "fp16"}):
+        backend = open_backend(read_manifest(mixed_bundle), **arguments)
+        assert (backend.name, backend.reason) == ("tensorrt", "auto: the bundle has an engine for tensorrt, in fp16")
+    spoil(mixed_bundle, "tensorrt", "10.14.1")
+    backend = open_backend(read_manifest(mixed_bundle))
+    assert backend.name == "rtx"
+    assert backend.reason == (
+        f"auto: tensorrt was refused ({mixed_bundle}/engines/tensorrt.engine was built by tensorrt 10.14.1, but {VERSION} is "
+        "installed: engines are good for one version. Build it again: mexma-export BUNDLE --engine tensorrt); "
+        "the bundle has an engine for rtx, in fp16"
+    )
+    assert wide.opened == [b"the plan of tensorrt"] * 3 + [b"the plan of rtx"]
+
+
+@pytest.mark.parametrize("arguments", [{"device": "cpu"}, {"precision": "fp32"}, {"backend": "onnxruntime"}])
+def test_what_is_named_leaves_engines_alone(wide: Device, mixed_bundle: Path, arguments) -> None:
+    backend = open_backend(read_manifest(mixed_bundle), **arguments)
+    assert (backend.name, backend.device) == ("onnxruntime", "cpu") and "tensorrt" not in backend.reason
+    assert wide.opened == []
+
+
+def test_auto_says_why_engines_were_refused(wide: Device, monkeypatch, mixed_bundle: Path) -> None:
+    hide(monkeypatch, "tensorrt")
+    spoil(mixed_bundle, "rtx", "1.6.0")
+    bundle = read_manifest(mixed_bundle)
+    backend = open_backend(bundle)
+    assert (backend.name, backend.device, backend.precision) == ("onnxruntime", "cpu", bundle.default_precision)
+    assert re.fullmatch(
+        r"auto: tensorrt was refused \(tensorrt is not installed, and this needs it\.\); "
+        r"rtx was refused \(.* was built by tensorrt_rtx 1\.6\.0, but 1\.7\.1\.116 is installed.*\); "
+        r"cuda was refused \(.* has no CUDA .*\); \w+ is the bundle's default precision, .*",
+        backend.reason,
+    )
+    with pytest.raises(BackendError, match=r"has no CUDA(?s:.*)\nBefore that, tensorrt was refused \(.*\); rtx was refused"):
+        open_backend(read_manifest(mixed_bundle), device="cuda")
+    assert wide.opened == []
+
+
+def run_once(engine: Backend) -> str:
+    engine.run(np.array([[0, 2]]), np.array([[1, 1]]))
+    return "ran"
+
+
+def test_the_doctor_tries_engines_too(device: Device, monkeypatch, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path)
+    hide(monkeypatch, "tensorrt_rtx")
+    choices = {(choice.backend, choice.device, choice.precision): choice for choice in describe_choices(bundle, run_once)}
+    assert choices["tensorrt", "cuda", "fp16"].usable
+    assert not choices["rtx", "cuda", "fp16"].usable
+    assert choices["rtx", "cuda", "fp16"].reason.endswith("Type:\n    pip install 'mexma-rt[rtx]'")
+
+
+# ---- the real libraries
+
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="needs tensorrt_rtx: pip install 'mexma-rt[rtx]' (or tensorrt-rtx-cu13)",
+)
+
+
+def test_the_stand_in_has_the_names_of_cuda_python() -> None:
+    real = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings: pip install 'mexma-rt[rtx]'")
+    from ..standin_gpu import cuda_runtime
+
+    played = vars(cuda_runtime(Device()))
+    assert [name for name in played if not hasattr(real, name)] == []
+    for enum in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
+        assert [name for name in vars(played[enum]) if not hasattr(getattr(real, enum), name)] == []
+
+
+@needs_rtx
+def test_the_stand_in_has_the_names_of_the_library() -> None:
+    import tensorrt_rtx
+
+    from ..standin_gpu import library
+
+    played = library(Device(), "tensorrt_rtx", "1", [(1, 16)])
+    engine = played.Runtime(None).deserialize_cuda_engine(b"")
+    context = engine.create_execution_context("on change")
+    pairs = [(played.Runtime, tensorrt_rtx.Runtime), (type(engine), tensorrt_rtx.ICudaEngine)]
+    pairs += [(type(context), tensorrt_rtx.IExecutionContext)]
+    for stand_in, real in pairs:
+        names = [name for name in vars(stand_in) if not name.startswith("_") and name not in ("names", "allowed")]
+        assert names and [name for name in names if not hasattr(real, name)] == []
+    assert tensorrt_rtx.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+
+
+def without_gpu() -> None:
+    try:
+        sm = device_sm()
+    except BackendError:
+        return
+    pytest.skip(f"needs a machine without a GPU; this one has SM {sm}")
+
+
+def test_real_cuda_without_a_driver_raises_its_words() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings: pip install 'mexma-rt[rtx]'")
+    from mexma_rt.backends.cuda import Cuda
+
+    without_gpu()
+    with pytest.raises(BackendError, match=r"CUDA's cudaStreamCreateWithFlags failed: \w.* \(error \d+\)$"):
+        Cuda(runtime)
+
+
+@needs_rtx
+def test_a_real_engine_is_refused_where_there_is_no_gpu(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    """The real library, an engine of its own, and every step up to the one that needs a GPU."""
+    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings: pip install 'mexma-rt[rtx]'")
+    from mexma_export.checkpoint import load_checkpoint
+    from mexma_export.engines import build_bundle_engine, parse_profiles
+    from mexma_export.half import export_half
+
+    without_gpu()
+    (tmp_path / "onnx").mkdir()
+    export_half(load_checkpoint(tiny_checkpoint).model, tmp_path / "onnx" / "model_fp16.onnx", length_limit=96)
+    shutil.copyfile(tiny_checkpoint / "tokenizer.json", tmp_path / "tokenizer.json")
+    write_manifest(tmp_path, ["onnx/model_fp16.onnx", "tokenizer.json"], 32)
+    build_bundle_engine(tmp_path, engine="rtx", sm=[86], profiles=parse_profiles("1x16"))
+    with pytest.raises(BackendError, match=r"no NVIDIA driver|no usable GPU"):
+        load(tmp_path, backend="rtx")
+    monkeypatch.setattr(tensorrt, "device_sm", lambda: 89)
+    with pytest.raises(BackendError, match=r"built for SM 86, but this GPU has SM 89\. .*--engine rtx --sm 89$"):
+        load(tmp_path, backend="rtx")
+    monkeypatch.setattr(tensorrt, "device_sm", lambda: 86)
+    monkeypatch.setattr(tensorrt, "first_gpu", lambda runtime: contextlib.nullcontext())  # it would tell the same, earlier
+    with pytest.raises(BackendError, match=r"tensorrt_rtx .* could not open .*rtx\.engine: .*(?i:cuda)"):
+        load(tmp_path, backend="rtx")
+
+
+@pytest.fixture(scope="module")
+def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mexma_export import export_bundle, load_sentences
+
+    target = tmp_path_factory.mktemp("half") / "bundle"
+    export_bundle(tiny_checkpoint, target, precisions=["fp32", "fp16"], weights=False, sentences=load_sentences()[::20])
+    return target
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["tensorrt", "rtx"])
+def test_a_real_engine_gives_the_vectors_of_the_cpu(request: pytest.FixtureRequest, engine: str) -> None:
+    try:
+        sm = device_sm()
+        nvidia.load_library(engine)
+        nvidia.load_cuda(engine)
+    except (BackendError, MissingExtraError) as error:
+        pytest.skip(str(error).partition("\n")[0])
+    if engine == "rtx" and sm == 90:
+        pytest.skip("tensorrt_rtx has no SM 90 (H100, H200)")
+    from mexma_export import load_sentences
+    from mexma_export.engines import build_bundle_engine, parse_profiles
+
+    half_bundle = request.getfixturevalue("half_bundle")  # made only where the test can run
+    profiles = parse_profiles("1x32,8x16,64x32,16x512")
+    build_bundle_engine(half_bundle, engine=engine, sm=[sm] if engine == "rtx" else None, profiles=profiles)
+    texts = ["", *(sentence.text for sentence in load_sentences()), " ".join(["word"] * 600)]
+    on_gpu = load(half_bundle, max_length=512, backend=engine)
+    on_cpu = load(half_bundle, max_length=512, device="cpu", precision="fp32")
+    assert "without a CUDA graph" not in on_gpu.backend.reason
+    expected = on_cpu.embed_report(texts).vectors
+    for batch_tokens in (64, 512, 100_000):
+        vectors = on_gpu.embed_report(texts, batch_tokens=batch_tokens).vectors
+        assert (vectors * expected).sum(1).min() > 0.9999
+    alone = np.concatenate([on_gpu.embed_report([text]).vectors for text in texts[:40]])
+    assert (alone * expected[:40]).sum(1).min() > 0.9999

@@ -1,0 +1,123 @@
+"""Windows, lanes and the tokeniser's thread: nothing of them shows in the vectors, and an error or Ctrl-C ends them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mexma_rt import load
+from mexma_rt.backends import Backend
+from mexma_rt.embedding import compute
+from mexma_rt.embedding.compute import in_lanes
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_bundle):
+    return load(tiny_bundle, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def texts(sentences):
+    return [f"{text} {number}" for number in range(5) for _, text in sentences]
+
+
+class Spy(Backend):
+    """An engine that remembers how many threads were in it at a time, and the shapes it got."""
+
+    name, device, precision, reason = "spy", "cpu", "fp32", "test"
+
+    def __init__(self, inner, lanes):
+        self.inner, self.lanes = inner, lanes
+        self.inside = self.most = 0
+        self.cells = []
+        self.lock = threading.Lock()
+
+    def run(self, input_ids, attention_mask):
+        with self.lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            self.cells.append(input_ids.size)
+        try:
+            time.sleep(0.002)
+            return self.inner.run(input_ids, attention_mask)
+        finally:
+            with self.lock:
+                self.inside -= 1
+
+
+@pytest.mark.parametrize("window", [1, 7, 8192])
+@pytest.mark.parametrize("lanes", [1, 2, 5])
+def test_windows_and_lanes_do_not_show(encoder, texts, monkeypatch, window, lanes):
+    expected = encoder.embed_report(texts)
+    monkeypatch.setattr(compute, "WINDOW_TEXTS", window)
+    spy = Spy(encoder.backend, lanes)
+    found = dataclasses.replace(encoder, backend=spy).embed_report(texts, batch_tokens=256)
+    np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-6)
+    assert (found.report.tokens, found.report.padded_tokens) == (expected.report.tokens, sum(spy.cells))
+    assert found.report.batches == len(spy.cells)
+    assert spy.most == (1 if window == 1 else lanes) or (window == 7 and 1 < spy.most <= lanes)
+    assert not [t for t in threading.enumerate() if t.name.startswith(("mexma-lane", "mexma-tokenize"))]
+
+
+def test_a_list_for_one_batch_is_shared_among_the_lanes(encoder, texts):
+    spy = Spy(encoder.backend, 2)
+    report = dataclasses.replace(encoder, backend=spy).embed_report(texts).report
+    assert 512 < report.tokens < 4096 and len(spy.cells) >= 2
+    alone = Spy(encoder.backend, 2)
+    dataclasses.replace(encoder, backend=alone).embed_report(["Hello", "world"])
+    assert len(alone.cells) == 1  # too little to share
+
+
+def test_cuts_are_counted_over_all_windows(tiny_bundle, texts, monkeypatch):
+    short = load(tiny_bundle, device="cpu", max_length=40)
+    expected = short.embed_report(texts).report
+    monkeypatch.setattr(compute, "WINDOW_TEXTS", 7)
+    report = short.embed_report(texts).report
+    assert (report.truncated, report.truncated_lengths) == (expected.truncated, expected.truncated_lengths)
+    assert 0 < len(report.truncated) < len(texts)
+
+
+def test_the_next_window_is_tokenised_while_the_engine_works(encoder, texts, monkeypatch):
+    monkeypatch.setattr(compute, "WINDOW_TEXTS", 50)
+    seen, second = [], threading.Event()
+
+    class Watched:
+        def encode(self, window, max_length):
+            seen.append(len(window))
+            if len(seen) == 2:
+                second.set()
+            return encoder.tokenizer.encode(window, max_length)
+
+    class Waiting(Spy):
+        def run(self, input_ids, attention_mask):
+            assert second.wait(10)  # comes only if another thread tokenises meanwhile
+            assert len(seen) <= 2  # and no further ahead than that
+            return self.inner.run(input_ids, attention_mask)
+
+    dataclasses.replace(encoder, tokenizer=Watched(), backend=Waiting(encoder.backend, 1)).embed(texts[:100])
+    assert seen == [50, 50]
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()])
+def test_the_first_error_ends_all_lanes(error):
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        time.sleep(0.01)
+        if item == 3:
+            raise error
+        return item
+
+    with pytest.raises(type(error)):
+        in_lanes(work, range(1000), 4)
+    assert len(begun) < 20 and not [t for t in threading.enumerate() if t.name.startswith(("mexma-lane", "mexma-tokenize"))]
+
+
+def test_every_item_once():
+    assert sorted(in_lanes(lambda item: item, range(100), 7)) == list(range(100))
+    assert in_lanes(lambda item: item, [], 3) == []

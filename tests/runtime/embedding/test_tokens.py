@@ -1,0 +1,171 @@
+"""Token vectors against the graph run by hand; offsets against what Unicode says, in many scripts and on random text."""
+
+from __future__ import annotations
+
+import unicodedata
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mexma_rt import BackendError, InputError, TruncationWarning, load
+from mexma_rt.backends import Backend
+from mexma_rt.embedding import tokens
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_bundle):
+    return load(tiny_bundle, device="cpu", precision="fp32", max_length=512)
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load()
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, None])
+def test_vectors_are_the_states_of_the_graph(tiny_bundle, encoder, sentences, batch_tokens, monkeypatch):
+    monkeypatch.setattr("mexma_rt.embedding.tokenizer.SLAB_TEXTS", 7)
+    texts = [*(text for _, text in sentences), "", "  ", sentences[0][1]]
+    results = encoder.embed_tokens(texts, normalize=False, batch_tokens=batch_tokens)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tiny_bundle / "tokenizer.json"))
+    session = onnxruntime.InferenceSession(tiny_bundle / "onnx/model.onnx")
+    assert len(results) == len(texts)
+    for text, result in zip(texts, results, strict=True):
+        ids = tokenizer.encode(text).ids
+        feed = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+        expected = session.run(["last_hidden_state"], feed)[0][0][1:-1]
+        assert result.vectors.dtype == np.float32 and result.offsets.shape == (len(ids) - 2, 2)
+        assert result.pieces == tuple(tokenizer.id_to_token(number) for number in ids[1:-1])
+        assert result.full_length == len(ids) and not result.truncated
+        np.testing.assert_allclose(result.vectors, expected, atol=2e-5)
+    assert results[0] is results[-1]
+    for raw, unit in zip(results, encoder.embed_tokens(texts), strict=True):
+        lengths = np.sqrt((raw.vectors.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(unit.vectors, raw.vectors / lengths, atol=1e-5)
+
+
+def test_results_do_not_keep_their_batch_alive(encoder, sentences):
+    for normalize in (True, False):
+        assert all(r.vectors.base is None for r in encoder.embed_tokens([t for _, t in sentences], normalize=normalize))
+
+
+# Text and the characters of each piece that is not the bare mark "▁", by hand; "|" separates pieces.
+OFFSETS = [
+    ("Hello  world", "Hel|lo|world"),
+    ("  lead \t and  ", "lead|and"),
+    ("caf\u0065\u0301 \u0065\u0301t", "ca|f|e\u0301|e\u0301t"),
+    ("½ ㎏ …", "½|½|½|㎏|㎏|…"),
+    ("①② ＡＢＣ", "①②|Ａ|ＢＣ"),
+    ("ｶﾞｷﾞ", "ｶﾞ|ｷﾞ"),
+    ("👩\u200d👧 ok 🇩🇪", "👩|👧|ok|🇩🇪"),
+    ("a\u200bb \u00adc", "a|b|c"),
+    ("𝔘𝔫𝔦", "𝔘𝔫|𝔦"),
+    ("한국어 조선", "한|국|어|조|선"),
+    ("นี้ แมว", "นี้|แ|ม|ว"),
+    ("नमस्ते", "न|म|स|्ते"),
+    ("\u1100\u1161\u11a8", "\u1100\u1161\u11a8"),  # a Korean syllable in three letters
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), OFFSETS)
+def test_offsets_by_hand(mini, text, expected):
+    (result,) = mini.embed_tokens([text])
+    spans = [(a, b) for piece, (a, b) in zip(result.pieces, result.offsets.tolist(), strict=True) if piece != "▁"]
+    assert "|".join(text[a:b] for a, b in spans) == expected
+    for piece, (a, b) in zip(result.pieces, result.offsets.tolist(), strict=True):
+        assert piece != "▁" or a == b
+
+
+def check_offsets(text, spans):
+    """Spans ascend, lie in the text, normalise to their piece where that piece is alone, and leave out only what is blank."""
+    spans = [tuple(span) for span in spans]
+    assert spans == sorted(spans)
+    assert all(0 <= a <= b <= len(text) for a, b in spans)
+    covered = {index for a, b in spans for index in range(a, b)}
+    left = [c for index, c in enumerate(text) if index not in covered]
+    assert all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in left), (text, left)
+
+
+@pytest.mark.parametrize("which", ["tiny", "mini"])
+def test_every_visible_character_belongs_to_a_piece(which, encoder, mini, sentences):
+    texts = [text for _, text in sentences]
+    texts += [unicodedata.normalize("NFD", text) for text in texts] + [text.replace(" ", "\u3000 ") for text in texts]
+    used = encoder if which == "tiny" else mini
+    for text, result in zip(texts, used.embed_tokens(texts), strict=True):
+        check_offsets(text, result.offsets.tolist())
+        for piece, (a, b) in zip(result.pieces, result.offsets.tolist(), strict=True):
+            if piece not in ("▁", "<unk>"):
+                assert unicodedata.normalize("NFKC", piece.strip("▁")) in unicodedata.normalize("NFKC", text[a:b])
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cn", "Co")), max_size=30))
+def test_every_visible_character_of_any_text_belongs_to_a_piece(mini, text):
+    (encoding,) = mini.tokenizer.with_offsets([text])
+    check_offsets(text, tokens.own_characters(text, encoding))
+
+
+def test_a_cut_is_data_and_one_warning(tiny_bundle, sentences):
+    short = load(tiny_bundle, device="cpu", precision="fp32", max_length=8)
+    long = sentences[0][1]
+    with pytest.warns(TruncationWarning, match=r"1 of 2 texts were longer than max_length=8 .* has index 1 and ") as caught:
+        brief, cut = short.embed_tokens(["a", long])
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert (brief.truncated, cut.truncated, len(cut.pieces)) == (False, True, 6)
+    (whole,) = load(tiny_bundle, device="cpu", precision="fp32").embed_tokens([long])
+    assert cut.full_length == whole.full_length and cut.pieces == whole.pieces[:6]
+    np.testing.assert_array_equal(cut.offsets, whole.offsets[:6])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        short.embed_tokens(["a"])
+
+
+def test_bad_input(encoder):
+    with pytest.raises(InputError, match=r"texts is a single str"):
+        encoder.embed_tokens("a")
+    with pytest.raises(InputError, match=r"texts\[1\] is of type NoneType"):
+        encoder.embed_tokens(["a", None])
+    with pytest.raises(InputError, match="batch_tokens=0 must be a whole number of at least 1"):
+        encoder.embed_tokens(["a"], batch_tokens=0)
+    assert encoder.embed_tokens([]) == []
+
+
+def test_an_engine_without_token_vectors_says_so():
+    class Sentences(Backend):
+        name = "tensorrt"
+
+        def run(self, input_ids, attention_mask):
+            return np.zeros((len(input_ids), 4), np.float32)
+
+    with pytest.raises(
+        BackendError, match=r"The engine of tensorrt gives sentence vectors.*load\(..., backend='onnxruntime'\)"
+    ):
+        Sentences().run_tokens(np.array([[0, 2]]), np.array([[1, 1]]))
+
+
+def test_a_graph_without_token_vectors_says_so(encoder, monkeypatch):
+    real = encoder.backend._session
+    session = SimpleNamespace(get_outputs=lambda: real.get_outputs()[:1], run=real.run)
+    monkeypatch.setattr(encoder.backend, "_session", session)
+    with pytest.raises(BackendError, match="The fp32 graph of this bundle has no output last_hidden_state"):
+        encoder.embed_tokens(["a"])
+
+
+def test_vectors_that_are_not_finite_are_an_error(encoder, monkeypatch):
+    real = encoder.backend.run_tokens
+
+    def broken(ids, mask):
+        states = real(ids, mask)
+        states[:, 1, 0] = np.nan
+        return states
+
+    monkeypatch.setattr(encoder.backend, "run_tokens", broken)
+    with pytest.raises(BackendError, match="not finite for the text 'Hello'"):
+        encoder.embed_tokens(["Hello"])
+    assert tokens.embed_tokens(encoder, [""], normalize=True, batch_tokens=None, progress=None)[0].pieces == ()

@@ -1,0 +1,39 @@
+"""English segments that a run never draws, so that recipes and thresholds can be chosen on pairs that are in no test set.
+
+E English segments of a shard folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mexma_train.data.shards import Group, Shards
+
+SPLIT_SEED = 7
+
+
+def held_out_segments(shards: Shards, share: float) -> np.ndarray:
+    """The English segments left out of training: bool [E], about `share` of them, and every segment equal to one of them.
+
+    Drawn by the segment's number, so that shards of the same pairs hold out the same lines whatever their tokenizer: prepare
+    numbers the lines, and does not look at their ids.
+    """
+    drawn = np.random.default_rng(SPLIT_SEED).random(len(shards.english_hash)) < share
+    # A line that prepare has forgotten stands twice, under two numbers; two lines of unknown characters may also be equal.
+    return np.isin(shards.english_hash, shards.english_hash[drawn])
+
+
+def training_part(shards: Shards, held: np.ndarray) -> Shards:
+    """The shards without the pairs of the held-out segments [E]: a sampler with order="draw" cannot reach them.
+
+    It draws through groups and order alone. With order="epochs" it would go through all pairs.
+    """
+    keep = ~held[shards.pair_english[shards.order]]
+    before = np.concatenate([[0], np.cumsum(keep)])
+    groups = []
+    for group in shards.groups:
+        start, end = (int(before[place]) for place in (group.start, group.start + group.count))
+        groups.append(Group(lang=group.lang, source=group.source, start=start, count=end - start))
+    return replace(shards, order=np.asarray(shards.order)[keep], groups=groups)
