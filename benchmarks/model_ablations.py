@@ -34,11 +34,12 @@ from model_dev import describe_tokenizer
 from model_variants import VARIANTS, Setting
 from safetensors.torch import load_file, save_file
 
+from mexma_rt.backends.packed_encoder import Encoder
 from mexma_rt.files.atomic import atomic_write
 from mexma_train.config import Recipe
 from mexma_train.data.dev_split import held_out_segments, training_part
 from mexma_train.data.shards import Shards, open_shards
-from mexma_train.encoder import Encoder, new_encoder
+from mexma_train.encoder import new_encoder
 from mexma_train.loop import Stage, updates
 from mexma_train.model import Mexma
 from mexma_train.parallel import World

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mexma_rt.backends.packed_encoder import Encoder
 from mexma_rt.errors import InputError
 from mexma_rt.evaluation.xsim import retrieval_accuracy, xsim
 from mexma_train.data.shards import Ragged, Shards
 from mexma_train.data.tokenizer import load_tokenizer
-from mexma_train.encoder import Encoder
 from mexma_train.probe import embed_sentences, ragged, tokenise
 from mexma_train.suite.data import read_flores, read_tatoeba
 from mexma_train.suite.run import XTREME

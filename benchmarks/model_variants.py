@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mexma_rt import score_pairs
+from mexma_rt.backends.packed_encoder import Encoder
 from mexma_train.config import Recipe, WarmupConfig
-from mexma_train.encoder import Encoder
 from mexma_train.loop import Stage
 from mexma_train.losses import contrastive_sum
 from mexma_train.model import Mexma

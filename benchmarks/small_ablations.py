@@ -27,13 +27,14 @@ import model_dev
 import numpy as np
 import torch
 
+from mexma_rt.backends.packed_encoder import Encoder
 from mexma_rt.evaluation.xsim import retrieval_accuracy, xsim
 from mexma_train.batch import prefetch
 from mexma_train.config import MexmaConfig, RankingConfig, Recipe, load_recipe
 from mexma_train.data.dev_split import held_out_segments
 from mexma_train.data.shards import Ragged, Shards, open_shards
 from mexma_train.data.tokenizer import load_tokenizer
-from mexma_train.encoder import Encoder, load_encoder
+from mexma_train.encoder import load_encoder
 from mexma_train.loop import Stage
 from mexma_train.model import Mexma
 from mexma_train.parallel import World, clip_gradient

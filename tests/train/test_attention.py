@@ -7,8 +7,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
+from mexma_rt.backends.packed_attention import attend, make_layout  # noqa: E402
 from mexma_rt.errors import InputError  # noqa: E402
-from mexma_train.attention import attend, choose_attention, make_layout  # noqa: E402
+from mexma_train.attention import choose_attention  # noqa: E402
 
 CPU = torch.device("cpu")
 LENGTHS = np.array([3, 1, 7, 2, 7])

@@ -12,10 +12,11 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install '
 
 from transformers import XLMRobertaForMaskedLM, XLMRobertaModel  # noqa: E402
 
+from mexma_rt.backends.packed_attention import make_layout  # noqa: E402
+from mexma_rt.backends.packed_encoder import Encoder, position_numbers  # noqa: E402
 from mexma_rt.errors import InputError  # noqa: E402
-from mexma_train.attention import make_layout  # noqa: E402
 from mexma_train.config import ModelConfig  # noqa: E402
-from mexma_train.encoder import Encoder, load_encoder, new_encoder, position_numbers, save_encoder  # noqa: E402
+from mexma_train.encoder import load_encoder, new_encoder, save_encoder  # noqa: E402
 
 SHAPE = ModelConfig(hidden_size=32, layers=3, heads=4, intermediate_size=48, max_positions=30)
 LENGTHS = np.array([5, 2, 12])

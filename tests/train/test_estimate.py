@@ -20,12 +20,13 @@ from torch.utils._pytree import tree_iter  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import XLMRobertaConfig, XLMRobertaModel  # noqa: E402
 
-import mexma_train.encoder  # noqa: E402
+import mexma_rt.backends.packed_encoder  # noqa: E402
+from mexma_rt.backends.packed_attention import Layout, make_layout  # noqa: E402
+from mexma_rt.backends.packed_encoder import Layer  # noqa: E402
 from mexma_rt.errors import InputError  # noqa: E402
-from mexma_train.attention import Layout, make_layout  # noqa: E402
 from mexma_train.batch import MaskedSide, MicroBatch, pack, whole_totals  # noqa: E402
 from mexma_train.config import MexmaConfig, ModelConfig, Recipe, RunConfig  # noqa: E402
-from mexma_train.encoder import Layer, new_encoder  # noqa: E402
+from mexma_train.encoder import new_encoder  # noqa: E402
 from mexma_train.estimate import (  # noqa: E402
     describe,
     encoder_parameters,
@@ -170,7 +171,7 @@ def like_varlen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         tables = (x.unflatten(0, (-1, LENGTH)).transpose(1, 2) for x in (query, key, value))
         return F.scaled_dot_product_attention(*tables).transpose(1, 2).flatten(0, 1)
 
-    monkeypatch.setattr(mexma_train.encoder, "attend", attend)
+    monkeypatch.setattr(mexma_rt.backends.packed_encoder, "attend", attend)
     yield
 
 

@@ -9,10 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
-from mexma_train.attention import make_layout  # noqa: E402
+from mexma_rt.backends.packed_attention import make_layout  # noqa: E402
+from mexma_rt.backends.packed_encoder import Encoder, position_numbers  # noqa: E402
 from mexma_train.config import ModelConfig, SamplingConfig, WarmupConfig  # noqa: E402
 from mexma_train.data.shards import Ragged, open_shards  # noqa: E402
-from mexma_train.encoder import Encoder, new_encoder, position_numbers  # noqa: E402
+from mexma_train.encoder import new_encoder  # noqa: E402
 from mexma_train.sampling import PairSampler  # noqa: E402
 from mexma_train.warmup import (  # noqa: E402
     bag_vectors,

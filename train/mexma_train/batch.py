@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mexma_rt.backends.packed_encoder import position_numbers
 from mexma_train.config import MexmaConfig
 from mexma_train.data.shards import Ragged
-from mexma_train.encoder import position_numbers
 from mexma_train.masking import SPECIAL_IDS, mask_tokens
 from mexma_train.sampling import PairSampler, deal
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mexma_train.attention import make_layout
+from mexma_rt.backends.packed_attention import make_layout
+from mexma_rt.backends.packed_encoder import Encoder, Layer
 from mexma_train.batch import MicroBatch
 from mexma_train.config import MexmaConfig, ModelConfig
-from mexma_train.encoder import Encoder, Layer
 from mexma_train.losses import alignment_sum, contrastive_sum, koleo_sum
 from mexma_train.parallel import World, gather_rows
 from mexma_train.vocabulary import vocabulary_loss

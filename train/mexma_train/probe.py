@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from mexma_train.attention import make_layout
+from mexma_rt.backends.packed_attention import make_layout
+from mexma_rt.backends.packed_encoder import Encoder, position_numbers
 from mexma_train.batch import MaskedSide, pack, whole_totals
 from mexma_train.data.shards import Ragged
-from mexma_train.encoder import Encoder, position_numbers
 from mexma_train.masking import mask_tokens
 from mexma_train.model import Mexma
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mexma_train.attention import make_layout
+from mexma_rt.backends.packed_attention import make_layout
+from mexma_rt.backends.packed_encoder import Encoder, position_numbers
 from mexma_train.config import RankingConfig
-from mexma_train.encoder import Encoder, position_numbers
 from mexma_train.losses import ranking_terms
 from mexma_train.sampling import PairSampler
 from mexma_train.warmup import teacher_targets

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig
 
+from mexma_rt.backends.packed_encoder import Encoder
 from mexma_rt.errors import FileError, InputError
 from mexma_train import probe
 from mexma_train.attention import choose_attention
@@ -29,7 +30,7 @@ from mexma_train.checkpoint import save_checkpoint
 from mexma_train.config import MexmaConfig, RankingConfig, Recipe, RunConfig, WarmupConfig
 from mexma_train.data.shards import Shards, open_shards
 from mexma_train.data.tokenizer import load_tokenizer
-from mexma_train.encoder import Encoder, load_encoder, new_encoder
+from mexma_train.encoder import load_encoder, new_encoder
 from mexma_train.estimate import steps_of
 from mexma_train.evaluate import TestSet, evaluate, read_test_sets
 from mexma_train.logs import truncate

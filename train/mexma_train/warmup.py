@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mexma_rt.backends.packed_encoder import Encoder
 from mexma_train.config import RankingConfig, WarmupConfig
 from mexma_train.data.shards import Ragged
-from mexma_train.encoder import Encoder
 from mexma_train.losses import ranking_terms
 from mexma_train.sampling import PairSampler
 

@@ -24,7 +24,7 @@ from mexma_train.suite.data import ENGLISH
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from mexma_train.encoder import Encoder
+    from mexma_rt.backends.packed_encoder import Encoder
 
 CONFIG = "config.json"
 CHECKPOINT_MAX_TOKENS = 200  # as `mexma-train eval` and the evaluations of a run
@@ -180,8 +180,8 @@ def token_states(encoder: Encoder, tokenizer: Tokenizer, texts: list[str], *, ma
     """The pieces of each text and their final states, float32 and not normalised; dropout off, no gradient."""
     import torch
 
-    from mexma_train.attention import make_layout
-    from mexma_train.encoder import position_numbers
+    from mexma_rt.backends.packed_attention import make_layout
+    from mexma_rt.backends.packed_encoder import position_numbers
     from mexma_train.probe import ragged, tokenise
 
     sentences = tokenise(tokenizer, texts, max_tokens)
