@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2, help="updates before the rounds; memory is measured here")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="one alone, where the other does not fit")
-    parser.add_argument("--attention", default="auto", help="of ours: see mexma_train/attention.py")
+    parser.add_argument("--attention", default="auto", help="of ours: see mexma_rt/backends/packed_attention.py")
     parser.add_argument("--compile", action="store_true", help="ours: torch.compile the layers")
     parser.add_argument("--vocabulary-chunk", type=int, default=1024, help="ours: masked tokens whose logits exist at once")
     parser.add_argument("--shards", type=Path, help="a folder of mexma-train prepare, instead of made-up sentences")

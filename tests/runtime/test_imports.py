@@ -41,7 +41,9 @@ def imported(file):
 def test_the_seams_hold(package, forbidden):
     files = sorted(package.rglob("*.py"))
     assert files
-    optional = {RUNTIME / "knn" / "gpu.py": {"torch"}}  # loaded only where a GPU was asked for, and cupy will do as well
+    # Modules that are loaded only where torch was asked for, or a GPU where cupy will do as well.
+    packed = (RUNTIME / "backends" / name for name in ("torch.py", "packed_attention.py", "packed_encoder.py"))
+    optional = {RUNTIME / "knn" / "gpu.py": {"torch"}} | {file: {"torch", "safetensors"} for file in packed}
     found = {file.name: sorted(imported(file) & forbidden - optional.get(file, set())) for file in files}
     broken = {name: names for name, names in found.items() if names}
     assert broken == {}
