@@ -17,7 +17,7 @@ from mexma_rt.embedding.packing import GPU_RUN_CELLS, RUN_CELLS
 from mexma_rt.errors import BackendError, MexmaError
 
 ENGINES = ("tensorrt", "rtx")  # of TensorRT, on cuda, in fp16
-BACKENDS = ("onnxruntime", *ENGINES)
+BACKENDS = ("onnxruntime", *ENGINES, "torch")
 DEVICES = ("cpu", "cuda")
 FOR_CPU = ("fused", "int8", "mixed")  # graphs of operators that onnxruntime has for the CPU
 PRECISIONS = ("fp32", "fp16", *FOR_CPU)
@@ -68,13 +68,16 @@ def open_backend(
     precision: str = "auto",
     threads: int | None = None,
 ) -> Backend:
-    """Open the named engine, or the first usable one: the bundle's TensorRT engines, onnxruntime on cuda, on the cpu.
+    """Open the named engine, or the first usable one: the bundle's TensorRT engines, onnxruntime on cuda, torch on cuda,
+    onnxruntime on the cpu. (torch comes behind onnxruntime on cuda until the two have been measured side by side.)
 
     Raises BackendError or MissingExtraError with what is missing, BundleError for an engine of another graph.
     """
     _check_known("device", device, DEVICES)
     _check_known("backend", backend, BACKENDS)
     _check_known("precision", precision, PRECISIONS)
+    if backend == "torch":
+        return _open_torch(bundle, device, precision, threads, why="backend='torch' was named")
     if precision != "auto" and precision not in bundle.graphs:
         raise BackendError(
             f"precision={precision!r} is not in the bundle {bundle.name!r}, which has {', '.join(bundle.graphs)}. "
@@ -92,13 +95,25 @@ def open_backend(
         try:
             return _open(bundle, device, precision, threads, why=f"{so_far}device={device!r} was named")
         except BackendError as error:
-            if not refused:
+            by_torch, no_torch = None, ""
+            if backend == "auto" and device != "cpu":
+                why = f"{so_far}device={device!r} was named; onnxruntime was refused ({_first_line(error)})"
+                by_torch, no_torch = _torch_on_gpu(bundle, device, precision, why=why)
+            if by_torch is not None:
+                return by_torch
+            if not refused and not no_torch:
                 raise
-            raise BackendError(f"{error}\nBefore that, {refused}.") from error
+            tried = (f"Before that, {refused}." if refused else "", f"After that, {no_torch}." if no_torch else "")
+            raise BackendError("\n".join([str(error), *filter(None, tried)])) from error
     try:
         return _open(bundle, "cuda", precision, threads, why=f"auto: {so_far}CUDA works here")
     except BackendError as error:
         so_far += f"cuda was refused ({_first_line(error)})"
+    if backend == "auto":
+        by_torch, no_torch = _torch_on_gpu(bundle, "cuda", precision, why=f"auto: {so_far}; torch works on cuda here")
+        if by_torch is not None:
+            return by_torch
+        so_far += f"; {no_torch}" if no_torch else ""
     return _open(bundle, "cpu", precision, threads, why=f"auto: {so_far}")
 
 
@@ -108,6 +123,7 @@ def describe_choices(bundle: Bundle, prove: Callable[[Backend], str]) -> tuple[C
     """
     combinations = [("onnxruntime", device, precision) for device in DEVICES for precision in bundle.graphs]
     combinations += [(engine, "cuda", "fp16") for engine in ENGINES]
+    combinations += [("torch", "cpu", "fp32"), ("torch", "cuda", "fp16"), ("torch", "cuda", "fp32")]
     choices = []
     for backend, device, precision in combinations:
         try:
@@ -146,6 +162,26 @@ def _first_engine(bundle: Bundle) -> tuple[Backend | None, str]:
         except MexmaError as error:
             refused.append(f"{name} was refused ({_first_line(error)})")
     return None, "; ".join(refused)
+
+
+def _open_torch(bundle: Bundle, device: str, precision: str, threads: int | None, *, why: str) -> Backend:
+    from mexma_rt.backends.torch import Torch
+
+    return Torch(bundle, device=device, precision=precision, threads=threads, reason=why)
+
+
+def _torch_on_gpu(bundle: Bundle, device: str, precision: str, *, why: str) -> tuple[Backend | None, str]:
+    """(torch on a GPU, "") or (None, why not; "" where this machine has no GPU, and for the precisions of the CPU)."""
+    if precision in FOR_CPU:
+        return None, ""
+    from mexma_rt.backends.torch import why_not_torch
+
+    if (words := why_not_torch(bundle)) is not None:
+        return None, words
+    try:
+        return _open_torch(bundle, device, precision, None, why=why), ""
+    except MexmaError as error:
+        return None, f"torch was refused ({_first_line(error)})"
 
 
 def _first_line(error: MexmaError) -> str:

@@ -27,7 +27,9 @@ _MODEL = [
     click.option("--revision", help="Of a hub model: branch, tag or commit.  [default: its main branch]"),
     click.option("--offline", is_flag=True, help="Of a hub model: use the local cache only."),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto."),
-    click.option("--backend", default="auto", show_default=True, help="onnxruntime, an engine (tensorrt, rtx), or auto."),
+    click.option(
+        "--backend", default="auto", show_default=True, help="onnxruntime, an engine (tensorrt, rtx), torch, or auto."
+    ),
     click.option(
         "--precision", default="auto", show_default=True, help="Of the computation: fp32, fp16, fused, int8, mixed or auto."
     ),

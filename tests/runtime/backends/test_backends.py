@@ -69,7 +69,7 @@ def test_auto_leaves_a_precision_whose_parity_did_not_pass(bundle):
     ("arguments", "message"),
     [
         ({"device": "tpu"}, "There is no device 'tpu'. Known: auto, cpu, cuda."),
-        ({"backend": "tensorflow"}, "There is no backend 'tensorflow'. Known: auto, onnxruntime, tensorrt, rtx."),
+        ({"backend": "tensorflow"}, "There is no backend 'tensorflow'. Known: auto, onnxruntime, tensorrt, rtx, torch."),
         ({"precision": "fp8"}, "There is no precision 'fp8'. Known: auto, fp32, fp16, fused, int8, mixed."),
         ({"precision": "fp16"}, "precision='fp16' is not in the bundle 'tiny', which has fp32, int8."),
         ({"device": "cuda", "precision": "int8"}, "The int8 graph is made for the CPU; on cuda use precision='fp16'"),
@@ -179,6 +179,9 @@ def test_choices_are_tried_and_explained(bundle, monkeypatch):
     assert [(choice.backend, choice.device, choice.precision) for choice in described[4:]] == [
         ("tensorrt", "cuda", "fp16"),
         ("rtx", "cuda", "fp16"),
+        ("torch", "cpu", "fp32"),
+        ("torch", "cuda", "fp16"),
+        ("torch", "cuda", "fp32"),
     ]
     choices = {(choice.device, choice.precision): choice for choice in described[:4]}
     assert {choice.backend for choice in described[:4]} == {"onnxruntime"}

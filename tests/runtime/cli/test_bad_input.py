@@ -135,8 +135,8 @@ def test_unknown_device_model_and_length(monkeypatch: pytest.MonkeyPatch, tiny_b
     arguments = ["embed", "two.txt", "-o", "v.npy", "--model", str(tiny_bundle)]
     assert fails(1, *arguments, "--device", "tpu") == "mexma: There is no device 'tpu'. Known: auto, cpu, cuda.\n"
     assert "mexma: There is no precision 'fp64'" in fails(1, *arguments, "--precision", "fp64")
-    assert "mexma: There is no backend 'torch'. Known: auto, onnxruntime, tensorrt, rtx." in fails(
-        1, *arguments, "--backend", "torch"
+    assert "mexma: There is no backend 'tensorflow'. Known: auto, onnxruntime, tensorrt, rtx, torch." in fails(
+        1, *arguments, "--backend", "tensorflow"
     )
     assert "mexma: max_length=9999 must be a whole number" in fails(1, *arguments, "--max-length", "9999")
     assert "mexma: There is no model 'nothing'" in fails(1, "embed", "two.txt", "-o", "v.npy", "--model", "nothing")

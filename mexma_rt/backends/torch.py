@@ -1,0 +1,232 @@
+"""The torch back end: packed sentences without padding, flash attention in fp16 on CUDA. For whoever has torch and no engine.
+
+Torch is loaded here alone (and by packed_encoder.py and packed_attention.py beside it), only where "torch" was named or
+"auto" found a GPU and nothing faster. Reads the bundle's model.safetensors, not its graphs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from mexma_rt.backends import Backend
+from mexma_rt.backends.nvidia import device_sm
+from mexma_rt.bundle.manifest import WEIGHTS, Bundle
+from mexma_rt.errors import BackendError, BundleError, InputError, MexmaError, require_extra
+
+FLASH_SM = (8, 0)  # torch's flash attention needs Ampere or later
+CONFIG_NUMBERS = {
+    "vocab_size": int,
+    "hidden_size": int,
+    "num_hidden_layers": int,
+    "num_attention_heads": int,
+    "intermediate_size": int,
+    "max_position_embeddings": int,
+    "layer_norm_eps": float,
+}
+
+
+class Torch(Backend):
+    """An XLM-R encoder in torch's memory. `run` may be called from many threads: on CUDA each has a stream of its own."""
+
+    name = "torch"
+
+    def __init__(self, bundle: Bundle, *, device: str, precision: str, threads: int | None, reason: str) -> None:
+        """device: "cpu", "cuda", "cuda:N" or "auto"; precision: "fp32", "fp16" (CUDA only) or "auto".
+
+        Raises MissingExtraError, BackendError (no weights, no GPU, a precision that the device has not), BundleError.
+        """
+        _check_weights(bundle)
+        require_extra("torch", "torch", "safetensors")
+        torch = self._torch = importlib.import_module("torch")
+        where, why = _device(torch, device)
+        self.device = where.partition(":")[0]
+        self.precision, also = _precision(self.device, precision)
+        if threads is not None and self.device == "cpu":
+            raise InputError(
+                f"threads={threads!r}: the threads of torch belong to the whole process, which this library leaves alone. "
+                f"Leave it out, and type torch.set_num_threads({threads}) before loading; or name backend='onnxruntime'."
+            )
+        self._where, self._local = where, threading.local()
+        self._encoder = _load_encoder(bundle, torch, where, self.precision)
+        heads = self._encoder.config.num_attention_heads
+        self._attention, how = _attention(torch, where, self.precision, bundle.dimensions // heads)
+        self.lanes = 2 if self.device == "cuda" else 1  # while the GPU computes one batch, the other is packed and sent
+        self.reason = "; ".join(part for part in (reason, why, also, how) if part)
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        return self._run(input_ids, attention_mask, tokens=False)
+
+    def run_tokens(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        states_TD, real = self._run(input_ids, attention_mask, tokens=True), attention_mask.astype(bool)
+        result = np.zeros((*input_ids.shape, states_TD.shape[1]), np.float32)
+        result[real] = states_TD
+        return result
+
+    def _run(self, input_ids: np.ndarray, attention_mask: np.ndarray, *, tokens: bool) -> np.ndarray:
+        """Vectors [B, D] of the sentences, or the states [T, D] of their tokens."""
+        from mexma_rt.backends.packed_attention import make_layout
+        from mexma_rt.backends.packed_encoder import position_numbers
+
+        torch, lengths_S = self._torch, attention_mask.sum(axis=1)
+        ids_T = input_ids[attention_mask.astype(bool)]
+        try:
+            with torch.inference_mode(), self._stream():
+                layout = make_layout(lengths_S, self._attention, self._where)
+                positions_T = position_numbers(ids_T, lengths_S)
+                ids, positions = (torch.from_numpy(array).to(self._where) for array in (ids_T, positions_T))
+                states = self._encoder(ids, positions, layout, None if tokens else layout.starts_S)
+                return states.float().cpu().numpy()
+        except RuntimeError as error:  # running out of memory is one
+            raise BackendError(
+                f"torch {torch.__version__} failed on a batch of {len(lengths_S)} sentences, {len(ids_T)} tokens, on "
+                f"{self._where}: {error}\n{advice(str(error))}"
+            ) from error
+
+    def _stream(self) -> Any:
+        """Work of this thread goes to its own CUDA stream, so that two batches overlap."""
+        if self.device == "cpu":
+            return contextlib.nullcontext()
+        if not hasattr(self._local, "stream"):
+            self._local.stream = self._torch.cuda.Stream(self._where)
+        return self._torch.cuda.stream(self._local.stream)
+
+
+def why_not_torch(bundle: Bundle) -> str | None:
+    """Why "auto" need not try torch on a GPU: "" if there is nothing to tell (no GPU on this machine), None if it should try.
+
+    Nothing heavy is imported: a torch that is built without CUDA shows in its version.
+    """
+    try:
+        device_sm()
+    except MexmaError:
+        return ""
+    try:
+        _check_weights(bundle)
+        require_extra("torch", "torch", "safetensors")
+    except MexmaError as error:
+        return f"torch was refused ({str(error).partition(chr(10))[0].removesuffix(' Type:')})"
+    version = importlib.metadata.version("torch") if importlib.util.find_spec("torch") else ""
+    return f"torch was refused (torch {version} is built without CUDA)" if version.endswith("+cpu") else None
+
+
+def advice(error: str) -> str:
+    """What to type after an error of CUDA by its text."""
+    if "out of memory" in error:
+        return "Type a smaller batch_tokens, or free the GPU: nvidia-smi lists who holds its memory."
+    if "no kernel image" in error or "not compatible with the current PyTorch" in error:
+        return "This torch has no kernels for this GPU. Install a build that has, see https://pytorch.org/get-started/locally"
+    return "If memory ran out, type a smaller batch_tokens; else see whether the GPU is well: nvidia-smi"
+
+
+def _check_weights(bundle: Bundle) -> None:
+    if WEIGHTS in bundle.files and (bundle.folder / WEIGHTS).is_file():
+        return
+    if WEIGHTS in bundle.files:
+        at = f" --revision {bundle.revision}" if bundle.revision else ""
+        raise BackendError(
+            f"backend='torch' reads {WEIGHTS}, which was not fetched with {bundle.name!r}. Fetch the whole bundle and load "
+            f"that folder. Type:\n    hf download ORGANISATION/{bundle.name}{at} --local-dir {bundle.name}"
+        )
+    raise BackendError(
+        f"backend='torch' reads {WEIGHTS}, and the bundle {bundle.name!r} has none. Rebuild a checkpoint from its graph and "
+        f"export that. Type:\n    python -m mexma_export.rebuild {bundle.folder} {bundle.name}-checkpoint\n"
+        f"    mexma-export {bundle.name}-checkpoint {bundle.name}-bundle"
+    )
+
+
+def _device(torch: Any, device: str) -> tuple[str, str]:
+    """Torch's name of the device, and why if it was chosen here."""
+    seen = torch.cuda.is_available()
+    if device == "auto":
+        return ("cuda:0", "torch sees a GPU") if seen else ("cpu", "torch sees no GPU")
+    if device == "cpu":
+        return "cpu", ""
+    number = int(device.partition(":")[2] or 0)
+    if not seen:
+        built = "has CUDA, but sees no GPU or driver" if torch.version.cuda else "is built without CUDA"
+        raise BackendError(
+            f"backend='torch' cannot run on {device}: torch {torch.__version__} {built}. See nvidia-smi, and "
+            "https://pytorch.org/get-started/locally for a build with CUDA; or name device='cpu'."
+        )
+    if number >= torch.cuda.device_count():
+        raise BackendError(f"There is no {device}: torch sees {torch.cuda.device_count()} GPUs, counted from cuda:0.")
+    return f"cuda:{number}", ""
+
+
+def _precision(device: str, precision: str) -> tuple[str, str]:
+    if precision == "auto":
+        return ("fp16", "fp16 is its fastest on cuda") if device == "cuda" else ("fp32", "fp32, its precision on the cpu")
+    if precision == "fp32" or (precision, device) == ("fp16", "cuda"):
+        return precision, f"precision={precision!r} was named"
+    has = "fp16 or fp32" if device == "cuda" else "fp32"
+    raise BackendError(f"backend='torch' computes in {has} on {device}, not in {precision}. Name that, or leave precision out.")
+
+
+def _attention(torch: Any, where: str, precision: str, head_size: int) -> tuple[str, str]:
+    """The way to attend (packed_attention.py), and why."""
+    if where == "cpu":
+        return "padded", ""
+    if precision != "fp16":
+        return "padded", "attention is padded, because flash attention needs fp16"
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return "padded", f"attention is padded, because torch {torch.__version__} is older than 2.10"
+    if (found := torch.cuda.get_device_capability(where)) < FLASH_SM:
+        return "padded", f"attention is padded, because flash attention needs compute capability 8.0 and this GPU has {found}"
+    if head_size % 8 or head_size > 256:
+        return "padded", f"attention is padded, because flash attention has no heads of {head_size}"
+    return "varlen", "flash attention without padding"
+
+
+def _load_encoder(bundle: Bundle, torch: Any, where: str, precision: str) -> Any:
+    from mexma_rt.backends.packed_encoder import Encoder
+
+    config = _config(bundle)
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    try:
+        held = importlib.import_module("safetensors.torch").load_file(bundle.folder / WEIGHTS)
+    except Exception as error:  # safetensors' own, of a file that is damaged
+        raise BundleError(f"{bundle.folder / WEIGHTS} cannot be read ({error}). Export the bundle again.") from error
+    wrong = sorted(name for name, shape in wanted.items() if name not in held or tuple(held[name].shape) != shape)
+    if wrong:
+        raise BundleError(
+            f"{bundle.folder / WEIGHTS} lacks {len(wrong)} tensors of the encoder that config.json describes, or has them in "
+            f"another shape, first {wrong[0]}. Export the bundle again with mexma-export."
+        )
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    try:
+        moved = {name: held[name].to(where, dtype) for name in wanted}
+    except RuntimeError as error:
+        raise BackendError(f"torch cannot load {bundle.name} on {where}: {error}\n{advice(str(error))}") from error
+    encoder.load_state_dict(moved, assign=True)
+    return encoder.eval()
+
+
+def _config(bundle: Bundle) -> SimpleNamespace:
+    """The numbers of the bundle's config.json, of an encoder that packed_encoder.py computes."""
+    path = bundle.folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}). Export the bundle again with mexma-export.") from error
+    known = {"model_type": "xlm-roberta", "hidden_act": "gelu", "pad_token_id": 1, "type_vocab_size": 1}
+    for key, value in known.items():
+        if config.get(key, value if key != "model_type" else None) != value:
+            raise BackendError(
+                f"backend='torch' computes encoders with {key} {value!r}, and {bundle.name!r} has {config.get(key)!r}. Name "
+                "backend='onnxruntime', which runs its graph."
+            )
+    for key, kind in CONFIG_NUMBERS.items():
+        if not isinstance(config.get(key), (int, kind)) or isinstance(config[key], bool) or config[key] <= 0:
+            raise BundleError(f"{path}: {key} is {config.get(key)!r}. Export the bundle again with mexma-export.")
+    return SimpleNamespace(**{key: config[key] for key in CONFIG_NUMBERS}, hidden_dropout_prob=0.0)
