@@ -92,6 +92,7 @@ class RankingConfig:
     warmup_share: Annotated[float, "share of the updates with rising rate; then straight down to 0"] = 0.1
     clip: Annotated[float, "global L2 norm of the gradient"] = 1.0
     precision: Annotated[Literal["fp32", "bf16"], "of the products (autocast)"] = "fp32"
+    round_bits: Annotated[int, "round the layers' matrices to 4 or 8 bits in every forward pass (rounding.py); 0: no"] = 0
     contrastive_weight: Annotated[float, "of the ranking of the pairs, beside a teacher"] = 1.0
     distil_weight: Annotated[float, "of the ranking against a teacher's English vectors; 0: no teacher"] = 0.0
     distil_temperature: Annotated[float, "of the softmax over the teacher's vectors"] = 0.05
@@ -119,6 +120,7 @@ class MexmaConfig:
     weight_decay: Annotated[float, "AdamW, matrices only"] = 0.0
     clip: Annotated[float, "global L2 norm of the gradient"] = 1.2
     precision: Annotated[Literal["fp32", "bf16", "fp16"], "of the products (autocast); fp16 with loss scaling"] = "fp32"
+    round_bits: Annotated[int, "round the layers' matrices to 4 or 8 bits in every forward pass (rounding.py); 0: no"] = 0
     mask_ratio: Annotated[float, "share of tokens masked on both sides"] = 0.4
     masks: Annotated[Literal["independent", "shared"], "random streams of the two sides; the original's start alike"] = (
         "independent"

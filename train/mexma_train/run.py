@@ -38,6 +38,7 @@ from mexma_train.loop import Stage, run_stage
 from mexma_train.model import Mexma
 from mexma_train.parallel import World, distribute, whole, whole_weights
 from mexma_train.ranking import PairBatch, ranking_batch, ranking_parameters, ranking_rate, whole_terms
+from mexma_train.rounding import keep_rounded, product_weights
 from mexma_train.sampling import PairSampler
 from mexma_train.state import STAGES, State, load_weights, newest_state, states
 from mexma_train.suite.data import ENGLISH
@@ -201,10 +202,13 @@ def ranking_stage(config: RankingConfig, recipe: Recipe, model: Mexma, sampler: 
         with _autocast(config.precision, device):
             return whole_terms(model.encoder, batch, config, attention)
 
+    optimizer = torch.optim.Adam(ranking_parameters(model.encoder, config), fused=True)
+    if config.round_bits:
+        keep_rounded(optimizer, product_weights(model.encoder), config.round_bits)
     return Stage(
         name="ranking",
         module=model,
-        optimizer=torch.optim.Adam(ranking_parameters(model.encoder, config), fused=True),
+        optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=False),
         batches=lambda update: [ranking_batch(update, sampler, config)],
         terms=terms,
@@ -239,10 +243,15 @@ def mexma_stage(recipe: Recipe, model: Mexma, sampler: PairSampler, world: World
     if tests:
         tokenizer = load_tokenizer(sampler.shards.tokenizer_path)
         measure = functools.partial(_evaluate, model, module, tests, tokenizer, config, attention)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), fused=True)
+    if config.round_bits:
+        if world.size > 1:
+            raise InputError(f"mexma.round_bits is {config.round_bits}, which runs in one process. Type it without torchrun.")
+        keep_rounded(optimizer, product_weights(model.encoder), config.round_bits)
     return Stage(
         name="mexma",
         module=module,
-        optimizer=torch.optim.AdamW(parameter_groups(model, config), fused=True),
+        optimizer=optimizer,
         scaler=torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16"),
         batches=functools.partial(
             update_batches, sampler=sampler, config=config, batch_pairs=batch_pairs, rank=world.rank, world=world.size
