@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mexma_rt.errors import InputError
 from mexma_rt.files.atomic import atomic_write
-from mexma_rt.files.lines import lines
+from mexma_rt.files.lines import byte_lines
 from mexma_train.data.held_out import LIST, load_held_out, pack
 
 
@@ -24,7 +24,7 @@ def sentences(folder: Path, suffix: str, columns: int) -> Iterator[str]:
     if not paths:
         raise SystemExit(f"{folder} holds no {suffix} file")
     for path in paths:
-        for number, line in enumerate(lines(str(path)), start=1):
+        for number, line in enumerate(byte_lines(str(path)), start=1):
             parts = line.decode().split("\t")
             if len(parts) != columns:
                 raise InputError(f"{path}, line {number}: {len(parts)} columns, not {columns}")

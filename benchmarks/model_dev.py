@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from mexma_rt.backends.packed_encoder import Encoder
 from mexma_rt.errors import InputError
-from mexma_rt.evaluation.xsim import retrieval_accuracy, xsim
+from mexma_rt.evaluation.measures import retrieval_accuracy, xsim
 from mexma_train.data.shards import Ragged, Shards
 from mexma_train.data.tokenizer import load_tokenizer
 from mexma_train.probe import embed_sentences, ragged, tokenise

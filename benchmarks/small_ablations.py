@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from mexma_rt.backends.packed_encoder import Encoder
-from mexma_rt.evaluation.xsim import retrieval_accuracy, xsim
+from mexma_rt.evaluation.measures import retrieval_accuracy, xsim
 from mexma_train.batch import prefetch
 from mexma_train.config import MexmaConfig, RankingConfig, Recipe, load_recipe
 from mexma_train.data.dev_split import held_out_segments

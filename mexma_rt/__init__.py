@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mexma_rt.doors import doors
 from mexma_rt.errors import (
     BackendError,
     BundleError,
@@ -23,22 +24,22 @@ from mexma_rt.errors import (
     ServiceError,
     TruncationWarning,
 )
+from mexma_rt.version import __version__
 
 if TYPE_CHECKING:
     from mexma_rt import knn
     from mexma_rt.align.documents import Bead, align_documents
     from mexma_rt.align.words import WordAlignment, align_words
-    from mexma_rt.embedding.embed_file import FileReport
     from mexma_rt.embedding.encoder import Encoder
+    from mexma_rt.embedding.files import FileReport
     from mexma_rt.embedding.report import Embedded, EmbedReport
     from mexma_rt.embedding.service import Service
     from mexma_rt.embedding.tokens import TokenVectors
-    from mexma_rt.evaluation.xsim import XsimResult, xsim
+    from mexma_rt.evaluation.measures import XsimResult, xsim
     from mexma_rt.mining.found import Pair
-    from mexma_rt.mining.mine import mine
+    from mexma_rt.mining.pairs import mine
     from mexma_rt.mining.score import score_pairs
 
-__version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
@@ -179,7 +180,7 @@ def embed_file(
     Texts are embedded in slabs of 8,192; their vectors are those of `embed` for such a slab, up to roundings that depend on
     which texts share a batch. Raises InputError, FileError, BundleError, BackendError, MissingExtraError (.zst, .parquet).
     """
-    from mexma_rt.embedding import embed_file
+    from mexma_rt.embedding import files as embed_file
     from mexma_rt.embedding.encoder import shared_encoder
 
     return embed_file.embed_file(
@@ -196,31 +197,21 @@ def embed_file(
     )
 
 
-_HOME = {
-    "Bead": "align.documents",
-    "Embedded": "embedding.report",
-    "EmbedReport": "embedding.report",
-    "Encoder": "embedding.encoder",
-    "FileReport": "embedding.embed_file",
-    "Pair": "mining.found",
-    "Service": "embedding.service",
-    "TokenVectors": "embedding.tokens",
-    "WordAlignment": "align.words",
-    "XsimResult": "evaluation.xsim",
-    "align_documents": "align.documents",
-    "align_words": "align.words",
-    "mine": "mining.mine",
-    "score_pairs": "mining.score",
-    "xsim": "evaluation.xsim",
-}
+_find, _ = doors(
+    "mexma_rt",
+    align="Bead WordAlignment align_documents align_words",
+    embedding="EmbedReport Embedded Encoder FileReport Service TokenVectors",
+    evaluation="XsimResult xsim",
+    mining="Pair mine score_pairs",
+)
 
 
 def __getattr__(name: str) -> Any:
     if name == "knn":
         return importlib.import_module("mexma_rt.knn")
-    if name in _HOME:
-        return getattr(importlib.import_module(f"mexma_rt.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'mexma_rt' has no attribute {name!r}")
+    if name == "approximate":  # where approximate_neighbours was documented before mexma_rt.knn handed it on
+        return importlib.import_module("mexma_rt.knn.approximate")
+    return _find(name)
 
 
 def __dir__() -> list[str]:

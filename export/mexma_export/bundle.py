@@ -21,11 +21,12 @@ import numpy as np
 
 from mexma_export.folder import new_folder
 from mexma_export.golden import describe_source, golden_vectors, vector_ranges
+from mexma_export.graph_format import GRAPHS, OPSET, OPSETS
 from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, load_sentences, require_passed
 from mexma_export.peers import peer_files
-from mexma_export.precisions import GRAPHS, OPSET, OPSETS, gate_graphs, torch_runner, write_graphs
-from mexma_rt.bundle.manifest import sha256_of
+from mexma_export.precisions import gate_graphs, torch_runner, write_graphs
 from mexma_rt.errors import InputError, require_extra
+from mexma_rt.files.atomic import sha256_of
 
 if TYPE_CHECKING:
     from mexma_export.checkpoint import Checkpoint

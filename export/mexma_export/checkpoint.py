@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mexma_rt.bundle.known import find_known
-from mexma_rt.bundle.manifest import MANIFEST, sha256_of
+from mexma_rt.bundle.manifest import MANIFEST
 from mexma_rt.errors import BundleError, FileError
+from mexma_rt.files.atomic import sha256_of
 
 if TYPE_CHECKING:
     import numpy as np

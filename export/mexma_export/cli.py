@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from mexma_export.bundle import ExportReport, export_bundle
 from mexma_export.doctor import examine
+from mexma_export.graph_format import OPSET
 from mexma_export.parity import load_sentences
-from mexma_export.precisions import OPSET
 from mexma_export.trim import Vocabulary
 from mexma_export.usage import parse_languages
 from mexma_rt.backends import ENGINES

@@ -28,7 +28,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from mexma_export.fused import CONTRIB, Writer, save_graph
-from mexma_export.graphs import INPUTS
+from mexma_rt.bundle.graphs import INPUTS
 
 if TYPE_CHECKING:
     from transformers import XLMRobertaModel

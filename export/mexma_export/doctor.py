@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mexma_export.bundle import installed_version
-from mexma_export.precisions import GRAPHS
+from mexma_export.graph_format import GRAPHS
 from mexma_rt.backends.nvidia import MODULES, device_sm, load_cuda, load_library
 from mexma_rt.backends.onnxruntime import CUDA, KEEP_GPU
 from mexma_rt.errors import BackendError, MexmaError, require_extra

@@ -17,12 +17,12 @@ from mexma_export.sidecar import write_sidecar
 from mexma_export.trt_compat import RTX_SM, architectures_for, count_in_engine, count_in_network, use_timing_cache
 from mexma_rt.backends.nvidia import load_library, made, new_logger
 from mexma_rt.backends.sidecar import Profile, Sidecar, TensorInfo, check_sidecar, engine_path, graph_hash, read_sidecar
+from mexma_rt.bundle.graphs import INPUTS, SENTENCE, TOKENS
 from mexma_rt.bundle.manifest import read_manifest, verify_files
 from mexma_rt.errors import BackendError, BundleError, FileError, InputError
 from mexma_rt.files.atomic import atomic_write, check_output
 
-IO = {"input_ids": ("int64", 2), "attention_mask": ("int64", 2), "sentence_embedding": ("float32", 2)}  # type, dimensions
-IO["last_hidden_state"] = ("float32", 3)
+IO = {**dict.fromkeys(INPUTS, ("int64", 2)), SENTENCE: ("float32", 2), TOKENS: ("float32", 3)}  # type, dimensions
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32"}
 LEAST_HALF = 0.95  # of the matrix products; our graph has all of them in fp16
 FP16 = "fp16"  # the graph's name in a bundle's manifest

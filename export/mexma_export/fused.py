@@ -18,15 +18,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mexma_export.graphs import INPUTS, ONE_FILE_BYTES, OUTPUTS
+from mexma_export.graph_format import ONE_FILE_BYTES
 from mexma_rt.backends.onnxruntime import SWITCH
+from mexma_rt.bundle.graphs import INPUTS, OUTPUTS, PAD
 from mexma_rt.errors import BundleError
 
 if TYPE_CHECKING:
     from transformers import XLMRobertaModel
 
 OPSET, IR_VERSION = 17, 8  # what onnxruntime 1.20, the oldest that the runtime takes, has long known
-PAD = 1
 CONTRIB = "com.microsoft"
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mexma_export.parity import EOS, PAD
 from mexma_export.reopen import Runner
+from mexma_rt.bundle.graphs import EOS, PAD
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

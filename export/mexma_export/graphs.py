@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mexma_export.precisions import OPSET
+from mexma_export.graph_format import ONE_FILE_BYTES, OPSET
+from mexma_rt.bundle.graphs import INPUTS, OUTPUTS
 
 if TYPE_CHECKING:
     from transformers import XLMRobertaModel
-
-INPUTS = ["input_ids", "attention_mask"]
-OUTPUTS = ["sentence_embedding", "last_hidden_state"]  # not "embedding": the exporter uses that name inside the graph
-ONE_FILE_BYTES = 1_800_000_000  # protobuf ends at 2 GiB: larger weights go to model.onnx.data
 
 
 class SentenceEncoder(torch.nn.Module):
@@ -53,8 +50,8 @@ def export_standard(encoder: torch.nn.Module, path: Path, *, length_limit: int, 
             str(path),
             dynamo=True,
             opset_version=opset,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
             dynamic_shapes=dynamic,
             external_data=parameters > ONE_FILE_BYTES,
             verbose=False,

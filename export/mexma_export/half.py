@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mexma_export.graph_format import OPSET
 from mexma_export.graphs import export_standard
-from mexma_export.precisions import OPSET
+from mexma_rt.bundle.graphs import PAD
 from mexma_rt.errors import BundleError
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from transformers import XLMRobertaModel
 
     from mexma_export.reopen import Runner
-
-PAD = 1
 
 
 class HalfEncoder(nn.Module):

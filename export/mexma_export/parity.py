@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mexma_export.reopen import Runner
+from mexma_rt.bundle.graphs import BOS, EOS, PAD, UNK
 from mexma_rt.errors import InputError, MexmaError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BOS, PAD, EOS, UNK = 0, 1, 2, 3
 BATCH = 16  # rows; sorted by length, so that padding is as in use
 PROBES = 32  # sentences that are run alone and with extra padding
 PER_BUCKET = 3  # inputs of each exact length

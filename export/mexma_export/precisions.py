@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mexma_export.graph_format import GRAPHS, OPSET
 from mexma_export.parity import Parity, Sentence, Thresholds, check_parity
 from mexma_rt.errors import BundleError
 
@@ -14,19 +15,6 @@ if TYPE_CHECKING:
 
     from mexma_export.checkpoint import Checkpoint
     from mexma_export.reopen import Runner
-
-GRAPHS = {
-    "fp32": "onnx/model.onnx",
-    "fused": "onnx/model_fused.onnx",  # fp32 too, of onnxruntime's own operators, for CPU
-    "int8": "onnx/model_int8.onnx",
-    "mixed": "onnx/model_mixed.onnx",
-    "fp16": "onnx/model_fp16.onnx",  # what TensorRT engines are built from
-}
-
-
-# Of the standard graphs: the lowest, for the oldest TensorRT. TensorRT-RTX 1.7 built fp16 engines of 18, 19, 20, 22 and 23.
-OPSET = 18
-OPSETS = range(18, 24)  # torch writes 18 and more itself (17 by another library's conversion)
 
 
 def write_graphs(

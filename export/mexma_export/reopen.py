@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from mexma_rt.backends.onnxruntime import SWITCH
+from mexma_rt.bundle.graphs import INPUTS, OUTPUTS, SENTENCE
 from mexma_rt.errors import BundleError
 
 Runner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -29,12 +30,12 @@ def open_graph(path: Path) -> Runner:
     switches = [name for name in (i.name for i in session.get_overridable_initializers()) if name == SWITCH]
 
     def run(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        feed = {"input_ids": ids, "attention_mask": mask}
-        sentence, tokens = session.run(["sentence_embedding", "last_hidden_state"], feed)
+        feed = dict(zip(INPUTS, (ids, mask), strict=True))
+        sentence, tokens = session.run(OUTPUTS, feed)
         if switches:  # a fused graph: the branch that gives token states, and then the one that the runtime takes for sentences
             if not np.array_equal(sentence, tokens[:, 0], equal_nan=True):
                 raise BundleError(f"{path.name}: sentence_embedding is not the first row of last_hidden_state.")
-            (sentence,) = session.run(["sentence_embedding"], feed | {SWITCH: np.array(False)})
+            (sentence,) = session.run([SENTENCE], feed | {SWITCH: np.array(False)})
         return sentence, tokens
 
     return run

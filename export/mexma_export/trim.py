@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mexma_export.usage import LanguageUse, pieces_of
-from mexma_rt.bundle.manifest import sha256_of
 from mexma_rt.errors import BundleError, InputError
+from mexma_rt.files.atomic import sha256_of
 from mexma_rt.files.lines import text_lines
 
 if TYPE_CHECKING:

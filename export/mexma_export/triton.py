@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mexma_export.folder import new_folder
 from mexma_rt.backends.sidecar import Sidecar, check_sidecar, engine_path, manifest_graph_hash, read_sidecar
+from mexma_rt.bundle.graphs import INPUTS, SENTENCE, TOKENS
 from mexma_rt.bundle.manifest import Bundle, open_bundle
 from mexma_rt.errors import InputError
 
@@ -77,8 +78,8 @@ def _graph_config(name: str, bundle: Bundle, precision: str) -> str:
         file=Path(bundle.graphs[precision]).name,
         limits=f"at most {bundle.max_length_limit} tokens, <s> and </s> included.",
         batch=max(1, BATCH_TOKENS // bundle.max_length_limit),
-        inputs=[("input_ids", "TYPE_INT64", [-1]), ("attention_mask", "TYPE_INT64", [-1])],
-        outputs=[("sentence_embedding", "TYPE_FP32", [d]), ("last_hidden_state", "TYPE_FP32", [-1, d])],
+        inputs=[(name, "TYPE_INT64", [-1]) for name in INPUTS],
+        outputs=[(SENTENCE, "TYPE_FP32", [d]), (TOKENS, "TYPE_FP32", [-1, d])],
         instances=f"kind: {kind}",
     )
 

@@ -2,12 +2,10 @@
 
 from mexma_rt.doors import doors
 
-__getattr__ = doors(
+__getattr__, __all__ = doors(
     __name__,
-    {
-        "Bead": "documents",
-        "WordAlignment": "words",
-        "align_documents": "documents",
-        "align_words": "words",
-    },
+    documents="Bead align_documents",
+    links="METHODS find_links",
+    words="UNITS WordAlignment align_words",
+    wordsplit="join_words split_words",
 )

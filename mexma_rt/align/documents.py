@@ -13,12 +13,11 @@ import numpy as np
 
 from mexma_rt.align.beads import Segments, find_beads
 from mexma_rt.align.wordsplit import join_words
+from mexma_rt.checks import check_choice, check_dimensions, check_texts, check_vectors
 from mexma_rt.errors import InputError
-from mexma_rt.files.textinput import check_texts
-from mexma_rt.knn.margin import check_choice
-from mexma_rt.knn.search import check_dimensions, check_vectors, unit_rows
-from mexma_rt.mining.mine import Embeds
-from mexma_rt.mining.sides import distinct_rows
+from mexma_rt.knn.search import unit_rows
+from mexma_rt.mining.pairs import Embeds
+from mexma_rt.mining.sides import compared_rows
 
 SEGMENTS = ("text", "mean")
 # Where F1 was best of 0.002 to 0.05 on documents made of WMT news (German, Finnish, Chinese; one sentence in
@@ -112,7 +111,7 @@ class _Document:
             raise InputError(
                 f"{name} has {len(lines)} sentences and {vectors_name} {len(array)} rows: give one row for each sentence."
             )
-        return cls(texts=lines, vectors=array, rows=distinct_rows(lines, unify=False)[0])
+        return cls(texts=lines, vectors=array, rows=compared_rows(lines, unify=False)[0])
 
 
 def _segments(document: _Document, sizes: int, how: str, encoder: Embeds | None, progress: bool | None) -> Segments:

@@ -15,10 +15,9 @@ import numpy as np
 
 from mexma_rt.align.links import METHODS, find_links
 from mexma_rt.align.wordsplit import join_words, split_words
+from mexma_rt.checks import check_choice, check_texts
 from mexma_rt.embedding.tokens import TokenVectors, embed_tokens
 from mexma_rt.errors import InputError, TruncationWarning
-from mexma_rt.files.textinput import check_texts
-from mexma_rt.knn.margin import check_choice
 from mexma_rt.progress import progress_bar
 
 if TYPE_CHECKING:

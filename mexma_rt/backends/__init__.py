@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mexma_rt.bundle.manifest import Bundle
-from mexma_rt.embedding.packing import GPU_RUN_CELLS, RUN_CELLS
 from mexma_rt.errors import BackendError, MexmaError
 
 ENGINES = ("tensorrt", "rtx")  # of TensorRT, on cuda, in fp16
@@ -21,6 +20,11 @@ BACKENDS = ("onnxruntime", *ENGINES, "torch")
 DEVICES = ("cpu", "cuda")
 FOR_CPU = ("fused", "int8", "mixed")  # graphs of operators that onnxruntime has for the CPU
 PRECISIONS = ("fp32", "fp16", *FOR_CPU)
+
+# Cells that could be computed in the time that a run takes whatever its size. Two AVX2 cores, onnxruntime, shapes from 1 x 16
+# to 64 x 16: 17 cells for the bundled model (1.15 ms on one thread, which computes 14,900 cells/s), 5 for XLM-R-base.
+RUN_CELLS = 16
+GPU_RUN_CELLS = 512  # assumed until benchmarks/GPU_TODO.md has measured it: about 0.5 ms of launches at 1 M cells/s
 
 
 class Backend(ABC):

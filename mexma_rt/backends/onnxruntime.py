@@ -10,11 +10,11 @@ import numpy as np
 
 from mexma_rt.backends import Backend
 from mexma_rt.backends.external import check_external_files
+from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, SENTENCE, TOKENS
 from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.cores import usable_cores
 from mexma_rt.errors import BackendError, BundleError, InputError
 
-OUTPUT, TOKENS = "sentence_embedding", "last_hidden_state"
 SWITCH = "token_states"  # bool input of the fused graphs, which need not be given: False leaves the token states out
 CUDA = "CUDAExecutionProvider"
 
@@ -57,15 +57,15 @@ class OnnxRuntime(Backend):
         if device == "cuda" and self._session.get_providers()[0] != CUDA:
             raise BackendError(f"onnxruntime could not start CUDA: no GPU, no driver, or a library is missing.{_PIP}")
         self._has_switch = SWITCH in [value.name for value in self._session.get_overridable_initializers()]
-        dimensions = {output.name: output.shape[-1] for output in self._session.get_outputs()}.get(OUTPUT)
+        dimensions = {output.name: output.shape[-1] for output in self._session.get_outputs()}.get(SENTENCE)
         if dimensions != bundle.dimensions:
             raise BundleError(
-                f"{path}: the output {OUTPUT} has {dimensions} dimensions, but the manifest says {bundle.dimensions}. "
+                f"{path}: the output {SENTENCE} has {dimensions} dimensions, but the manifest says {bundle.dimensions}. "
                 "Export the bundle again with mexma-export."
             )
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        return self._run(OUTPUT, input_ids, attention_mask)
+        return self._run(SENTENCE, input_ids, attention_mask)
 
     def run_tokens(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         if TOKENS not in [output.name for output in self._session.get_outputs()]:
@@ -76,7 +76,7 @@ class OnnxRuntime(Backend):
         return self._run(TOKENS, input_ids, attention_mask)
 
     def _run(self, output: str, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        feed = {"input_ids": input_ids, "attention_mask": attention_mask}
+        feed = {INPUT_IDS: input_ids, ATTENTION_MASK: attention_mask}
         if self._has_switch:
             feed[SWITCH] = np.array(output == TOKENS)
         try:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mexma_rt.bundle.manifest import Bundle, sha256_of
+from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.errors import BackendError, BundleError, FileError
+from mexma_rt.files.atomic import sha256_of
 
 FORMAT = "mexma-engine"
 FORMAT_VERSION = 1

@@ -30,13 +30,11 @@ from mexma_rt.backends.sidecar import (
     manifest_graph_hash,
     read_sidecar,
 )
+from mexma_rt.bundle.graphs import ATTENTION_MASK, BOS, EOS, INPUT_IDS, INPUTS, PAD, SENTENCE
 from mexma_rt.bundle.manifest import Bundle
-from mexma_rt.embedding.tokenizer import BOS, EOS, PAD
 from mexma_rt.errors import BackendError, BundleError, require_extra
 
 PRECISION = "fp16"  # of the engines, and the graph that they are built from
-INPUTS = ("input_ids", "attention_mask")
-OUTPUT = "sentence_embedding"
 
 
 @dataclass(kw_only=True)
@@ -124,10 +122,10 @@ class TensorRT(Backend):
                 self._require(lane.context.set_input_shape(name, shape), f"refused the shape {shape[0]}x{shape[1]}")
             lane.shape = shape
         host_ids, host_mask, host_vectors = self._host(shape)
-        self._cuda.upload(host_ids, self._addresses["input_ids"])
-        self._cuda.upload(host_mask, self._addresses["attention_mask"])
+        self._cuda.upload(host_ids, self._addresses[INPUT_IDS])
+        self._cuda.upload(host_mask, self._addresses[ATTENTION_MASK])
         self._require(lane.context.execute_async_v3(self._cuda.stream), "did not start")
-        self._cuda.download(self._addresses[OUTPUT], host_vectors)
+        self._cuda.download(self._addresses[SENTENCE], host_vectors)
 
     def _host(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The pinned buffers as input_ids and attention_mask of `shape`, and vectors [rows, D]."""
@@ -216,7 +214,7 @@ def _checked_sidecar(bundle: Bundle, engine: str, trt: Any) -> tuple[Path, Sidec
     inputs = {tensor.name: tensor.dtype for tensor in sidecar.inputs}
     outputs = {tensor.name: (tensor.dtype, tensor.shape) for tensor in sidecar.outputs}
     known = all(dtype == "float32" for dtype, _ in outputs.values())  # what mexma-export lets pass; we compute sizes with it
-    if inputs != dict.fromkeys(INPUTS, "int64") or outputs.get(OUTPUT) != ("float32", (-1, bundle.dimensions)) or not known:
+    if inputs != dict.fromkeys(INPUTS, "int64") or outputs.get(SENTENCE) != ("float32", (-1, bundle.dimensions)) or not known:
         raise BundleError(
             f"{path}: its inputs {inputs} and outputs {outputs} are not those of a bundle with {bundle.dimensions} dimensions. "
             f"Build it again:\n    {build}"

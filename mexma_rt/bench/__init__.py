@@ -2,10 +2,9 @@
 
 from mexma_rt.doors import doors
 
-__getattr__ = doors(
+__getattr__, __all__ = doors(
     __name__,
-    {
-        "measure": "run",
-        "our_routes": "run",
-    },
+    plot="ratio_bars",
+    run="Route Row as_data as_table measure missing_peers our_routes",
+    worker="Embed serve",
 )

@@ -69,10 +69,10 @@ def peak_mb() -> float | None:
 
 
 def _load_ours() -> tuple[Embed, dict[str, Any]]:
-    import mexma_rt
+    from mexma_rt.embedding.encoder import load
 
     model, precision, device = sys.argv[1:4]
-    encoder = mexma_rt.load(model, device=device, precision=precision)
+    encoder = load(model, device=device, precision=precision)
     return lambda texts: encoder.embed_report(texts).vectors, {}
 
 

@@ -1,19 +1,12 @@
-"""A model folder: the manifest and its verified files, the golden vectors in it, and the published models that can become one.
-Nothing here computes a vector."""
+"""A model folder: the manifest and its verified files, the golden vectors in it, the names of what its graphs take and give,
+and the published models that can become one. Nothing here computes a vector."""
 
 from mexma_rt.doors import doors
 
-__getattr__ = doors(
+__getattr__, __all__ = doors(
     __name__,
-    {
-        "Bundle": "manifest",
-        "FileEntry": "manifest",
-        "Golden": "golden",
-        "bundled_models": "manifest",
-        "find_known": "known",
-        "open_bundle": "manifest",
-        "read_manifest": "manifest",
-        "sha256_of": "manifest",
-        "verify_files": "manifest",
-    },
+    golden="Golden LEAST_COSINE",
+    graphs="ATTENTION_MASK BOS EOS INPUTS INPUT_IDS OUTPUTS PAD SENTENCE TOKENS UNK",
+    known="INSTALL KNOWN bundle_name export_command find_known",
+    manifest="Bundle FileEntry MANIFEST TOKENIZER WEIGHTS bundled_models hash_of_files open_bundle read_manifest verify_files",
 )

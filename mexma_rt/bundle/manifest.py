@@ -19,6 +19,7 @@ from typing import Any
 from mexma_rt.bundle.golden import Golden, read_golden
 from mexma_rt.bundle.known import CONFIG, MODEL_TYPE, find_known, how_to_convert, model_type
 from mexma_rt.errors import BundleError, InputError
+from mexma_rt.files.atomic import sha256_of
 from mexma_rt.files.storage import Ranges, read_ranges
 
 FORMAT = "mexma-bundle"
@@ -243,15 +244,6 @@ _REMEDY = (
     "The bundle is incomplete or damaged: copy or download it again, or export it again with mexma-export. "
     "For the model that comes with mexma-rt, type:\n    pip install --force-reinstall --no-deps mexma-rt"
 )
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def hash_of_files(files: Mapping[str, FileEntry]) -> str:

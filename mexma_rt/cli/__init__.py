@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from mexma_rt import MexmaError, __version__
+from mexma_rt import MexmaError
 from mexma_rt.cli.align import align
 from mexma_rt.cli.bench import bench
 from mexma_rt.cli.doctor import doctor
@@ -22,6 +22,7 @@ from mexma_rt.cli.models import models
 from mexma_rt.cli.plan import plan
 from mexma_rt.cli.score import score
 from mexma_rt.cli.xsim import xsim
+from mexma_rt.version import __version__
 
 
 class _Group(click.Group):

@@ -76,7 +76,7 @@ def _documents(
     **settings: Any,
 ) -> None:
     from mexma_rt.align.documents import align_documents
-    from mexma_rt.files.table import table
+    from mexma_rt.files.tables import table
 
     started, encoder = time.perf_counter(), LoadedEncoder(options)
     beads = align_documents(source, target, encoder=encoder, **settings)
@@ -129,7 +129,7 @@ def _words(
     import mexma_rt
     from mexma_rt.align.words import align_words
     from mexma_rt.errors import InputError, TruncationWarning
-    from mexma_rt.files.table import table
+    from mexma_rt.files.tables import table
 
     if len(source) != len(target):
         raise InputError(

@@ -148,7 +148,7 @@ def read_both(source: str, target: str, output: str | None) -> tuple[list[str], 
 def check_both(source: str, target: str, output: str | None) -> None:
     """Raise if both files are standard input, or the table cannot be written."""
     from mexma_rt.files.atomic import STDIN, check_output
-    from mexma_rt.files.table import check_table
+    from mexma_rt.files.tables import check_table
 
     if source == target == STDIN:
         raise click.UsageError("Only one of SOURCE and TARGET can be standard input.")

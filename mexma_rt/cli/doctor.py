@@ -27,7 +27,7 @@ def doctor(as_json: bool, **options: Any) -> None:
     import mexma_rt
     from mexma_rt import BackendError
     from mexma_rt.backends import describe_choices
-    from mexma_rt.bundle.golden import prove
+    from mexma_rt.embedding.proof import prove
 
     batch_tokens = options.pop("batch_tokens")
     versions = {"mexma-rt": mexma_rt.__version__, "python": platform.python_version()}

@@ -48,7 +48,7 @@ def embed(
     have --threads processors each (4 if not given), and a GPU with --device cuda.
     """
     import mexma_rt
-    from mexma_rt.embedding.embed_file import embed_file
+    from mexma_rt.embedding.files import embed_file
 
     settings = {name: options.pop(name) for name in ("normalize", "truncate_dim", "shard_rows")}
     settings |= {"field": field, "precision": storage, "batch_tokens": batch_tokens, "announce": partial(click.echo, err=True)}

@@ -23,12 +23,12 @@ from mexma_rt.cli.common import (
     report_sides,
 )
 from mexma_rt.files.atomic import check_output
-from mexma_rt.files.table import check_table, table
+from mexma_rt.files.tables import check_table, table
 from mexma_rt.mining.candidates import RETRIEVALS, OneToOne
 from mexma_rt.mining.found import MiningReport, Pair, Search
-from mexma_rt.mining.mine import DEFAULT_THRESHOLD, INDEXES, prepare
 from mexma_rt.mining.on_disk import search_files
-from mexma_rt.mining.page import EXAMPLES, Tally, page, write_page
+from mexma_rt.mining.page import EXAMPLES, Tally, render_page, write_page
+from mexma_rt.mining.pairs import DEFAULT_THRESHOLD, INDEXES, prepare
 
 PAIR_COLUMNS = {
     "score": float,
@@ -133,7 +133,7 @@ def mine(
             below = list(search.described(search.below(matching, EXAMPLES // 2)))
             lowest = list(search.described(search.lowest(EXAMPLES)))
             ran = list(zip(names, encoder.reports, strict=False))
-            write_page(report_file, page(tally, report, names=names, below=below, lowest=lowest, embedded=ran))
+            write_page(report_file, render_page(tally, report, names=names, below=below, lowest=lowest, embedded=ran))
     _tell(report, listed, encoder, names, output, report_file, show, as_json)
 
 

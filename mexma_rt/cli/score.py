@@ -21,7 +21,7 @@ from mexma_rt.cli.common import (
     report_sides,
 )
 from mexma_rt.files.atomic import check_output
-from mexma_rt.files.table import table
+from mexma_rt.files.tables import table
 
 SCORE_COLUMNS = {"score": float, "source": str, "target": str}
 Slab = tuple[list[tuple[str, str]], np.ndarray]  # pairs and their scores
@@ -94,7 +94,7 @@ def _among_themselves(
     """The whole files at once, each the neighbourhood of the other."""
     import mexma_rt
     from mexma_rt.mining.background import Background, model_identity
-    from mexma_rt.mining.mine import check_pools
+    from mexma_rt.mining.pairs import check_pools
     from mexma_rt.mining.sides import Side
 
     if save:

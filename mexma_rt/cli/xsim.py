@@ -133,7 +133,7 @@ def _to_one(
     """A row per language, as it is measured; one language is held at a time, beside the target's lines."""
     from mexma_rt import xsim as measure
     from mexma_rt.evaluation.augmented import read_augmented
-    from mexma_rt.evaluation.xsim import retrieval_accuracy
+    from mexma_rt.evaluation.measures import retrieval_accuracy
 
     pool, types = texts[""], None
     size = len(pool)
@@ -159,7 +159,7 @@ def _all_pairs(
     texts: dict[str, list[str]], encoder: LoadedEncoder, index_comparison: bool, settings: dict[str, Any]
 ) -> Iterator[Row]:
     """Both ways of each pair from one product; the vectors of all languages are held, the lines too."""
-    from mexma_rt.evaluation.xsim import xsim_both
+    from mexma_rt.evaluation.measures import xsim_both
     from mexma_rt.progress import progress_bar
 
     vectors = {name: encoder.embed(lines, name=name) for name, lines in texts.items()}
@@ -191,9 +191,9 @@ def _averages(rows: list[Row]) -> dict[str, Row]:
 
 def _read(files: dict[str, Path], goal: Path | None, k: int) -> dict[str, list[str]]:
     """The lines by language, the target's under "", all of one length: checked before a model is loaded."""
+    from mexma_rt.checks import check_k
     from mexma_rt.errors import InputError
     from mexma_rt.files.atomic import read_lines
-    from mexma_rt.knn.search import check_k
 
     first = goal if goal is not None else next(iter(files.values()))
     texts = {"": read_lines(first)} if goal is not None else {}
@@ -244,7 +244,7 @@ def _files(
 def _check_outputs(output: str | None, plot: str | None, inputs: list[Path]) -> None:
     from mexma_rt.files.atomic import check_output
     from mexma_rt.files.pictures import check_plot
-    from mexma_rt.files.table import check_table
+    from mexma_rt.files.tables import check_table
 
     if output:
         check_table(output)
@@ -255,7 +255,7 @@ def _check_outputs(output: str | None, plot: str | None, inputs: list[Path]) -> 
 
 
 def _write(output: str, rows: list[Row], goal: Path | None) -> None:
-    from mexma_rt.files.table import table
+    from mexma_rt.files.tables import table
 
     kinds = list(rows[0].get("by_type", ()))
     with table(output, ERROR_COLUMNS | dict.fromkeys(kinds, int)) as write:

@@ -20,8 +20,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from mexma_rt import __version__
 from mexma_rt.errors import BackendError, InputError, MexmaError, require_extra
+from mexma_rt.version import __version__
 
 LOCAL = "local"
 # Of a cluster that is started here: texts and vectors on their way. Ray takes 30 % of the memory if it is not told.

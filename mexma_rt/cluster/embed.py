@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mexma_rt.cluster import explained, session, worker_threads
-from mexma_rt.embedding import embed_file
+from mexma_rt.embedding import files as embed_file
 from mexma_rt.embedding.report import Embedded, EmbedReport
 from mexma_rt.errors import BackendError
 
@@ -117,9 +117,9 @@ def _worker(**arguments: Any) -> type:
 
 
 def _load(options: dict[str, Any]) -> Any:
-    import mexma_rt
+    from mexma_rt.embedding.encoder import load
 
-    return mexma_rt.load(**options)
+    return load(**options)
 
 
 def _facts(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,17 @@
 """From texts to vectors: tokenise, pack by length, run an engine, restore the order. `Encoder` is the whole of it; the service
-and embed_file run it for many callers and for files of any size."""
+and embed_file run it for many callers and for files of any size; the proof runs golden sentences through an engine."""
 
 from mexma_rt.doors import doors
 
-__getattr__ = doors(
+__getattr__, __all__ = doors(
     __name__,
-    {
-        "EmbedReport": "report",
-        "Embedded": "report",
-        "Encoder": "encoder",
-        "FileReport": "embed_file",
-        "Service": "service",
-        "TokenVectors": "tokens",
-        "load": "encoder",
-        "shared_encoder": "encoder",
-    },
+    encoder="BATCH_TOKENS Encoder load shared_encoder",
+    files="FileReport Reading embed_file",
+    packing="pack",
+    proof="prove",
+    report="EmbedReport Embedded warn_if_truncated",
+    service="Service",
+    similarity="pairwise_cosines",
+    tokenizer="Tokenizer",
+    tokens="TokenVectors embed_tokens",
 )

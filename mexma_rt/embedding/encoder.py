@@ -13,17 +13,17 @@ import numpy as np
 
 from mexma_rt.backends import Backend, open_backend
 from mexma_rt.bundle.manifest import TOKENIZER, Bundle, open_bundle
+from mexma_rt.checks import check_count, check_texts
 from mexma_rt.embedding import sentence_transformers as sentencetransformers
 from mexma_rt.embedding.compute import compute
-from mexma_rt.embedding.embed_file import FileReport, embed_file
-from mexma_rt.embedding.output import check_count, check_truncate_dim, copy_duplicates, distinct_rows, result_array
+from mexma_rt.embedding.files import FileReport, embed_file
+from mexma_rt.embedding.output import check_truncate_dim, copy_duplicates, distinct_rows, result_array
 from mexma_rt.embedding.report import Embedded, EmbedReport, warn_if_truncated
 from mexma_rt.embedding.similarity import cosines, pairwise_cosines
 from mexma_rt.embedding.tokenizer import Tokenizer
 from mexma_rt.embedding.tokens import TokenVectors, embed_tokens, warn_if_cut
 from mexma_rt.errors import BackendError, InputError
 from mexma_rt.files.storage import check_storage, finish, restore, stored_columns
-from mexma_rt.files.textinput import check_texts
 from mexma_rt.progress import progress_bar
 
 if TYPE_CHECKING:

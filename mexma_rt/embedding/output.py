@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mexma_rt.checks import check_count
 from mexma_rt.errors import InputError
 from mexma_rt.files.storage import STORAGES
 
@@ -34,12 +35,6 @@ def result_array(out: np.ndarray | None, shape: tuple[int, int], precision: str)
     if not out.flags.writeable:
         raise InputError("out is read-only. Open the memmap with mode 'r+' or 'w+'.")
     return out
-
-
-def check_count(name: str, value: int) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name}={value!r} must be a whole number of at least 1.")
-    return int(value)
 
 
 def check_truncate_dim(truncate_dim: int | None, dimensions: int) -> None:

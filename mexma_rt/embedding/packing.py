@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# Cells that could be computed in the time that a run takes whatever its size. Two AVX2 cores, onnxruntime, shapes from 1 x 16
-# to 64 x 16: 17 cells for the bundled model (1.15 ms on one thread, which computes 14,900 cells/s), 5 for XLM-R-base.
-RUN_CELLS = 16
-GPU_RUN_CELLS = 512  # assumed until benchmarks/GPU_TODO.md has measured it: about 0.5 ms of launches at 1 M cells/s
+from mexma_rt.backends import RUN_CELLS
 
 
 def pack(lengths: np.ndarray, batch_tokens: int, max_rows: int | None = None, run_cells: int = RUN_CELLS) -> list[np.ndarray]:

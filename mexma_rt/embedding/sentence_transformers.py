@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mexma_rt.embedding.output import check_count, check_truncate_dim
+from mexma_rt.checks import check_count, check_texts
+from mexma_rt.embedding.output import check_truncate_dim
 from mexma_rt.embedding.report import warn_if_truncated
 from mexma_rt.errors import InputError
-from mexma_rt.files.textinput import check_texts
 
 if TYPE_CHECKING:
     from mexma_rt.embedding.encoder import Encoder

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mexma_rt.checks import check_texts
 from mexma_rt.embedding.report import EmbedReport, warn_if_truncated
 from mexma_rt.errors import BackendError, InputError, ServiceBusyError, ServiceError
 from mexma_rt.files.storage import finish
-from mexma_rt.files.textinput import check_texts
 
 if TYPE_CHECKING:
     from mexma_rt.embedding.encoder import Encoder

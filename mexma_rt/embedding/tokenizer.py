@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mexma_rt.bundle.graphs import BOS, EOS, PAD
 from mexma_rt.errors import BundleError
 
 if TYPE_CHECKING:
     import tokenizers
-
-BOS, PAD, EOS = 0, 1, 2  # <s> <pad> </s> of XLM-R
 
 # A slab is what the tokenizer gets at once. Its Encoding objects cost some hundred bytes per token, so a slab is bounded
 # in characters; 2,048 sentences are enough to keep its threads busy.

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mexma_rt.bundle.graphs import EOS
+from mexma_rt.checks import check_texts
 from mexma_rt.embedding.compute import in_lanes
 from mexma_rt.embedding.packing import pack
-from mexma_rt.embedding.tokenizer import EOS, Tokens, slabs
+from mexma_rt.embedding.tokenizer import Tokens, slabs
 from mexma_rt.errors import BackendError, TruncationWarning
-from mexma_rt.files.textinput import check_texts
 from mexma_rt.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -2,12 +2,9 @@
 
 from mexma_rt.doors import doors
 
-__getattr__ = doors(
+__getattr__, __all__ = doors(
     __name__,
-    {
-        "XsimResult": "xsim",
-        "read_augmented": "augmented",
-        "retrieval_accuracy": "xsim",
-        "xsim_both": "xsim",
-    },
+    augmented="read_augmented",
+    measures="XsimResult retrieval_accuracy xsim xsim_both",
+    plot="bars heat_map",
 )

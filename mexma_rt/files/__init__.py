@@ -3,14 +3,13 @@ vectors come in. Paths in, bytes out; nothing here knows a model."""
 
 from mexma_rt.doors import doors
 
-__getattr__ = doors(
+__getattr__, __all__ = doors(
     __name__,
-    {
-        "atomic_write": "atomic",
-        "check_output": "atomic",
-        "check_texts": "textinput",
-        "read_lines": "atomic",
-        "read_texts": "textfile",
-        "text_lines": "lines",
-    },
+    atomic="atomic_write check_output move_file move_folder read_lines sha256_of",
+    lines="STDIN byte_lines damage_explained shown_name text_lines unpacking_bytes",
+    pictures="COLOURS check_plot save",
+    resumable="INDEX Layout",
+    storage="BUCKETS Ranges SIGNS STORAGES check_storage finish normalized read_ranges restore stored_columns",
+    tables="check_table table",
+    texts="read_texts",
 )

@@ -24,7 +24,7 @@ XZ_MEMORY = 2**28  # bytes; `xz -9` needs 65 MiB to unpack, a crafted file 4 GiB
 BOM = b"\xef\xbb\xbf"
 
 
-def lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
+def byte_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
     """Lines of a plain, .gz, .xz or .zst file ("-" is standard input, plain) without their ends.
 
     A line ends in \\n or \\r\\n and nowhere else, so that line numbers are those of grep and wc; an initial byte order mark
@@ -44,7 +44,7 @@ def lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
 def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
     """`lines`, decoded. Raises InputError, with line and byte, where the file is not UTF-8."""
-    for number, line in enumerate(lines(path), start=1):
+    for number, line in enumerate(byte_lines(path), start=1):
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError as error:

@@ -3,19 +3,16 @@ approximate with faiss; and the margin scores that are computed from them."""
 
 from mexma_rt.doors import doors
 
-__getattr__ = doors(
+__getattr__, __all__ = doors(
     __name__,
-    {
-        "KnnReport": "on_disk",
-        "Neighbours": "search",
-        "approximate_neighbours": "approximate",
-        "knn_files": "on_disk",
-        "margin_scores": "margin",
-        "merge_neighbours": "keys",
-        "mutual_neighbours": "search",
-        "nearest": "search",
-        "neighbour_means": "margin",
-        "neighbours": "search",
-        "open_neighbours": "on_disk",
-    },
+    approximate="Recall approximate_neighbours measure_recall search_part",
+    blocks="Block absorb_blocks",
+    costs="MEASURED Rates exact_cost ivfpq_cost",
+    ivfpq="IvfPq",
+    keys="merge_neighbours neighbours_of no_neighbours",
+    margin="MARGINS margin_scores neighbour_means",
+    on_disk="KnnReport knn_files open_neighbours",
+    plan="Plan SCAN_BYTES duration",
+    search="Neighbours mutual_neighbours nearest neighbours unit_rows",
+    vector_files="VectorFiles open_vectors",
 )

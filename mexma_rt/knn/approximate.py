@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mexma_rt.checks import check_dimensions, check_k, check_vectors
 from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_rt.files import resumable
 from mexma_rt.files.atomic import atomic_write
@@ -23,7 +24,7 @@ from mexma_rt.knn import ivfpq
 from mexma_rt.knn.exact import exact_scores
 from mexma_rt.knn.ivfpq import Index, IvfPq
 from mexma_rt.knn.keys import keys_of, merge_neighbours, neighbours_of, no_neighbours
-from mexma_rt.knn.search import check_dimensions, check_k, check_vectors, nearest
+from mexma_rt.knn.search import nearest
 from mexma_rt.progress import progress_bar
 
 QUERIES = 4096  # rows searched by one call of faiss

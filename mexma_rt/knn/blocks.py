@@ -107,7 +107,7 @@ def block_neighbours(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the keys of the k nearest rows of y for each row of x, uint64 [n, k], and of x for each row of y, [m, k].
 
-    x [n, D] and y [m, D] are blocks of checked vectors (`mexma_rt.knn.check_vectors`) of any real type; x_start and y_start are
+    x [n, D] and y [m, D] are blocks of checked vectors of any real type (see `check_vectors`); x_start and y_start are
     the indices of their first rows in the whole. A block with fewer than k rows leaves the rest of a row empty.
     """
     by_x, by_y = no_neighbours(len(x), k), no_neighbours(len(y), k)

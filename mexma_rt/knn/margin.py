@@ -6,11 +6,9 @@ the mean cosine of each sentence to its k nearest neighbours on the other side.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from mexma_rt.errors import InputError
+from mexma_rt.checks import check_choice
 
 MARGINS = ("ratio", "distance", "absolute")
 
@@ -34,9 +32,3 @@ def margin_scores(cosine: np.ndarray, x_mean: np.ndarray, y_mean: np.ndarray, ma
     if margin == "distance":
         return cosine - mean
     return np.divide(cosine, mean, out=np.zeros(np.broadcast_shapes(cosine.shape, mean.shape)), where=mean > 0)
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise InputError unless value is one of choices."""
-    if value not in choices:
-        raise InputError(f"{name}={value!r} is not known. Type one of: {', '.join(choices)}.")

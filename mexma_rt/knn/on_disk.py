@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from mexma_rt.bundle.manifest import sha256_of
+from mexma_rt.checks import check_dimensions_of, check_k
 from mexma_rt.errors import FileError, InputError
 from mexma_rt.files import resumable
-from mexma_rt.files.atomic import move_folder
+from mexma_rt.files.atomic import move_folder, sha256_of
 from mexma_rt.knn.blocks import Block, Device, absorb_blocks, choose_device, merge_neighbours, neighbours_of
 from mexma_rt.knn.keys import MOST_ROWS
 from mexma_rt.knn.plan import SCAN_BYTES, Plan, duration, flops_per_second, make_plan
-from mexma_rt.knn.search import check_dimensions_of, check_k
 from mexma_rt.knn.state import SideState
 from mexma_rt.knn.vector_files import VectorFiles, open_vectors
 from mexma_rt.progress import progress_bar

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mexma_rt.checks import check_dimensions, check_k, check_vectors
 from mexma_rt.errors import InputError
 from mexma_rt.knn.blocks import Block, absorb_blocks, choose_device, neighbours_of, no_neighbours
 from mexma_rt.progress import progress_bar
@@ -108,54 +109,6 @@ def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(x) and len(y) and _largest(x) * _largest(y) * x.shape[1] > float(np.finfo(np.float32).max):
         raise InputError("x and y are so long that their products leave float32. Normalise them, for example by unit_rows.")
     return x, y
-
-
-def check_vectors(vectors: np.ndarray, name: str) -> np.ndarray:
-    """Return vectors as an array [n, D] of real, finite numbers that fit float32, or raise InputError naming what is wrong."""
-    array = np.asarray(vectors)
-    if array.ndim != 2 or array.shape[1] == 0:
-        raise InputError(f"{name} has shape {array.shape}, but vectors are needed as [sentences, dimensions].")
-    if array.dtype.kind not in "fiu":
-        raise InputError(f"{name} has type {array.dtype}, but vectors are real numbers (float32, float16 or float64).")
-    for start in range(0, len(array), 65536):
-        with np.errstate(over="ignore"):  # a float64 beyond float32 turns into infinity and is reported below
-            block = np.asarray(array[start : start + 65536], np.float32)
-        bad = ~np.isfinite(block).all(axis=1)
-        if bad.any():
-            raise InputError(
-                f"{name} has NaN or infinity in row {start + int(bad.argmax())} (counted from 0). "
-                "Remove that row or embed its text again."
-            )
-    return array
-
-
-def check_dimensions(x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> None:
-    """Raise InputError unless x [n, D] and y [m, D] agree in D."""
-    check_dimensions_of(x.shape, y.shape, x_name, y_name)
-
-
-def check_dimensions_of(x: tuple[int, ...], y: tuple[int, ...], x_name: str, y_name: str) -> None:
-    """The same of shapes."""
-    if x[1] != y[1]:
-        raise InputError(
-            f"{x_name} has shape {x} and {y_name} {y}: the dimensions {x[1]} and {y[1]} differ. "
-            "Embed both sides with the same model and the same truncate_dim."
-        )
-
-
-def check_k(k: int, sizes: dict[str, int], what: str) -> None:
-    """Raise InputError unless k is a whole number of at least 1 and each side (name -> number of `what`) has k to find."""
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise InputError(f"k={k!r}, but the number of neighbours is a whole number of at least 1, such as k=4.")
-    for name, size in sizes.items():
-        if size == 0:
-            raise InputError(f"{name} is empty: there is nothing to compare with. Give at least k={k} {what} on each side.")
-    for name, size in sizes.items():
-        if size < k:
-            raise InputError(
-                f"{name} has {size} {what}, too few to find k={k} neighbours among them. "
-                f"Type k={min(sizes.values())} or give more."
-            )
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

@@ -3,15 +3,16 @@ report page. Thresholds are those of the model that embeds."""
 
 from mexma_rt.doors import doors
 
-__getattr__ = doors(
+__getattr__, __all__ = doors(
     __name__,
-    {
-        "FilterReport": "filter",
-        "MiningReport": "found",
-        "Pair": "found",
-        "filter_bitext": "filter",
-        "mine_report": "mine",
-        "score_pairs": "score",
-        "search_files": "on_disk",
-    },
+    background="Background model_identity open_background",
+    bitext="slabs",
+    candidates="OneToOne RETRIEVALS ScoredNeighbours",
+    filter="BACKGROUND FilterReport filter_bitext",
+    found="MiningReport Pair Search",
+    on_disk="search_files",
+    page="EXAMPLES Tally render_page write_page",
+    pairs="DEFAULT_THRESHOLD Embeds INDEXES check_pools mine mine_report prepare",
+    score="score_pairs",
+    sides="Side compared_rows",
 )

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from mexma_rt.bundle.manifest import hash_of_files
+from mexma_rt.checks import check_dimensions, check_k, check_texts, check_vectors
 from mexma_rt.errors import FileError, InputError
 from mexma_rt.files.atomic import atomic_write
 from mexma_rt.files.lines import damage_explained
-from mexma_rt.files.textinput import check_texts
 from mexma_rt.knn.margin import margin_scores
-from mexma_rt.knn.search import check_dimensions, check_k, check_vectors, nearest, unit_rows
-from mexma_rt.mining.sides import distinct_rows
+from mexma_rt.knn.search import nearest, unit_rows
+from mexma_rt.mining.sides import compared_rows
 
 FORMAT = 1
 
@@ -127,7 +127,7 @@ def model_identity(encoder: Any) -> str:
 def _distinct(lines: list[str], vectors: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     if len(lines) != len(vectors):
         raise InputError(f"{name} has {len(lines)} sentences and {len(vectors)} vectors: give one row for each sentence.")
-    rows, _ = distinct_rows(lines, unify=True)
+    rows, _ = compared_rows(lines, unify=True)
     return unit_rows(vectors[rows]), np.sort(_keys([lines[row] for row in rows.tolist()]))
 
 

@@ -21,7 +21,7 @@ SORT_BYTES = 3 * (2 * CANDIDATE.itemsize + 8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neighbours:
+class ScoredNeighbours:
     """The k nearest of both directions, as `mutual_neighbours` gives them, and each sentence's neighbour mean (float64)."""
 
     cosine_xy: np.ndarray  # [n, k]
@@ -35,7 +35,7 @@ class Neighbours:
     @classmethod
     def of(
         cls, cosine_xy: np.ndarray, index_xy: np.ndarray, cosine_yx: np.ndarray, index_yx: np.ndarray, margin: str
-    ) -> Neighbours:
+    ) -> ScoredNeighbours:
         x_mean, y_mean = (
             np.concatenate([neighbour_means(cosine[start : start + BLOCK]) for start in range(0, len(cosine), BLOCK)])
             for cosine in (cosine_xy, cosine_yx)
@@ -45,9 +45,9 @@ class Neighbours:
             x_mean=x_mean, y_mean=y_mean, margin=margin,
         )  # fmt: skip
 
-    def turned(self) -> Neighbours:
+    def turned(self) -> ScoredNeighbours:
         """The same with the sides exchanged."""
-        return Neighbours(
+        return ScoredNeighbours(
             cosine_xy=self.cosine_yx, index_xy=self.index_yx, cosine_yx=self.cosine_xy, index_yx=self.index_xy,
             x_mean=self.y_mean, y_mean=self.x_mean, margin=self.margin,
         )  # fmt: skip
@@ -69,7 +69,7 @@ class Neighbours:
         return tuple(np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0) for hit in (forward, backward))  # type: ignore[return-value]
 
 
-def candidate_blocks(neighbours: Neighbours, retrieval: str) -> Iterator[np.ndarray]:
+def candidate_blocks(neighbours: ScoredNeighbours, retrieval: str) -> Iterator[np.ndarray]:
     """The pairs that a retrieval chooses from, as blocks of CANDIDATE ("max" may give a pair twice, once per direction)."""
     if retrieval in ("fwd", "max", "intersect"):
         for rows in _blocks(len(neighbours.x_mean)):
@@ -86,7 +86,7 @@ def candidate_blocks(neighbours: Neighbours, retrieval: str) -> Iterator[np.ndar
         yield from _all_candidates(neighbours)
 
 
-def _all_candidates(neighbours: Neighbours) -> Iterator[np.ndarray]:
+def _all_candidates(neighbours: ScoredNeighbours) -> Iterator[np.ndarray]:
     turned, k = neighbours.turned(), neighbours.cosine_xy.shape[1]
     for rows in _blocks(len(neighbours.x_mean)):
         parts = (part.ravel() for part in neighbours.scores(rows))

@@ -17,10 +17,10 @@ from mexma_rt.errors import FileError, InputError
 from mexma_rt.files import resumable
 from mexma_rt.files.atomic import check_output
 from mexma_rt.files.lines import STDIN
-from mexma_rt.files.table import check_table, table
+from mexma_rt.files.tables import check_table, table
 from mexma_rt.mining.background import Background, model_identity, open_background
 from mexma_rt.mining.bitext import KEPT, REASONS, SCORE, Bitext, first_reading, slabs
-from mexma_rt.mining.mine import check_threshold
+from mexma_rt.mining.pairs import check_threshold
 from mexma_rt.progress import progress_bar
 
 if TYPE_CHECKING:

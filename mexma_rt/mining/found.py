@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mexma_rt.mining.candidates import BLOCK, CANDIDATE, SORT_BYTES, Neighbours, OneToOne, best_first, candidate_blocks
+from mexma_rt.mining.candidates import BLOCK, CANDIDATE, SORT_BYTES, OneToOne, ScoredNeighbours, best_first, candidate_blocks
 from mexma_rt.mining.sides import Counts, Side
 from mexma_rt.mining.warnings import MiningWarning
 
@@ -64,7 +64,7 @@ class Search:
 
     source: Side
     target: Side
-    neighbours: Neighbours
+    neighbours: ScoredNeighbours
     retrieval: str
     threshold: float
     dimensions: int

@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from mexma_rt.bundle.manifest import sha256_of
+from mexma_rt.checks import check_dimensions_of, check_k, check_texts
 from mexma_rt.errors import FileError, InputError
 from mexma_rt.files import resumable
-from mexma_rt.files.textinput import check_texts
+from mexma_rt.files.atomic import sha256_of
 from mexma_rt.knn import on_disk as knnfiles
-from mexma_rt.knn.search import check_dimensions_of, check_k
 from mexma_rt.knn.vector_files import VectorFiles, open_vectors
-from mexma_rt.mining.candidates import Neighbours
+from mexma_rt.mining.candidates import ScoredNeighbours
 from mexma_rt.mining.found import Search
-from mexma_rt.mining.mine import check_threshold
-from mexma_rt.mining.sides import Side, distinct_rows
+from mexma_rt.mining.pairs import check_threshold
+from mexma_rt.mining.sides import Side, compared_rows
 from mexma_rt.mining.warnings import find_warnings
 
 ROWS = 65_536  # copied at a time
@@ -70,7 +69,7 @@ def search_files(
     with resumable.locked_folder(final, "mining", _has_neighbours) as folder:
         files = [_compared(vectors, side, folder) for vectors, side in zip((x, y), sides, strict=True)]
         place = _neighbours(files, folder, k, search, memory_bytes=memory_bytes, progress=progress, announce=announce)
-        neighbours = Neighbours.of(*knnfiles.open_neighbours(place), margin=margin)
+        neighbours = ScoredNeighbours.of(*knnfiles.open_neighbours(place), margin=margin)
         rows: Any = [_Rows(vectors) for vectors in files]  # read by slices, as arrays are
         yield Search(
             source=sides[0],
@@ -109,7 +108,7 @@ def _side(vectors: VectorFiles, texts: Iterable[str] | None, name: str, unify: b
         raise InputError(
             f"{name} has {len(lines):,} lines and {vectors.name} {vectors.rows:,} rows: give one row for each line."
         )
-    pool, place = distinct_rows(lines, unify)
+    pool, place = compared_rows(lines, unify)
     return Side(name=name, size=len(lines), texts=lines, vectors=None, pool=pool, place=place)
 
 

@@ -14,10 +14,10 @@ from math import log2
 
 import numpy as np
 
-from mexma_rt import __version__
 from mexma_rt.embedding.report import EmbedReport
 from mexma_rt.mining.charts import Lengths, histogram, length_map
 from mexma_rt.mining.found import MiningReport, Pair, Search
+from mexma_rt.version import __version__
 
 EXAMPLES = 8  # best pairs, and lowest candidates
 BINS = 56
@@ -108,7 +108,7 @@ class Tally:
         return sum((_binned(scores, self.edges) for scores in self.search.best_scores()), np.zeros(BINS, np.int64))
 
 
-def page(
+def render_page(
     tally: Tally,
     report: MiningReport,
     *,

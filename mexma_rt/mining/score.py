@@ -7,11 +7,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mexma_rt.checks import check_choice
 from mexma_rt.errors import InputError
-from mexma_rt.knn.margin import MARGINS, check_choice, margin_scores, neighbour_means
+from mexma_rt.knn.margin import MARGINS, margin_scores, neighbour_means
 from mexma_rt.knn.search import mutual_neighbours
 from mexma_rt.mining.background import Background, model_identity, open_background
-from mexma_rt.mining.mine import Embeds, check_pools, unit_vectors
+from mexma_rt.mining.pairs import Embeds, check_pools, unit_vectors
 from mexma_rt.mining.sides import Side
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mexma_rt.checks import check_texts, check_vectors
 from mexma_rt.errors import InputError
-from mexma_rt.files.textinput import check_texts
-from mexma_rt.knn.search import check_vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ class Side:
             pool = place = np.arange(size)
         else:
             size = len(lines)
-            pool, place = distinct_rows(lines, unify)
+            pool, place = compared_rows(lines, unify)
             if size and not len(pool):
                 raise InputError(f"{name} has no text: all of its {size} lines are blank.")
         return cls(name=name, size=size, texts=lines, vectors=array, pool=pool, place=place)
@@ -63,7 +62,7 @@ class Side:
         return None if self.texts is None else self.texts[row]
 
 
-def distinct_rows(lines: list[str], unify: bool) -> tuple[np.ndarray, np.ndarray]:
+def compared_rows(lines: list[str], unify: bool) -> tuple[np.ndarray, np.ndarray]:
     """Pool and place of a side: blank lines are left out and, with unify, all but the first of equal lines."""
     pool: list[int] = []
     seen: dict[str, int] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mexma_rt.mining.candidates import Neighbours
+from mexma_rt.mining.candidates import ScoredNeighbours
 from mexma_rt.mining.sides import Side
 
 # Measured with the bundled model on Tatoeba (deu, hin, jpn, tur), corpora without a single translation: ratio >= 1.06 keeps
@@ -31,7 +31,7 @@ class MiningWarning:
 
 
 def find_warnings(
-    source: Side, target: Side, x: np.ndarray, y: np.ndarray, neighbours: Neighbours
+    source: Side, target: Side, x: np.ndarray, y: np.ndarray, neighbours: ScoredNeighbours
 ) -> tuple[MiningWarning, ...]:
     """x, y: unit vectors [p, D], [q, D] of the compared lines; the warnings, most important first."""
     found = [_tiny(side) for side in (source, target)]
@@ -69,7 +69,7 @@ def _zeros(side: Side, cosine: np.ndarray) -> MiningWarning | None:
     )
 
 
-def _identical(source: Side, target: Side, neighbours: Neighbours) -> MiningWarning | None:
+def _identical(source: Side, target: Side, neighbours: ScoredNeighbours) -> MiningWarning | None:
     if source.texts is not None and target.texts is not None:
         lines = {target.texts[row] for row in target.pool.tolist()}
         count, what = sum(source.texts[row] in lines for row in source.pool.tolist()), "lines"

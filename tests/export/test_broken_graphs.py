@@ -16,8 +16,9 @@ onnx = pytest.importorskip("onnx", reason="breaks graphs with onnx (pip: mexma-r
 from mexma_export import ParityError, Sentence, Thresholds, export_bundle  # noqa: E402
 from mexma_export.compact import MixedWriter  # noqa: E402
 from mexma_export.fused import Writer, save_graph  # noqa: E402
-from mexma_export.graphs import INPUTS, OUTPUTS, SentenceEncoder  # noqa: E402
+from mexma_export.graphs import SentenceEncoder  # noqa: E402
 from mexma_export.half import HalfEncoder  # noqa: E402
+from mexma_rt.bundle.graphs import INPUTS, OUTPUTS  # noqa: E402
 
 
 def export_traced(encoder, path: Path) -> None:
@@ -32,8 +33,8 @@ def export_traced(encoder, path: Path) -> None:
             str(path),
             dynamo=False,
             opset_version=17,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
             dynamic_axes=axes,
         )
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import mexma_rt
-from mexma_rt.embedding import embed_file
 from mexma_rt.embedding import encoder as pipeline
+from mexma_rt.embedding import files as embed_file
 
 PROMISE = [
     *("BackendError", "Bead", "BundleError", "EmbedReport", "Embedded", "Encoder", "FileError", "FileReport", "InputError"),

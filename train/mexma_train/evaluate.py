@@ -2,7 +2,7 @@
 
 Every measure compares the vectors of a text with those of its English translation, both sides of one test set:
 
-xsim        % of texts that do not find their translation by margin (ratio, k=4, text -> English; mexma_rt.evaluation.xsim.xsim)
+xsim        % of texts that do not find their translation by margin (ratio, k=4, text -> English; mexma_rt.evaluation)
 accuracy    % of sentences whose nearest vector by cosine is their translation, mean of both directions
 alignment   mean squared distance of the two sides of a pair, on the unit sphere: 0 is perfect, 2 is a right angle
 uniformity  log of the mean Gaussian potential exp(-2 d^2) of two sentences of one side, mean of both sides: 0 says that all
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mexma_rt.errors import InputError
-from mexma_rt.evaluation.xsim import retrieval_accuracy, xsim
+from mexma_rt.evaluation.measures import retrieval_accuracy, xsim
 from mexma_rt.files.atomic import read_lines
 
 XSIM_K = 4  # neighbours of the margin, as LASER's xsim

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mexma_rt.bundle.manifest import MANIFEST, sha256_of
+from mexma_rt.bundle.manifest import MANIFEST
 from mexma_rt.embedding.packing import pack
 from mexma_rt.errors import BackendError, FileError, InputError, require_extra
+from mexma_rt.files.atomic import sha256_of
 
 # An int8 graph such as USE-multilingual's quantises activations by the range of the whole batch, so that a vector depends on
 # its neighbours: alone against in a batch of 64, the cosine is 0.9988 on average and 0.9955 at worst (2,000 English lines

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import mexma_rt
 from mexma_rt.cli import main
-from mexma_rt.evaluation.xsim import retrieval_accuracy
+from mexma_rt.evaluation.measures import retrieval_accuracy
 
 HEADER = "score\tcosine\tsource_line\ttarget_line\tforward_rank\tbackward_rank\tsource_mean\ttarget_mean\tsource\ttarget"
 

@@ -23,7 +23,7 @@ from mexma_rt import BackendError, BundleError, FileError, InputError, MissingEx
 from mexma_rt.cli import main
 from mexma_rt.cluster.embed import embed_file_on
 from mexma_rt.cluster.knn import knn_files_on
-from mexma_rt.embedding import embed_file
+from mexma_rt.embedding import files as embed_file
 from mexma_rt.files import resumable
 from mexma_rt.knn import plan as knnplan
 from mexma_rt.knn.on_disk import NAMES, knn_files

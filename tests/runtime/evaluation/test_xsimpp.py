@@ -16,7 +16,7 @@ import mexma_rt
 from mexma_rt import FileError, InputError, xsim
 from mexma_rt.cli import main
 from mexma_rt.evaluation.augmented import Augmented, read_augmented
-from mexma_rt.evaluation.xsim import xsim_both
+from mexma_rt.evaluation.measures import xsim_both
 
 KINDS = ("Causality Alternation", "Entity Replacement", "Number Replacement")
 

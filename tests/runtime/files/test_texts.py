@@ -1,71 +1,64 @@
-"""Texts as users give them: what is accepted, and the message for everything that is not."""
+"""Texts of JSON Lines and parquet files: what cannot be a text is named with its line or row."""
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
 
-import numpy as np
 import pytest
 
-from mexma_rt import InputError
-from mexma_rt.files.textinput import check_texts
+from mexma_rt import FileError, InputError, MissingExtraError
+from mexma_rt.files.texts import read_texts
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "texts",
+    ("line", "message"),
     [
-        ["a", "b"],
-        ("a", "b"),
-        (letter for letter in "ab"),
-        np.array(["a", "b"]),
-        np.array(["a", "b"], dtype=object),
-        {"a": 1, "b": 2}.keys(),
-    ],
-    ids=["list", "tuple", "generator", "numpy", "numpy-object", "keys"],
-)
-def test_ordered_iterables_of_str_are_accepted(texts):
-    assert check_texts(texts) == ["a", "b"]
-
-
-@pytest.mark.parametrize("texts", [[], ["", " \t\n"], ["nul\0byte"], ["a" * 1_000_000], ["\n" * 100_000], ["é€𝄞"]])
-def test_unusual_texts_are_texts(texts):
-    assert check_texts(texts) == texts
-
-
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        ("Hello", "texts is a single str, but a list of sentences is needed. Type [text] instead of text."),
-        (None, "texts is of type NoneType, but a list of sentences (str) is needed."),
-        (7, "texts is of type int, but a list of sentences (str) is needed."),
-        (b"Hello", "texts is of type bytes, but a list of sentences (str) is needed."),
-        ({"a"}, "texts is a set, but a list of sentences is needed. Type list(...) of it."),
-        ({"a": "b"}, "texts is a dict, but a list of sentences is needed. Type list(...) of it."),
-        (np.array("a"), "texts is an array of shape (), but sentences [n] are needed."),
-        (np.array([["a"]]), "texts is an array of shape (1, 1), but sentences [n] are needed."),
-        (["a", 5], "texts[1] is of type int, but each sentence must be a str."),
-        (["a", ["b"]], "texts[1] is of type list, but each sentence must be a str."),
-        (["a", np.array([1, 2])], "texts[1] is of type ndarray, but each sentence must be a str."),
-        (["a", None], "texts[1] is of type NoneType, but each sentence must be a str. It is a missing value: drop it"),
-        (["a", float("nan")], "texts[1] is of type float, but each sentence must be a str. It is a missing value"),
-        ([b"a"], "texts[0] is of type bytes, but each sentence must be a str. Type item.decode('utf-8')."),
-        (
-            ["ok", "ab\ud800c"],
-            "texts[1] contains a lone surrogate (U+D800 at character 2), which is no Unicode text. Type "
-            "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') to repair it.",
-        ),
+        (b"{", r"in\.jsonl, line 2 is not JSON \("),
+        (b"", r"line 2 is not JSON \("),
+        (b"[1]", "line 2 is a JSON list, but each line must be one object with 't'"),
+        (b'{"a": 1, "b": 2}', "line 2 has no field 't'. It has: a, b"),
+        (b'{"t": null}', r"line 2: 't' is missing \(null\), but a text is needed\. Drop the row, or give it ''"),
+        (b'{"t": 3}', "line 2: 't' is of type int"),
+        (b'{"t": "ab\\ud800"}', r"line 2: 't' contains a lone surrogate \(U\+D800 at character 2\)"),
+        (b'{"t": "\xff"}', "line 2, byte 8: 0xff is not valid UTF-8"),
     ],
 )
-def test_anything_else_is_named(texts, message):
-    with pytest.raises(InputError, match=re.escape(message)):
-        check_texts(texts)
+def test_bad_json_lines(line: bytes, message: str) -> None:
+    Path("in.jsonl").write_bytes(b'{"t": "fine"}\n' + line + b"\n")
+    with pytest.raises(InputError, match=message):
+        list(read_texts("in.jsonl", "t"))
 
 
-def test_the_repair_of_surrogates_that_the_message_offers_works():
-    repaired = "ab\ud800c".encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    assert check_texts([repaired]) == ["ab\ufffdc"]
+def test_json_lines_without_a_field() -> None:
+    with pytest.raises(InputError, match=r"in\.jsonl\.gz is JSON Lines: say which field has the text with field='NAME'"):
+        read_texts("in.jsonl.gz")
 
 
-def test_the_argument_is_named_as_the_caller_names_it():
-    with pytest.raises(InputError, match=r"^src\[0\] is of type int"):
-        check_texts([1], "src")
+def test_bad_parquet() -> None:
+    pa = pytest.importorskip("pyarrow", reason="part of mexma-rt[files]")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"n": [1, 2], "t": ["a", None]}), "in.parquet")
+    for field, message in {
+        None: r"has the columns n, t: say which has the text with field='NAME'",
+        "x": "has the columns n, t, but none called 'x'",
+        "n": "the column 'n' is of type int64, but text is needed",
+        "t": r"in\.parquet, row 1 \(counted from 0\): 't' is missing",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            list(read_texts("in.parquet", field))
+    Path("in.parquet").write_bytes(Path("in.parquet").read_bytes()[:-9])
+    with pytest.raises(FileError, match="is damaged or not complete"):
+        list(read_texts("in.parquet", "t"))
+
+
+def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name, field, library in (("in.zst", None, "zstandard"), ("in.parquet", "t", "pyarrow")):
+        with pytest.raises(MissingExtraError, match=rf"{library} is not installed.*\n    pip install 'mexma-rt\[files\]'"):
+            list(read_texts(name, field))

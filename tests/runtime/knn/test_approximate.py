@@ -20,7 +20,7 @@ from mexma_rt.knn.approximate import approximate_neighbours, measure_recall, sea
 from mexma_rt.knn.ivfpq import IvfPq
 from mexma_rt.knn.keys import neighbours_of
 from mexma_rt.knn.search import unit_rows
-from mexma_rt.mining.mine import mine, mine_report
+from mexma_rt.mining.pairs import mine, mine_report
 
 needs_faiss = pytest.mark.skipif(
     importlib.util.find_spec("faiss") is None, reason="faiss is not installed: pip install 'mexma-rt[faiss]'"

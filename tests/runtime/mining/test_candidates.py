@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from mexma_rt import mine
 from mexma_rt.knn.search import mutual_neighbours
 from mexma_rt.mining import candidates
-from mexma_rt.mining.candidates import CANDIDATE, Neighbours, OneToOne, best_first, candidate_blocks
-from mexma_rt.mining.mine import prepare
+from mexma_rt.mining.candidates import CANDIDATE, OneToOne, ScoredNeighbours, best_first, candidate_blocks
+from mexma_rt.mining.pairs import prepare
 
 
 def sides(seed: int, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,6 +105,6 @@ def test_knn_gives_every_candidate_once_with_ranks_and_means(seed: int) -> None:
 def test_blocks_hold_at_most_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "BLOCK", 6)
     x, y = sides(1, 20, 15)
-    neighbours = Neighbours.of(*mutual_neighbours(x, y, 2), margin="absolute")
+    neighbours = ScoredNeighbours.of(*mutual_neighbours(x, y, 2), margin="absolute")
     assert [len(block) for block in candidate_blocks(neighbours, "max")] == [6, 6, 6, 2, 6, 6, 3]
     assert max(len(block) for block in candidate_blocks(neighbours, "knn")) == 12

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mexma_rt.mining import warnings as mining_warnings
-from mexma_rt.mining.mine import mine_report
+from mexma_rt.mining.pairs import mine_report
 
 
 def vectors(seed: int, n: int) -> np.ndarray:

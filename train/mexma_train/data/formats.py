@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mexma_rt.errors import FileError, InputError, require_extra
-from mexma_rt.files.lines import damage_explained, lines
+from mexma_rt.files.lines import byte_lines, damage_explained
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +60,7 @@ def open_source(name: str, own: Options, others: Options) -> Iterator[Fields]:
 
 def _tsv(name: str, own: Options) -> Iterator[Fields]:
     lang, source = (value and value.encode() for value in (own.lang, own.source))
-    for line in lines(name):
+    for line in byte_lines(name):
         fields: list[bytes | None] = list(line.split(b"\t"))
         if len(fields) == 4:
             fields[:2] = lang or fields[0], source or fields[1]
@@ -75,7 +75,7 @@ def _moses(name: str, lang: str | None, source: str | None) -> Iterator[Fields]:
         raise InputError(f"{name}: say which language {other} is in, for example: {name},lang=fra")
     both = lang.encode(), (source or _stem(Path(english))).encode()
     counts = [0, 0]
-    for pair in itertools.zip_longest(lines(english), lines(other)):
+    for pair in itertools.zip_longest(byte_lines(english), byte_lines(other)):
         for side, line in enumerate(pair):
             counts[side] += line is not None
         if None not in pair:

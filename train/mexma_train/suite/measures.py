@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mexma_rt.mining.mine import DEFAULT_THRESHOLD, mine
+from mexma_rt.mining.pairs import DEFAULT_THRESHOLD, mine
 from mexma_train.evaluate import TestSet
 from mexma_train.suite.model import Pieces
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mexma_rt.bundle.manifest import MANIFEST, TOKENIZER, WEIGHTS, bundled_models, sha256_of
+from mexma_rt.bundle.manifest import MANIFEST, TOKENIZER, WEIGHTS, bundled_models
 from mexma_rt.errors import FileError, InputError
+from mexma_rt.files.atomic import sha256_of
 from mexma_train.suite.data import ENGLISH
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mexma_rt.evaluation.xsim import retrieval_accuracy, xsim
-from mexma_rt.mining.mine import DEFAULT_THRESHOLD
+from mexma_rt.evaluation.measures import retrieval_accuracy, xsim
+from mexma_rt.mining.pairs import DEFAULT_THRESHOLD
 from mexma_rt.progress import progress_bar
 from mexma_train.evaluate import XSIM_K, TestSet
 from mexma_train.suite import measures

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mexma_rt import FileError, InputError
-from mexma_rt.files import table as module
-from mexma_rt.files.table import table
+from mexma_rt.files import tables as module
+from mexma_rt.files.tables import table
 
 COLUMNS = {"score": float, "line": int, "text": str}
 ROWS = [(1.5, 1, "plain"), (float("-inf"), None, "tab\tand\r\nend"), (0.1234567, 3, 'قطة "猫" \u2028')]

@@ -216,7 +216,7 @@ PEAK = """
 import sys
 from mexma_rt.bench.worker import peak_mb
 from mexma_rt.errors import MexmaError
-from mexma_rt.files.textfile import read_texts
+from mexma_rt.files.texts import read_texts
 import zstandard, lzma, gzip, pyarrow.parquet
 before = peak_mb()
 try:
@@ -265,16 +265,16 @@ def test_streams_of_xz_are_all_read_and_a_cut_one_is_noticed(tmp_path: Path) -> 
     path = tmp_path / "in.xz"
     whole = lzma.compress(b"a\nb\n") + bytes(8) + lzma.compress(b"c\n" * 100_000) + bytes(4)
     path.write_bytes(whole)
-    from mexma_rt.files.lines import lines
+    from mexma_rt.files.lines import byte_lines
 
-    assert list(lines(path)) == [b"a", b"b", *[b"c"] * 100_000]
+    assert list(byte_lines(path)) == [b"a", b"b", *[b"c"] * 100_000]
     for cut in (2, 20, len(whole) - 12):
         path.write_bytes(whole[:cut])
         with pytest.raises(FileError, match="is damaged or not complete"):
-            list(lines(path))
+            list(byte_lines(path))
     path.write_bytes(b"not xz at all")
     with pytest.raises(FileError, match="is damaged or not complete"):
-        list(lines(path))
+        list(byte_lines(path))
 
 
 def test_a_column_that_repeats_a_long_text(tmp_path: Path) -> None:
@@ -290,14 +290,14 @@ def test_a_column_that_repeats_a_long_text(tmp_path: Path) -> None:
     assert said == "4999 rows" and peak < 200, f"{peak} MB"
     pq.write_table(pa.table({"t": ["fine", "a" * (LONGEST_LINE + 1)]}), path)
     with pytest.raises(InputError, match=f"row 1 .counted from 0.: 't' has {LONGEST_LINE + 1:,} characters, more than"):
-        list(mexma_rt.files.textfile.read_texts(path, "t"))
+        list(mexma_rt.files.texts.read_texts(path, "t"))
 
 
 def test_json_that_nests_without_end(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'{"t": ' + b"[" * MIB + b"\n")
     with pytest.raises(InputError, match="line 1 is not JSON"):
-        list(mexma_rt.files.textfile.read_texts(path, "t"))
+        list(mexma_rt.files.texts.read_texts(path, "t"))
 
 
 # --- the host and the network -------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import mexma_rt
 from mexma_rt import FileError, InputError, MissingExtraError
-from mexma_rt.embedding import embed_file
+from mexma_rt.embedding import files as embed_file
 from mexma_rt.files import resumable, storage
 
 TEXTS = ["one", "", "  ", "Où ?", "tab\there", "one", "猫は暖かい石の上で眠っています。", "Hello " * 100, "last"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexma_rt import InputError, xsim
-from mexma_rt.evaluation.xsim import retrieval_accuracy
+from mexma_rt.evaluation.measures import retrieval_accuracy
 
 
 def reference(x: np.ndarray, y: np.ndarray, margin: str, k: int) -> list[int]:

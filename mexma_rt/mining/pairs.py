@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mexma_rt.checks import check_choice, check_dimensions, check_k
 from mexma_rt.errors import InputError, require_extra
-from mexma_rt.knn.margin import MARGINS, check_choice
-from mexma_rt.knn.search import check_dimensions, check_k, mutual_neighbours, unit_rows
-from mexma_rt.mining.candidates import RETRIEVALS, Neighbours
+from mexma_rt.knn.margin import MARGINS
+from mexma_rt.knn.search import mutual_neighbours, unit_rows
+from mexma_rt.mining.candidates import RETRIEVALS, ScoredNeighbours
 from mexma_rt.mining.found import MiningReport, Pair, Search
 from mexma_rt.mining.sides import Side
 from mexma_rt.mining.warnings import find_warnings
@@ -72,7 +73,7 @@ def mine(
     mexma-rt[faiss] and at least 9,984 sentences on each side; mexma_rt/knn/approximate.py has its settings).
 
     Raises InputError for texts, vectors or arguments that cannot be used, among them a side with fewer sentences than k.
-    `mexma_rt.mining.mine.mine_report` gives counts and warnings as well: corpora that are tiny, identical, or full of near
+    `mexma_rt.mining.pairs.mine_report` gives counts and warnings as well: corpora that are tiny, identical, or full of near
     duplicates, whose scores mean little.
     """
     settings: dict[str, Any] = {"margin": margin, "k": k, "retrieval": retrieval, "threshold": threshold, "index": index}
@@ -147,7 +148,7 @@ def prepare(
         recall = measure_recall(x, y, found) if warn else None
     else:
         found, recall = mutual_neighbours(x, y, k, progress=progress), None
-    neighbours = Neighbours.of(*found, margin=margin)
+    neighbours = ScoredNeighbours.of(*found, margin=margin)
     return Search(
         source=source,
         target=target,

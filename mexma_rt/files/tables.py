@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from mexma_rt.errors import InputError, require_extra
 from mexma_rt.files.atomic import atomic_write
-from mexma_rt.files.textfile import JSON_SUFFIXES, PACKED
+from mexma_rt.files.texts import JSON_SUFFIXES, PACKED
 
 ROWS = 65_536  # of a parquet row group
 NO_TABLES = {".csv", ".json", ".npy", ".npz", ".xlsx"}  # endings that promise what is not written

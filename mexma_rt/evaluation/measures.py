@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mexma_rt.checks import check_dimensions, check_vectors
 from mexma_rt.errors import InputError
 from mexma_rt.evaluation.augmented import MISALIGNED, Augmented
-from mexma_rt.knn.search import check_dimensions, check_vectors, mutual_neighbours, unit_rows
-from mexma_rt.mining.candidates import Neighbours
+from mexma_rt.knn.search import mutual_neighbours, unit_rows
+from mexma_rt.mining.candidates import ScoredNeighbours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def xsim(
         raise InputError(f"text has {len(text)} lines, but y has {len(y)} vectors: give the line of each row of y.")
     if error_types is not None and text is None:
         raise InputError("error_types is about lines, and text is missing: give the line of each row of y as text=.")
-    neighbours = Neighbours.of(*mutual_neighbours(x, y, k, progress=False), margin=margin)
+    neighbours = ScoredNeighbours.of(*mutual_neighbours(x, y, k, progress=False), margin=margin)
     return _result(neighbours, text, error_types)
 
 
@@ -68,7 +69,7 @@ def xsim_both(
 ) -> tuple[XsimResult, XsimResult]:
     """`xsim` of x -> y and of y -> x, for sides [n, D] of n rows each, from one matrix product."""
     x, y = _aligned(x, y, pool=False)
-    neighbours = Neighbours.of(*mutual_neighbours(x, y, k, progress=False), margin=margin)
+    neighbours = ScoredNeighbours.of(*mutual_neighbours(x, y, k, progress=False), margin=margin)
     return _result(neighbours, y_text, None), _result(neighbours.turned(), x_text, None)
 
 
@@ -84,7 +85,9 @@ def retrieval_accuracy(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return 100 * float((index_xy[:, 0] == truth).mean()), 100 * float((index_yx[:, 0] == truth).mean())
 
 
-def _result(neighbours: Neighbours, text: Sequence[str] | None, error_types: Mapping[str, Augmented] | None) -> XsimResult:
+def _result(
+    neighbours: ScoredNeighbours, text: Sequence[str] | None, error_types: Mapping[str, Augmented] | None
+) -> XsimResult:
     total = len(neighbours.x_mean)
     found = neighbours.best(slice(None))[0]
     right = found == np.arange(total)

@@ -26,7 +26,7 @@ from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_rt.files import resumable
 from mexma_rt.files.lines import STDIN, unpacking_bytes
 from mexma_rt.files.storage import STORAGES, check_storage, stored_columns
-from mexma_rt.files.textfile import read_texts
+from mexma_rt.files.texts import read_texts
 from mexma_rt.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _spool(folder: Path, target: Path) -> Path:
 
 def _job(texts: Texts, encoder: Encoder, empty: EmbedReport, layout: resumable.Layout, **settings: Any) -> dict[str, Any]:
     """What the bytes of the output depend on, as it goes through JSON: a run is gone on with only if all of it is equal."""
-    from mexma_rt import __version__
+    from mexma_rt.version import __version__
 
     job = {
         "rows": texts.rows,

@@ -1,0 +1,16 @@
+"""The files and the format of the graphs, without torch: what every writer and the gate agree on."""
+
+from __future__ import annotations
+
+GRAPHS = {
+    "fp32": "onnx/model.onnx",
+    "fused": "onnx/model_fused.onnx",  # fp32 too, of onnxruntime's own operators, for CPU
+    "int8": "onnx/model_int8.onnx",
+    "mixed": "onnx/model_mixed.onnx",
+    "fp16": "onnx/model_fp16.onnx",  # what TensorRT engines are built from
+}
+
+# Of the standard graphs: the lowest, for the oldest TensorRT. TensorRT-RTX 1.7 built fp16 engines of 18, 19, 20, 22 and 23.
+OPSET = 18
+OPSETS = range(18, 24)  # torch writes 18 and more itself (17 by another library's conversion)
+ONE_FILE_BYTES = 1_800_000_000  # protobuf ends at 2 GiB: larger weights go to model.onnx.data

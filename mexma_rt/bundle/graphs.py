@@ -1,0 +1,6 @@
+"""What every graph of a bundle takes and gives: the names of its tensors, and the token ids in them."""
+
+INPUTS = INPUT_IDS, ATTENTION_MASK = ("input_ids", "attention_mask")  # int64 [B, L] each, padded on the right
+# float32 [B, D], not normalised, and float32 [B, L, D]. (Not "embedding": torch's exporter uses that name inside the graph.)
+OUTPUTS = SENTENCE, TOKENS = ("sentence_embedding", "last_hidden_state")
+BOS, PAD, EOS, UNK = 0, 1, 2, 3  # <s> <pad> </s> <unk> of XLM-R

@@ -1,0 +1,35 @@
+"""Run a bundle's golden sentences through an engine and compare: what shows an engine that opens and computes wrong numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mexma_rt.bundle.golden import LEAST_COSINE
+from mexma_rt.errors import BackendError
+
+if TYPE_CHECKING:
+    from mexma_rt.backends import Backend
+    from mexma_rt.embedding.encoder import Encoder
+
+
+def prove(encoder: Encoder, engine: Backend) -> str:
+    """Run the golden sentences of the encoder's bundle through an engine; returns the result in words.
+
+    Raises BackendError if a vector is not the bundle's. A bundle without golden vectors says so, after one sentence.
+    """
+    golden = encoder.bundle.golden
+    measured = encoder.bundle.parity.get(engine.precision, {}).get("min_cosine", 1.0)
+    least = min(LEAST_COSINE[engine.precision], 1 - 2 * (1 - measured))
+    texts = list(golden.texts) if golden else [""]
+    vectors = replace(encoder, backend=engine, max_length=encoder.bundle.max_length).embed_report(texts).vectors
+    if golden is None:
+        return "computed a vector, which could not be compared: the bundle has no golden vectors (export it again to have them)"
+    lowest = golden.lowest_cosine(vectors)
+    if not lowest >= least:
+        raise BackendError(
+            f"{engine.name} computes wrong vectors in {engine.precision} on {engine.device}: of {len(texts)} golden sentences "
+            f"of the bundle the lowest cosine is {lowest:.6f}, and {least:g} is needed. Do not use it: update or reinstall "
+            f"{engine.name} and its drivers, or name another device, backend or precision."
+        )
+    return f"{len(texts)} golden sentences: lowest cosine {lowest:.6f}, needed {least:g}"
