@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
-from transformers import XLMRobertaForMaskedLM, XLMRobertaModel  # noqa: E402
+from tokenizers import Tokenizer, models  # noqa: E402
+from transformers import BertConfig, BertModel, XLMRobertaForMaskedLM, XLMRobertaModel  # noqa: E402
 
 from mexma_rt.backends.packed_attention import make_layout  # noqa: E402
 from mexma_rt.backends.packed_encoder import Encoder, position_numbers  # noqa: E402
@@ -109,11 +111,76 @@ def test_a_checkpoint_that_lacks_a_weight_or_is_another_model_is_refused(tmp_pat
     weights = encoder.state_dict()
     del weights["encoder.layer.1.output.dense.weight"]
     save_encoder(encoder.config, weights, tmp_path / "lacking")
-    with pytest.raises(
-        InputError, match=r"lacks 1 weights of an XLM-R encoder, first encoder\.layer\.1\.output\.dense\.weight"
-    ):
+    with pytest.raises(InputError, match=r"lack 1 tensors of the encoder.*, encoder\.layer\.1\.output\.dense\.weight first"):
         load_encoder(tmp_path / "lacking")
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(InputError, match="is a bert model; MEXMA trains XLM-RoBERTa"):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "modernbert"}))
+    with pytest.raises(InputError, match=r"cannot be trained: .*model_type is 'modernbert': rotary positions and pre-norm"):
+        load_encoder(tmp_path / "other")
+
+
+def bert(folder: Path, tokenizer: Path, *, rows: int = 90) -> BertModel:
+    """A random BERT with the toy tokenizer's pieces, `rows` of them, as multilingual-e5-small has XLM-R's."""
+    torch.manual_seed(1)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = BertConfig(vocab_size=rows, max_position_embeddings=30, type_vocab_size=2, pad_token_id=0, **shape)
+    model = BertModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    shutil.copy(tokenizer, folder / "tokenizer.json")
+    return model
+
+
+def test_a_bert_with_xlmrs_pieces_gives_berts_states(tmp_path: Path, toy_tokenizer: Path) -> None:
+    theirs = bert(tmp_path / "bert", toy_tokenizer)
+    ours = load_encoder(tmp_path / "bert", dropout=0.0).eval()
+    assert (ours.config.model_type, ours.config.max_position_embeddings) == ("xlm-roberta", 32)
+    packed, start = states(ours), 0
+    for length in LENGTHS:
+        expected = theirs(input_ids=torch.from_numpy(ids()[None, start : start + length])).last_hidden_state[0]
+        assert (packed[start : start + length] - expected).abs().max() <= 1e-6
+        start += length
+    longest = torch.arange(4, 34)[None]  # the last row of the position table too
+    positions = torch.from_numpy(position_numbers(longest[0].numpy(), np.array([30])))
+    alone = ours(longest[0], positions, make_layout(np.array([30]), "padded"))
+    assert (alone - theirs(input_ids=longest).last_hidden_state[0]).abs().max() <= 1e-6
+
+
+def test_what_a_bert_becomes_loads_in_transformers(tmp_path: Path, toy_tokenizer: Path) -> None:
+    theirs = bert(tmp_path / "bert", toy_tokenizer)
+    again = peer(load_encoder(tmp_path / "bert", dropout=0.0), tmp_path / "saved")
+    text = torch.from_numpy(ids()[None, :5])
+    assert (again(text).last_hidden_state - theirs(text).last_hidden_state).abs().max() <= 1e-6
+
+
+def test_spare_rows_of_a_table_are_cut_and_other_pieces_refused(tmp_path: Path, toy_tokenizer: Path) -> None:
+    bert(tmp_path / "bert", toy_tokenizer, rows=96)
+    assert load_encoder(tmp_path / "bert").config.vocab_size == 96
+    encoder = load_encoder(tmp_path / "bert", pieces=toy_tokenizer)
+    assert encoder.config.vocab_size == len(encoder.embeddings.word_embeddings.weight) == 90
+    other = json.loads(toy_tokenizer.read_text(encoding="utf-8"))
+    vocabulary = other["model"]["vocab"]
+    vocabulary[10], vocabulary[11] = vocabulary[11], vocabulary[10]
+    (tmp_path / "other.json").write_text(json.dumps(other), encoding="utf-8")
+    with pytest.raises(InputError, match=r"other pieces, or the same ones at other ids\. Prepare the shards again"):
+        load_encoder(tmp_path / "bert", pieces=tmp_path / "other.json")
+
+
+def test_a_bert_with_its_own_wordpiece_and_damaged_weights_are_refused(tmp_path: Path, toy_tokenizer: Path) -> None:
+    bert(tmp_path / "bert", toy_tokenizer)
+    weights = (tmp_path / "bert" / "model.safetensors").read_bytes()
+    (tmp_path / "bert" / "model.safetensors").write_bytes(weights[:-1000])
+    with pytest.raises(InputError, match=r"the weights do not load: .*not copied whole"):
         load_encoder(tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").write_bytes(weights)
+    wordpiece = Tokenizer(models.WordPiece({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}, unk_token="[UNK]"))
+    wordpiece.save(str(tmp_path / "bert" / "tokenizer.json"))
+    with pytest.raises(InputError, match=r"<s> <pad> </s> <unk> <mask> have ids \[None, .*XLM-R's order needs"):
+        load_encoder(tmp_path / "bert")
+    (tmp_path / "bert" / "tokenizer.json").rename(tmp_path / "bert" / "vocab.txt")
+    with pytest.raises(InputError, match=r"its own WordPiece vocabulary \(vocab\.txt\), and MEXMA trains models with XLM-R's"):
+        load_encoder(tmp_path / "bert")
+    with pytest.raises(InputError, match="no such folder here, and the Hugging Face hub did not give"):
+        load_encoder(tmp_path / "nowhere" / "such")

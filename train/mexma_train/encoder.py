@@ -4,17 +4,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import XLMRobertaConfig
 
+from mexma_rt.backends.checkpoint import SPARE_ROWS, WORDS, check_kind, read_encoder
 from mexma_rt.backends.packed_encoder import PAD, Encoder
-from mexma_rt.errors import InputError
+from mexma_rt.errors import InputError, MexmaError
 from mexma_train.config import ModelConfig
+from mexma_train.data.tokenizer import load_tokenizer
+
+FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "sentencepiece.bpe.model", "vocab.txt"]
 
 
 def new_encoder(shape: ModelConfig, vocab_size: int) -> Encoder:
@@ -47,31 +51,76 @@ def new_encoder(shape: ModelConfig, vocab_size: int) -> Encoder:
     return encoder
 
 
-def load_encoder(source: str | Path, *, dropout: float | None = None) -> Encoder:
-    """The encoder of a Hugging Face folder or hub name (XLM-R, MEXMA, our checkpoint); safetensors only.
+def load_encoder(source: str | Path, *, dropout: float | None = None, pieces: Path | None = None) -> Encoder:
+    """The encoder of a Hugging Face folder or hub name that carries XLM-R's pieces; safetensors only.
 
-    Raises InputError for another architecture and for a checkpoint that lacks a weight; a pooler and an MLM head are left.
+    XLM-R, MEXMA, our checkpoints; and models of BERT's form such as multilingual-e5-small, whose position rows are moved behind
+    that of padding (backends/checkpoint.py). A pooler and an MLM head are left. `pieces` is the tokenizer.json that it will be
+    used with: word rows beyond its pieces, with which tables are often filled up, are cut. Raises InputError for another
+    architecture, a vocabulary that is not XLM-R's, and weights that are damaged or lack a tensor.
     """
-    from transformers import AutoConfig, XLMRobertaModel
-
-    config = AutoConfig.from_pretrained(source)
-    if config.model_type != "xlm-roberta":
-        raise InputError(f"{source} is a {config.model_type} model; MEXMA trains XLM-RoBERTa. Give an XLM-R folder or name.")
-    loaded, report = cast(Any, XLMRobertaModel.from_pretrained)(
-        source, add_pooling_layer=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-    )
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise InputError(f"{source} lacks {len(missing)} weights of an XLM-R encoder, first {missing[0]}. Is it complete?")
-    config = loaded.config
-    config.attention_probs_dropout_prob = 0.0
-    config.architectures = ["XLMRobertaModel"]
+    folder = _folder(source)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'config.json'} cannot be read ({error}). Give a folder in Hugging Face form.") from error
+    try:
+        kind = check_kind(folder, config)
+        if kind != "xlm-roberta" or pieces is not None:
+            check_pieces(folder, kind, pieces)
+        read = read_encoder(folder, config, pad=PAD)
+    except MexmaError as error:
+        raise InputError(f"{source} cannot be trained: {error}") from error
+    settings = read.config | {"bos_token_id": 0, "eos_token_id": 2, "attention_probs_dropout_prob": 0.0}
     if dropout is not None:
-        config.hidden_dropout_prob = dropout
-    encoder = Encoder(config)
-    known = encoder.state_dict().keys()
-    encoder.load_state_dict({name: tensor for name, tensor in loaded.state_dict().items() if name in known})
+        settings["hidden_dropout_prob"] = dropout
+    if pieces is not None:
+        settings["vocab_size"] = _cut_spare_rows(source, read.tensors, load_tokenizer(pieces).get_vocab_size())
+    encoder = Encoder(XLMRobertaConfig(**settings))
+    encoder.load_state_dict({name: tensor.float() for name, tensor in read.tensors.items()})
     return encoder
+
+
+def check_pieces(folder: Path, kind: str, pieces: Path | None) -> None:
+    """Raises InputError unless the folder's tokenizer has XLM-R's special ids, and the pieces of `pieces` at the same ids.
+
+    An XLM-R folder without tokenizer is taken at its word: its number of rows is compared.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        theirs = load_tokenizer(path)
+        if pieces is not None and theirs.get_vocab() != load_tokenizer(pieces).get_vocab():
+            raise InputError(
+                f"its tokenizer.json and that of the shards ({pieces}) have other pieces, or the same ones at other ids. "
+                "Prepare the shards again with the tokenizer.json of that checkpoint."
+            )
+    elif kind != "xlm-roberta" and not (folder / "sentencepiece.bpe.model").is_file():
+        has = "its own WordPiece vocabulary (vocab.txt)" if (folder / "vocab.txt").is_file() else "no tokenizer.json"
+        raise InputError(f"it has {has}, and MEXMA trains models with XLM-R's pieces. Take multilingual-e5-small or an XLM-R.")
+
+
+def _cut_spare_rows(source: str | Path, tensors: dict[str, Tensor], pieces: int) -> int:
+    rows = len(tensors[WORDS])
+    if not pieces <= rows < pieces + SPARE_ROWS:
+        raise InputError(
+            f"{source} has {rows} pieces, the shards' tokenizer {pieces}. Prepare the shards again with the tokenizer.json of "
+            "that checkpoint."
+        )
+    tensors[WORDS] = tensors[WORDS][:pieces].clone()
+    return pieces
+
+
+def _folder(source: str | Path) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=FILES))
+    except Exception as error:  # the hub's errors share no base class
+        raise InputError(
+            f"{source}: no such folder here, and the Hugging Face hub did not give a model of that name: {error}"
+        ) from error
 
 
 def save_encoder(config: XLMRobertaConfig, weights: dict[str, Tensor], folder: Path) -> None:

@@ -161,12 +161,8 @@ def first_encoder(recipe: Recipe, shards: Shards) -> Encoder:
     if recipe.initial_checkpoint is None:
         encoder = new_encoder(recipe.model, shards.vocab_size)
     else:
-        encoder = load_encoder(recipe.initial_checkpoint, dropout=recipe.model.dropout)
-        if encoder.config.vocab_size != shards.vocab_size:
-            raise InputError(
-                f"{recipe.initial_checkpoint} has {encoder.config.vocab_size} pieces, the shards' tokenizer "
-                f"{shards.vocab_size}. Prepare the shards again with the tokenizer.json of that checkpoint."
-            )
+        pieces = Path(shards.tokenizer_path)
+        encoder = load_encoder(recipe.initial_checkpoint, dropout=recipe.model.dropout, pieces=pieces)
     if recipe.warmup:
         make_transparent(encoder)
     return encoder
