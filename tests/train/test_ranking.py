@@ -18,7 +18,8 @@ from mexma_train.config import ModelConfig, RankingConfig, SamplingConfig, Warmu
 from mexma_train.data.shards import open_shards  # noqa: E402
 from mexma_train.encoder import new_encoder  # noqa: E402
 from mexma_train.losses import ranking_terms  # noqa: E402
-from mexma_train.ranking import ranking_batch, ranking_parameters, ranking_rate, whole_terms  # noqa: E402
+from mexma_train.probe import embed_sentences  # noqa: E402
+from mexma_train.ranking import draw, ranking_batch, ranking_parameters, ranking_rate, whole_terms  # noqa: E402
 from mexma_train.sampling import PairSampler  # noqa: E402
 from mexma_train.warmup import warmup_batch  # noqa: E402
 
@@ -97,11 +98,45 @@ def test_the_pool_adds_teachers_vectors_of_segments_that_are_not_in_the_batch(to
 
 def test_words_have_their_own_rate_and_may_stay_as_they_are() -> None:
     encoder = new_encoder(SHAPE, 50)
-    rest, words = ranking_parameters(encoder, RankingConfig(steps=1, lr=0.1, words_lr=0.2))
-    assert (rest["lr"], words["lr"]) == (0.1, 0.2) and words["params"][0] is encoder.embeddings.word_embeddings.weight
-    assert len(rest["params"]) == len(list(encoder.parameters())) - 1
-    (only,) = ranking_parameters(encoder, RankingConfig(steps=1, words_lr=0))
-    assert not encoder.embeddings.word_embeddings.weight.requires_grad and len(only["params"]) == len(rest["params"])
+    *rest, words = ranking_parameters(encoder, RankingConfig(steps=1, lr=0.1, words_lr=0.2))
+    assert {group["lr"] for group in rest} == {0.1} and words["lr"] == 0.2
+    assert words["params"][0] is encoder.embeddings.word_embeddings.weight
+    assert sum(len(group["params"]) for group in rest) == len(list(encoder.parameters())) - 1
+    without = ranking_parameters(encoder, RankingConfig(steps=1, words_lr=0))
+    assert not encoder.embeddings.word_embeddings.weight.requires_grad and len(without) == len(rest)
+
+
+def test_lower_layers_move_more_slowly() -> None:
+    encoder = new_encoder(SHAPE, 50)
+    top, below, embeddings, _ = ranking_parameters(encoder, RankingConfig(steps=1, lr=0.1, layer_decay=0.5))
+    assert (top["lr"], below["lr"], embeddings["lr"]) == pytest.approx((0.1, 0.05, 0.025))
+    assert top["params"][0] is next(encoder.encoder.layer[1].parameters())
+    assert {id(p) for p in embeddings["params"]} == {
+        id(p) for name, p in encoder.embeddings.named_parameters() if not name.startswith("word_")
+    }
+
+
+def test_translations_of_a_segment_share_its_english_and_are_not_wrong_for_each_other(toy_shards: Path) -> None:
+    """Against the formula in float64: a text's wrong answers are the other segments, an English side's the others' texts."""
+    torch.manual_seed(0)
+    sampler = PairSampler(open_shards(toy_shards), SamplingConfig(bucket=1))
+    shards = sampler.shards
+    config = RankingConfig(steps=1, batch_pairs=200, translations=2, temperature=0.1, max_tokens=20)
+    batch = ranking_batch(0, sampler, config)
+    assert len(batch.lengths) < 2 * batch.pairs  # some segments have two translations
+    pairs = draw(0, sampler, config)
+    assert len(np.unique(pairs)) == len(pairs) == batch.pairs
+    assert np.bincount(shards.pair_english[pairs]).max() == 2
+    encoder = new_encoder(SHAPE, shards.vocab_size).eval()
+    terms = whole_terms(encoder, batch, config, "padded")
+    x, y = (embed_sentences(encoder, np.split(s.ids, np.cumsum(s.lengths)[:-1]), attention="padded").astype(np.float64)
+            for s in (shards.text(pairs, 20), shards.english(pairs, 20)))  # fmt: skip
+    english, losses = shards.pair_english[pairs], []
+    for i in range(len(pairs)):
+        rivals = (english != english[i]) | (np.arange(len(pairs)) == i)
+        for logits in (x[i] @ y.T / 0.1, y[i] @ x.T / 0.1):
+            losses.append(np.log(np.exp(logits[rivals]).sum()) - logits[i])
+    assert terms["loss"].item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_the_rate_rises_and_falls_to_nothing() -> None:

@@ -86,6 +86,7 @@ class RankingConfig:
     neighbours: Annotated[int, "of a batch lie close together in groups of so many, by the teacher's vectors; 1: at random"] = 1
     lr: Annotated[float, "peak learning rate of the layers"] = 5e-4
     words_lr: Annotated[float, "peak learning rate of the word embeddings; 0 keeps them as they are"] = 5e-4
+    translations: Annotated[int, "of an English segment in a batch, at most; it is encoded once for all of them"] = 1
     layer_decay: Annotated[float, "rate of each layer, as a share of that of the layer above it"] = 1.0
     temperature: Annotated[float, "of the softmax over the batch"] = 0.05
     max_tokens: Annotated[int, "per side, <s> and </s> included"] = 96

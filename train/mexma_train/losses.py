@@ -39,37 +39,51 @@ def alignment_sum(source_BD: Tensor, target_BD: Tensor) -> Tensor:
 
 
 def contrastive_sum(
-    source_BD: Tensor, target_BD: Tensor, pools: tuple[Tensor, Tensor], first: int, temperature: float
+    source_BD: Tensor,
+    target_BD: Tensor,
+    pools: tuple[Tensor, Tensor],
+    first: int,
+    temperature: float,
+    same_BN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum of symmetric InfoNCE on cosines, and how many sources have their own translation as nearest target.
 
-    `pools` are all sources and all targets [N, D]; the mean of both directions is taken for each pair.
+    `pools` are all sources and all targets [N, D]; the mean of both directions is taken for each pair. same_BN bool [B, N]:
+    rows of the pools that are translations too, though not the pair's own: no wrong answers, and left out.
     """
     with torch.autocast(device_type=source_BD.device.type, enabled=False):
         x, y, all_x, all_y = (F.normalize(_exact(v)) for v in (source_BD, target_BD, *pools))
         labels = first + torch.arange(len(x), device=x.device)
-        forward = x @ all_y.T / temperature
+        forward, backward = x @ all_y.T / temperature, y @ all_x.T / temperature
+        if same_BN is not None:
+            forward = forward.masked_fill(same_BN, -torch.inf)
+            backward = backward.masked_fill(same_BN[:, : backward.shape[1]], -torch.inf)
         losses = F.cross_entropy(forward, labels, reduction="sum")
-        losses = losses + F.cross_entropy(y @ all_x.T / temperature, labels, reduction="sum")
+        losses = losses + F.cross_entropy(backward, labels, reduction="sum")
         return losses / 2, (forward.argmax(dim=1) == labels).float().sum()
 
 
 def ranking_terms(
-    text_BD: Tensor, english_BD: Tensor, targets_ND: Tensor | None, config: WarmupConfig | RankingConfig
+    text_BD: Tensor,
+    english_BD: Tensor,
+    targets_ND: Tensor | None,
+    config: WarmupConfig | RankingConfig,
+    same_BB: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Terms of translation ranking in one process: InfoNCE of the pairs and, with targets, of each side against the teacher.
 
     The targets are a teacher's vectors of the English sides, then those of other segments, N >= B; a side is asked to find its
-    own among them, by InfoNCE as between the sides. {loss, accuracy}, with targets also {contrastive, distil}: means over the
-    pairs.
+    own among them, by InfoNCE as between the sides. same_BB: see contrastive_sum. {loss, accuracy}, with targets also
+    {contrastive, distil}: means over the pairs.
     """
     pairs = len(text_BD)
-    contrastive, right = contrastive_sum(text_BD, english_BD, (text_BD, english_BD), 0, config.temperature)
+    contrastive, right = contrastive_sum(text_BD, english_BD, (text_BD, english_BD), 0, config.temperature, same_BB)
     terms = {"loss": contrastive / pairs, "accuracy": right / pairs}
     if targets_ND is None:
         return terms
     own_BD, temperature = targets_ND[:pairs], config.distil_temperature
-    sides = [contrastive_sum(x, own_BD, (x, targets_ND), 0, temperature)[0] for x in (text_BD, english_BD)]
+    same_BN = None if same_BB is None else F.pad(same_BB, (0, len(targets_ND) - pairs))
+    sides = [contrastive_sum(x, own_BD, (x, targets_ND), 0, temperature, same_BN)[0] for x in (text_BD, english_BD)]
     distil = (sides[0] + sides[1]) / (2 * pairs)
     loss = config.contrastive_weight * terms["loss"] + config.distil_weight * distil
     return {"loss": loss, "contrastive": terms["loss"], "distil": distil, "accuracy": terms["accuracy"]}

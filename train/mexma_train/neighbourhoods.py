@@ -1,4 +1,5 @@
-"""Hard negatives: English segments that a teacher puts close together, for batches in which a translation has lookalikes.
+"""Hard negatives: English segments that a teacher puts close together, for batches in which a translation has lookalikes; and
+the translations of a segment, which share the cost of its English side.
 
 In a batch of random pairs nearly every translation is found after a few hundred updates, and little is left to learn. Here the
 teacher's vectors of all English segments (`mexma-train teach`) are cut in half again and again, each time across the line
@@ -21,19 +22,42 @@ SAMPLE = 256  # members that a cut looks at
 
 
 @dataclass(frozen=True, kw_only=True)
+class Translations:
+    """The pairs of each English segment."""
+
+    pairs: np.ndarray  # pair numbers, those of a segment together
+    first: np.ndarray  # int64 [E + 1], where those of each segment begin
+
+    def one_of(self, rng: np.random.Generator, segments: np.ndarray) -> np.ndarray:
+        """A pair of each segment, any of them alike."""
+        return self.pairs[self.first[segments] + rng.integers(0, self.first[segments + 1] - self.first[segments])]
+
+    def others(self, rng: np.random.Generator, segments: np.ndarray, most: int) -> np.ndarray:
+        """Up to `most` pairs of each segment, without repetition."""
+        chosen = [rng.permutation(self.pairs[self.first[s] : self.first[s + 1]])[:most] for s in segments]
+        return np.concatenate(chosen) if chosen else np.empty(0, np.int64)
+
+
+def translations_of(shards: Shards, rows: np.ndarray) -> Translations:
+    """Those among the pairs `rows`."""
+    english = shards.pair_english[rows].astype(np.int64)
+    by_segment = np.argsort(english, kind="stable")
+    first = np.searchsorted(english[by_segment], np.arange(len(shards.english_hash) + 1))
+    return Translations(pairs=np.asarray(rows, np.int64)[by_segment], first=first)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Neighbourhoods:
-    """Segments in an order in which each neighbourhood is contiguous, and the pairs of each segment."""
+    """Segments in an order in which each neighbourhood is contiguous."""
 
     order: np.ndarray  # int64 [E'], English segments, those with pairs to draw alone
     place: np.ndarray  # int64 [E], where a segment stands in `order`; -1 if nowhere
     starts: np.ndarray  # int64 [E'], first place of the neighbourhood at each place
     ends: np.ndarray  # int64 [E'], and the place after its last
-    pairs: np.ndarray  # pair numbers, those of a segment together
-    first_pair: np.ndarray  # int64 [E + 1], where those of each segment begin
     vectors: np.ndarray  # float16 [E, D]
 
     def near(self, rng: np.random.Generator, seeds: np.ndarray, group: int) -> np.ndarray:
-        """Up to `group` - 1 pairs beside each seed pair's English segment (int64 segments), of the same neighbourhood."""
+        """Up to `group` - 1 segments beside each of the seeds (int64 segments), of the same neighbourhood."""
         found = []
         for segment in seeds:
             place = self.place[segment]
@@ -42,9 +66,7 @@ class Neighbourhoods:
             alike = self.vectors[members].astype(np.float32) @ self.vectors[segment].astype(np.float32)
             members = members[alike < NEAR]
             found.append(rng.permutation(members)[: group - 1])
-        chosen = np.concatenate(found) if found else np.empty(0, np.int64)
-        count = self.first_pair[chosen + 1] - self.first_pair[chosen]
-        return self.pairs[self.first_pair[chosen] + rng.integers(0, count)]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
 def make_neighbourhoods(shards: Shards, rows: np.ndarray, seed: int) -> Neighbourhoods:
@@ -55,20 +77,10 @@ def make_neighbourhoods(shards: Shards, rows: np.ndarray, seed: int) -> Neighbou
             f"{shards.folder} --teacher BUNDLE"
         )
     english = shards.pair_english[rows].astype(np.int64)
-    by_segment = np.argsort(english, kind="stable")
-    first_pair = np.searchsorted(english[by_segment], np.arange(len(shards.english_hash) + 1))
     order, starts, ends = halves(shards.teacher, np.unique(english), np.random.default_rng(seed))
     place = np.full(len(shards.english_hash), -1, np.int64)
     place[order] = np.arange(len(order))
-    return Neighbourhoods(
-        order=order,
-        place=place,
-        starts=starts,
-        ends=ends,
-        pairs=np.asarray(rows)[by_segment],
-        first_pair=first_pair,
-        vectors=shards.teacher,
-    )
+    return Neighbourhoods(order=order, place=place, starts=starts, ends=ends, vectors=shards.teacher)
 
 
 def halves(vectors: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -23,53 +23,69 @@ from mexma_train.warmup import teacher_targets
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch:
-    """Texts, then their English sides, end to end: ids and positions int64 [T], lengths [2B]; a teacher's targets [N, D]."""
+    """Texts, then English segments, end to end: ids and positions int64 [T], lengths [B + E]; a teacher's targets [N, D]."""
 
     ids: Tensor
     positions: Tensor
     lengths: np.ndarray
+    english_of: Tensor  # int64 [B], the number of each text's English segment; they are in the order of their first texts
     targets: Tensor | None
 
     @property
     def pairs(self) -> int:
-        return len(self.lengths) // 2
+        return len(self.english_of)
 
     @property
     def tokens(self) -> int:
         return len(self.ids)
 
     def to(self, device: torch.device) -> PairBatch:
-        ids, positions = (x.to(device, non_blocking=True) for x in (self.ids, self.positions))
+        ids, positions, english_of = (x.to(device, non_blocking=True) for x in (self.ids, self.positions, self.english_of))
         targets = None if self.targets is None else self.targets.to(device, non_blocking=True)
-        return replace(self, ids=ids, positions=positions, targets=targets)
+        return replace(self, ids=ids, positions=positions, english_of=english_of, targets=targets)
 
 
 def ranking_batch(update: int, sampler: PairSampler, config: RankingConfig) -> PairBatch:
     """The pairs of an update; a function of (seed, update)."""
     pairs = draw(update, sampler, config)
-    sides = [side(pairs, config.max_tokens) for side in (sampler.shards.text, sampler.shards.english)]
+    segments, first, english_of = np.unique(sampler.shards.pair_english[pairs], return_index=True, return_inverse=True)
+    by_first = np.argsort(first)
+    place = np.empty(len(segments), np.int64)
+    place[by_first] = np.arange(len(segments))
+    shards = sampler.shards
+    sides = [shards.text(pairs, config.max_tokens), shards.english(pairs[first[by_first]], config.max_tokens)]
     ids = np.concatenate([side.ids for side in sides])
     lengths = np.concatenate([side.lengths for side in sides])
     return PairBatch(
         ids=torch.from_numpy(ids),
         positions=torch.from_numpy(position_numbers(ids, lengths)),
         lengths=lengths,
+        english_of=torch.from_numpy(place[english_of]),
         targets=teacher_targets(update, pairs, sampler, config),
     )
 
 
 def draw(update: int, sampler: PairSampler, config: RankingConfig) -> np.ndarray:
     """The pair numbers of an update."""
+    first = max(1, config.batch_pairs // config.translations)
     if config.neighbours > 1:
-        return sampler.neighbour_batch(update, config.batch_pairs, config.neighbours)
-    return sampler.micro_batch(update, config.batch_pairs, config.max_tokens)
+        pairs = sampler.neighbour_batch(update, first, config.neighbours)
+    else:
+        pairs = sampler.micro_batch(update, first, config.max_tokens)
+    return pairs if config.translations == 1 else sampler.more_translations(update, pairs, config.translations)
 
 
 def whole_terms(encoder: Encoder, batch: PairBatch, config: RankingConfig, attention: str) -> dict[str, Tensor]:
     """Loss terms of one batch."""
     layout = make_layout(batch.lengths, attention, batch.ids.device)
-    text_BD, english_BD = encoder(batch.ids, batch.positions, layout, layout.starts_S).chunk(2)
-    return ranking_terms(text_BD, english_BD, batch.targets, config)
+    text_BD, english_ED = encoder(batch.ids, batch.positions, layout, layout.starts_S).split(
+        [batch.pairs, len(batch.lengths) - batch.pairs]
+    )
+    same_BB = None
+    if len(english_ED) < len(text_BD):
+        same_BB = batch.english_of[:, None] == batch.english_of
+        same_BB.fill_diagonal_(False)
+    return ranking_terms(text_BD, english_ED.index_select(0, batch.english_of), batch.targets, config, same_BB)
 
 
 def ranking_parameters(encoder: Encoder, config: RankingConfig) -> list[dict]:

@@ -19,10 +19,10 @@ from mexma_rt.errors import InputError
 from mexma_train.config import SamplingConfig
 from mexma_train.data.dev_split import held_out_segments, training_part
 from mexma_train.data.shards import Shards
-from mexma_train.neighbourhoods import Neighbourhoods, make_neighbourhoods
+from mexma_train.neighbourhoods import Neighbourhoods, Translations, make_neighbourhoods, translations_of
 from mexma_train.permutation import permute
 
-BATCH, BUCKET, DEAL, EPOCH, ESTIMATE, OTHERS, NEAR = range(7)  # streams of random numbers
+BATCH, BUCKET, DEAL, EPOCH, ESTIMATE, OTHERS, NEAR, MORE = range(8)  # streams of random numbers
 ESTIMATE_PAIRS = 16_384  # the mean length of pairs is then known to 1 % (their lengths spread by about their mean)
 
 
@@ -40,6 +40,7 @@ class PairSampler:
         self.starts, self.counts, self.langs = np.array([(g.start, g.count, g.lang) for g, _ in used], np.int64).T
         self.share = np.array([p for _, p in used])  # of each used group in what is drawn
         self._near: Neighbourhoods | None = None
+        self._translations: Translations | None = None
         self._last: tuple[tuple[int, int, int | None], list[np.ndarray]] | None = None
 
     def _group_shares(self) -> np.ndarray:
@@ -74,14 +75,34 @@ class PairSampler:
         The first of each group is drawn like a pair of `batch`, the others from its neighbourhood, any translation alike.
         Raises InputError for shards without a teacher's vectors, and for order="epochs".
         """
-        if self.config.order == "epochs":
-            raise InputError("ranking.neighbours needs --sampling.order draw: an epoch takes every pair once, not its like.")
         if self._near is None:
-            used = [np.arange(start, start + count) for start, count in zip(self.starts, self.counts, strict=True)]
-            self._near = make_neighbourhoods(self.shards, self.shards.order[np.concatenate(used)], self.config.seed)
+            self._near = make_neighbourhoods(self.shards, self._drawable("ranking.neighbours"), self.config.seed)
         seeds = self._drawn(NEAR, number, max(1, pairs // group))
-        near = self._near.near(self._rng(NEAR, number), self.shards.pair_english[seeds].astype(np.int64), group)
-        return self._distinct(np.concatenate([seeds, near]))
+        rng = self._rng(NEAR, number)
+        near = self._near.near(rng, self.shards.pair_english[seeds].astype(np.int64), group)
+        return self._distinct(np.concatenate([seeds, self._pairs_of_segments().one_of(rng, near)]))
+
+    def more_translations(self, number: int, rows: np.ndarray, most: int) -> np.ndarray:
+        """The rows, and of each one's English segment up to `most` - 1 other pairs that are drawn at all, any of them alike."""
+        segments = self.shards.pair_english[rows].astype(np.int64)
+        found = self._pairs_of_segments().others(self._rng(MORE, number), segments, most)
+        found = found[~np.isin(found, rows)]
+        of_segment = self.shards.pair_english[found]
+        starts = np.flatnonzero(np.concatenate([[True], of_segment[1:] != of_segment[:-1]])) if len(found) else found
+        place = np.arange(len(found)) - np.repeat(starts, np.diff(np.append(starts, len(found))))
+        return np.concatenate([rows, found[place < most - 1]])
+
+    def _pairs_of_segments(self) -> Translations:
+        if self._translations is None:
+            self._translations = translations_of(self.shards, self._drawable("ranking.translations"))
+        return self._translations
+
+    def _drawable(self, what: str) -> np.ndarray:
+        """Every pair that can be drawn."""
+        if self.config.order == "epochs":
+            raise InputError(f"{what} needs --sampling.order draw: an epoch takes every pair once, not its like.")
+        used = [np.arange(start, start + count) for start, count in zip(self.starts, self.counts, strict=True)]
+        return np.asarray(self.shards.order[np.concatenate(used)])
 
     def others(self, number: int, pairs: int, batch: np.ndarray) -> np.ndarray:
         """Pairs drawn like those of a batch, but for every English segment once, and none that equals one of the batch."""
