@@ -23,7 +23,7 @@ from embed_peers import PEERS
 
 from mexma_rt.bench.plot import ratio_bars
 from mexma_rt.bench.run import Route, Row, as_data, as_table, measure, our_routes
-from mexma_rt.bundle.manifest import open_bundle
+from mexma_rt.bundle.opening import open_bundle
 from mexma_rt.files.pictures import save
 
 BASE = PEERS["st-fp32"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from mexma_rt.bundle.manifest import bundled_models
+from mexma_rt.bundle.opening import bundled_models
 
 SIZES = {"base": (768, 12, 12, 3072), "large": (1024, 24, 16, 4096)}  # width, layers, heads, feed-forward width
 

@@ -24,7 +24,7 @@ import numpy as np
 import onnxruntime
 
 import mexma_rt as mexma
-from mexma_rt.bundle.manifest import open_bundle
+from mexma_rt.bundle.opening import open_bundle
 
 CALLS = 192  # of one sentence, in a round
 

@@ -25,6 +25,7 @@ from mexma_export.graph_format import GRAPHS, OPSET, OPSETS
 from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, load_sentences, require_passed
 from mexma_export.peers import peer_files
 from mexma_export.precisions import gate_graphs, torch_runner, write_graphs
+from mexma_rt.bundle.manifest import MANIFEST, PARITY, TOKENIZER, WEIGHTS, FileEntry, Manifest
 from mexma_rt.errors import InputError, require_extra
 from mexma_rt.files.atomic import sha256_of
 
@@ -120,46 +121,42 @@ def export_bundle(
         if (source.folder / "README.md").is_file():
             shutil.copyfile(source.folder / "README.md", folder / "README.md")
         # not tokenizer.save: what it raises when the disk is full is a plain Exception
-        (folder / "tokenizer.json").write_bytes(source.tokenizer.to_str(pretty=False).encode())
+        (folder / TOKENIZER).write_bytes(source.tokenizer.to_str(pretty=False).encode())
         peers = peer_files(source.config, max_length=length, length_limit=source.max_length_limit)
         for path, content in peers.items():
             _write_json(folder / path, content)
         report = {"max_length": length} | {p: r.full() for p, r in results.items()}
         if refused:
             report["refused"] = {p: r.full() for p, r in refused.items()}
-        _write_json(folder / "parity.json", report)
+        _write_json(folder / PARITY, report)
 
         tell("fresh process", 0, 1)
         check_in_fresh_process(folder)
         files = _hash_files(folder)
-        manifest = {
-            "format": "mexma-bundle",
-            "format_version": 1,
-            "name": name,
-            "dimensions": source.dimensions,
-            "max_length": length,
-            "max_length_limit": source.max_length_limit,
-            "pooling": "cls",
-            "default_precision": default,
-            "languages": source.languages,
-            "source": {"name": source.name, "sha256": source.sha256},
-            "graphs": {precision: GRAPHS[precision] for precision in chosen},
-            "parity": {precision: result.summary() for precision, result in results.items()},
-            "golden": golden_vectors(torch_runner(source), source.tokenizer, length),
-            "ranges": vector_ranges(vectors, describe_source(sentences, shipped)),
-            "files": files,
-            "created": {p.replace("-", "_"): installed_version(p) for p in ("mexma-rt", "torch", "onnx", "onnxruntime")},
-        }
-        if vocabulary:
-            manifest["vocabulary"] = asdict(vocabulary)
-        _write_json(folder / "mexma.json", manifest)
+        manifest = Manifest(
+            name=name,
+            dimensions=source.dimensions,
+            max_length=length,
+            max_length_limit=source.max_length_limit,
+            default_precision=default,
+            languages=tuple(source.languages),
+            source={"name": source.name, "sha256": source.sha256},
+            graphs={precision: GRAPHS[precision] for precision in chosen},
+            parity={precision: result.summary() for precision, result in results.items()},
+            golden=golden_vectors(torch_runner(source), source.tokenizer, length),
+            ranges=vector_ranges(vectors, describe_source(sentences, shipped)),
+            files=files,
+            created={p.replace("-", "_"): installed_version(p) for p in ("mexma-rt", "torch", "onnx", "onnxruntime")},
+            vocabulary=asdict(vocabulary) if vocabulary else None,
+        )
+        _write_json(folder / MANIFEST, manifest.to_json())
     return ExportReport(
         path=target,
         name=name,
         default_precision=default,
         reason=reason,
         parity=results,
-        bytes={path: entry["bytes"] for path, entry in files.items()},
+        bytes={path: entry.bytes for path, entry in files.items()},
         seconds=time.perf_counter() - started,
         vocabulary=vocabulary,
     )
@@ -244,16 +241,15 @@ def _trim(
 def _write_weights(source: Checkpoint, folder: Path) -> None:
     from mexma_export.trim import write_trimmed_weights
 
-    name = "model.safetensors"
     if source.kept is None:
-        shutil.copyfile(source.folder / name, folder / name)
+        shutil.copyfile(source.folder / WEIGHTS, folder / WEIGHTS)
     else:
-        write_trimmed_weights(source.folder / name, folder / name, source.kept)
+        write_trimmed_weights(source.folder / WEIGHTS, folder / WEIGHTS, source.kept)
 
 
-def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+def _hash_files(folder: Path) -> dict[str, FileEntry]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {p.relative_to(folder).as_posix(): {"sha256": sha256_of(p), "bytes": p.stat().st_size} for p in paths}
+    return {p.relative_to(folder).as_posix(): FileEntry(sha256=sha256_of(p), bytes=p.stat().st_size) for p in paths}
 
 
 def _write_json(path: Path, content: Any) -> None:

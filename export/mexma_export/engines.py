@@ -18,7 +18,7 @@ from mexma_export.trt_compat import RTX_SM, architectures_for, count_in_engine, 
 from mexma_rt.backends.nvidia import load_library, made, new_logger
 from mexma_rt.backends.sidecar import Profile, Sidecar, TensorInfo, check_sidecar, engine_path, graph_hash, read_sidecar
 from mexma_rt.bundle.graphs import INPUTS, SENTENCE, TOKENS
-from mexma_rt.bundle.manifest import read_manifest, verify_files
+from mexma_rt.bundle.opening import read_manifest, verify_files
 from mexma_rt.errors import BackendError, BundleError, FileError, InputError
 from mexma_rt.files.atomic import atomic_write, check_output
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mexma_rt.bundle.manifest import MANIFEST
 from mexma_rt.errors import FileError, InputError, MexmaError
 from mexma_rt.files.atomic import move_folder
 
@@ -53,8 +54,8 @@ def _check_target(target: Path, force: bool) -> None:
         return
     if not force:
         raise InputError(f"{target} exists already. Type --force (force=True) to replace it, or choose another name.")
-    if not target.is_dir() or (not (target / "mexma.json").is_file() and any(target.iterdir())):
-        raise InputError(f"{target} exists and is not a bundle (no mexma.json): it will not be replaced. Move it away.")
+    if not target.is_dir() or (not (target / MANIFEST).is_file() and any(target.iterdir())):
+        raise InputError(f"{target} exists and is not a bundle (no {MANIFEST}): it will not be replaced. Move it away.")
 
 
 def _not_written(target: Path, error: OSError) -> str:

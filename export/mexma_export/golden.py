@@ -1,4 +1,4 @@
-"""Two keys of the manifest for the runtime: `golden`, vectors to prove an engine with, and `ranges`, to quantise vectors with.
+"""Two entries of the manifest: `golden`, vectors to prove an engine with, and `ranges`, to quantise vectors with.
 
 Both come from the source checkpoint in fp32, not from an exported graph, and hold normalised vectors.
 """
@@ -6,12 +6,14 @@ Both come from the source checkpoint in fp32, not from an exported graph, and ho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mexma_export.reopen import Runner
+from mexma_rt.bundle.golden import Golden
 from mexma_rt.bundle.graphs import EOS, PAD
+from mexma_rt.files.storage import Ranges
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,23 +33,23 @@ PRECISION_NOTE = (
 )
 
 
-def golden_vectors(reference: Runner, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
-    """The manifest's `golden`: {"texts": [5], "vectors": [5][D], "precision_note"}; texts are cut at `max_length` tokens."""
+def golden_vectors(reference: Runner, tokenizer: Tokenizer, max_length: int) -> Golden:
+    """The vectors [5, D] of five texts, which are cut at `max_length` tokens."""
     vectors = []
     for text in GOLDEN:
         ids = tokenizer.encode(text).ids
         row = np.array([ids if len(ids) <= max_length else [*ids[: max_length - 1], EOS]], dtype=np.int64)
         vectors.append(_normalised(reference(row, (row != PAD).astype(np.int64))[0])[0])
-    return {"texts": list(GOLDEN), "vectors": [_decimals(v) for v in vectors], "precision_note": PRECISION_NOTE}
+    return Golden(texts=GOLDEN, vectors=tuple(map(_decimals, vectors)), precision_note=PRECISION_NOTE)
 
 
-def vector_ranges(vectors: np.ndarray, source: str) -> dict[str, Any]:
-    """The manifest's `ranges`: lowest and highest number of each dimension over sentence vectors [n, D], once normalised.
+def vector_ranges(vectors: np.ndarray, source: str) -> Ranges:
+    """Lowest and highest number of each dimension over sentence vectors [n, D], once normalised.
 
     They are what sentence-transformers calls calibration ranges: with fixed ones equal texts get equal int8 codes.
     """
     unit = _normalised(vectors)
-    return {"minimum": _decimals(unit.min(axis=0)), "maximum": _decimals(unit.max(axis=0)), "source": source}
+    return Ranges(minimum=_decimals(unit.min(axis=0)), maximum=_decimals(unit.max(axis=0)), source=source)
 
 
 def describe_source(sentences: Sequence[object], shipped: bool) -> str:
@@ -61,5 +63,5 @@ def _normalised(vectors: np.ndarray) -> np.ndarray:
     return wide / np.where(norms > 0, norms, 1)
 
 
-def _decimals(row: np.ndarray) -> list[float]:
-    return [round(float(number), DECIMALS) for number in row]
+def _decimals(row: np.ndarray) -> tuple[float, ...]:
+    return tuple(round(float(number), DECIMALS) for number in row)

@@ -8,13 +8,14 @@ vector of the set, is therefore reported beside it (information, not gated).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mexma_export.reopen import Runner
+from mexma_rt.bundle.golden import LEAST_COSINE
 from mexma_rt.bundle.graphs import BOS, EOS, PAD, UNK
 from mexma_rt.errors import InputError, MexmaError
 
@@ -45,14 +46,15 @@ class Thresholds:
     min_token_cosine: float | None = None  # over all token states; None: reported only
 
 
+# The lowest cosine is the one that the runtime holds an engine to (`mexma doctor`).
+LEAST = {precision: Thresholds(min_cosine=least, mean_cosine=least) for precision, least in LEAST_COSINE.items()}
 THRESHOLDS: dict[str, Thresholds] = {
-    # fp32 differs by the order of additions only: 1 - cosine about 1e-12 measured
-    "fp32": Thresholds(min_cosine=0.99999, mean_cosine=0.99999, min_token_cosine=0.99999),
-    "fused": Thresholds(min_cosine=0.99999, mean_cosine=0.99999, min_token_cosine=0.99999),  # fp32 by other operators
+    # fp32 differs by the order of additions only: 1 - cosine about 1e-12 measured. fused is fp32 by other operators
+    **{precision: replace(LEAST[precision], min_token_cosine=0.99999) for precision in ("fp32", "fused")},
     # fp16 has 11 bits: 1 - cosine was at most 3.1e-6 for a trained model (62 languages, lengths to 512, torch and onnxruntime)
-    "fp16": Thresholds(min_cosine=0.9999, mean_cosine=0.9999, min_token_cosine=0.9999),
-    "int8": Thresholds(min_cosine=0.995, mean_cosine=0.999),
-    "mixed": Thresholds(min_cosine=0.999, mean_cosine=0.9995),  # between the two; it has only the embeddings' rounding
+    "fp16": replace(LEAST["fp16"], min_token_cosine=0.9999),
+    "int8": replace(LEAST["int8"], mean_cosine=0.999),
+    "mixed": replace(LEAST["mixed"], mean_cosine=0.9995),  # between the two; it has only the embeddings' rounding
 }
 
 

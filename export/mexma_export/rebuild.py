@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mexma_export.folder import new_folder
-from mexma_rt.bundle.manifest import TOKENIZER, WEIGHTS, open_bundle
+from mexma_rt.bundle.manifest import TOKENIZER, WEIGHTS
+from mexma_rt.bundle.opening import open_bundle
 from mexma_rt.errors import InputError, MexmaError, require_extra
 
 if TYPE_CHECKING:

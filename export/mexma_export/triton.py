@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mexma_export.folder import new_folder
+from mexma_rt.backends import FOR_CPU
 from mexma_rt.backends.sidecar import Sidecar, check_sidecar, engine_path, manifest_graph_hash, read_sidecar
 from mexma_rt.bundle.graphs import INPUTS, SENTENCE, TOKENS
-from mexma_rt.bundle.manifest import Bundle, open_bundle
+from mexma_rt.bundle.manifest import Bundle
+from mexma_rt.bundle.opening import open_bundle
 from mexma_rt.errors import InputError
 
 BATCH_TOKENS = 16384  # tokens of the largest batch, as in engines.default_profiles: a first value, not measured
-ON_CPU = ("fused", "int8", "mixed")  # graphs made for the CPU; the others run where Triton has a GPU, else on the CPU
 ENGINE = "tensorrt"
 TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32"}
 
@@ -71,7 +72,7 @@ def _model(folder: Path, name: str, config: str) -> Path:
 
 
 def _graph_config(name: str, bundle: Bundle, precision: str) -> str:
-    d, kind = bundle.dimensions, "KIND_CPU" if precision in ON_CPU else "KIND_AUTO"
+    d, kind = bundle.dimensions, "KIND_CPU" if precision in FOR_CPU else "KIND_AUTO"
     return _config(
         name,
         backend="onnxruntime",

@@ -8,5 +8,6 @@ __getattr__, __all__ = doors(
     golden="Golden LEAST_COSINE",
     graphs="ATTENTION_MASK BOS EOS INPUTS INPUT_IDS OUTPUTS PAD SENTENCE TOKENS UNK",
     known="INSTALL KNOWN bundle_name export_command find_known",
-    manifest="Bundle FileEntry MANIFEST TOKENIZER WEIGHTS bundled_models hash_of_files open_bundle read_manifest verify_files",
+    manifest="Bundle FileEntry MANIFEST Manifest PARITY TOKENIZER WEIGHTS hash_of_files",
+    opening="bundled_models open_bundle read_manifest verify_files",
 )

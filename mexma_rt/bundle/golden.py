@@ -22,6 +22,11 @@ class Golden:
 
     texts: tuple[str, ...]
     vectors: tuple[tuple[float, ...], ...]
+    precision_note: str = ""  # how they were computed
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry `golden` of a manifest."""
+        return {"texts": list(self.texts), "vectors": list(map(list, self.vectors)), "precision_note": self.precision_note}
 
     def lowest_cosine(self, vectors: np.ndarray) -> float:
         """Of vectors [n, D] to the golden ones, by sentence; NaN if one is not finite."""
@@ -41,4 +46,5 @@ def read_golden(value: Any, dimensions: int) -> Golden:
         rows = np.empty(0)
     if rows.shape != (len(texts), dimensions) or not np.isfinite(rows).all():
         raise ValueError(f"golden has not {len(texts)} vectors of {dimensions} finite numbers")
-    return Golden(texts=tuple(texts), vectors=tuple(map(tuple, rows.tolist())))
+    note = str(value.get("precision_note", ""))
+    return Golden(texts=tuple(texts), vectors=tuple(map(tuple, rows.tolist())), precision_note=note)

@@ -40,7 +40,7 @@ def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ..
 
     from mexma_rt.bench.plot import ratio_bars
     from mexma_rt.bench.run import Route, as_data, as_table, measure, missing_peers, our_routes
-    from mexma_rt.bundle.manifest import open_bundle
+    from mexma_rt.bundle.opening import open_bundle
     from mexma_rt.files.atomic import check_output
     from mexma_rt.files.pictures import check_plot, save
 

@@ -16,7 +16,7 @@ from mexma_rt.cli.common import echo_json
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def models(as_json: bool) -> None:
     """List the models that come with this installation, and the known ones that one command fetches and converts."""
-    from mexma_rt.bundle.manifest import bundled_models, read_manifest
+    from mexma_rt.bundle.opening import bundled_models, read_manifest
 
     bundles = [read_manifest(folder) for folder in bundled_models().values()]
     rows: list[dict[str, Any]] = [

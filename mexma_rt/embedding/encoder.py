@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mexma_rt.backends import Backend, open_backend
-from mexma_rt.bundle.manifest import TOKENIZER, Bundle, open_bundle
+from mexma_rt.bundle.manifest import TOKENIZER, Bundle
+from mexma_rt.bundle.opening import open_bundle
 from mexma_rt.checks import check_count, check_texts
 from mexma_rt.embedding import sentence_transformers as sentencetransformers
 from mexma_rt.embedding.compute import compute

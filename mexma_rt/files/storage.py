@@ -17,7 +17,7 @@ compared; a component outside its range gets the outermost bucket. They are of v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,11 @@ class Ranges:
 
     minimum: tuple[float, ...]
     maximum: tuple[float, ...]
+    source: str = field(default="", compare=False)  # which vectors they were taken over
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry `ranges` of a manifest."""
+        return {"minimum": list(self.minimum), "maximum": list(self.maximum), "source": self.source}
 
     @property
     def start_and_step(self) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +64,8 @@ def read_ranges(value: Any, dimensions: int) -> Ranges:
             raise ValueError(f"ranges has not {dimensions} numbers under minimum and under maximum")
     if not np.isfinite(sides).all() or (np.array(sides[0]) > np.array(sides[1])).any():
         raise ValueError("ranges has a minimum that is greater than its maximum, or a number that is not finite")
-    return Ranges(minimum=tuple(map(float, sides[0])), maximum=tuple(map(float, sides[1])))
+    source = str(value.get("source", ""))
+    return Ranges(minimum=tuple(map(float, sides[0])), maximum=tuple(map(float, sides[1])), source=source)
 
 
 def check_storage(precision: str, normalize: bool) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mexma_rt.bundle.manifest import MODELS
+from mexma_rt.bundle.opening import MODELS
 
 torch = pytest.importorskip("torch", reason="the source model is torch's (pip: mexma-rt[export])")
 
@@ -60,12 +60,12 @@ def test_golden_texts_are_cut_as_in_use_and_a_zero_vector_stays_zero() -> None:
         return np.zeros((1, 3), np.float32), np.zeros((1, ids.shape[1], 3), np.float32)
 
     golden = golden_vectors(reference, Letters(), 5)  # type: ignore[arg-type]
-    assert seen == [[[0, 4, 5, 6, 2]]] * 5 and golden["vectors"] == [[0.0] * 3] * 5
+    assert seen == [[[0, 4, 5, 6, 2]]] * 5 and golden.vectors == ((0.0,) * 3,) * 5
 
 
 def test_ranges_by_hand() -> None:
     ranges = vector_ranges(np.array([[3, 4], [-5, 0], [0, -2]], np.float32), "here")
-    assert ranges == {"minimum": [-1.0, -1.0], "maximum": [0.6, 0.8], "source": "here"}
+    assert ranges.to_json() == {"minimum": [-1.0, -1.0], "maximum": [0.6, 0.8], "source": "here"}
 
 
 @pytest.mark.parametrize("name", ["mexma-mini"])

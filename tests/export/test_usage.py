@@ -27,7 +27,7 @@ from mexma_export.usage import (
     vocabulary_hash,
     write_usage,
 )
-from mexma_rt.bundle.manifest import bundled_models
+from mexma_rt.bundle.opening import bundled_models
 from mexma_rt.errors import FileError, InputError
 
 

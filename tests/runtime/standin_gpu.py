@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from mexma_rt.backends import tensorrt
-from mexma_rt.bundle.manifest import open_bundle
+from mexma_rt.bundle.opening import open_bundle
 
 D, SM, VERSION = 3, 89, "11.4.0.106"
 PROFILES = [(1, 16), (6, 32), (3, 96)]  # the first two run as CUDA graphs

@@ -15,7 +15,7 @@ import pytest
 
 from mexma_rt import BackendError, BundleError, InputError, load
 from mexma_rt.backends import describe_choices, open_backend
-from mexma_rt.bundle.manifest import open_bundle
+from mexma_rt.bundle.opening import open_bundle
 from mexma_rt.cores import _quota, usable_cores
 
 IDS = np.array([[0, 5, 6, 2], [0, 7, 2, 1]])
@@ -209,7 +209,7 @@ def test_a_graph_of_other_dimensions(bundle, tmp_path):
 
 def edited(folder, files=None, **fields):
     """The bundle of a folder whose manifest was changed (and not verified again)."""
-    from mexma_rt.bundle.manifest import read_manifest
+    from mexma_rt.bundle.opening import read_manifest
 
     manifest = json.loads((folder / "mexma.json").read_bytes()) | fields
     kept = {key: value for key, value in manifest.items() if value is not None}

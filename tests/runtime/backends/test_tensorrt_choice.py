@@ -20,7 +20,7 @@ import pytest
 from mexma_rt import BackendError, BundleError, FileError, MissingExtraError, load
 from mexma_rt.backends import Backend, describe_choices, nvidia, open_backend, tensorrt
 from mexma_rt.backends.nvidia import device_sm
-from mexma_rt.bundle.manifest import read_manifest
+from mexma_rt.bundle.opening import read_manifest
 
 from ..standin_gpu import VERSION, D, Device, install, make_bundle, put_engine, write_manifest
 

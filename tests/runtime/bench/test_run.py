@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from mexma_rt import InputError
 from mexma_rt.bench import run as bench
 from mexma_rt.bench.run import Route, as_table, measure
-from mexma_rt.bundle.manifest import bundled_models, open_bundle
+from mexma_rt.bundle.opening import bundled_models, open_bundle
 from mexma_rt.cli import main
 
 WORKER = """

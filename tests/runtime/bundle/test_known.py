@@ -116,6 +116,6 @@ def test_mexma_models_lists_them_beside_the_bundled_ones(monkeypatch: pytest.Mon
     (known,) = result["known"]
     assert known["name"] == "facebook/MEXMA" and known["licence"] == "MIT" and "deu" in known["languages"]
     assert parse(known["command"])["bundle"] == Path(known["bundle"])
-    monkeypatch.setattr("mexma_rt.bundle.manifest.bundled_models", dict)
+    monkeypatch.setattr("mexma_rt.bundle.opening.bundled_models", dict)
     assert "facebook/MEXMA: " in CliRunner().invoke(main, ["models"]).stdout
     assert json.loads(CliRunner().invoke(main, ["models", "--json"]).stdout)["models"] == []

@@ -14,7 +14,8 @@ import huggingface_hub
 import pytest
 
 from mexma_rt import BundleError, InputError, load
-from mexma_rt.bundle.manifest import open_bundle
+from mexma_rt.bundle.manifest import MANIFEST, Manifest
+from mexma_rt.bundle.opening import bundled_models, open_bundle
 
 FILES = {
     "tokenizer.json": b'{"version": "1.0"}',
@@ -215,7 +216,7 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path, path, where):
 
 def test_bundled_names_come_first_and_are_listed(tmp_path, monkeypatch):
     make_bundle(tmp_path / "models" / "mini-test")
-    monkeypatch.setattr("mexma_rt.bundle.manifest.MODELS", tmp_path / "models")
+    monkeypatch.setattr("mexma_rt.bundle.opening.MODELS", tmp_path / "models")
     assert open_bundle("mini-test").folder == tmp_path / "models" / "mini-test"
     message = (
         "There is no model 'mini-tset'. Accepted are a bundled name (mini-test), the path of a bundle folder "
@@ -328,3 +329,21 @@ def test_the_real_hub_client_offline_with_an_empty_cache(tmp_path):
     environment = {**os.environ, "HF_HOME": str(tmp_path)}  # read by the hub client when it is imported
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert "is not in the local hub cache (offline=True): LocalEntryNotFoundError" in result.stdout
+
+
+def test_a_manifest_is_written_as_it_was_read() -> None:
+    """The bundled one was written before Manifest.to_json was: every key, in its order, and every value."""
+    path = next(iter(bundled_models().values())) / MANIFEST
+    content = json.loads(path.read_text(encoding="utf-8"))
+    manifest = Manifest.from_json(content, path)
+    assert json.dumps(manifest.to_json()) == json.dumps(content)
+    assert Manifest.from_json(manifest.to_json(), path) == manifest
+
+
+def test_what_a_manifest_does_not_know_is_not_written() -> None:
+    path = next(iter(bundled_models().values())) / MANIFEST
+    content = json.loads(path.read_text(encoding="utf-8"))
+    earlier = {key: value for key, value in content.items() if key not in ("golden", "ranges", "created")}
+    manifest = Manifest.from_json(earlier, path)
+    assert manifest.golden is None and manifest.ranges is None
+    assert manifest.to_json() == earlier

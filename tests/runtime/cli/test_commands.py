@@ -237,11 +237,11 @@ def test_doctor(tiny_bundle: Path, encoder: mexma_rt.Encoder) -> None:
 
 
 def test_models(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mexma_rt.bundle.manifest.bundled_models", lambda: {"tiny": tiny_bundle})
+    monkeypatch.setattr("mexma_rt.bundle.opening.bundled_models", lambda: {"tiny": tiny_bundle})
     assert mexma("models").stdout.startswith("tiny: 32 dimensions, 128 tokens, fp32, int8, ")
     (model,) = json.loads(mexma("models", "--json").stdout)["models"]
     assert (model["name"], model["folder"]) == ("tiny", str(tiny_bundle))
-    monkeypatch.setattr("mexma_rt.bundle.manifest.bundled_models", dict)
+    monkeypatch.setattr("mexma_rt.bundle.opening.bundled_models", dict)
     assert "No model comes with this installation" in mexma("models").stdout
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mexma_rt.bundle.manifest import MANIFEST, TOKENIZER, WEIGHTS, bundled_models
+from mexma_rt.bundle.manifest import MANIFEST, TOKENIZER, WEIGHTS
+from mexma_rt.bundle.opening import bundled_models
 from mexma_rt.errors import FileError, InputError
 from mexma_rt.files.atomic import sha256_of
 from mexma_train.suite.data import ENGLISH
