@@ -60,13 +60,18 @@ def count_in_engine(trt: Any, log: Any, plan: Any) -> tuple[int, int] | None:
     """(kernels with matrix products, those that read fp16), from the inspector; None where it names none.
 
     A product's kernel is a MatrixMultiply, or has "gemm" in its type or tactic (fused attention: "_gemm_mha_v2"); its inputs
-    say "Half" or "... FP16 ...", as printed in NVIDIA/TensorRT issue 4397 and pytorch pull 66683.
+    say "Half" or "... FP16 ...", as printed in NVIDIA/TensorRT issue 4397 and pytorch pull 66683 for version 10 (one field,
+    "Format/Datatype"); version 11, and TensorRT-RTX 1.7 in its build log, have the fields "Datatype" and "Format".
     """
     engine = made(lambda: trt.Runtime(log).deserialize_cuda_engine(plan), trt, log, "open the engine again")
     report = json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
     products = [layer for layer in report.get("Layers", []) if isinstance(layer, dict) and _is_product(layer)]
-    types = [" ".join(str(tensor.get("Format/Datatype")) for tensor in layer.get("Inputs", [])) for layer in products]
+    types = [" ".join(map(_type_words, layer.get("Inputs", []))) for layer in products]
     return (len(products), sum("Half" in text or "FP16" in text for text in types)) if products else None
+
+
+def _type_words(tensor: dict[str, Any]) -> str:
+    return " ".join(str(tensor.get(key, "")) for key in ("Format/Datatype", "Datatype", "Format"))
 
 
 def _is_product(layer: dict[str, Any]) -> bool:
