@@ -91,7 +91,8 @@ def load(
     model: a bundled name, the path of a bundle folder, or a hub name "org/name" (only this may use the network).
     device: "cpu", "cuda" or "auto". backend: "onnxruntime", "tensorrt" or "rtx" (the engine that mexma-export --engine built
     into the bundle, on cuda), "torch" (the bundle's weights, without padding), or "auto". What is named runs there or raises.
-    precision: of the computation: "fp32", "fp16", "int8", "mixed" (int8 embeddings, fp16 weights, fp32 products), or "auto"
+    precision: of the computation: "fp32", "fp16", "int8", "mixed" (int8 embeddings, fp16 weights, fp32 products),
+    "w8" and "w4" (weights of 8 or 4 bits and inputs of products of 8, both with a scale for each block of numbers), or "auto"
     for the bundle's default.
     max_length: tokens per sentence, up to the model's limit; None takes the bundle's default. Longer ones are cut.
     threads: of the CPU engine; None takes the physical cores that this process may use.

@@ -71,8 +71,8 @@ def export_bundle(
 ) -> ExportReport:
     """Export a checkpoint folder or hub name to the bundle folder `target`.
 
-    `precisions` names the graphs ("fp32", "fused", "int8", "mixed", "fp16"); a named one that fails its gate fails all. None
-    chooses: fp32 and int8, or mixed in the place of an int8 that fails, which the report and parity.json then say.
+    `precisions` names the graphs ("fp32", "fused", "int8", "mixed", "w8", "w4", "fp16"); a named one that fails its gate fails
+    all. None chooses: fp32 and int8, or mixed in the place of an int8 that fails, which the report and parity.json then say.
     `max_length` (tokens with `<s>` and `</s>`) is the bundle's default, 128 unless the position table is shorter;
     `weights=False` leaves model.safetensors out (sentence-transformers then cannot load the bundle); `sentences` replaces
     the 562 shipped ones of the gate; `trim_vocab` names text files (plain, .gz, .xz) whose pieces alone the vocabulary keeps
@@ -103,7 +103,8 @@ def export_bundle(
         if trim_vocab or languages:
             tell("trim vocabulary", 0, 1)
             source, vocabulary = _trim(source, trim_vocab, languages, sentences)
-        write_graphs(source, folder, chosen, tell, opset=opset)
+        gate: dict[str, Any] = {"sentences": sentences, "thresholds": thresholds}
+        forms = write_graphs(source, folder, chosen, tell, opset=opset, **gate)
         vectors = np.empty((len(sentences), source.dimensions), np.float32)
         results = gate_graphs(source, folder, chosen, sentences, length, thresholds, vectors, tell)
         refused: dict[str, Parity] = {}
@@ -111,7 +112,7 @@ def export_bundle(
             refused["int8"] = results.pop("int8")
             (folder / GRAPHS["int8"]).unlink()
             chosen = ("fp32", "mixed")
-            write_graphs(source, folder, ["mixed"], tell)
+            write_graphs(source, folder, ["mixed"], tell, **gate)
             results |= gate_graphs(source, folder, ["mixed"], sentences, length, thresholds, vectors, tell)
         require_passed(results)
         default, reason = _default_precision(chosen, default_precision, refused)
@@ -126,6 +127,8 @@ def export_bundle(
         for path, content in peers.items():
             _write_json(folder / path, content)
         report = {"max_length": length} | {p: r.full() for p, r in results.items()}
+        if forms:
+            report["products"] = forms
         if refused:
             report["refused"] = {p: r.full() for p, r in refused.items()}
         _write_json(folder / PARITY, report)
@@ -203,12 +206,15 @@ def _default_precision(
         return "int8", "fastest on CPU, and its parity gate passed"
     if "int8" in refused:
         return "mixed", f"in the place of int8, which its parity gate refused: {'; '.join(refused['int8'].failures)}"
+    for blocks in ("w8", "w4"):
+        if blocks in precisions:
+            return blocks, "the fastest of the exported on CPU, and its parity gate passed"
     if "mixed" in precisions:
         return "mixed", "smallest of the exported, and its parity gate passed"
     if "fused" in precisions:
         return "fused", "the fastest of the exported on CPU, and its parity gate passed"
     if "fp32" in precisions:
-        return "fp32", "neither int8 nor mixed was exported"
+        return "fp32", "no graph made for the CPU was exported"
     return "fp16", "the only one exported; onnxruntime on CPU runs it slower than fp32"
 
 

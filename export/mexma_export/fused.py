@@ -26,12 +26,14 @@ from mexma_rt.errors import BundleError
 if TYPE_CHECKING:
     from transformers import XLMRobertaModel
 
-OPSET, IR_VERSION = 17, 8  # what onnxruntime 1.20, the oldest that the runtime takes, has long known
+OPSET, IR_VERSION = 17, 8  # what onnxruntime 1.22, the oldest that the runtime takes, has long known
 CONTRIB = "com.microsoft"
 
 
 class Writer:
     """Nodes and stored tensors of a graph in the making; subclasses choose how word embeddings and products are stored."""
+
+    opset, ir_version = OPSET, IR_VERSION
 
     def __init__(self, model: XLMRobertaModel) -> None:
         config = model.config
@@ -162,8 +164,8 @@ class Writer:
         switch = helper.make_tensor_value_info(SWITCH, TensorProto.BOOL, [])  # an input with a value: it need not be given
         inputs, stored, nodes = [*tensors[:2], switch], list(self.tensors.values()), [*self.casts, *self.nodes]
         graph = helper.make_graph(nodes, "xlm-roberta", inputs, tensors[2:], stored)
-        imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
-        return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="mexma-export")
+        imports = [helper.make_opsetid("", self.opset), helper.make_opsetid(CONTRIB, 1)]
+        return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="mexma-export")
 
 
 def save_graph(proto: Any, path: Path) -> None:

@@ -7,6 +7,8 @@ GRAPHS = {
     "fused": "onnx/model_fused.onnx",  # fp32 too, of onnxruntime's own operators, for CPU
     "int8": "onnx/model_int8.onnx",
     "mixed": "onnx/model_mixed.onnx",
+    "w8": "onnx/model_w8.onnx",  # weights in blocks of 8 bits, or of 4, inputs of products rounded by blocks: blockwise.py
+    "w4": "onnx/model_w4.onnx",
     "fp16": "onnx/model_fp16.onnx",  # what TensorRT engines are built from
 }
 

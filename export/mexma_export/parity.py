@@ -54,6 +54,8 @@ THRESHOLDS: dict[str, Thresholds] = {
     # fp16 has 11 bits: 1 - cosine was at most 3.1e-6 for a trained model (62 languages, lengths to 512, torch and onnxruntime)
     "fp16": replace(LEAST["fp16"], min_token_cosine=0.9999),
     "int8": replace(LEAST["int8"], mean_cosine=0.999),
+    "w8": replace(LEAST["w8"], mean_cosine=0.999),
+    "w4": replace(LEAST["w4"], mean_cosine=0.999),
     "mixed": replace(LEAST["mixed"], mean_cosine=0.9995),  # between the two; it has only the embeddings' rounding
 }
 

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 from mexma_export.graph_format import GRAPHS, OPSET
 from mexma_export.parity import Parity, Sentence, Thresholds, check_parity
-from mexma_rt.errors import BundleError
+from mexma_rt.errors import BundleError, MexmaError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from mexma_export.blockwise import Form
     from mexma_export.checkpoint import Checkpoint
     from mexma_export.reopen import Runner
+
+BLOCK_BITS = {"w4": 4, "w8": 8}
 
 
 def write_graphs(
@@ -23,22 +26,28 @@ def write_graphs(
     precisions: Sequence[str],
     tell: Callable[[str, int, int], None],
     *,
+    sentences: Sequence[Sentence],
+    thresholds: Mapping[str, Thresholds],
     opset: int = OPSET,
-) -> None:
-    """Export the graph of each precision into a bundle folder. Raises BundleError with what the exporting library said.
+) -> dict[str, dict[str, list[str]]]:
+    """Export the graph of each precision into a bundle folder: {w4 or w8: {a form: the products that have it}}.
 
-    `opset` is that of the standard graphs, fp32 and fp16; the fused ones have their own.
+    `sentences` and `thresholds` are the gate's, by which the forms of w4 and w8 are chosen. `opset` is that of the standard
+    graphs, fp32 and fp16; the fused ones have their own. Raises BundleError with what the exporting library said.
     """
+    from mexma_export.blockwise import export_blocks
     from mexma_export.compact import export_fused, export_int8, export_mixed
     from mexma_export.graphs import SentenceEncoder, export_standard
     from mexma_export.half import export_half
     from mexma_export.trim import trimmed_embeddings
 
     (folder / "onnx").mkdir(exist_ok=True)
+    chosen: dict[str, dict[str, list[str]]] = {}
     for done, precision in enumerate(precisions):
         tell(f"export {precision}", done, len(precisions))
         path = folder / GRAPHS[precision]
         try:
+            forms = _forms(source, precision, sentences, thresholds, tell) if precision in BLOCK_BITS else {}
             with trimmed_embeddings(source.model, source.kept):
                 if precision == "fp32":
                     export_standard(SentenceEncoder(source.model), path, length_limit=source.max_length_limit, opset=opset)
@@ -48,9 +57,12 @@ def write_graphs(
                     export_fused(source.model, path)
                 elif precision == "mixed":
                     export_mixed(source.model, path)
+                elif precision in BLOCK_BITS:
+                    export_blocks(source.model, path, forms)
+                    chosen[precision] = _by_form(forms)
                 else:
                     export_half(source.model, path, length_limit=source.max_length_limit, opset=opset)
-        except OSError:  # a full disk, before all: new_folder says so
+        except (OSError, MexmaError):  # a full disk, before all: new_folder says so; and what we say ourselves
             raise
         except Exception as error:  # torch, onnx and onnxruntime each raise their own, often with pages of graph
             first_line = str(error).strip().partition("\n")[0].rstrip(".")
@@ -59,6 +71,34 @@ def write_graphs(
                 f"Writing the {precision} graph failed: {first_line}. The versions of torch, onnx and onnxruntime may not fit "
                 f"each other; --precision {other} leaves this graph out."
             ) from error
+    return chosen
+
+
+def _forms(
+    source: Checkpoint,
+    precision: str,
+    sentences: Sequence[Sentence],
+    thresholds: Mapping[str, Thresholds],
+    tell: Callable[[str, int, int], None],
+) -> dict[str, Form]:
+    from mexma_export.sensitivity import choose_forms
+
+    return choose_forms(
+        source.model,
+        torch_runner(source),
+        source.tokenizer,
+        sentences,
+        thresholds[precision],
+        bits=BLOCK_BITS[precision],
+        progress=lambda done, total: tell(f"sensitivity of {precision}", done, total),
+    )
+
+
+def _by_form(forms: Mapping[str, Form]) -> dict[str, list[str]]:
+    products: dict[str, list[str]] = {}
+    for name, form in forms.items():
+        products.setdefault(f"{form.bits} bits, blocks of {form.size}, accuracy_level {form.level}", []).append(name)
+    return products
 
 
 def gate_graphs(

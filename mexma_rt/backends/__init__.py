@@ -18,7 +18,7 @@ from mexma_rt.errors import BackendError, MexmaError
 ENGINES = ("tensorrt", "rtx")  # of TensorRT, on cuda, in fp16
 BACKENDS = ("onnxruntime", *ENGINES, "torch")
 DEVICES = ("cpu", "cuda")
-FOR_CPU = ("fused", "int8", "mixed")  # graphs of operators that onnxruntime has for the CPU
+FOR_CPU = ("fused", "int8", "mixed", "w8", "w4")  # graphs of operators that onnxruntime has for the CPU
 PRECISIONS = ("fp32", "fp16", *FOR_CPU)
 
 # Cells that could be computed in the time that a run takes whatever its size. Two AVX2 cores, onnxruntime, shapes from 1 x 16

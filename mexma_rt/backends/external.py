@@ -7,11 +7,11 @@ format of protocol buffers (protobuf.dev/programming-guides/encoding) along the 
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from mexma_rt.bundle.manifest import Bundle
+from mexma_rt.bundle.onnxfile import fields, mapped
 from mexma_rt.errors import BundleError
 
 _CHILDREN = {
@@ -40,59 +40,20 @@ def check_external_files(bundle: Bundle, graph: str) -> None:
 
 def external_files(path: Path) -> set[str]:
     """The locations that the tensors of an ONNX file name, as they are written there. Raises BundleError if it is none."""
-    if path.stat().st_size == 0:
-        raise BundleError(f"{path} is empty: it is no ONNX file. Export the bundle again with mexma-export.")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        view = memoryview(content)
+    with mapped(path) as view:
         try:
             return set(_locations(view, "model", 0, len(view)))
         except (IndexError, ValueError, RecursionError) as error:
             raise BundleError(f"{path} is no ONNX file ({error}). Export the bundle again with mexma-export.") from None
-        finally:
-            view.release()
 
 
 def _locations(view: memoryview, kind: str, start: int, stop: int) -> Iterator[str]:
     if kind == "entry":
-        texts = {number: bytes(view[a:b]).decode() for number, a, b in _messages(view, start, stop)}
+        texts = {number: bytes(view[a:b]).decode() for number, _, a, b in fields(view, start, stop)}
         if texts.get(1) == "location":
             yield texts.get(2, "")
         return
     children = _CHILDREN[kind]
-    for number, a, b in _messages(view, start, stop):
-        if number in children:
+    for number, value, a, b in fields(view, start, stop):
+        if number in children and value == -1:
             yield from _locations(view, children[number], a, b)
-
-
-def _messages(view: memoryview, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, start, stop) of the fields with a length; the others are numbers, and skipped."""
-    while start < stop:
-        key, start = _varint(view, start)
-        wire = key & 7
-        if wire == 0:
-            _, start = _varint(view, start)
-        elif wire in (1, 5):
-            start += 8 if wire == 1 else 4
-        elif wire == 2:
-            length, start = _varint(view, start)
-            if start + length > stop:
-                raise ValueError("a field is longer than what holds it")
-            yield key >> 3, start, start + length
-            start += length
-        else:
-            raise ValueError(f"a field has the wire type {wire}")
-    if start != stop:
-        raise ValueError("a field is longer than what holds it")
-
-
-def _varint(view: memoryview, start: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = view[start]
-        start += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, start
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number has more than 64 bits")

@@ -100,7 +100,7 @@ def test_a_bad_checkpoint_is_one_error_and_leaves_nothing(spoil, words, tiny_che
         (["--max-length", "513"], ["max length 513 is outside 3 to 512", "Type --max-length 512 or less"]),
         (
             ["--precision", "int4"],
-            ["Unknown precision 'int4'", "knows fp32, fused, int8, mixed, fp16", "Type --precision fp32,int8"],
+            ["Unknown precision 'int4'", "knows fp32, fused, int8, mixed, w8, w4, fp16", "Type --precision fp32,int8"],
         ),
     ],
 )

@@ -82,7 +82,7 @@ def test_int8_alone_without_weights(tiny_checkpoint: Path, tiny_bundle: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precisions": ["int4"]}, "Unknown precision 'int4': this export knows fp32, fused, int8, mixed, fp16."),
+        ({"precisions": ["int4"]}, "Unknown precision 'int4': this export knows fp32, fused, int8, mixed, w8, w4, fp16."),
         ({"precisions": "fp32"}, r"Precisions must be a list without repetition out of fp32, .* Type --precision "),
         ({"precisions": []}, r"Precisions must be a list without repetition out of fp32, .* Type --precision "),
         ({"precisions": ["int8"], "default_precision": "fp32"}, r"'fp32' is not among .* Type --precision int8,fp32"),
@@ -116,7 +116,7 @@ def test_default_precision_rule() -> None:
     from mexma_export.bundle import _default_precision
 
     assert _default_precision(["fp32", "mixed"], None) == ("mixed", "smallest of the exported, and its parity gate passed")
-    assert _default_precision(["fp32"], None) == ("fp32", "neither int8 nor mixed was exported")
+    assert _default_precision(["fp32"], None) == ("fp32", "no graph made for the CPU was exported")
     assert _default_precision(["fp32", "fused"], None)[0] == "fused"
     assert _default_precision(["fp32", "int8"], None)[0] == "int8"
     assert _default_precision(["fp32", "int8"], "fp32") == ("fp32", "asked for")

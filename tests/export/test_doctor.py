@@ -57,7 +57,9 @@ def test_json_of_a_machine_without_gpu(without_driver, monkeypatch: pytest.Monke
     run = {row["what"]: row for row in report["run"]}
     assert list(build) == ["ONNX graphs", "engine tensorrt", "engine rtx"]
     assert list(run) == ["onnxruntime cpu", "onnxruntime cuda", "engine tensorrt", "engine rtx"]
-    assert build["ONNX graphs"]["works"] and build["ONNX graphs"]["detail"].startswith("fp32, fused, int8, mixed, fp16;")
+    assert build["ONNX graphs"]["works"] and build["ONNX graphs"]["detail"].startswith(
+        "fp32, fused, int8, mixed, w8, w4, fp16;"
+    )
     assert run["onnxruntime cpu"]["works"]
     for rows in (build, run):
         assert not rows["engine tensorrt"]["works"]

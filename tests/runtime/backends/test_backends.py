@@ -70,7 +70,7 @@ def test_auto_leaves_a_precision_whose_parity_did_not_pass(bundle):
     [
         ({"device": "tpu"}, "There is no device 'tpu'. Known: auto, cpu, cuda."),
         ({"backend": "tensorflow"}, "There is no backend 'tensorflow'. Known: auto, onnxruntime, tensorrt, rtx, torch."),
-        ({"precision": "fp8"}, "There is no precision 'fp8'. Known: auto, fp32, fp16, fused, int8, mixed."),
+        ({"precision": "fp8"}, "There is no precision 'fp8'. Known: auto, fp32, fp16, fused, int8, mixed, w8, w4."),
         ({"precision": "fp16"}, "precision='fp16' is not in the bundle 'tiny', which has fp32, int8."),
         ({"device": "cuda", "precision": "int8"}, "The int8 graph is made for the CPU; on cuda use precision='fp16'"),
     ],

@@ -1,0 +1,95 @@
+"""The graphs w4 and w8 for onnxruntime on CPU: weights in 4 or 8 bits with a scale for each block of them (blocks.py).
+
+Products are MatMulNBits. Its accuracy_level 4 rounds a product's input to 8 bits at run time, with one scale for each row and
+block of numbers of that row, so that no row depends on what else is in its batch; level 0 keeps the input in float32. Which
+bits, block size and level each product has is chosen by what the rounding costs this checkpoint (sensitivity.py).
+
+Word embeddings are in 4 bits, blocks of 32, read with GatherBlockQuantized, where that costs little enough: in w8 only where
+the table lies on such a grid already. Else they are in 8 bits, as int8 and mixed have them (compact.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from mexma_export.blocks import Blocks, quantise_blocks
+from mexma_export.compact import WORDS, MixedWriter
+from mexma_export.fused import CONTRIB, save_graph
+from mexma_rt.bundle.graphs import INPUTS
+
+if TYPE_CHECKING:
+    from transformers import XLMRobertaModel
+
+WORDS_WEIGHT, WORDS_BLOCK = f"{WORDS}.weight", 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a product's weight is stored and multiplied."""
+
+    bits: int  # 4 or 8
+    size: int  # numbers that share a scale
+    level: int  # MatMulNBits's accuracy_level: 4 rounds the input to 8 bits by blocks, 0 does not
+
+
+class BlockWriter(MixedWriter):
+    """Words and products in blocks, each by its Form; words of 8 bits as MixedWriter has them."""
+
+    opset, ir_version = 21, 10  # the oldest that have INT4
+
+    def __init__(self, model: XLMRobertaModel, forms: Mapping[str, Form]) -> None:
+        super().__init__(model)
+        self.forms = forms
+
+    def words(self) -> str:
+        if self.forms[WORDS_WEIGHT].bits != 4:
+            return super().words()
+        blocks = quantise_blocks(self.tensor(WORDS_WEIGHT), bits=4, size=WORDS_BLOCK)
+        data, scales = f"{WORDS_WEIGHT}.steps4", self._scales(WORDS_WEIGHT, blocks)
+        raw = (blocks.packed ^ 0x88).tobytes()  # the codes less 8, as numbers of 4 bits with a sign
+        self.tensors[data] = helper.make_tensor(data, TensorProto.INT4, blocks.steps.shape, raw, raw=True)
+        inputs = [data, INPUTS[0], scales]
+        attributes: dict[str, Any] = {"gather_axis": 0, "quantize_axis": 1, "block_size": WORDS_BLOCK}
+        return self.node("GatherBlockQuantized", inputs, "words", domain=CONTRIB, **attributes)
+
+    def _scales(self, name: str, blocks: Blocks) -> str:
+        """Store scales as they are; returns the name of their float32 values (a Cast of fp16, once, at loading)."""
+        stored = self.store(f"{name}.scales", blocks.scales)
+        if blocks.scales.dtype == np.float32:
+            return stored
+        self.casts.append(helper.make_node("Cast", [stored], [f"{stored}/fp32"], to=TensorProto.FLOAT))
+        return f"{stored}/fp32"
+
+    def product(self, states: str, names: Sequence[str], output: str) -> str:
+        (name,) = names
+        form, (n, k) = self.forms[name], self.weights[name].shape
+        steps, scales = f"{name}.steps{form.bits}", f"{name}.scales"  # names that mexma_rt.bundle.weights reads
+        if steps not in self.tensors:
+            blocks = quantise_blocks(self.tensor(name), bits=form.bits, size=form.size)
+            self.store(steps, blocks.packed)
+            self._scales(name, blocks)
+        scales = scales if self.tensors[scales].data_type == TensorProto.FLOAT else f"{scales}/fp32"
+        attributes: dict[str, Any] = {"K": k, "N": n, "bits": form.bits, "block_size": form.size, "accuracy_level": form.level}
+        return self.node("MatMulNBits", [states, steps, scales], output, domain=CONTRIB, **attributes)
+
+    def attention(self, states: str, names: Sequence[str], bias: str, lengths: str, output: str) -> str:
+        parts = [self.product(states, [name], f"{output}/{name}") for name in names]
+        inputs = [*parts, bias, lengths]
+        return self.node("MultiHeadAttention", inputs, output, domain=CONTRIB, num_heads=self.heads)
+
+
+def product_names(model: XLMRobertaModel) -> list[str]:
+    """The weights of all products, by layer."""
+    return [name for name, weight in model.named_parameters() if name.startswith("encoder.") and weight.ndim == 2]
+
+
+def export_blocks(model: XLMRobertaModel, path: Path, forms: Mapping[str, Form]) -> None:
+    """Write a graph with these forms (w4, w8) to `path`; the model is left as it was. Raises BundleError for an activation
+    other than gelu, or widths that are no multiple of a block."""
+    save_graph(BlockWriter(model, forms).model(), path)

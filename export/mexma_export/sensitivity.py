@@ -1,0 +1,170 @@
+"""Which form the words and each product of a block graph get: the cheapest that keeps the vectors, found by measuring.
+
+The rounding is imitated in torch: a linear layer gets the weights that its blocks stand for, and its input is rounded as
+MatMulNBits rounds it. All products start in their cheapest form. If that costs too much, each group of products (query, key
+and value of a layer together) is rounded alone, and groups move up their ladder in the order of harm per weight, as many as it
+takes. The parity gate then judges the written graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import gcd
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mexma_export.blocks import Blocks, on_grid, quantise_blocks
+from mexma_export.blockwise import WORDS_WEIGHT, Form, product_names
+from mexma_export.parity import Sentence, Thresholds
+from mexma_export.reopen import Runner
+from mexma_rt.bundle.graphs import PAD
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import XLMRobertaModel
+
+SENTENCES, TOKENS, BATCH = 64, 48, 16  # calibration: sentences, cut so; seconds a measurement on 12 layers of 384
+MARGIN = 0.2  # of the distance that the gate allows, kept for what the imitation and so few sentences do not show
+COARSE = Form(bits=4, size=32, level=4)
+EXACT = Form(bits=4, size=32, level=0)  # the weights of a grid, and no other rounding
+FINE = Form(bits=8, size=32, level=4)
+FINEST = Form(bits=8, size=32, level=0)
+GROUPS = Form(bits=8, size=64, level=0)  # words as compact.py has them
+WIDE = Form(bits=8, size=128, level=4)  # faster than blocks of 32, and coarser
+
+
+def ladder(name: str, weight: np.ndarray, bits: int) -> tuple[Form, ...]:
+    """The forms of the words or a product in w4 or w8, from the cheapest to the most exact."""
+    if name == WORDS_WEIGHT:
+        if on_grid(weight, size=32):
+            return (EXACT,)
+        return (EXACT, GROUPS) if bits == 4 else (GROUPS,)
+    if bits == 4:
+        return (COARSE, EXACT) if on_grid(weight, size=32) else (COARSE, FINE, FINEST)
+    return (WIDE, FINE, FINEST) if weight.shape[1] % WIDE.size == 0 else (FINE, FINEST)
+
+
+def choose_forms(
+    model: XLMRobertaModel,
+    run: Runner,
+    tokenizer: Tokenizer,
+    sentences: Sequence[Sentence],
+    limits: Thresholds,
+    *,
+    bits: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Form]:
+    """The forms of the words and every product of w4 or w8 (`bits`); where no choice passes, the last rungs, which the gate
+    will refuse.
+
+    `run` is the model's runner; `sentences` calibrate, `limits` are the gate's. The model is as it was afterwards.
+    `progress(done, total)` counts measurements. Raises BundleError for widths that are no multiple of 32.
+    """
+    names = [WORDS_WEIGHT, *product_names(model)]
+    rungs = {name: ladder(name, _weight(model, name), bits) for name in names}
+    batches = calibration(tokenizer, sentences)
+    wanted = _vectors(run, batches)
+    held: dict[tuple[str, Form], Blocks] = {}
+
+    def harm(forms: Mapping[str, Form]) -> tuple[float, float]:
+        """1 - (lowest, mean) cosine of the sentence vectors with these products rounded, the others as they are."""
+        with rounded(model, forms, held):
+            got = _vectors(run, batches)
+        cosines = (got * wanted).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(wanted, axis=1)
+        return 1 - float(cosines.min()), 1 - float(cosines.mean())
+
+    def passes(forms: Mapping[str, Form]) -> bool:
+        lowest, mean = harm(forms)
+        return lowest <= (1 - MARGIN) * (1 - limits.min_cosine) and mean <= (1 - MARGIN) * (1 - limits.mean_cosine)
+
+    forms = {name: rungs[name][0] for name in names}
+    groups = _groups(names)
+    if passes(forms):
+        return forms
+    costs = []
+    for done, group in enumerate(groups, start=1):
+        weights = sum(_weight(model, name).size for name in group)
+        costs.append((harm({name: forms[name] for name in group})[1] / weights, group))
+        if progress:
+            progress(done, len(groups))
+    order = [group for _, group in sorted(costs, key=lambda cost: -cost[0])]
+    moves = [
+        (name, r) for r in range(1, max(map(len, rungs.values()))) for group in order for name in group if r < len(rungs[name])
+    ]
+
+    def after(count: int) -> dict[str, Form]:
+        return forms | {name: rungs[name][r] for name, r in moves[:count]}
+
+    low, high = 0, len(moves)  # `low` moves are too few
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(after(middle)) else (middle, high)
+    return after(high)
+
+
+def calibration(tokenizer: Tokenizer, sentences: Sequence[Sentence]) -> list[np.ndarray]:
+    """Batches of ids int64 [B, L], padded on the right, of sentences from everywhere in the list, by length."""
+    some = sentences[:: max(1, len(sentences) // SENTENCES)][:SENTENCES]
+    rows = sorted((encoding.ids[:TOKENS] for encoding in tokenizer.encode_batch([s.text for s in some])), key=len)
+    batches = []
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        batch = np.full((len(part), len(part[-1])), PAD, np.int64)
+        for row, ids in zip(batch, part, strict=True):
+            row[: len(ids)] = ids
+        batches.append(batch)
+    return batches
+
+
+@contextmanager
+def rounded(
+    model: XLMRobertaModel, forms: Mapping[str, Form], held: dict[tuple[str, Form], Blocks] | None = None
+) -> Iterator[None]:
+    """Within the block the named products compute as MatMulNBits does with these forms. `held` keeps blocks between calls."""
+    held = {} if held is None else held
+    before: list[tuple[Any, Any]] = []
+    hooks: list[Any] = []
+    try:
+        for name, form in forms.items():
+            if (name, form) not in held:
+                weight = _weight(model, name)
+                held[name, form] = quantise_blocks(weight, bits=form.bits, size=gcd(form.size, weight.shape[1]))
+            parameter: Any = model.get_parameter(name)
+            before.append((parameter, parameter.data))
+            parameter.data = torch.from_numpy(held[name, form].numbers)
+            if form.level == 4:
+                layer = model.get_submodule(name.removesuffix(".weight"))
+                hooks.append(layer.register_forward_pre_hook(lambda _, inputs, size=form.size: (round_input(inputs[0], size),)))
+        yield
+    finally:
+        for parameter, data in before:
+            parameter.data = data
+        for hook in hooks:
+            hook.remove()
+
+
+def round_input(states: torch.Tensor, size: int) -> torch.Tensor:
+    """states [..., K] in 8 bits with a scale for each block of `size` numbers of a row, as accuracy_level 4 has it."""
+    blocks = states.unflatten(-1, (-1, size))
+    scale = blocks.abs().amax(dim=-1, keepdim=True) / 127
+    return ((blocks / scale.clamp_min(1e-30)).round() * scale).flatten(-2)
+
+
+def _groups(names: Sequence[str]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.partition(".self.")[0] if ".self." in name else name, []).append(name)
+    return list(groups.values())
+
+
+def _weight(model: XLMRobertaModel, name: str) -> np.ndarray:
+    array: np.ndarray = model.get_parameter(name).detach().float().numpy()
+    return array
+
+
+def _vectors(run: Runner, batches: Sequence[np.ndarray]) -> np.ndarray:
+    """Sentence vectors float64 [n, D]."""
+    return np.concatenate([run(ids, (ids != PAD).astype(np.int64))[0] for ids in batches]).astype(np.float64)

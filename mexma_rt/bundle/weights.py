@@ -1,0 +1,79 @@
+"""The encoder's weights, read back from a graph that holds them: {name of the checkpoint: float32 array}.
+
+The graphs that mexma-export writes itself keep every tensor's name. w4 and w8 hold steps and scales of blocks, mixed int8 steps
+and scales of words and fp16 products, fused all in float32. The numbers are those that the graph computes with; a product's
+inputs, which w4 and w8 round while they run, are no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mexma_rt.bundle.manifest import Bundle
+from mexma_rt.bundle.onnxfile import Tensor, initialisers, read_tensor
+from mexma_rt.errors import InputError
+
+HOLDERS = ("fused", "mixed", "w8", "w4")  # precisions whose graphs hold every weight, the most exact first
+WORDS = "embeddings.word_embeddings"
+TYPES = "embeddings.token_type_embeddings.weight"
+
+
+def holder(bundle: Bundle) -> str:
+    """The precision whose graph the weights are read from: the bundle's default one if it holds them, else the most exact.
+
+    Raises InputError where no graph does.
+    """
+    for precision in (bundle.default_precision, *HOLDERS):
+        if precision in HOLDERS and precision in bundle.graphs:
+            return precision
+    raise InputError(
+        f"{bundle.folder} has no graph that holds the weights under their names ({', '.join(HOLDERS)}; its graphs: "
+        f"{', '.join(bundle.graphs)})."
+    )
+
+
+def weights_of(graph: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, float32 array) of each weight of a graph of HOLDERS, as checkpoints have them: products' rows are outputs.
+
+    Raises BundleError (no ONNX file), InputError (a graph of an older mexma-export, whose names differ).
+    """
+    held = initialisers(graph)
+    if not any(name.startswith(WORDS) for name in held):
+        raise InputError(f"{graph} was written by an older mexma-export, whose names differ. Use a newer bundle.")
+    for name, tensor in held.items():
+        if not name.startswith(("embeddings.", "encoder.")) or name.endswith((".scales", ".scale")):
+            continue  # a constant of the graph, or read with its steps
+        base, _, kind = name.rpartition(".")
+        if kind in ("steps4", "steps8"):
+            yield base, _blocks(graph, tensor, held[f"{base}.scales"])
+        elif kind == "steps":
+            steps = read_tensor(graph, tensor).astype(np.float32) * read_tensor(graph, held[f"{base}.scale"])
+            yield f"{base}.weight", steps.reshape(len(steps), -1)
+        else:
+            yield from _plain(name, read_tensor(graph, tensor).astype(np.float32))
+
+
+def _blocks(graph: Path, steps: Tensor, scales: Tensor) -> np.ndarray:
+    """[R, C] of steps (INT4 [R, C], or codes [R, C / size, size * bits / 8] of MatMulNBits) and scales [R, C / size]."""
+    codes, scale = read_tensor(graph, steps), read_tensor(graph, scales).astype(np.float32)
+    if codes.dtype == np.uint8:
+        four = steps.name.endswith("4")
+        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:2], -1) if four else codes
+        numbers = codes.astype(np.float32) - np.float32(8 if four else 128)
+    else:
+        numbers = codes.astype(np.float32)
+    wide = numbers.reshape(*scale.shape, -1) * scale[..., None]
+    return wide.reshape(len(scale), -1)
+
+
+def _plain(name: str, numbers: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    if ".qkv." in name:
+        for part, piece in zip(("query", "key", "value"), np.split(numbers, 3, axis=-1), strict=True):
+            yield name.replace(".qkv.", f".{part}."), piece.T
+    elif name == TYPES:
+        yield name, numbers[None]
+    else:  # graphs keep a product's columns, checkpoints its rows
+        yield name, numbers.T if name.startswith("encoder.") and numbers.ndim == 2 else numbers
