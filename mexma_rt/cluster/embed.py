@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mexma_rt.backends import ENGINES
 from mexma_rt.cluster import explained, session, worker_threads
 from mexma_rt.embedding import files as embed_file
 from mexma_rt.embedding.report import Embedded, EmbedReport
@@ -86,8 +87,9 @@ class ClusterEncoder:
 
 
 def _resources(options: dict[str, Any]) -> dict[str, Any]:
-    """Of a worker: its threads, and a GPU if one was asked for by name."""
-    return {"num_cpus": options["threads"], "num_gpus": 1 if str(options.get("device")).startswith("cuda") else 0}
+    """Of a worker: its threads, and a GPU if one was asked for: by its name, or by an engine that runs nowhere else."""
+    on_gpu = str(options.get("device")).startswith("cuda") or options.get("backend") in ENGINES
+    return {"num_cpus": options["threads"], "num_gpus": 1 if on_gpu else 0}
 
 
 def _context(data: Any) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,7 +27,7 @@ SPARE = 2
 
 
 class Scan(Protocol):
-    """Where the products are made: `mexma_rt.knn.tiles.scan`, or a device's."""
+    """Where the products are made: `mexma_rt.knn.tiles.scan`, or a device's, which takes what was sent to it too."""
 
     def __call__(
         self,
@@ -45,21 +45,25 @@ class Scan(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Where the scan runs, in which precision, and why. spare: candidates beyond k."""
+    """Where the scan runs, in which precision, and why. spare: candidates beyond k. prepare: sends vectors there, and measures
+    them on the way (`mexma_rt.knn.gpu.Prepared`); None where the scan takes them as they are.
+    """
 
     scan: Scan
     name: str
     reason: str
     precision: str
     spare: int
+    prepare: Callable[[np.ndarray], Any] | None = None
+    orders_ties: bool = False  # of equal scan scores it keeps the lower index
 
 
 # On a CPU numpy has no product in half precision that is faster than the one in float32.
-CPU = Device(scan=scan_tiles, name="cpu", reason="named", precision="float32", spare=SPARE)
+CPU = Device(scan=scan_tiles, name="cpu", reason="named", precision="float32", spare=SPARE, orders_ties=True)
 
 
 def choose_device(device: str) -> Device:
-    """The device of that name, "cpu", "cuda" or "auto"; errors as those of `mexma_rt.knn.gpu.open_devices`."""
+    """The device of that name, "cpu", "cuda", "cuda:1" or "auto"; errors as those of `mexma_rt.knn.gpu.open_devices`."""
     if device == "cpu":
         return CPU
     from mexma_rt.knn import gpu
@@ -67,8 +71,14 @@ def choose_device(device: str) -> Device:
     found = gpu.open_devices(device)
     if not found.arrays:
         return replace(CPU, reason=found.reason)
-    scan = gpu.scan_on(found.arrays)
-    return Device(scan=scan, name=found.name, reason=found.reason, precision=found.precision, spare=gpu.SPARE)
+    return Device(
+        scan=gpu.scan_on(found.arrays),
+        name=found.name,
+        reason=found.reason,
+        precision=found.precision,
+        spare=gpu.SPARE,
+        prepare=gpu.prepare_on(found.arrays),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,24 +92,33 @@ class Block:
     start: int  # the index of row 0 in the whole
     lengths: np.ndarray  # [p]
     rounding: np.ndarray  # [p]: |vector - its rounding in the scan's precision|
+    sent: Any = None  # the vectors as the scan of a device takes them: they stay there as long as the block lives
 
     @classmethod
-    def of(cls, vectors: np.ndarray, k: int, start: int, *, owned: bool = False, precision: str = "float32") -> Block:
+    def of(cls, vectors: np.ndarray, k: int, start: int, *, owned: bool = False, where: Device | None = None) -> Block:
         """owned: the array is the block's own, and rows may be moved within it instead of being copied."""
-        late, firsts = repeated(vectors, k)
-        rows = np.arange(len(vectors))
+        where = where or CPU
+        known = None if where.prepare is None else where.prepare(vectors)
+        late, firsts = repeated(vectors, k, None if known is None else known.hashes)
+        rows, sent = np.arange(len(vectors)), None if known is None else known.sent
         if len(late):
             rows = np.delete(rows, late)
             vectors = _moved_up(vectors, rows) if owned else vectors[rows]
+            sent = None if sent is None else sent.of(vectors)
         return cls(
             vectors=vectors,
             rows=rows,
             late=late,
             firsts=firsts,
             start=start,
-            lengths=lengths(vectors),
-            rounding=rounding(vectors, precision),
+            lengths=lengths(vectors) if known is None else known.lengths[rows],
+            rounding=rounding(vectors, where.precision) if known is None else known.rounding[rows],
+            sent=sent,
         )
+
+    @property
+    def for_scan(self) -> Any:
+        return self.vectors if self.sent is None else self.sent
 
 
 def block_neighbours(
@@ -138,8 +157,8 @@ def absorb_blocks(
     few_x, few_y = by_x[x.rows], None if by_y is None else by_y[y.rows]
     x_error, y_error = scan_error(x.lengths, x.rounding, y.lengths, y.rounding, x.vectors.shape[1], where.precision)
     scanned_x, scanned_y = where.scan(
-        x.vectors,
-        y.vectors,
+        x.for_scan,
+        y.for_scan,
         by_x.shape[1] + where.spare,
         floor_of(few_x, x_error),
         unsought if few_y is None else floor_of(few_y, y_error),
@@ -156,7 +175,8 @@ def absorb_blocks(
     ):
         if keys is None:
             continue
-        unproved = settle(keys, scanned, error, own.vectors, other.vectors, other.rows + other.start)
+        names = other.rows + other.start
+        unproved = settle(keys, scanned, error, own.vectors, other.vectors, names, orders_ties=where.orders_ties)
         compute_anew(keys, unproved, single, own.vectors, other.vectors, other.rows + other.start)
         anew += len(unproved)
     for keys, few, block in ((by_x, few_x, x), (by_y, few_y, y)):

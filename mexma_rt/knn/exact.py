@@ -99,11 +99,19 @@ def floor_of(keys: np.ndarray, error: np.ndarray) -> np.ndarray:
 
 
 def settle(
-    keys: np.ndarray, scanned: np.ndarray, error: np.ndarray, x: np.ndarray, y: np.ndarray, y_index: np.ndarray
+    keys: np.ndarray,
+    scanned: np.ndarray,
+    error: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    y_index: np.ndarray,
+    *,
+    orders_ties: bool = True,
 ) -> np.ndarray:
     """Merge the exact scores of scanned neighbours, keys [n, more than k] that count rows of y from 0, into keys [n, k].
 
-    y_index [m] is what the rows of y are called in keys. Returns the rows of x that are not proved.
+    y_index [m] is what the rows of y are called in keys. orders_ties: of equal scores the scan kept the lower index, so that a
+    row whose scores are exact (zeros) is proved although they are all equal. Returns the rows of x that are not proved.
     """
     k = keys.shape[1]
 
@@ -119,7 +127,7 @@ def settle(
         found[rows, places] = keys_of(exact_scores(x, y, own[rows], columns), y_index[columns])
         keys[own] = merged = merge_neighbours(keys[own], found)
         kth, full = neighbours_of(merged[:, -1])[0].astype(np.float64), index[:, -1] >= 0
-        left_open = full & (scores[:, -1] >= kth - error[own]) & (error[own] > 0)
+        left_open = full & (scores[:, -1] >= kth - error[own]) & ((error[own] > 0) | (not orders_ties))
         return own[left_open | np.isinf(error[own])]  # inf: out of the precision's range
 
     with ThreadPoolExecutor(usable_cores()) as pool:
@@ -146,16 +154,28 @@ def compute_anew(
         keys[rows] = own
 
 
-def repeated(vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which rows have k equal rows or more before them, and for each of these the first of its equals.
+def hash_factors(dimensions: int) -> np.ndarray:
+    """Odd numbers uint64 [D], always the same."""
+    return np.random.default_rng(7).integers(0, 2**63, dimensions, np.uint64) | np.uint64(1)
 
-    They need no product. As neighbours they lose against those before them; their own neighbours are those of the first.
-    """
-    hashes = np.empty(len(vectors), np.uint64)
-    factors = np.random.default_rng(7).integers(0, 2**63, vectors.shape[1], np.uint64) | np.uint64(1)
+
+def hashes_of(vectors: np.ndarray) -> np.ndarray:
+    """Return uint64 [n]: the bits of each row's float32 times `hash_factors`, summed. Rows of equal bits have equal hashes."""
+    hashes, factors = np.empty(len(vectors), np.uint64), hash_factors(vectors.shape[1])
     for start in range(0, len(vectors), 1024):
         block = np.ascontiguousarray(vectors[start : start + 1024], np.float32)
         hashes[start : start + 1024] = np.einsum("nd,d->n", block.view(np.uint32).astype(np.uint64), factors)
+    return hashes
+
+
+def repeated(vectors: np.ndarray, k: int, hashes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rows have k equal rows or more before them, and for each of these the first of its equals.
+
+    They need no product. As neighbours they lose against those before them; their own neighbours are those of the first.
+    hashes: those of `hashes_of`, where they are known.
+    """
+    if hashes is None:
+        hashes = hashes_of(vectors)
     order = np.argsort(hashes, kind="stable")
     same = np.concatenate([[False], hashes[order[1:]] == hashes[order[:-1]]])
     begins = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))

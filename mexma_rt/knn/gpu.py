@@ -1,19 +1,21 @@
-"""The scan on GPUs, in half precision, by torch if it is installed or cupy.
+"""The scan on GPUs, in half precision, by torch if it is installed or cupy (gpu_arrays.py has their operations).
 
-The runtime needs neither of the two. This is the one file of it that may load them, in functions, and only where "cuda" or
-"auto" was asked for. What is found here is re-scored and proved by exact.py, so a device changes times, not results.
+The runtime needs neither of the two. They are loaded in functions, and only where "cuda" or "auto" was asked for. What is found
+here is re-scored and proved by exact.py, so a device changes times, not results.
 
-Products of tiles, as in tiles.py; but where a CPU looks only into groups of cells that beat what is known, a GPU takes the
-maxima of all groups, the k best groups of each row and column, and the k best cells in them, where those of the tile lie.
+Products of tiles, as in tiles.py, of which each row and column looks into the groups of cells whose maximum beats what it knows
+already. Where it knows too little for that (its first tile), it takes the k best groups and the k best cells in them, where
+those of the tile lie. Vectors are sent once: their lengths, what rounding loses of them and their hashes are computed on the
+way, and they stay on the device as long as their block lives and there is room.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
@@ -21,11 +23,14 @@ from typing import Any
 import numpy as np
 
 from mexma_rt.errors import BackendError, InputError, MissingExtraError
+from mexma_rt.knn.exact import hash_factors
+from mexma_rt.knn.gpu_arrays import CupyArrays, TorchArrays, explained
 from mexma_rt.knn.keys import EMPTY, keys_of, merge_neighbours
 
 GROUP = 32
 SIDE = 32768  # rows and columns of a tile at most: 2 GiB in half precision
 SPARE = 12  # candidates beyond k: between them the scores must fall by what half precision can err, 1e-3 for D=1024
+SLICE = 4096  # rows at a time that take their best groups whole: indices of 8 bytes for each of their cells
 DEVICES = ("cpu", "cuda", "auto")
 
 
@@ -39,13 +44,24 @@ class Devices:
     precision: str = "float16"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What is known of vectors [n, D] after they were sent. sent: for the scan."""
+
+    lengths: np.ndarray  # float64 [n]
+    rounding: np.ndarray  # float64 [n]: |vector - its rounding|
+    hashes: np.ndarray  # uint64 [n]
+    sent: Sent
+
+
 def open_devices(device: str) -> Devices:
-    """The GPUs of this machine for "cuda", or a CPU for "cpu" and, where there is no GPU that can be used, for "auto".
+    """The GPUs of this machine for "cuda" (one for "cuda:1"), or a CPU for "cpu" and, where no GPU can be used, for "auto".
 
     Raises InputError for another name, MissingExtraError or BackendError where "cuda" was named and cannot be had.
     """
-    if device not in DEVICES:
-        raise InputError(f"device={device!r} is not known. Type one of: {', '.join(DEVICES)}.")
+    kind, colon, index = device.partition(":")
+    if kind not in DEVICES or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise InputError(f"device={device!r} is not known. Type one of: {', '.join(DEVICES)}, or cuda:1 for one GPU.")
     if device == "cpu":
         return Devices(arrays=(), name="cpu", reason="named")
     reasons = []
@@ -54,117 +70,96 @@ def open_devices(device: str) -> Devices:
             reasons.append(f"{library} is not installed")
             continue
         arrays = opened()
+        if colon and arrays:
+            if int(index) >= len(arrays):
+                raise BackendError(f"There is no {device}: {library} sees {len(arrays)} GPUs, counted from cuda:0.")
+            return Devices(arrays=(arrays[int(index)],), name=f"{device} ({library})", reason=f"{device} was named")
         if arrays:
             return Devices(arrays=arrays, name=f"{len(arrays)} x cuda ({library})", reason=f"{library} sees a GPU")
         reasons.append(f"{library} sees no GPU")
     if device == "auto":
         return Devices(arrays=(), name="cpu", reason=", ".join(reasons))
     if all("not installed" in reason for reason in reasons):
-        raise MissingExtraError("A search on a GPU needs torch or cupy, and neither is installed. Type:\n    pip install torch")
+        raise MissingExtraError(
+            "A search on a GPU needs torch or cupy, and neither is installed. Type:\n    pip install 'mexma-rt[torch]'"
+        )
     raise BackendError(
         f"device='cuda' cannot be used: {', '.join(reasons)}. Type device='cpu', or 'auto' to take what is there."
     )
 
 
-class TorchArrays:
-    """The operations of a scan, by torch on one device."""
+class Sent:
+    """Vectors [n, D] of the host and the pieces of them, `side` rows each, that lie on devices in half precision."""
 
-    def __init__(self, device: str, precision: str = "float16") -> None:
-        self.torch = importlib.import_module("torch")
-        self.device, self.dtype = device, getattr(self.torch, precision)
+    def __init__(self, arrays: tuple[Any, ...], vectors: np.ndarray) -> None:
+        self.arrays, self.vectors = arrays, vectors
+        self.side = min(tile_side(arrays, vectors.shape[1]), max(-(-len(vectors) // GROUP), 1) * GROUP)
+        self.starts = range(0, len(vectors), self.side)
+        self.held: dict[tuple[int, int], Any] = {}  # (device, start) -> [rows up to a whole number of groups, D]
 
-    def free_bytes(self) -> int | None:
-        return self.torch.cuda.mem_get_info(self.device)[0] if self.device.startswith("cuda") else None
+    def of(self, vectors: np.ndarray) -> Sent:
+        """Other vectors, which are sent when a scan asks for them."""
+        return Sent(self.arrays, vectors)
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Without gradients, and with sums in float32: by default torch lets parts of a sum be added in half precision."""
-        flags = self.torch.backends.cuda.matmul
-        names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
-        before = [getattr(flags, name) for name in names]
-        for name in names:
-            setattr(flags, name, False)
-        try:
-            with self.torch.inference_mode():
-                yield
-        finally:
-            for name, value in zip(names, before, strict=True):
-                setattr(flags, name, value)
+    def piece(self, number: int, start: int) -> Any:
+        """The rows from start on, on the device of that number: sent again if they did not stay there."""
+        if (found := self.held.get((number, start))) is not None:
+            return found
+        ops = self.arrays[number]
+        rows = ops.send(self.vectors[start : start + self.side])
+        return self._keep(number, start, ops.half(rows, _whole(len(rows))))
 
-    def half(self, rows: np.ndarray) -> Any:
-        return self.torch.from_numpy(rows).to(self.device).to(self.dtype)
+    def measured(self, number: int, start: int) -> tuple[Any, Any, Any]:
+        """Send a piece; its lengths, its losses by rounding and its hashes, as arrays of the device."""
+        ops = self.arrays[number]
+        rows = ops.send(self.vectors[start : start + self.side])
+        low = ops.half(rows, _whole(len(rows)))
+        # A float32 less its nearest float16 or bfloat16 is a float32: nothing is lost in the difference.
+        found = ops.norms(rows), ops.norms(rows - ops.single(low[: len(rows)])), ops.hashes(rows, hash_factors(rows.shape[1]))
+        self._keep(number, start, low)
+        return found
 
-    def numbers(self, start: int, stop: int) -> Any:
-        return self.torch.arange(start, stop, device=self.device)
-
-    def nothing(self, n: int, k: int) -> tuple[Any, Any]:
-        scores = self.torch.full((n, k), -float("inf"), dtype=self.dtype, device=self.device)
-        return scores, self.torch.full((n, k), -1, dtype=self.torch.int64, device=self.device)
-
-    def maxima(self, cells: Any, axis: int) -> Any:
-        return cells.amax(axis)
-
-    def top(self, cells: Any, k: int) -> tuple[Any, Any]:
-        found = self.torch.topk(cells, k, dim=1)
-        return found.values, found.indices
-
-    def take(self, cells: Any, index: Any, axis: int) -> Any:
-        return self.torch.gather(cells, axis, index)
-
-    def join(self, a: Any, b: Any) -> Any:
-        return self.torch.cat([a, b], dim=1)
-
-    def host(self, cells: Any) -> np.ndarray:
-        return (cells.float() if cells.is_floating_point() else cells).cpu().numpy()
+    def _keep(self, number: int, start: int, piece: Any) -> Any:
+        """Pieces stay while half of the device's memory is free: the tile and what is found in it take less."""
+        ops = self.arrays[number]
+        if ops.free_bytes() > ops.total_bytes // 2:
+            self.held[number, start] = piece
+        return piece
 
 
-class CupyArrays:
-    """The same by cupy, or by anything else that has numpy's functions."""
+def prepare_on(arrays: tuple[Any, ...]) -> Callable[[np.ndarray], Prepared]:
+    """What a block needs to know of its vectors (see `mexma_rt.knn.blocks.Block`), computed on devices while they are sent."""
 
-    def __init__(self, xp: Any, device: int | None = None) -> None:
-        self.xp, self.device = xp, device
+    def prepare(vectors: np.ndarray) -> Prepared:
+        sent = Sent(arrays, vectors)
+        starts = sent.starts
 
-    def free_bytes(self) -> int | None:
-        return None if self.device is None else self.xp.cuda.Device(self.device).mem_info[0]
+        def work(number: int) -> list[tuple[Any, Any, Any]]:
+            with arrays[number].running():
+                found = [sent.measured(number, start) for start in starts[number :: len(arrays)]]
+                host = arrays[number].host
+                return [(host(a), host(b), host(c).view(np.uint64)) for a, b, c in found]
 
-    def running(self) -> Any:
-        return contextlib.nullcontext() if self.device is None else self.xp.cuda.Device(self.device)
+        parts: list[Any] = [None] * len(starts)
+        with ThreadPoolExecutor(len(arrays)) as pool:
+            for number, found in enumerate(pool.map(work, range(len(arrays)))):
+                parts[number :: len(arrays)] = found
+        empty = (np.empty(0), np.empty(0), np.empty(0, np.uint64))
+        lengths, rounding, hashes = (np.concatenate([one[at] for one in [empty, *parts]]) for at in range(3))
+        # float64 sums of any order differ in the last digits; the bounds that are made of them must not.
+        return Prepared(lengths=lengths * (1 + 1e-9), rounding=rounding * (1 + 1e-9), hashes=hashes, sent=sent)
 
-    def half(self, rows: np.ndarray) -> Any:
-        return self.xp.asarray(rows).astype(self.xp.float16)
-
-    def numbers(self, start: int, stop: int) -> Any:
-        return self.xp.arange(start, stop)
-
-    def nothing(self, n: int, k: int) -> tuple[Any, Any]:
-        return self.xp.full((n, k), -self.xp.inf, self.xp.float16), self.xp.full((n, k), -1, self.xp.int64)
-
-    def maxima(self, cells: Any, axis: int) -> Any:
-        return cells.max(axis=axis)
-
-    def top(self, cells: Any, k: int) -> tuple[Any, Any]:
-        index = self.xp.argpartition(-cells, k - 1, axis=1)[:, :k]
-        values = self.xp.take_along_axis(cells, index, axis=1)
-        order = self.xp.argsort(-values, axis=1)
-        return self.xp.take_along_axis(values, order, axis=1), self.xp.take_along_axis(index, order, axis=1)
-
-    def take(self, cells: Any, index: Any, axis: int) -> Any:
-        return self.xp.take_along_axis(cells, index, axis=axis)
-
-    def join(self, a: Any, b: Any) -> Any:
-        return self.xp.concatenate([a, b], axis=1)
-
-    def host(self, cells: Any) -> np.ndarray:
-        array = cells if isinstance(cells, np.ndarray) else cells.get()
-        return array.astype(np.float32) if array.dtype.kind == "f" else array
+    return prepare
 
 
 def scan_on(arrays: tuple[Any, ...]) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """A scan (see `mexma_rt.knn.blocks.Scan`) on devices; each takes every len(arrays)-th block of rows of x."""
+    """A scan (see `mexma_rt.knn.blocks.Scan`) on devices, of vectors or what `prepare_on` sent; each device takes every
+    len(arrays)-th piece of x. What it needs of the devices' memory follows from what is free, not from memory_bytes.
+    """
 
     def scan(
-        x: np.ndarray,
-        y: np.ndarray,
+        x: np.ndarray | Sent,
+        y: np.ndarray | Sent,
         k: int,
         x_floor: np.ndarray,
         y_floor: np.ndarray,
@@ -172,94 +167,143 @@ def scan_on(arrays: tuple[Any, ...]) -> Callable[..., tuple[np.ndarray, np.ndarr
         memory_bytes: int,
         advance: Callable[[int], object],
     ) -> tuple[np.ndarray, np.ndarray]:
-        side = min(_side(one, memory_bytes, x.shape[1], len(y), k) for one in arrays)
-        by_x = np.full((len(x), k), EMPTY)
-        starts = range(0, len(x), side)
+        x, y = (side if isinstance(side, Sent) else Sent(arrays, side) for side in (x, y))
+        by_x = np.full((len(x.vectors), k), EMPTY)
+        both = bool((y_floor < np.inf).any())  # columns that no cell can reach are not looked at
+        floors = [np.nextafter(floor, np.float32(-np.inf)) for floor in (x_floor, y_floor)]  # cells that equal a floor count
 
         def work(number: int) -> np.ndarray:
-            ops = arrays[number]
-            with ops.running():
-                return _scan_rows(ops, x, y, k, side, starts[number :: len(arrays)], by_x, memory_bytes, advance)
+            with arrays[number].running():
+                return _scan_rows(arrays[number], number, x, y, k, floors, by_x, both, advance)
 
-        with ThreadPoolExecutor(len(arrays)) as pool:
-            return by_x, merge_neighbours(*pool.map(work, range(len(arrays))))
+        with ExitStack() as stack, ThreadPoolExecutor(len(arrays)) as pool:
+            for ops in arrays:
+                stack.enter_context(ops.precise())
+            found = list(pool.map(work, range(len(arrays))))
+        return by_x, found[0] if len(found) == 1 else merge_neighbours(*found)
 
     return scan
 
 
+class Best:
+    """The k best cells so far of some rows of the product, on a device: scores and indices [n, k], best first."""
+
+    def __init__(self, ops: Any, n: int, k: int, floor: np.ndarray) -> None:
+        self.ops, self.k, self.known = ops, k, False
+        self.scores, self.index = ops.nothing(n, k)
+        self.above = self.floor = ops.floor(floor)  # float32 [n]: what a cell must exceed
+        self.fresh = bool(np.isneginf(floor).any()) if n else False
+
+    def merge(self, rows: Any, scores: Any, index: Any) -> None:
+        """Further cells [m, w] of some rows (a slice or distinct numbers)."""
+        ops = self.ops
+        best, at = ops.top(ops.join(self.scores[rows], scores), self.k)
+        self.index[rows] = ops.take(ops.join(self.index[rows], index), at, 1)
+        self.scores[rows] = best
+
+    def settle(self) -> None:
+        """Ask for more from here on: cells that equal the k-th best are no better than it."""
+        self.above = self.ops.higher(self.floor, self.ops.single(self.scores[:, -1]))
+        self.fresh = False
+
+    def keys(self) -> np.ndarray:
+        scores, index = (self.ops.host(one) for one in (self.scores, self.index))
+        nothing = ~np.isfinite(scores)  # not seen, or beyond what half precision holds: the bound of the error is infinite then
+        keys = keys_of(np.where(nothing, np.float32(0), scores), np.where(nothing, 0, index))
+        return np.where(nothing, EMPTY, keys)
+
+
 def _scan_rows(
     ops: Any,
-    x: np.ndarray,
-    y: np.ndarray,
+    number: int,
+    x: Sent,
+    y: Sent,
     k: int,
-    side: int,
-    starts: range,
+    floors: list[np.ndarray],
     by_x: np.ndarray,
-    memory_bytes: int,
+    both: bool,
     advance: Callable[[int], object],
 ) -> np.ndarray:
-    """Scan the blocks of x that begin at `starts`; fills their rows of by_x and returns keys [m, k] of y."""
-    room = (ops.free_bytes() or memory_bytes) // 4  # for rows of y that stay on the device
-    held: dict[int, Any] = {}
-    of_y = {j: ops.nothing(min(side, len(y) - j), k) for j in range(0, len(y), side)}
-    for i in starts:
-        b = min(side, len(x) - i)
-        rows, of_x = ops.half(_whole_groups(x[i : i + side])), ops.nothing(b, k)
-        for j in of_y:
-            c = min(side, len(y) - j)
-            columns = held.get(j)
-            if columns is None:
-                columns = ops.half(_whole_groups(y[j : j + side]))
-                if room >= columns.nbytes:
-                    held[j], room = columns, room - columns.nbytes
-            tile = rows @ columns.T
+    """Scan the pieces of x that are this device's; fills their rows of by_x and returns keys [m, k] of y."""
+    m, step = len(y.vectors), y.side
+    of_y = {j: Best(ops, min(step, m - j), k, floors[1][j : j + step]) for j in y.starts} if both else {}
+    for i in x.starts[number :: len(x.arrays)]:
+        rows = x.piece(number, i)
+        b = min(x.side, len(x.vectors) - i)
+        of_x = Best(ops, b, k, floors[0][i : i + b])
+        for j in y.starts:
+            c = min(step, m - j)
+            tile = rows @ y.piece(number, j).T
             tile[b:] = -float("inf")
             tile[:, c:] = -float("inf")
-            of_x = _join(ops, of_x, _best(ops, tile, k, j, by_row=True, n=b), k)
-            of_y[j] = _join(ops, of_y[j], _best(ops, tile, k, i, by_row=False, n=c), k)
+            _absorb(of_x, tile, j, by_row=True)
+            if both:
+                _absorb(of_y[j], tile, i, by_row=False)
             advance(b * c)
-        by_x[i : i + b] = _keys(ops, of_x)
-    return np.concatenate([_keys(ops, of_y[j]) for j in of_y])
+        by_x[i : i + b] = of_x.keys()
+    return np.concatenate([of_y[j].keys() for j in y.starts]) if both else np.full((m, k), EMPTY)
 
 
-def _best(ops: Any, tile: Any, k: int, first: int, *, by_row: bool, n: int) -> tuple[Any, Any]:
-    """The k best cells, or all, of each of the first n rows (or columns) of a tile: scores, and indices counted from first."""
-    rows, columns = tile.shape
+def _absorb(best: Best, tile: Any, first: int, *, by_row: bool) -> None:
+    """Merge what the rows (or columns) of a tile find in it; its columns (or rows) count from `first`."""
+    ops, n, (rows, columns) = best.ops, len(best.scores), tile.shape
     if by_row:
-        maxima = ops.maxima(tile.reshape(rows, columns // GROUP, GROUP), 2)
+        groups = tile.reshape(rows, columns // GROUP, GROUP)
+        maxima = ops.maxima(groups, 2)[:n]
     else:
-        maxima = ops.maxima(tile.reshape(rows // GROUP, GROUP, columns), 1).T
-    groups = ops.top(maxima, min(k, maxima.shape[1]))[1]
-    cells = (groups[:, :, None] * GROUP + ops.numbers(0, GROUP)).reshape(len(groups), -1)
-    scores = ops.take(tile, cells, 1) if by_row else ops.take(tile, cells.T, 0).T
-    scores, at = ops.top(scores, min(k, scores.shape[1]))
-    return scores[:n], ops.take(cells, at, 1)[:n] + first
+        groups = tile.reshape(rows // GROUP, GROUP, columns)
+        maxima = ops.rows_first(ops.maxima(groups, 1))[:n]
+    if best.fresh:
+        _take_best_groups(best, tile, maxima, first, by_row=by_row)
+    else:
+        row, group = ops.where(maxima > best.above[:, None])
+        if len(row) > n * min(best.k, maxima.shape[1]):  # more than the best groups of all rows
+            _take_best_groups(best, tile, maxima, first, by_row=by_row)
+        elif len(row):
+            cells = groups[row, group] if by_row else groups[group, :, row]
+            _take_cells(best, row, group, cells, first)
+    best.settle()
 
 
-def _join(ops: Any, a: tuple[Any, Any], b: tuple[Any, Any], k: int) -> tuple[Any, Any]:
-    scores, at = ops.top(ops.join(a[0], b[0]), k)
-    return scores, ops.take(ops.join(a[1], b[1]), at, 1)
+def _take_best_groups(best: Best, tile: Any, maxima: Any, first: int, *, by_row: bool) -> None:
+    """The k best cells, or all, of each row: they lie in its k best groups."""
+    ops, inside = best.ops, best.ops.numbers(0, GROUP)
+    for start in range(0, len(maxima), SLICE):
+        part = slice(start, min(start + SLICE, len(maxima)))
+        groups = ops.top(maxima[part], min(best.k, maxima.shape[1]))[1]
+        index = (groups[:, :, None] * GROUP + inside).reshape(len(groups), -1)
+        scores = ops.take(tile[part], index, 1) if by_row else ops.rows_first(ops.take(tile[:, part], index.T, 0))
+        scores, at = ops.top(scores, min(best.k, scores.shape[1]))
+        best.merge(part, scores, ops.take(index, at, 1) + first)
 
 
-def _keys(ops: Any, found: tuple[Any, Any]) -> np.ndarray:
-    scores, index = (ops.host(one) for one in found)
-    nothing = ~np.isfinite(scores)  # not seen, or beyond what half precision holds: the bound of the error is infinite then
-    keys = keys_of(np.where(nothing, np.float32(0), scores), np.where(nothing, 0, index))
-    return np.where(nothing, EMPTY, keys)
+def _take_cells(best: Best, row: Any, group: Any, cells: Any, first: int) -> None:
+    """The cells [m, GROUP] of some groups that are better than what their rows know; rows ascend."""
+    ops = best.ops
+    which, inside = ops.where(cells > best.above[row][:, None])
+    query, scores, index = row[which], cells[which, inside], group[which] * GROUP + inside + first
+    counts = ops.counts(query, len(best.scores))
+    width = int(counts.max())
+    if width == 0:
+        return
+    ends = counts.cumsum(0)
+    place = ops.numbers(0, len(query)) - (ends - counts)[query]
+    finders = ops.where(counts > 0)[0]
+    slot = ((counts > 0).cumsum(0) - 1)[query]
+    table, names = ops.nothing(len(finders), width)
+    table[slot, place], names[slot, place] = scores, index
+    best.merge(finders, table, names)
 
 
-def _side(ops: Any, memory_bytes: int, dimensions: int, m: int, k: int) -> int:
-    """Rows and columns of a tile, whole groups: a quarter of the free memory for it, as much for the best groups."""
-    free = ops.free_bytes() or memory_bytes
-    side = min(SIDE, isqrt(free // 8), free // (8 * (k * GROUP * 10 + dimensions * 2)))
+def tile_side(arrays: tuple[Any, ...], dimensions: int) -> int:
+    """Rows of a piece, whole groups: a tile takes a quarter of the smallest device's memory, a piece an eighth."""
+    least = min(ops.total_bytes for ops in arrays)
+    side = min(SIDE, isqrt(least // 8), least // (8 * dimensions * 6))  # 6: a piece in float32 and in half precision
     return max(side // GROUP, 1) * GROUP
 
 
-def _whole_groups(rows: np.ndarray) -> np.ndarray:
-    """Rows in float32, with rows of zeros up to a whole number of groups."""
-    padded = np.zeros((-(-len(rows) // GROUP) * GROUP, rows.shape[1]), np.float32)
-    padded[: len(rows)] = rows
-    return padded
+def _whole(rows: int) -> int:
+    return -(-rows // GROUP) * GROUP
 
 
 def _torch_devices() -> tuple[Any, ...]:
@@ -269,7 +313,8 @@ def _torch_devices() -> tuple[Any, ...]:
 
 
 def _cupy_devices() -> tuple[Any, ...]:
-    cupy = importlib.import_module("cupy")
+    with explained("cupy", "cuda"):
+        cupy = importlib.import_module("cupy")
     try:
         return tuple(CupyArrays(cupy, number) for number in range(cupy.cuda.runtime.getDeviceCount()))
     except cupy.cuda.runtime.CUDARuntimeError:

@@ -153,7 +153,7 @@ def _search(
         """The vectors of a block, if they are searched here."""
         if elsewhere is not None:
             return None
-        return Block.of(files.read(*span), plan.k, span[0], owned=True, precision=where.precision)
+        return Block.of(files.read(*span), plan.k, span[0], owned=True, where=where)
 
     with progress_bar(progress, total=cells, desc="neighbours", unit="cell") as advance:
         for i, j in todo:

@@ -72,7 +72,7 @@ def neighbours(
     x, y = _checked(x, y)
     check_k(k, {"x": len(x), "y": len(y)}, "rows")
     where = choose_device(device)
-    blocks = (Block.of(side, k, 0, precision=where.precision) for side in (x, y))
+    blocks = (Block.of(side, k, 0, where=where) for side in (x, y))
     by_x, by_y = no_neighbours(len(x), k), no_neighbours(len(y), k)
     with progress_bar(progress, total=len(x) * len(y), desc="neighbours", unit="cell") as advance:
         anew = absorb_blocks(by_x, by_y, *blocks, memory_bytes=memory_bytes, advance=advance, where=where)
