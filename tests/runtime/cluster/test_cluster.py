@@ -271,3 +271,12 @@ def test_addresses_that_lead_nowhere(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="ray://head:10001 is the address of a Ray client"):
         embed_file_on("ray://head:10001", {}, tmp_path / "in.txt", tmp_path / "v.npy")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_gets_a_gpu_where_it_needs_one() -> None:
+    from mexma_rt.cluster.embed import _resources
+
+    asked = [{"device": "cuda"}, {"device": "cuda:1"}, {"backend": "tensorrt"}, {"backend": "rtx", "device": "auto"}]
+    assert [_resources({"threads": 3} | one) for one in asked] == [{"num_cpus": 3, "num_gpus": 1}] * 4
+    for one in ({}, {"device": "auto", "backend": "auto"}, {"backend": "torch"}, {"device": "cpu"}):
+        assert _resources({"threads": 3} | one) == {"num_cpus": 3, "num_gpus": 0}
