@@ -266,7 +266,8 @@ class TorchCopies:
     """Asynchronous copies by torch, in the stream that computes: the host packs the next piece meanwhile."""
 
     def __init__(self, torch: Any, device: str) -> None:
-        self.torch, self.device, self.held = torch, device, {}
+        self.torch, self.device = torch, device
+        self.held: dict[int, Any] = {}  # address -> page-locked tensor
 
     def pinned(self, cells: int) -> np.ndarray:
         tensor = self.torch.empty(cells, dtype=self.torch.float32, pin_memory=True)
