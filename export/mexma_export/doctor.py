@@ -129,10 +129,7 @@ def _run_onnxruntime(provider: str) -> str:
 
     where = "cuda" if provider == CUDA else "cpu"
     available = onnxruntime.get_available_providers()
-    remedy = (
-        f"\nType:\n    pip install 'mexma-rt[cuda]' && {KEEP_GPU}\n"
-        "(onnxruntime and onnxruntime-gpu overwrite each other: only the second may stay)"
-    )
+    remedy = f"\nType:\n    {KEEP_GPU}\n(onnxruntime and onnxruntime-gpu overwrite each other: only the second may stay)"
     if provider not in available:
         raise BackendError(f"the installed onnxruntime has {', '.join(available)} only.{remedy if where == 'cuda' else ''}")
     if where == "cuda":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+import warnings
+from pathlib import Path
 
 import numpy as np
 
@@ -34,7 +36,7 @@ class OnnxRuntime(Backend):
             raise InputError(f"threads={threads!r} must be a whole number of at least 1, or None for all usable cores.")
         import onnxruntime
 
-        self.device, self.precision, self.reason = device, precision, reason + _clash_of_packages()
+        self.device, self.precision, self.reason = device, precision, reason + _warn_of_clash()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # fatal only: errors reach the caller as exceptions
         threads = threads or usable_cores()
@@ -49,7 +51,9 @@ class OnnxRuntime(Backend):
         if device == "cuda":
             _require_cuda_provider(onnxruntime.get_available_providers())
             _load_cuda_libraries()
-        providers = [CUDA, "CPUExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+        # TF32 keeps 10 bits of a factor's 23: an fp32 graph would not give the CPU's vectors.
+        on_cuda = [(CUDA, {"use_tf32": "0"}), "CPUExecutionProvider"]
+        providers = on_cuda if device == "cuda" else ["CPUExecutionProvider"]
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions share no base class
@@ -89,10 +93,14 @@ class OnnxRuntime(Backend):
         return vectors.astype(np.float32, copy=False)
 
 
-KEEP_GPU = "pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
+# Both are removed first: they write the same files, and removing one of them deletes those of the other. From 1.28 on,
+# onnxruntime-gpu needs Python 3.11 and CUDA 13; the last one for Python 3.10 is 1.23, for CUDA 12.
+KEEP_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+KEEP_CPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime"
 _PIP = (
-    f"\nType:\n    pip install 'mexma-rt[cuda]' && {KEEP_GPU}\n"
-    "(onnxruntime and onnxruntime-gpu overwrite each other: only one may stay), or name device='cpu' or 'auto'."
+    f"\nType:\n    pip install 'mexma-rt[cuda]'\nfor the torch back end, beside this onnxruntime; or, to run onnxruntime "
+    f"itself on CUDA:\n    {KEEP_GPU}\n(pip will say that mexma-rt misses onnxruntime: onnxruntime-gpu takes its place, and "
+    "the two overwrite each other, so that only one may stay); or name device='cpu' or 'auto'."
 )
 
 
@@ -112,14 +120,37 @@ def _load_cuda_libraries() -> None:
         raise BackendError(f"onnxruntime misses libraries of CUDA.{_PIP}\n{said.getvalue()}")
 
 
-def _clash_of_packages() -> str:
-    """A remark when onnxruntime and onnxruntime-gpu are both installed: they share a folder and overwrite each other."""
-    installed = []
+def clash_of_packages() -> str:
+    """What is wrong, and the lines that repair it, where onnxruntime and onnxruntime-gpu are both installed; else "".
+
+    They share a folder and overwrite each other: the sizes in each one's RECORD tell whose files lie on the disk.
+    """
+    installed: dict[str, importlib.metadata.Distribution] = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            installed.append(f"{name} {importlib.metadata.version(name)}")
+            installed[name] = importlib.metadata.distribution(name)
     if len(installed) < 2:
         return ""
+    whole = [name for name, distribution in installed.items() if _files_are_those_of(distribution)]
+    found = f"the files on the disk are those of {' and '.join(whole)}" if whole else "the files on the disk are a mixture"
+    both = " and ".join(f"{name} {distribution.version}" for name, distribution in installed.items())
     return (
-        f"; note: {' and '.join(installed)} are both installed and overwrite each other. To keep the second, type: {KEEP_GPU}"
+        f"{both} are both installed and overwrite each other: {found}. Keep one. Type, for a GPU:\n    {KEEP_GPU}\n"
+        f"or, for the CPU:\n    {KEEP_CPU}"
     )
+
+
+def _files_are_those_of(distribution: importlib.metadata.Distribution) -> bool:
+    """Whether the libraries and the notes on the build that a RECORD lists lie on the disk with the sizes it has."""
+    listed = [file for file in distribution.files or () if file.parts[:2] == ("onnxruntime", "capi")]
+    sized = [(Path(str(distribution.locate_file(file))), file.size) for file in listed if file.size is not None]
+    return bool(sized) and all(path.is_file() and path.stat().st_size == size for path, size in sized)
+
+
+def _warn_of_clash() -> str:
+    """The first line as a remark for `reason`, after a warning with all of it."""
+    clash = clash_of_packages()
+    if not clash:
+        return ""
+    warnings.warn(clash, UserWarning, stacklevel=2)
+    return f"; note: {clash.partition(chr(10))[0].removesuffix(' Type, for a GPU:')}"

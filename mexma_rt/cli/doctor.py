@@ -27,6 +27,7 @@ def doctor(as_json: bool, **options: Any) -> None:
     import mexma_rt
     from mexma_rt import BackendError
     from mexma_rt.backends import describe_choices
+    from mexma_rt.backends.onnxruntime import clash_of_packages
     from mexma_rt.embedding.proof import prove
 
     batch_tokens = options.pop("batch_tokens")
@@ -34,6 +35,10 @@ def doctor(as_json: bool, **options: Any) -> None:
     versions |= {name: _version(name) for name in PACKAGES}
     if not as_json:  # before the model is loaded, so that it is there if loading fails
         click.echo("  ".join(f"{name} {number}" for name, number in versions.items()) + f"\n{platform.platform()}")
+
+    clash = clash_of_packages()
+    if clash and not as_json:
+        click.echo(clash)
 
     started = time.perf_counter()
     encoder = mexma_rt.load(**options)
@@ -56,7 +61,15 @@ def doctor(as_json: bool, **options: Any) -> None:
         runs |= {"proof": proof, "proved": wrong is None and bundle.golden is not None}
         times = {"load_seconds": load_seconds, "sentence_milliseconds": 1000 * report.seconds}
         echo_json(
-            {"versions": versions, "platform": platform.platform(), "model": model, "runs": runs, "choices": choices} | times
+            {
+                "versions": versions,
+                "platform": platform.platform(),
+                "model": model,
+                "runs": runs,
+                "choices": choices,
+                "clash": clash,
+            }
+            | times
         )
         if wrong is not None:
             raise wrong

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -113,8 +114,9 @@ def test_named_cuda_without_the_provider_gives_the_pip_line(bundle, monkeypatch)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     message = (
         "The installed onnxruntime has no CUDA (it has CPUExecutionProvider).\nType:\n"
-        "    pip install 'mexma-rt[cuda]' && pip uninstall -y onnxruntime && "
-        "pip install --force-reinstall --no-deps onnxruntime-gpu\n"
+        "    pip install 'mexma-rt[cuda]'\n"
+        "for the torch back end, beside this onnxruntime; or, to run onnxruntime itself on CUDA:\n"
+        "    pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'\n"
     )
     with pytest.raises(BackendError, match=re.escape(message)):
         open_backend(bundle, device="cuda")
@@ -126,7 +128,7 @@ class FakeSession:
     provider = "CPUExecutionProvider"
 
     def __init__(self, path, options, *, providers, enable_fallback):
-        assert providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        assert providers == [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]  # fp32 is fp32
         assert enable_fallback == 0  # or onnxruntime prints, and runs elsewhere
         self.real = onnxruntime.capi.onnxruntime_inference_collection.InferenceSession(path)
 
@@ -167,10 +169,43 @@ def test_on_cuda_auto_takes_a_graph_made_for_it(bundle, monkeypatch):
     assert backend.reason == "auto: CUDA works here; fp32 is the bundle's fastest graph for GPUs"
 
 
-def test_both_onnxruntimes_installed_is_said(bundle, monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "version", {"onnxruntime": "1.2", "onnxruntime-gpu": "1.3"}.__getitem__)
-    reason = open_backend(bundle, device="cpu").reason
-    assert "onnxruntime 1.2 and onnxruntime-gpu 1.3 are both installed and overwrite each other. To keep" in reason
+def fake_wheel(site, name, version, size):
+    """A distribution as pip leaves it: its files, written over those of another one, and the RECORD with their sizes."""
+    (site / "onnxruntime/capi").mkdir(parents=True, exist_ok=True)
+    (site / "onnxruntime/capi/state.so").write_bytes(b"x" * size)
+    folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (folder / "RECORD").write_text(f"onnxruntime/capi/state.so,sha256=x,{size}\n{folder.name}/RECORD,,\n")
+
+
+@pytest.mark.parametrize(
+    ("order", "found"),
+    [
+        (["onnxruntime-gpu", "onnxruntime"], "those of onnxruntime"),
+        (["onnxruntime", "onnxruntime-gpu"], "those of onnxruntime-gpu"),
+        (None, "a mixture"),
+    ],
+)
+def test_both_onnxruntimes_installed_is_said_loudly_with_the_repair(bundle, monkeypatch, tmp_path, order, found):
+    for name in order or ["onnxruntime", "onnxruntime-gpu"]:
+        fake_wheel(tmp_path, name, "1.2", 5 if name == "onnxruntime" else 7)
+    if order is None:
+        (tmp_path / "onnxruntime/capi/state.so").write_bytes(b"half")
+    here = {d.metadata["Name"]: d for d in importlib.metadata.distributions(path=[str(tmp_path)])}
+    monkeypatch.setattr(importlib.metadata, "distribution", here.__getitem__)
+    repair = r"pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu\[cuda,cudnn\]'"
+    with pytest.warns(UserWarning, match=rf"the files on the disk are {found}\. Keep one(?s:.*){repair}\n"):
+        backend = open_backend(bundle, device="cpu")
+    both = "onnxruntime 1.2 and onnxruntime-gpu 1.2 are both installed and overwrite each other"
+    assert f"note: {both}: the files on the disk are {found}. Keep one." in backend.reason
+
+
+def test_no_extra_brings_a_second_onnxruntime():
+    """pip takes the dependencies of mexma-rt with every extra, and onnxruntime-gpu writes over onnxruntime's files."""
+    project = Path(__file__).parents[3] / "pyproject.toml"
+    text = "\n".join(line.partition("#")[0] for line in project.read_text(encoding="utf-8").splitlines())
+    assert set(re.findall(r'"(onnxruntime[a-z-]*)[\[>=<]', text)) == {"onnxruntime", "onnxruntime-extensions"}
 
 
 def test_choices_are_tried_and_explained(bundle, monkeypatch):
