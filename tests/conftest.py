@@ -1,100 +1,43 @@
-"""Shared fixtures: a tiny random XLM-R checkpoint and the bundle exported from it, made once per session.
-
-The checkpoint has the shape of the real ones (special ids, position table, tokenizer.json), so that everything except
-quality can be tested in seconds. Its weights are random but wide enough that different sentences get clearly different
-vectors. Where the export extra is missing, both fixtures skip and say so.
-"""
+"""Shared fixtures: the tiny model of tests/tiny.py, as a checkpoint (made once per session) and as the kept bundle."""
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-# Our own sentences, in ten scripts: enough text for a tokenizer of some hundred pieces.
-SENTENCES = [
-    ("eng", "Hello world, the cat is sleeping on the warm stone."),
-    ("eng", "Where can I buy a ticket for the evening train?"),
-    ("eng", "The children were playing near the river all afternoon."),
-    ("fra", "Bonjour le monde, le chat dort sur la pierre chaude."),
-    ("fra", "Où puis-je acheter un billet pour le train du soir ?"),
-    ("deu", "Hallo Welt, die Katze schläft auf dem warmen Stein."),
-    ("deu", "Die Kinder spielten den ganzen Nachmittag am Fluss."),
-    ("spa", "¿Dónde puedo comprar un billete para el tren de la noche?"),
-    ("tur", "Çocuklar bütün öğleden sonra ırmağın yanında oynuyordu."),
-    ("rus", "Привет, мир, кошка спит на тёплом камне."),
-    ("rus", "Где можно купить билет на вечерний поезд?"),
-    ("ell", "Γεια σου κόσμε, η γάτα κοιμάται πάνω στη ζεστή πέτρα."),
-    ("ara", "مرحبا بالعالم، القطة نائمة على الحجر الدافئ."),
-    ("heb", "שלום עולם, החתולה ישנה על האבן החמה."),
-    ("hin", "नमस्ते दुनिया, बिल्ली गरम पत्थर पर सो रही है।"),
-    ("jpn", "こんにちは世界、猫は暖かい石の上で眠っています。"),
-    ("cmn", "你好，世界，猫在温暖的石头上睡觉。"),
-    ("kor", "안녕하세요 세상, 고양이가 따뜻한 돌 위에서 자고 있어요."),
-    ("tha", "สวัสดีชาวโลก แมวกำลังนอนอยู่บนหินอุ่น"),
-    ("eng", "Please close the window before you leave; it may rain tonight."),
-]
-
-
-# Unigram with XLM-R's special ids and template, trained once on SENTENCES and kept: tokenizers' trainer gives other scores at
-# every call, and so sentences to other pieces, with some of which the int8 graph of a random model fails its parity gate.
-TOKENIZER = Path(__file__).parent / "tiny_tokenizer.json"
+spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "tiny.py")
+assert spec is not None and spec.loader is not None
+tiny = importlib.util.module_from_spec(spec)
+sys.modules["tiny"] = tiny
+spec.loader.exec_module(tiny)
 
 
 @pytest.fixture(scope="session")
 def sentences() -> list[tuple[str, str]]:
     """Twenty (language, text) pairs in ten scripts, no two alike."""
-    return SENTENCES
+    return tiny.SENTENCES
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random XLM-R checkpoint folder: 3 layers of 32, 4 heads, 514 positions, 322 pieces. Do not modify it."""
-    _need_export_extra()
-    import torch
-    from transformers import XLMRobertaConfig, XLMRobertaModel
-
+    for name in ("torch", "transformers", "safetensors"):
+        pytest.importorskip(name, reason=f"the tiny checkpoint is made with {name} (pip: mexma-rt[export])")
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    folder.mkdir()
-    shutil.copy(TOKENIZER, folder / "tokenizer.json")
-    config = XLMRobertaConfig(
-        vocab_size=322,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=514,
-        type_vocab_size=1,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-        layer_norm_eps=1e-5,
-        initializer_range=0.3,  # the usual 0.02 makes all sentence vectors nearly parallel
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = XLMRobertaModel(config, add_pooling_layer=False)
-    model.save_pretrained(folder)
-    (folder / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", '
-        '"sep_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>", '
-        '"model_max_length": 512}\n',
-        encoding="utf-8",
-    )
+    tiny.make_checkpoint(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of `tiny_checkpoint` (fp32 and int8, with weights), gated on `sentences`. Do not modify it: copy it."""
-    from mexma_export import Sentence, export_bundle
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kept bundle (fp32 and int8, with weights), as a copy. Do not modify it: copy it.
 
+    The tests of mexma_export have a fixture of the same name that exports it instead.
+    """
     target = tmp_path_factory.mktemp("bundle") / "tiny"
-    export_bundle(tiny_checkpoint, target, name="tiny", sentences=[Sentence(lang=a, text=b) for a, b in SENTENCES])
+    shutil.copytree(tiny.BUNDLE, target)
     return target
-
-
-def _need_export_extra() -> None:
-    for name in ("torch", "transformers", "safetensors", "onnx", "onnxscript"):
-        pytest.importorskip(name, reason=f"the tiny checkpoint and its bundle are made with {name} (pip: mexma-rt[export])")

@@ -18,7 +18,7 @@ import hashlib, json, sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from mexma_rt.embedding import embed_file
+from mexma_rt.embedding import files as embed_file
 from mexma_rt.files import resumable
 from mexma_rt.errors import FileError
 from mexma_rt.embedding.report import Embedded, EmbedReport
