@@ -63,6 +63,7 @@ def export_bundle(
     sentences: Sequence[Sentence] | None = None,
     thresholds: Mapping[str, Thresholds] = THRESHOLDS,
     trim_vocab: Sequence[str | Path] = (),
+    pieces: int | None = None,
     languages: Sequence[str] = (),
     opset: int = OPSET,
     force: bool = False,
@@ -77,8 +78,8 @@ def export_bundle(
     `weights=False` leaves model.safetensors out (sentence-transformers then cannot load the bundle); `sentences` replaces
     the 562 shipped ones of the gate; `trim_vocab` names text files (plain, .gz, .xz) whose pieces alone the vocabulary keeps
     (see mexma_export.trim; the gate still compares with the untrimmed model), beside those of `languages` (ISO 639-3; see
-    mexma_export.usage); `opset` (18 to 23) is that of the standard graphs, fp32 and fp16; `progress(stage, done, total)` is
-    called along the way.
+    mexma_export.usage), or the `pieces` most useful ones by those files and the tokenizer's own scores; `opset` (18 to 23) is
+    that of the standard graphs, fp32 and fp16; `progress(stage, done, total)` is called along the way.
 
     Raises ParityError (the gate failed), InputError (an argument), FileError and BundleError (the checkpoint), and
     MissingExtraError (torch or onnx not installed). In each case `target` stays as it was.
@@ -100,9 +101,9 @@ def export_bundle(
         shipped = sentences is None
         sentences = load_sentences() if sentences is None else list(sentences)
         vocabulary = None
-        if trim_vocab or languages:
+        if trim_vocab or languages or pieces is not None:
             tell("trim vocabulary", 0, 1)
-            source, vocabulary = _trim(source, trim_vocab, languages, sentences)
+            source, vocabulary = _trim(source, trim_vocab, languages, pieces, sentences)
         gate: dict[str, Any] = {"sentences": sentences, "thresholds": thresholds}
         forms = write_graphs(source, folder, chosen, tell, opset=opset, **gate)
         vectors = np.empty((len(sentences), source.dimensions), np.float32)
@@ -230,14 +231,19 @@ def _length(wanted: int | None, limit: int) -> int:
 
 
 def _trim(
-    source: Checkpoint, corpus: Sequence[str | Path], languages: Sequence[str], sentences: Sequence[Sentence]
+    source: Checkpoint,
+    corpus: Sequence[str | Path],
+    languages: Sequence[str],
+    pieces: int | None,
+    sentences: Sequence[Sentence],
 ) -> tuple[Checkpoint, Vocabulary]:
     """The checkpoint with a trimmed tokenizer and configuration; its model stays whole, and is the gate's reference."""
     from mexma_export.trim import describe, trim_vocabulary
     from mexma_export.usage import parse_languages
 
     corpus = [corpus] if isinstance(corpus, str | Path) else corpus
-    trim = trim_vocabulary(source.tokenizer, corpus, parse_languages(languages) if isinstance(languages, str) else languages)
+    languages = parse_languages(languages) if isinstance(languages, str) else languages
+    trim = trim_vocabulary(source.tokenizer, corpus, languages, pieces=pieces)
     rows = source.config["vocab_size"]
     vocabulary = describe(source.tokenizer, trim, sentences, source_rows=rows, dimensions=source.dimensions)
     config = source.config | {"vocab_size": len(trim.kept)}

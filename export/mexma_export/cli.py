@@ -54,6 +54,12 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
     help="Keep only the pieces that these languages use (ISO 639-3; tables for XLM-R's tokenizer and the bundled model's), "
     "beside those of --trim-vocab.",
 )
+@click.option(
+    "--pieces",
+    type=click.IntRange(min=5),
+    help="Keep this many pieces, the most useful by the shares of each --trim-vocab file (one a language) and the tokenizer's "
+    "own scores.",
+)
 @click.option("--opset", type=int, default=OPSET, show_default=True, help="Of the fp32 and fp16 graphs, 18 to 23.")
 @click.option("--revision", help="Branch, tag or commit of a hub name.")
 @click.option(
@@ -86,6 +92,7 @@ def main(
     verify: Path | None,
     trim_vocab: tuple[Path, ...],
     languages: str | None,
+    pieces: int | None,
     opset: int,
     revision: str | None,
     engine: str | None,
@@ -142,6 +149,7 @@ def main(
             default_precision=default_precision,
             sentences=load_sentences(verify) if verify else None,
             trim_vocab=trim_vocab,
+            pieces=pieces,
             languages=() if languages is None else parse_languages(languages),
             opset=opset,
             force=force,

@@ -75,9 +75,12 @@ class Vocabulary:
     lost_by_language: dict[str, int]  # gate sentences that lost pieces, where there are any
 
 
-def trim_vocabulary(tokenizer: Tokenizer, corpus: Sequence[str | Path] = (), languages: Sequence[str] = ()) -> Trim:
+def trim_vocabulary(
+    tokenizer: Tokenizer, corpus: Sequence[str | Path] = (), languages: Sequence[str] = (), *, pieces: int | None = None
+) -> Trim:
     """Keep the pieces that the lines of `corpus` (UTF-8 files, plain, .gz or .xz) use and those that `languages` (ISO 639-3)
-    use by a shipped table (see usage.py), in their order, and whatever they use:
+    use by a shipped table (see usage.py), in their order, or with `pieces` the so many most useful ones (see `usefulness`);
+    and whatever they use:
 
     special and added tokens (the first four stay at 0 to 3, `<mask>` stays last); pieces of a single character; pieces with a
     character that has no piece of its own; the byte pieces of a tokenizer that falls back to bytes; and a piece of the lowest
@@ -94,7 +97,12 @@ def trim_vocabulary(tokenizer: Tokenizer, corpus: Sequence[str | Path] = (), lan
         )
     needed = _needed(data)
     by_table, known = pieces_of(tokenizer, languages) if languages else (set(), ())
-    used, files, sample = _used(tokenizer, [Path(path) for path in corpus])
+    counts, files, sample = _counts(tokenizer, [Path(path) for path in corpus])
+    if pieces is None:
+        used = set(np.flatnonzero(counts.sum(axis=0)).tolist())
+    else:
+        scores = np.array([score for _, score in data["model"]["vocab"]])
+        used = _best(usefulness(counts, scores), needed | by_table, pieces)
     kept = np.array(sorted(needed | used | by_table), dtype=np.int64)
     trim = Trim(tokenizer=_without_others(data, kept), kept=kept, corpus=files, languages=known)
     _check(tokenizer, trim, sample)
@@ -186,25 +194,52 @@ def _needed(data: dict[str, Any]) -> set[int]:
     return needed
 
 
-def _used(tokenizer: Tokenizer, corpus: Sequence[Path]) -> tuple[set[int], tuple[CorpusFile, ...], list[str]]:
-    """(ids that the corpus uses, its files, the first lines of each file)."""
-    used: set[int] = set()
+def usefulness(counts: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """How often a piece is met, float64 [V]: half the mean of its shares of the corpus files' pieces (counts [F, V]), half its
+    share by the tokenizer's own scores [V], which are logarithms of probabilities.
+
+    The files speak for the text at hand, each alike whatever its size, so one a language; the scores speak for every language
+    that the tokenizer was made for (XLM-R's: a hundred), also where there is no text. Without files the scores decide alone.
+    """
+    own = np.exp(scores - scores.max())
+    own[scores >= 0] = 0  # special pieces have no score; they are kept anyway
+    own /= own.sum()
+    if not len(counts):
+        return own
+    return (counts / counts.sum(axis=1, keepdims=True)).mean(axis=0) / 2 + own / 2
+
+
+def _best(useful: np.ndarray, needed: set[int], pieces: int) -> set[int]:
+    """The most useful ids beside the needed ones, `pieces` of both together."""
+    if not len(needed) < pieces <= len(useful):
+        raise InputError(
+            f"{pieces} pieces cannot be kept: the tokenizer has {len(useful)}, and {len(needed)} of them are needed whatever "
+            "the text (single characters, special pieces and those of --languages). Type --pieces with a number between."
+        )
+    by_use = np.argsort(-useful, kind="stable")
+    others = by_use[~np.isin(by_use, list(needed))]
+    return set(others[: pieces - len(needed)].tolist())
+
+
+def _counts(tokenizer: Tokenizer, corpus: Sequence[Path]) -> tuple[np.ndarray, tuple[CorpusFile, ...], list[str]]:
+    """(how often each file uses each piece, int64 [F, V]; the files; the first lines of each)."""
+    counts = np.zeros((len(corpus), tokenizer.get_vocab_size()), np.int64)
     files, sample = [], []
-    for path in corpus:
-        lines, n, found = text_lines(path), 0, set()
+    for path, count in zip(corpus, counts, strict=True):
+        lines, n = text_lines(path), 0
         while slab := list(islice(lines, SLAB)):
             sample += slab if n == 0 else []
             n += len(slab)
             for encoding in tokenizer.encode_batch_fast(slab):
-                found.update(encoding.ids)
-        if not found - set(range(SPECIALS)):
+                np.add.at(count, encoding.ids, 1)
+        count[:SPECIALS] = 0  # a sentence's own <s> and </s> are kept anyway
+        if not count.any():
             raise InputError(
                 f"{path}: no text that this tokenizer knows ({n} lines), so nothing says which pieces to keep. Give a text "
                 "file, one sentence per line, like the texts that the model is for."
             )
-        used |= found
         files.append(CorpusFile(name=path.name, lines=n, sha256=sha256_of(path)))
-    return used, tuple(files), sample
+    return counts, tuple(files), sample
 
 
 def _without_others(data: dict[str, Any], kept: np.ndarray) -> Tokenizer:

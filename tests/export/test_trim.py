@@ -23,6 +23,7 @@ torch = pytest.importorskip("torch", reason="exports need torch (pip: mexma-rt[e
 from mexma_export import ParityError, Sentence, export_bundle, trim  # noqa: E402
 from mexma_export.cli import main  # noqa: E402
 from mexma_export.trim import trim_vocabulary, trimmed_embeddings, write_trimmed_weights  # noqa: E402
+from mexma_export.trim_checkpoint import main as trim_main  # noqa: E402
 from mexma_rt.errors import BundleError, FileError, InputError  # noqa: E402
 
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -402,6 +403,58 @@ def test_the_model_is_whole_again_after_the_block_and_shares_its_encoder(tiny_ch
     assert model.embeddings.word_embeddings is words and words.weight.requires_grad
     with trimmed_embeddings(model, None):
         assert model.embeddings.word_embeddings is words
+
+
+# The most useful pieces
+
+
+def test_usefulness_is_half_the_text_and_half_the_scores() -> None:
+    """By hand: file one has shares 3/4, 1/4, 0, file two 0, 0, 1; scores log 0.5, log 0.25, log 0.25; the first is special."""
+    counts = np.array([[0, 30, 10, 0], [0, 0, 0, 7]])
+    useful = trim.usefulness(counts, np.array([0.0, *np.log([0.5, 0.25, 0.25])]))
+    np.testing.assert_allclose(useful, [0, 0.375 / 2 + 0.25, 0.125 / 2 + 0.125, 0.25 + 0.125])
+    np.testing.assert_allclose(trim.usefulness(counts[:0], np.array([0.0, *np.log([0.5, 0.25, 0.25])])), [0, 0.5, 0.25, 0.25])
+
+
+def test_so_many_pieces_are_kept_and_the_needed_ones_among_them(tmp_path: Path) -> None:
+    source = unigram({"a": -5.0, "ab": -2.0, "b": -5.0, "bc": -3.0, "abc": -7.0, "cc": -1.0, "c": -8.0})
+    corpus = [write(tmp_path / "corpus", "abc", "b")]  # a, b and c are characters, c has the lowest score
+    assert kept_of(source, trim_vocabulary(source, corpus, pieces=9)) == ["a", "b", "cc", "c"]  # cc: e^-1 of e^-1 + e^-2 + ...
+    assert kept_of(source, trim_vocabulary(source, corpus, pieces=10)) == ["a", "b", "abc", "cc", "c"]  # abc: in the text
+    assert len(trim_vocabulary(source, pieces=12).kept) == 12
+    for pieces in (8, 13):
+        with pytest.raises(
+            InputError, match=rf"{pieces} pieces cannot be kept: the tokenizer has 12, and 8 of them are needed"
+        ):
+            trim_vocabulary(source, corpus, pieces=pieces)
+
+
+def kept_of(source: Tokenizer, found: trim.Trim) -> list[str]:
+    return [source.id_to_token(int(i)) for i in found.kept if i > 3][:-1]
+
+
+def test_a_checkpoint_is_trimmed_before_training(tiny_checkpoint: Path, tmp_path: Path, sentences: Any) -> None:
+    """Vectors of the texts that are kept, by transformers alone, before and after."""
+    from transformers import XLMRobertaModel
+
+    texts = [text for _, text in sentences[:4]]
+    result = CliRunner().invoke(
+        trim_main, [str(tiny_checkpoint), str(tmp_path / "small"), "--trim-vocab", str(write(tmp_path / "corpus", *texts))]
+    )
+    assert result.exit_code == 0, result.output
+    vectors, rows = [], []
+    for folder in (tiny_checkpoint, tmp_path / "small"):
+        model = XLMRobertaModel.from_pretrained(folder, add_pooling_layer=False).eval()
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        rows.append((model.config.vocab_size, tokenizer.get_vocab_size()))
+        with torch.inference_mode():
+            states = [model(torch.tensor([tokenizer.encode(text).ids])).last_hidden_state for text in texts]
+        vectors.append(states)
+    assert rows[1][0] == rows[1][1] < rows[0][0]
+    for before, after in zip(*vectors, strict=True):
+        assert torch.equal(before, after)
+    again = CliRunner().invoke(trim_main, [str(tiny_checkpoint), str(tmp_path / "other")])
+    assert again.exit_code == 1 and "Nothing says which pieces to keep. Type --trim-vocab CORPUS" in again.output
 
 
 # Command line

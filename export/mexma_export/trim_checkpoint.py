@@ -1,0 +1,79 @@
+"""A checkpoint with fewer pieces, to train on: `python -m mexma_export.trim_checkpoint CHECKPOINT FOLDER --pieces 120000`.
+
+The folder has the checkpoint's files, with the kept rows of its word embeddings, the trimmed tokenizer and the new vocab_size.
+Text that lost no piece keeps its vectors bit for bit (tests/export/test_trim.py). See trim.py for what is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import click
+import numpy as np
+
+from mexma_export.checkpoint import load_checkpoint
+from mexma_export.folder import new_folder
+from mexma_export.trim import trim_vocabulary, write_trimmed_weights
+from mexma_export.usage import parse_languages
+from mexma_rt.bundle.manifest import TOKENIZER, WEIGHTS
+from mexma_rt.errors import InputError, MexmaError, require_extra
+
+CARRIED = ("tokenizer_config.json", "special_tokens_map.json", "sentence_bert_config.json", "modules.json", "README.md")
+CARRIED += ("config_sentence_transformers.json", "1_Pooling", "2_Normalize")
+
+
+def trim_checkpoint(
+    checkpoint: str | Path,
+    target: Path,
+    *,
+    corpus: tuple[Path, ...] = (),
+    languages: tuple[str, ...] = (),
+    pieces: int | None = None,
+) -> np.ndarray:
+    """Write the trimmed checkpoint folder `target`; returns the kept rows, int64 [V], in ascending order.
+
+    Raises InputError (nothing that says what to keep, or too few or many `pieces`), BundleError, FileError.
+    """
+    require_extra("export", "torch", "transformers", "safetensors")
+    if not (corpus or languages or pieces):
+        raise InputError("Nothing says which pieces to keep. Type --trim-vocab CORPUS, --languages fra,deu or --pieces 120000.")
+    source = load_checkpoint(checkpoint)
+    trim = trim_vocabulary(source.tokenizer, corpus, languages, pieces=pieces)
+    with new_folder(target) as folder:
+        for name in CARRIED:
+            if (path := source.folder / name).is_dir():
+                shutil.copytree(path, folder / name)
+            elif path.is_file():
+                shutil.copyfile(path, folder / name)
+        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8")) | {"vocab_size": len(trim.kept)}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        trim.tokenizer.save(str(folder / TOKENIZER))
+        write_trimmed_weights(source.folder / WEIGHTS, folder / WEIGHTS, trim.kept)
+    return trim.kept
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("checkpoint")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--trim-vocab", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Text to keep.")
+@click.option("--languages", metavar="fra,deu,...", help="Keep the pieces that these languages use, by the shipped tables.")
+@click.option("--pieces", type=click.IntRange(min=5), help="Keep this many, the most useful ones.")
+def main(checkpoint: str, target: Path, trim_vocab: tuple[Path, ...], languages: str | None, pieces: int | None) -> None:
+    """Write CHECKPOINT with fewer word pieces to the new folder TARGET, to train on or to export."""
+    try:
+        kept = trim_checkpoint(
+            checkpoint,
+            target,
+            corpus=trim_vocab,
+            languages=parse_languages(languages) if languages else (),
+            pieces=pieces,
+        )
+    except MexmaError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{target}: {len(kept):,} pieces")
+
+
+if __name__ == "__main__":
+    main()
