@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mexma_export.graph_format import GRAPHS, OPSET
 from mexma_export.parity import Parity, Sentence, Thresholds, check_parity
+from mexma_rt.bundle.structure import GRAPH, STRUCTURES, write_built
 from mexma_rt.errors import BundleError, MexmaError
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def write_graphs(
     from mexma_export.compact import export_fused, export_int8, export_mixed
     from mexma_export.graphs import SentenceEncoder, export_standard
     from mexma_export.half import export_half
+    from mexma_export.structure import export_structure
     from mexma_export.trim import trimmed_embeddings
 
     (folder / "onnx").mkdir(exist_ok=True)
@@ -60,6 +63,9 @@ def write_graphs(
                 elif precision in BLOCK_BITS:
                     export_blocks(source.model, path, forms)
                     chosen[precision] = _by_form(forms)
+                    for name, structure in STRUCTURES.items():
+                        if name not in precisions:
+                            export_structure(source.model, folder / structure, half=name == "fp16")
                 else:
                     export_half(source.model, path, length_limit=source.max_length_limit, opset=opset)
         except (OSError, MexmaError):  # a full disk, before all: new_folder says so; and what we say ourselves
@@ -120,6 +126,13 @@ def gate_graphs(
     from mexma_export.trim import trimmed_embeddings
 
     runners = {precision: open_graph(folder / GRAPHS[precision]) for precision in precisions}
+    thresholds = dict(thresholds)
+    for precision in BLOCK_BITS:  # what the runtime builds of it where its operators are unknown
+        for kind in [kind for kind, path in STRUCTURES.items() if precision in precisions and (folder / path).is_file()]:
+            with TemporaryDirectory(dir=folder) as work:
+                write_built(folder / STRUCTURES[kind], folder / GRAPHS[precision], Path(work))
+                name = f"{kind} built from {precision}"
+                runners[name], thresholds[name] = open_graph(Path(work) / GRAPH), thresholds[precision]
     if "fp16" in runners:  # the file, in onnxruntime, and the arithmetic: onnxruntime on CPU hides an overflow
         with trimmed_embeddings(source.model, source.kept):
             runners["fp16 in torch"] = half_runner(source.model)

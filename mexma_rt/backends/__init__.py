@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mexma_rt.bundle.manifest import Bundle
+from mexma_rt.bundle.structure import buildable
+from mexma_rt.bundle.weights import holder
 from mexma_rt.errors import BackendError, MexmaError
 
 ENGINES = ("tensorrt", "rtx")  # of TensorRT, on cuda, in fp16
@@ -82,7 +84,7 @@ def open_backend(
     _check_known("precision", precision, PRECISIONS)
     if backend == "torch":
         return _open_torch(bundle, device, precision, threads, why="backend='torch' was named")
-    if precision != "auto" and precision not in bundle.graphs:
+    if precision != "auto" and precision not in (*bundle.graphs, *buildable(bundle)):
         raise BackendError(
             f"precision={precision!r} is not in the bundle {bundle.name!r}, which has {', '.join(bundle.graphs)}. "
             "Name one of those, or export the bundle again with this precision."
@@ -214,6 +216,11 @@ def _auto_precision(bundle: Bundle, device: str) -> tuple[str, str]:
     for precision in ("fp16", "fp32"):
         if precision in bundle.graphs:
             return precision, f"{precision} is the bundle's fastest graph for GPUs"
+    for precision in buildable(bundle):
+        return (
+            precision,
+            f"{precision} is the fastest for GPUs of those built from the bundle's {holder(bundle)} graph",
+        )
     raise BackendError(f"The bundle {bundle.name!r} has no fp16 or fp32 graph for cuda, only {', '.join(bundle.graphs)}.")
 
 

@@ -14,6 +14,8 @@ from mexma_rt.backends import Backend
 from mexma_rt.backends.external import check_external_files
 from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, SENTENCE, TOKENS
 from mexma_rt.bundle.manifest import Bundle
+from mexma_rt.bundle.structure import built_graph
+from mexma_rt.bundle.weights import holder
 from mexma_rt.cores import usable_cores
 from mexma_rt.errors import BackendError, BundleError, InputError
 
@@ -46,11 +48,15 @@ class OnnxRuntime(Backend):
         options.enable_mem_pattern = False  # it remembers a plan per input shape, and our shapes vary
         # Threads may spin between the operators of a run but not after it, where they would only take cores from others.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        path = bundle.folder / bundle.graphs[precision]
-        check_external_files(bundle, bundle.graphs[precision])
+        if precision in bundle.graphs:
+            path = bundle.folder / bundle.graphs[precision]
+            check_external_files(bundle, bundle.graphs[precision])
         if device == "cuda":
             _require_cuda_provider(onnxruntime.get_available_providers())
             _load_cuda_libraries()
+        if precision not in bundle.graphs:  # last, for it takes seconds at first use
+            path = built_graph(bundle, precision)
+            self.reason += f"; built from the bundle's {holder(bundle)} graph: {path.parent}"
         # TF32 keeps 10 bits of a factor's 23: an fp32 graph would not give the CPU's vectors.
         on_cuda = [(CUDA, {"use_tf32": "0"}), "CPUExecutionProvider"]
         providers = on_cuda if device == "cuda" else ["CPUExecutionProvider"]

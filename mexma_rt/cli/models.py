@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,10 +15,34 @@ from mexma_rt.cli.common import echo_json
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def models(as_json: bool) -> None:
-    """List the models that come with this installation, and the known ones that one command fetches and converts."""
-    from mexma_rt.bundle.opening import bundled_models, read_manifest
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write the folder that sentence-transformers, text-embeddings-inference and mexma-train load, with fp32 weights.",
+)
+@click.option(
+    "--model", "wanted", help="What --checkpoint writes: a bundled name, folder or hub name. [default: that of mexma]"
+)
+def models(as_json: bool, checkpoint: Path | None, wanted: str | None) -> None:
+    """List the models that come with this installation, and the known ones that one command fetches and converts.
 
+    With --checkpoint, write the PyTorch form of a model instead: mexma models --checkpoint FOLDER"""
+    from mexma_rt.bundle.opening import bundled_models, open_bundle, read_manifest
+
+    if wanted is not None and checkpoint is None:
+        raise click.UsageError("--model belongs to --checkpoint: mexma models --checkpoint FOLDER --model NAME")
+    if checkpoint is not None:
+        from mexma_rt.bundle.safetensors_folder import write_checkpoint
+        from mexma_rt.embedding import DEFAULT_MODEL
+
+        bundle = open_bundle(DEFAULT_MODEL if wanted is None else wanted)
+        folder = write_checkpoint(bundle, checkpoint)
+        if as_json:
+            echo_json({"model": bundle.name, "checkpoint": str(folder)})
+        else:
+            click.echo(f"{folder}: {bundle.name} in fp32. In Python: SentenceTransformer({str(folder)!r}).encode(texts)")
+        return
     bundles = [read_manifest(folder) for folder in bundled_models().values()]
     rows: list[dict[str, Any]] = [
         {

@@ -19,6 +19,7 @@ from mexma_rt.embedding import sentence_transformers as sentencetransformers
 from mexma_rt.embedding.compute import compute
 from mexma_rt.embedding.files import FileReport, embed_file
 from mexma_rt.embedding.output import check_truncate_dim, copy_duplicates, distinct_rows, result_array
+from mexma_rt.embedding.proof import prove
 from mexma_rt.embedding.report import Embedded, EmbedReport, warn_if_truncated
 from mexma_rt.embedding.similarity import cosines, pairwise_cosines
 from mexma_rt.embedding.tokenizer import Tokenizer
@@ -54,13 +55,16 @@ def load(
             f"max_length={length!r} must be a whole number of tokens from 3 (<s>, one piece, </s>) to "
             f"{bundle.max_length_limit}, the limit of {bundle.name!r}."
         )
-    return Encoder(
+    encoder = Encoder(
         bundle=bundle,
         tokenizer=Tokenizer(bundle.folder / TOKENIZER),
         backend=open_backend(bundle, device=device, backend=backend, precision=precision, threads=threads),
         max_length=length,
         deterministic=deterministic,
     )
+    if encoder.backend.name == "onnxruntime" and encoder.backend.precision not in bundle.graphs:
+        prove(encoder, encoder.backend)  # a graph that was built on this machine: no parity gate has seen this file
+    return encoder
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mexma_rt.bundle.golden import LEAST_COSINE
+from mexma_rt.bundle.structure import buildable
+from mexma_rt.bundle.weights import holder
 from mexma_rt.errors import BackendError
 
 if TYPE_CHECKING:
@@ -19,8 +21,11 @@ def prove(encoder: Encoder, engine: Backend) -> str:
     Raises BackendError if a vector is not the bundle's. A bundle without golden vectors says so, after one sentence.
     """
     golden = encoder.bundle.golden
-    measured = encoder.bundle.parity.get(engine.precision, {}).get("min_cosine", 1.0)
-    least = min(LEAST_COSINE[engine.precision], 1 - 2 * (1 - measured))
+    precision = engine.precision
+    if precision in buildable(encoder.bundle):  # it has the rounded weights of the graph that it is built from
+        precision = holder(encoder.bundle)
+    measured = encoder.bundle.parity.get(precision, {}).get("min_cosine", 1.0)
+    least = min(LEAST_COSINE[precision], 1 - 2 * (1 - measured))
     texts = list(golden.texts) if golden else [""]
     vectors = replace(encoder, backend=engine, max_length=encoder.bundle.max_length).embed_report(texts).vectors
     if golden is None:

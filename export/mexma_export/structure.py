@@ -1,0 +1,140 @@
+"""The structure of a graph of standard ONNX operators, fp32 or fp16, without weights: mexma_rt.bundle.structure adds them.
+
+Written by hand as fused.py is, so that every weight has its name and shape of the checkpoint. Inputs and outputs are those of
+all graphs. fp16 has the types of half.py: products in fp16; softmax, residual sums and LayerNorm in fp32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from mexma_export.fused import Writer
+from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, INPUTS, OUTPUTS
+from mexma_rt.bundle.structure import DATA
+
+if TYPE_CHECKING:
+    from transformers import XLMRobertaModel
+
+ALIGN = 64  # bytes: where weights start
+
+
+class StructureWriter(Writer):
+    """Standard operators; weights are named, shaped and placed in a file that is not there yet."""
+
+    opset, ir_version = 17, 8  # 17 brought LayerNormalization
+
+    def __init__(self, model: XLMRobertaModel, *, half: bool) -> None:
+        super().__init__(model)
+        self.half, self.end = half, 0
+        self.narrow = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+
+    def outside(self, name: str, kind: int = TensorProto.FLOAT) -> str:
+        """A weight of the checkpoint, in the other file."""
+        if name not in self.tensors:
+            shape = tuple(self.weights[name].shape)
+            length = math.prod(shape) * (2 if kind == TensorProto.FLOAT16 else 4)
+            tensor = TensorProto(name=name, dims=shape, data_type=kind, data_location=TensorProto.EXTERNAL)
+            for key, value in {"location": DATA, "offset": self.end, "length": length}.items():
+                tensor.external_data.add(key=key, value=str(value))
+            self.end += -(-length // ALIGN) * ALIGN
+            self.tensors[name] = tensor
+        return name
+
+    def down(self, states: str) -> str:
+        """states in the type of products."""
+        return self.node("Cast", [states], f"{states}/half", to=TensorProto.FLOAT16) if self.half else states
+
+    def up(self, states: str) -> str:
+        """states in fp32."""
+        return self.node("Cast", [states], f"{states}/float", to=TensorProto.FLOAT) if self.half else states
+
+    def number(self, name: str, value: float, *, narrow: bool = True) -> str:
+        return self.store(name, np.array(value, np.float16 if self.half and narrow else np.float32))
+
+    def linear(self, states: str, layer: str, output: str) -> str:
+        """A linear layer with bias of states in the type of products, [B, L, in] -> [B, L, out]."""
+        weight = self.outside(f"{layer}.weight", self.narrow)
+        columns = self.node("Transpose", [weight], f"{weight}/columns", perm=[1, 0])
+        product = self.node("MatMul", [states, columns], f"{output}/product")
+        return self.node("Add", [product, self.outside(f"{layer}.bias", self.narrow)], output)
+
+    def norm_of(self, states: str, name: str, output: str) -> str:
+        inputs = [states, self.outside(f"{name}.weight"), self.outside(f"{name}.bias")]
+        return self.node("LayerNormalization", inputs, output, axis=-1, epsilon=self.epsilon)
+
+    def norm(self, states: str, skip: str, name: str, bias: str, output: str) -> str:
+        """Of the embeddings: LayerNorm(states + skip + the row of token types)."""
+        total = self.node("Add", [states, skip], f"{output}/sum")
+        row = self.outside("embeddings.token_type_embeddings.weight")
+        return self.norm_of(self.node("Add", [total, row], f"{output}/typed"), name, output)
+
+    def keep(self, name: str) -> str:
+        return self.outside(name)
+
+    def words(self) -> str:
+        rows = self.node("Gather", [self.outside("embeddings.word_embeddings.weight", self.narrow), INPUT_IDS], "words")
+        return self.up(rows)
+
+    def heads_of(self, states: str, layer: str, part: str, perm: Sequence[int]) -> str:
+        name = f"{layer}.attention.self.{part}"
+        shape = self.store("heads", np.array([0, 0, self.heads, self.width // self.heads]))
+        split = self.node("Reshape", [self.linear(states, name, name), shape], f"{name}/heads")
+        return self.node("Transpose", [split], f"{name}/turned", perm=list(perm))
+
+    def layer(self, layer: str, states: str, padding: str) -> str:
+        narrow = self.down(states)
+        queries = self.heads_of(narrow, layer, "query", [0, 2, 1, 3])
+        keys = self.heads_of(narrow, layer, "key", [0, 2, 3, 1])
+        values = self.heads_of(narrow, layer, "value", [0, 2, 1, 3])
+        scale = self.number("query_scale", 1 / math.sqrt(self.width // self.heads))
+        queries = self.node("Mul", [queries, scale], f"{layer}/queries")
+        scores = self.up(self.node("MatMul", [queries, keys], f"{layer}/scores"))
+        lowest = self.number("lowest", float(np.finfo(np.float32).min), narrow=False)  # finite: rows of padding alone stay so
+        scores = self.node("Where", [padding, lowest, scores], f"{layer}/masked")
+        shares = self.down(self.node("Softmax", [scores], f"{layer}/shares", axis=-1))
+        mixed = self.node("MatMul", [shares, values], f"{layer}/mixed")
+        mixed = self.node("Transpose", [mixed], f"{layer}/rows", perm=[0, 2, 1, 3])
+        mixed = self.node("Reshape", [mixed, self.store("flat", np.array([0, 0, self.width]))], f"{layer}/flat")
+        mixed = self.up(self.linear(mixed, f"{layer}.attention.output.dense", f"{layer}/projected"))
+        states = self.node("Add", [states, mixed], f"{layer}/attention_sum")
+        states = self.norm_of(states, f"{layer}.attention.output.LayerNorm", f"{layer}/attended")
+        wide = self.gelu(self.linear(self.down(states), f"{layer}.intermediate.dense", f"{layer}/wide"))
+        back = self.up(self.linear(wide, f"{layer}.output.dense", f"{layer}/back"))
+        return self.norm_of(self.node("Add", [states, back], f"{layer}/sum"), f"{layer}.output.LayerNorm", layer)
+
+    def gelu(self, states: str) -> str:
+        """x / 2 * (1 + erf(x / sqrt 2)), in the type of products."""
+        inner = self.node("Mul", [states, self.number("root_half", math.sqrt(0.5))], f"{states}/inner")
+        share = self.node("Add", [self.node("Erf", [inner], f"{states}/erf"), self.number("unit", 1)], f"{states}/share")
+        half = self.node("Mul", [states, self.number("half_unit", 0.5)], f"{states}/halved")
+        return self.node("Mul", [half, share], f"{states}/gelu")
+
+    def model(self) -> Any:
+        """The whole structure, an onnx.ModelProto."""
+        padding = self.node("Equal", [ATTENTION_MASK, self.store("no", np.array(0))], "padding")
+        padding = self.node("Unsqueeze", [padding, self.store("axes", np.array([1, 2]))], "padding_keys")
+        states = self.embed()
+        for index in range(self.layers):
+            states = self.layer(f"encoder.layer.{index}", states, padding)
+        self.node("Identity", [states], OUTPUTS[1])
+        self.node("Gather", [states, self.store("first", np.array(0))], OUTPUTS[0], axis=1)
+        shapes: list[list[str | int | None]]
+        shapes = [["batch", "length"], ["batch", "length"], ["batch", self.width], ["batch", "length", self.width]]
+        kinds = [TensorProto.INT64] * 2 + [TensorProto.FLOAT] * 2
+        named = zip([*INPUTS, *OUTPUTS], kinds, shapes, strict=True)
+        tensors = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in named]
+        graph = helper.make_graph(self.nodes, "xlm-roberta", tensors[:2], tensors[2:], list(self.tensors.values()))
+        imports = [helper.make_opsetid("", self.opset)]
+        return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="mexma-export")
+
+
+def export_structure(model: XLMRobertaModel, path: Path, *, half: bool) -> None:
+    """Write the structure of an fp32 or fp16 graph. Raises BundleError for an activation other than gelu."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(StructureWriter(model, half=half).model().SerializeToString())

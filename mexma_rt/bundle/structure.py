@@ -1,0 +1,102 @@
+"""Graphs of standard operators, written at first use: a compact bundle runs where the operators of its graph are unknown.
+
+A bundle may carry the *structure* of an fp32 or fp16 graph (`structure/fp32.onnx`, some kilobytes): every operator, and no
+weight, for these stay in the compact graph (weights.py). `built_graph` writes the weights beside a copy of the structure, in
+the user's cache: MEXMA_RT_CACHE, else XDG_CACHE_HOME/mexma-rt, else ~/.cache/mexma-rt.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from mexma_rt.bundle.manifest import Bundle, hash_of_files
+from mexma_rt.bundle.onnxfile import DTYPES, Tensor, initialisers
+from mexma_rt.bundle.weights import holder, weights_of
+from mexma_rt.errors import BundleError, FileError
+from mexma_rt.files.atomic import move_folder, sha256_of
+
+STRUCTURES = {"fp32": "structure/fp32.onnx", "fp16": "structure/fp16.onnx"}
+GRAPH, DATA, HASH = "model.onnx", "weights.data", "weights.sha256"
+
+
+def buildable(bundle: Bundle) -> tuple[str, ...]:
+    """The precisions that have no graph in the bundle but can be built from it, the fastest on a GPU first."""
+    return tuple(p for p in ("fp16", "fp32") if p not in bundle.graphs and STRUCTURES[p] in bundle.files)
+
+
+def built_graph(bundle: Bundle, precision: str) -> Path:
+    """The path of the graph of a buildable precision in the cache, written if it is not there whole.
+
+    Raises FileError (the cache cannot be written), BundleError (structure and weights do not fit).
+    """
+    folder = cache_folder() / f"{bundle.name.replace('/', '-')}-{hash_of_files(bundle.files)}-{precision}"
+    if _whole(folder):
+        return folder / GRAPH
+    work = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    try:
+        work.mkdir(parents=True)
+        write_built(bundle.folder / STRUCTURES[precision], bundle.folder / bundle.graphs[holder(bundle)], work)
+        shutil.rmtree(folder, ignore_errors=True)  # damaged, or absent
+        if not folder.exists():
+            move_folder(work, folder)
+    except OSError as error:
+        if _whole(folder):  # another process was faster
+            return folder / GRAPH
+        raise FileError(
+            f"{folder}: the {precision} graph of {bundle.name!r} cannot be written there ({error.strerror or error}). It is "
+            "made at first use, once. Make room, or name another place in the environment variable MEXMA_RT_CACHE."
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder / GRAPH
+
+
+def write_built(structure: Path, graph: Path, folder: Path) -> None:
+    """Write `model.onnx` (a copy of the structure), its weights and their SHA-256 into an existing folder.
+
+    Raises BundleError unless the graph has every weight of the structure in its shape.
+    """
+    wanted = {name: tensor for name, tensor in initialisers(structure).items() if tensor.location == DATA}
+    left = set(wanted)
+    with (folder / DATA).open("wb") as file:
+        for name, numbers in weights_of(graph):
+            if name in wanted:
+                file.seek(wanted[name].start)
+                file.write(_bytes(structure, wanted[name], numbers))
+                left.discard(name)
+    if left:
+        raise BundleError(f"{graph} lacks weights of {structure}: {sorted(left)[0]} first. Export the bundle again.")
+    shutil.copyfile(structure, folder / GRAPH)
+    (folder / HASH).write_text(sha256_of(folder / DATA) + " " + sha256_of(folder / GRAPH) + "\n", encoding="ascii")
+
+
+def cache_folder() -> Path:
+    """Where graphs are written that are made at first use."""
+    named, home = os.environ.get("MEXMA_RT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if named:
+        return Path(named)
+    return (Path(home) if home else Path("~/.cache").expanduser()) / "mexma-rt"
+
+
+def _bytes(structure: Path, tensor: Tensor, numbers: np.ndarray) -> bytes:
+    content = np.ascontiguousarray(numbers, dtype=DTYPES[tensor.kind]).tobytes()
+    if numbers.shape != tensor.shape or len(content) != tensor.stop - tensor.start:
+        raise BundleError(
+            f"{structure} wants {tensor.name} in the shape {list(tensor.shape)}, and the compact graph has "
+            f"{list(numbers.shape)}. Export the bundle again."
+        )
+    return content
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the folder holds what was once written there, by its hashes."""
+    try:
+        said = (folder / HASH).read_text(encoding="ascii").split()
+        return said == [sha256_of(folder / DATA), sha256_of(folder / GRAPH)]
+    except (OSError, ValueError):
+        return False
