@@ -20,7 +20,13 @@ from mexma_export.usage import parse_languages
 from mexma_rt.bundle.manifest import TOKENIZER, WEIGHTS
 from mexma_rt.errors import InputError, MexmaError, require_extra
 
-CARRIED = ("tokenizer_config.json", "special_tokens_map.json", "sentence_bert_config.json", "modules.json", "README.md")
+CARRIED: tuple[str, ...] = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "sentence_bert_config.json",
+    "modules.json",
+    "README.md",
+)
 CARRIED += ("config_sentence_transformers.json", "1_Pooling", "2_Normalize")
 
 

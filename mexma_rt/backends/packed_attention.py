@@ -60,7 +60,8 @@ def make_layout(lengths_S: np.ndarray, kind: str, device: torch.device | str = "
     tokens, longest, starts = int(ends[-1]), int(lengths_S.max()), ends - lengths_S
     cumulative = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)).to(device)
     sentence_T = np.repeat(np.arange(len(lengths_S)), lengths_S)
-    tables, back, mask = (), None, None
+    tables: tuple[Table, ...] = ()
+    back, mask = None, None
     if kind == "padded":
         tables = tuple(_table(lengths_S, starts, chosen, device) for chosen in _of_similar_length(lengths_S))
         back = torch.argsort(torch.cat([table.tokens_N for table in tables]))
