@@ -13,21 +13,16 @@ from mexma_rt.errors import InputError
 def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
     """Return the texts as a list, or raise InputError saying what is wrong, at which index, and what to type.
 
-    Any iterable of str with an order is accepted: list, tuple, generator, numpy array or pandas Series. Empty and blank
-    strings are texts. Lone surrogates are refused, because they are no Unicode text and could only be changed in silence.
+    Any iterable of str with an order is accepted: list, tuple, generator, numpy array, and a column of pandas, polars, pyarrow
+    or datasets. A table is refused, because its iteration gives column names or rows. Empty and blank strings are texts. Lone
+    surrogates are refused, because they are no Unicode text and could only be changed in silence.
     """
-    if isinstance(texts, str):
-        raise InputError(f"{name} is a single str, but a list of sentences is needed. Type [text] instead of text.")
-    if isinstance(texts, (set, frozenset, Mapping)):
-        raise InputError(f"{name} is a {type(texts).__name__}, but a list of sentences is needed. Type list(...) of it.")
-    if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Iterable):
-        raise InputError(f"{name} is of type {type(texts).__name__}, but a list of sentences (str) is needed.")
-    if isinstance(texts, np.ndarray) and texts.ndim != 1:
-        raise InputError(f"{name} is an array of shape {texts.shape}, but sentences [n] are needed. Type array.ravel().")
-    items = list(texts)
+    items = text_items(texts, name)
     for index, text in enumerate(items):
         if not isinstance(text, str):
-            raise InputError(_not_a_string(name, index, text))
+            text = items[index] = _python_value(text)
+            if not isinstance(text, str):
+                raise InputError(_not_a_string(name, index, text))
         if not text.isascii():  # isascii reads one flag, so the common case costs nothing
             try:
                 text.encode()
@@ -40,13 +35,97 @@ def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
     return items
 
 
+def text_items(texts: Iterable[Any], name: str) -> list[Any]:
+    """The items of what has an order and one dimension, unchecked. Raises InputError for a single text and for any table."""
+    if isinstance(texts, str):
+        raise InputError(f"{name} is a single str, but a list of sentences is needed. Type [text] instead of text.")
+    if isinstance(texts, (set, frozenset)):
+        raise InputError(f"{name} is a {type(texts).__name__}, but a list of sentences is needed. Type list(...) of it.")
+    if (columns := columns_of(texts)) is not None:
+        raise InputError(_table_message(texts, columns, name))
+    if isinstance(texts, np.ndarray) and texts.ndim != 1:
+        raise InputError(f"{name} is an array of shape {texts.shape}, but sentences [n] are needed. Type array.ravel().")
+    if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Iterable):
+        raise InputError(f"{name} is of type {type(texts).__name__}, but a list of sentences (str) is needed.")
+    if type(texts).__module__.partition(".")[0] == "pyarrow" and hasattr(texts, "to_pylist"):
+        return list(texts.to_pylist())  # its own iteration gives scalars
+    return list(texts)
+
+
 def _not_a_string(name: str, index: int, item: object) -> str:
     message = f"{name}[{index}] is of type {type(item).__name__}, but each sentence must be a str."
-    if item is None or (isinstance(item, float) and np.isnan(item)):  # NaN: how a pandas Series says missing
+    if is_missing(item):
         return f"{message} It is a missing value: drop it, or type '' for an empty sentence."
     if isinstance(item, (bytes, bytearray)):
         return f"{message} Type item.decode('utf-8')."
+    if isinstance(item, Mapping) and item:
+        key = next(iter(item))
+        return f"{message} These are rows of a table with the columns {_listed(item)}: type [row[{key!r}] for row in {name}]."
     return message
+
+
+def is_missing(item: object) -> bool:
+    """Whether an item is what a library has for no value: None, NaN, NaT, pandas' NA, numpy's masked, a null of pyarrow."""
+    if item is None or item is np.ma.masked or type(item).__name__ == "NAType":
+        return True
+    try:
+        return bool(item != item)  # NaN and NaT of every library, and of Decimal
+    except (TypeError, ValueError, ArithmeticError):  # such as arrays
+        return False
+
+
+def _python_value(item: Any) -> Any:
+    """A scalar of pyarrow as Python's value; anything else as it is."""
+    return item.as_py() if hasattr(type(item), "as_py") else item
+
+
+def columns_of(texts: Any) -> list[Any] | None:
+    """The columns of a table (mapping, data frame, Arrow table, data set, structured array), or None for what is no table.
+
+    Its iteration gives column names, columns or rows, so what is asked is what tables have and columns have not.
+    """
+    if isinstance(texts, Mapping):
+        return list(texts)
+    if isinstance(texts, np.ndarray):
+        return list(texts.dtype.names) if texts.dtype.names else None
+    if hasattr(type(texts), "collect_schema"):  # a lazy frame of polars, whose .columns costs a query and a warning
+        return list(texts.collect_schema())
+    for attribute in ("column_names", "columns"):  # pyarrow and datasets; pandas, polars, dask, Spark and DuckDB
+        if hasattr(type(texts), attribute):  # of the type: a pandas Series finds the labels of its index as attributes
+            found = getattr(texts, attribute)
+            if found is not None and not callable(found):
+                return list(found)
+    return None
+
+
+def _table_message(texts: Any, columns: list[Any], name: str) -> str:
+    kind, module = type(texts).__name__, type(texts).__module__.partition(".")[0]
+    what = f"{name} is a {kind}" + (f" of {module}" if module not in ("builtins", "collections") else "")
+    if isinstance(texts, Mapping) and columns and columns_of(texts[columns[0]]) is not None:  # the splits of a data set
+        inner = columns_of(texts[columns[0]]) or ["NAME"]
+        line = f"{name}[{columns[0]!r}][{inner[0]!r}]"
+        return f"{what} of tables, but a list of sentences is needed. Give one column of one of them, such as {line}."
+    if isinstance(texts, Mapping) and (
+        not columns or isinstance(texts[columns[0]], (str, int, float))
+    ):  # names to texts, or counts
+        line = f"list({name}.values())" if columns and isinstance(texts[columns[0]], str) else f"list({name})"
+        return f"{what}, but a list of sentences is needed. Type {line}."
+    start = f"{what} with the columns {_listed(columns)}" if columns else what
+    column = repr(columns[0]) if columns else "'NAME'"
+    line = f"{name}[{column}]"
+    if hasattr(type(texts), "collect_schema") and hasattr(type(texts), "collect"):
+        line = f"{name}.collect()[{column}]"
+    elif not hasattr(type(texts), "__getitem__"):  # a stream of rows
+        line = f"[row[{column}] for row in {name}]"
+    return (
+        f"{start}, but a list of sentences is needed. Give the column that has the text. Type {line}"
+        f"{' (or another column)' if len(columns) > 1 else ''}."
+    )
+
+
+def _listed(columns: Iterable[Any]) -> str:
+    names = [str(column) for column in columns]
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def check_vectors(vectors: np.ndarray, name: str) -> np.ndarray:

@@ -7,7 +7,7 @@ similarity of their vectors. Nothing is trained, so it works for every pair of l
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from mexma_rt.align.links import METHODS, find_links
 from mexma_rt.align.wordsplit import join_words, split_words
-from mexma_rt.checks import check_choice, check_texts
+from mexma_rt.checks import check_choice, check_texts, text_items
 from mexma_rt.embedding.tokens import TokenVectors, embed_tokens
 from mexma_rt.errors import InputError, TruncationWarning
 from mexma_rt.progress import progress_bar
@@ -108,10 +108,8 @@ class _Sentence:
 
 
 def _sentences(sentences: Iterable[str | Sequence[str]], name: str) -> list[_Sentence]:
-    if not isinstance(sentences, Iterable) or isinstance(sentences, (str, bytes, bytearray, Set, Mapping)):
-        check_texts(sentences, name)  # raises, with what to type
     result = []
-    for index, item in enumerate(sentences):
+    for index, item in enumerate(text_items(sentences, name)):
         if isinstance(item, (list, tuple)):
             text, spans = join_words(check_texts(item, f"{name}[{index}]"))
         else:

@@ -40,7 +40,7 @@ def test_unusual_texts_are_texts(texts):
         (7, "texts is of type int, but a list of sentences (str) is needed."),
         (b"Hello", "texts is of type bytes, but a list of sentences (str) is needed."),
         ({"a"}, "texts is a set, but a list of sentences is needed. Type list(...) of it."),
-        ({"a": "b"}, "texts is a dict, but a list of sentences is needed. Type list(...) of it."),
+        ({"a": "b"}, "texts is a dict, but a list of sentences is needed. Type list(texts.values())."),
         (np.array("a"), "texts is an array of shape (), but sentences [n] are needed."),
         (np.array([["a"]]), "texts is an array of shape (1, 1), but sentences [n] are needed."),
         (["a", 5], "texts[1] is of type int, but each sentence must be a str."),

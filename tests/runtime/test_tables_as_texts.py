@@ -1,0 +1,149 @@
+"""Tables and columns of other libraries as texts: a column is a list of sentences, a table is refused with what to type."""
+
+from __future__ import annotations
+
+import asyncio
+import decimal
+import re
+from collections import Counter, OrderedDict, UserDict, deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mexma_rt
+from mexma_rt import InputError
+from mexma_rt.checks import check_texts
+
+ROWS = {"text": ["un chat", "deux chiens", "trois"], "label": [1, 2, 3]}
+TEXTS = ROWS["text"]
+
+# How each is made of a library; a library that is not installed skips its cases.
+TABLES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    "pandas": ("pandas", lambda pd: pd.DataFrame(ROWS), "texts is a DataFrame of pandas with the columns text, label"),
+    "pandas-one-column": ("pandas", lambda pd: pd.DataFrame({"text": TEXTS}), "Type texts['text']."),
+    "pandas-group": ("pandas", lambda pd: pd.DataFrame(ROWS).groupby("label"), "texts[0] is of type tuple"),
+    "pandas-two-levels": ("pandas", lambda pd: pd.concat({"a": pd.DataFrame(ROWS)}, axis=1), "Type texts[('a', 'text')]"),
+    "pandas-wide": ("pandas", lambda pd: pd.DataFrame([range(99)]), "columns 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 89 more"),
+    "polars": ("polars", lambda pl: pl.DataFrame(ROWS), "Type texts['text'] (or another column)."),
+    "polars-lazy": ("polars", lambda pl: pl.LazyFrame(ROWS), "Type texts.collect()['text'] (or another column)."),
+    "arrow": ("pyarrow", lambda pa: pa.table(ROWS), "texts is a Table of pyarrow with the columns text, label"),
+    "arrow-batch": ("pyarrow", lambda pa: pa.record_batch(ROWS), "Type texts['text'] (or another column)."),
+    "arrow-struct": ("pyarrow", lambda pa: pa.table(ROWS).to_struct_array(), "type [row['text'] for row in texts]"),
+    "datasets": ("datasets", lambda ds: ds.Dataset.from_dict(ROWS), "Type texts['text'] (or another column)."),
+    "datasets-splits": (
+        "datasets",
+        lambda ds: ds.DatasetDict({"train": ds.Dataset.from_dict(ROWS)}),
+        "of tables, but a list of sentences is needed. Give one column of one of them, such as texts['train']['text'].",
+    ),
+    "datasets-stream": (
+        "datasets",
+        lambda ds: ds.Dataset.from_dict(ROWS).to_iterable_dataset(),
+        "IterableDataset of datasets with the columns text, label",
+    ),
+    "dict": ("builtins", lambda _: ROWS, "texts is a dict with the columns text, label"),
+    "ordered": ("builtins", lambda _: OrderedDict(ROWS), "texts is a OrderedDict with the columns text, label"),
+    "user": ("builtins", lambda _: UserDict(ROWS), "texts is a UserDict with the columns text, label"),
+    "counter": (
+        "builtins",
+        lambda _: Counter("ab"),
+        "texts is a Counter, but a list of sentences is needed. Type list(texts).",
+    ),
+    "empty-dict": ("builtins", lambda _: {}, "texts is a dict, but a list of sentences is needed."),
+    "rows": ("builtins", lambda _: [{"text": "a"}], "columns text: type [row['text'] for row in texts]."),
+    "numpy-records": ("numpy", lambda np: np.array([("a", 1)], [("t", "U3"), ("n", "i4")]), "Type texts['t']"),
+}
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "pandas": ("pandas", lambda pd: pd.Series(TEXTS)),
+    "pandas-object": ("pandas", lambda pd: pd.Series(TEXTS, dtype=object)),
+    "pandas-string": ("pandas", lambda pd: pd.Series(TEXTS, dtype="string")),
+    "pandas-category": ("pandas", lambda pd: pd.Series(TEXTS, dtype="category")),
+    "pandas-index": ("pandas", lambda pd: pd.Index(TEXTS)),
+    "pandas-from-9": ("pandas", lambda pd: pd.Series(TEXTS, index=[9, 8, 7])),
+    "pandas-labelled": ("pandas", lambda pd: pd.Series(TEXTS, index=["columns", "column_names", "as_py"])),
+    "polars": ("polars", lambda pl: pl.Series(TEXTS)),
+    "polars-categorical": ("polars", lambda pl: pl.Series(TEXTS, dtype=pl.Categorical)),
+    "arrow": ("pyarrow", lambda pa: pa.array(TEXTS)),
+    "arrow-chunks": ("pyarrow", lambda pa: pa.chunked_array([TEXTS[:1], TEXTS[1:]])),
+    "arrow-large": ("pyarrow", lambda pa: pa.array(TEXTS, pa.large_string())),
+    "arrow-view": ("pyarrow", lambda pa: pa.array(TEXTS, pa.string_view())),
+    "arrow-dictionary": ("pyarrow", lambda pa: pa.array(TEXTS).dictionary_encode()),
+    "arrow-scalars": ("pyarrow", lambda pa: list(pa.array(TEXTS))),
+    "datasets": ("datasets", lambda ds: ds.Dataset.from_dict(ROWS)["text"]),
+    "datasets-stream": ("datasets", lambda ds: ds.Dataset.from_dict(ROWS).to_iterable_dataset()["text"]),
+    "numpy-str": ("numpy", lambda np: np.array(TEXTS)),
+    "numpy-object": ("numpy", lambda np: np.array(TEXTS, dtype=object)),
+    "numpy-unmasked": ("numpy", lambda np: np.ma.array(TEXTS)),
+    "deque": ("builtins", lambda _: deque(TEXTS)),
+}
+
+MISSING: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "pandas-None": ("pandas", lambda pd: pd.Series(["a", None])),
+    "pandas-NA": ("pandas", lambda pd: pd.Series(["a", pd.NA], dtype="string")),
+    "pandas-object-NA": ("pandas", lambda pd: pd.Series(["a", pd.NA], dtype=object)),
+    "list-of-NA": ("pandas", lambda pd: ["a", pd.NA]),
+    "pandas-NaT": ("pandas", lambda pd: ["a", pd.NaT]),
+    "pandas-category": ("pandas", lambda pd: pd.Series(["a", None], dtype="category")),
+    "polars": ("polars", lambda pl: pl.Series(["a", None])),
+    "arrow": ("pyarrow", lambda pa: pa.array(["a", None])),
+    "arrow-scalars": ("pyarrow", lambda pa: list(pa.array(["a", None]))),
+    "numpy-float32": ("numpy", lambda np: ["a", np.float32("nan")]),
+    "numpy-masked": ("numpy", lambda np: np.ma.array(["a", "b"], mask=[False, True])),
+    "decimal": ("builtins", lambda _: ["a", decimal.Decimal("nan")]),
+}
+
+
+def made(library: str, make: Callable[[Any], Any]) -> Any:
+    return make(pytest.importorskip(library, reason=f"{library} makes the table or column"))
+
+
+@pytest.mark.parametrize(("library", "make", "message"), TABLES.values(), ids=TABLES.keys())
+def test_a_table_is_refused_with_the_line_to_type(library, make, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_texts(made(library, make))
+
+
+@pytest.mark.parametrize(("library", "make"), COLUMNS.values(), ids=COLUMNS.keys())
+def test_a_column_is_a_list_of_sentences(library, make):
+    assert check_texts(made(library, make)) == TEXTS
+
+
+@pytest.mark.parametrize(("library", "make"), MISSING.values(), ids=MISSING.keys())
+def test_a_missing_value_is_called_one(library, make):
+    message = r"texts\[1\] is of type .* It is a missing value: drop it, or type '' for an empty sentence\."
+    with pytest.raises(InputError, match=message):
+        check_texts(made(library, make))
+
+
+VERBS: dict[str, Callable[[Any, Any], Any]] = {
+    "embed": lambda encoder, texts: mexma_rt.embed(texts),
+    "encode": lambda encoder, texts: encoder.encode(texts),
+    "embed_tokens": lambda encoder, texts: encoder.embed_tokens(texts),
+    "aembed": lambda encoder, texts: asyncio.run(encoder.aembed(texts)),
+    "mine": lambda encoder, texts: mexma_rt.mine(texts, texts, k=1, retrieval="knn", encoder=encoder),
+    "score_pairs": lambda encoder, texts: mexma_rt.score_pairs(texts, texts, k=1, encoder=encoder),
+    "align_documents": lambda encoder, texts: mexma_rt.align_documents(texts, texts, encoder=encoder),
+    "align_words": lambda encoder, texts: mexma_rt.align_words(texts, texts, encoder=encoder),
+}
+
+
+@pytest.fixture(scope="module")
+def encoder() -> mexma_rt.Encoder:
+    return mexma_rt.load()
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS.keys())
+def test_every_verb_refuses_a_table_and_takes_its_column(verb, encoder):
+    pd = pytest.importorskip("pandas", reason="makes the table")
+    table = pd.DataFrame(ROWS)
+    with pytest.raises(InputError, match=r"is a DataFrame of pandas with the columns text, label.*\['text'\]"):
+        verb(encoder, table)
+    with encoder.service() as service, pytest.raises(InputError, match="is a DataFrame"):
+        service.embed(table)
+    ours, theirs = verb(encoder, TEXTS), verb(encoder, table["text"])
+    if isinstance(ours, np.ndarray):
+        np.testing.assert_array_equal(ours, theirs)
+    else:
+        assert len(ours) == len(theirs) >= 1
