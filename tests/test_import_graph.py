@@ -97,8 +97,14 @@ def test_every_door_opens(name):
         package.nothing  # noqa: B018
 
 
+def test_the_picture_in_architecture_md_is_that_of_the_code():
+    again = "put the output of `python docs/import_graph.py` into ARCHITECTURE.md"
+    assert f"```mermaid\n{graph.picture()}```" in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), again
+
+
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "train/README.md", "mexma_rt/models/mexma-mini/README.md")),
+    *sorted(ROOT.glob("*.md")),
+    *(ROOT / name for name in ("train/README.md", "mexma_rt/models/mexma-mini/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "benchmarks").rglob("*.md")),
 ]

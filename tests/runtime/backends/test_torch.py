@@ -1,6 +1,6 @@
 """The torch back end against onnxruntime's fp32 graph of the same bundle, what it refuses, and when "auto" takes it.
 
-No GPU here: `choose` and `flash` play CUDA's answers; what CUDA computes is compared in benchmarks/gpu_once.py and below (gpu).
+No GPU here: `choose` and `flash` play CUDA's answers; what CUDA computes is compared below (gpu).
 """
 
 from __future__ import annotations
