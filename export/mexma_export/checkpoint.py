@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import XLMRobertaModel
 
-FILES = ["config.json", "model.safetensors", "tokenizer.json", "README.md"]
+FILES = ["config.json", "model.safetensors", "tokenizer.json", "README.md", "modules.json", "*/config.json"]
 SPECIAL_IDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
 SPARE_ROWS = 128  # embedding tables are often padded to a multiple of 8, 64 or 128 rows
 
@@ -64,6 +64,7 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     """
     folder = _find(source, revision)
     config = _read_config(folder)
+    check_pooling(folder)
     weights = _find_weights(folder)
     tokenizer = _load_tokenizer(folder, config)
     return Checkpoint(
@@ -74,6 +75,38 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
         model=_load_model(folder),
         tokenizer=tokenizer,
     )
+
+
+def check_pooling(folder: Path) -> None:
+    """Refuse what makes its sentence vectors otherwise than from the `<s>` state, which is what the graphs give.
+
+    Raises BundleError for a sentence-transformers folder (modules.json) with another pooling or a module beside the encoder,
+    its pooling and its normalisation.
+    """
+    path = folder / "modules.json"
+    if not path.is_file():
+        return
+    try:
+        modules = [(str(m["type"]).rsplit(".", 1)[-1], folder / str(m["path"])) for m in json.loads(path.read_text("utf-8"))]
+        poolings = [json.loads((place / "config.json").read_text("utf-8")) for kind, place in modules if kind == "Pooling"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"{path}: what it says of the pooling cannot be read ({error}), so nothing says how this model makes a sentence "
+            "vector. Copy the whole folder again, with its subfolders."
+        ) from error
+    if unknown := sorted({kind for kind, _ in modules} - {"Transformer", "Pooling", "Normalize"}):
+        raise BundleError(
+            f"{path} names the module {unknown[0]}, which this export does not know: its vectors would be other ones than the "
+            "model's. Only an encoder with the pooling 'cls', normalised or not, can be exported."
+        )
+    for pooling in poolings:
+        modes = {name.removeprefix("pooling_mode_") for name, on in pooling.items() if name.startswith("pooling_mode_") and on}
+        modes |= {str(pooling["pooling_mode"])} if "pooling_mode" in pooling else set()
+        if {mode.removesuffix("_token") for mode in modes} != {"cls"}:
+            raise BundleError(
+                f"{folder}: its sentence-transformers settings ask for the pooling {', '.join(sorted(modes)) or 'none'}, but "
+                "the graphs give the state of <s> ('cls'): every vector would be wrong. Only 'cls' can be exported so far."
+            )
 
 
 def _find(source: str | Path, revision: str | None) -> Path:
@@ -204,6 +237,11 @@ def _load_model(folder: Path) -> XLMRobertaModel:
         raise BundleError(
             f"{folder}: model.safetensors lacks {len(missing)} weights, {missing[0]} first; they would be random "
             "numbers. The file is incomplete or belongs to another config.json."
+        )
+    if extra := sorted(name for name in info["unexpected_keys"] if re.search(r"(^|\.)encoder\.layer\.\d+\.", name)):
+        raise BundleError(
+            f"{folder}: model.safetensors has {len(extra)} weights of the encoder that config.json leaves out, {extra[0]} "
+            "first: the vectors would be another model's. Copy the config.json that belongs to the weights."
         )
     bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if bad:

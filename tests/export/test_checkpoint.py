@@ -76,7 +76,10 @@ def test_a_hub_name_fetches_safe_files_only(tiny_checkpoint: Path, monkeypatch: 
     assert asked == {
         "name": "some-lab/mexma",
         "revision": "v1",
-        "allow_patterns": ["config.json", "model.safetensors", "tokenizer.json", "README.md"],
+        "allow_patterns": [
+            *("config.json", "model.safetensors", "tokenizer.json", "README.md"),
+            *("modules.json", "*/config.json"),  # which say how the model pools
+        ],
     }
 
 
@@ -157,3 +160,51 @@ def test_truncation_and_padding_in_the_file_are_switched_off(folder: Path) -> No
     tokenizer.save(str(folder / "tokenizer.json"))
     assert len(load_checkpoint(folder).tokenizer.encode("The children were playing near the river.").ids) > 8
     assert load_checkpoint(folder).tokenizer.encode("").ids == [0, 2]
+
+
+def sentence_transformers(folder: Path, pooling: dict[str, object] | None, *more: str) -> None:
+    """modules.json as sentence-transformers writes it, and the pooling's own file (None: left out)."""
+    kinds = ["Transformer", "Pooling", *more]
+    paths = ["", "1_Pooling", *(f"{i}_{kind}" for i, kind in enumerate(more, 2))]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    if pooling is not None:
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "more", "message"),
+    [
+        ({"pooling_mode_mean_tokens": True}, (), "ask for the pooling mean_tokens, but the graphs give the state of <s>"),
+        ({"pooling_mode": "mean"}, ("Normalize",), "ask for the pooling mean, but"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}, (), "ask for the pooling cls_token, max_tokens"),
+        ({}, (), "ask for the pooling none"),
+        ({"pooling_mode_cls_token": True}, ("Dense",), "names the module Dense, which this export does not know"),
+        (None, (), r"what it says of the pooling cannot be read .*Copy the whole folder again"),
+    ],
+)
+def test_another_pooling_than_that_of_the_graphs(
+    folder: Path, pooling: dict[str, object] | None, more: tuple[str, ...], message: str
+) -> None:
+    sentence_transformers(folder, pooling, *more)
+    with pytest.raises(BundleError, match=message):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "pooling", [{"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, {"pooling_mode": "cls"}]
+)
+def test_the_pooling_of_the_graphs_is_taken(folder: Path, pooling: dict[str, object]) -> None:
+    sentence_transformers(folder, pooling, "Normalize")
+    assert load_checkpoint(folder).dimensions == 32
+
+
+def test_a_layer_more_than_config_json_says(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": config["num_hidden_layers"] - 1}))
+    with pytest.raises(BundleError, match=r"weights of the encoder that config\.json leaves out, .*encoder\.layer\."):
+        load_checkpoint(folder)
