@@ -134,7 +134,7 @@ def run_arm(arm: Arm, recipe: Recipe, shards: Shards, source: Path, seconds: flo
     return encoder, done
 
 
-def measure(encoder: Encoder, shards: Shards, flores: Path, tatoeba: Path) -> dict[str, float]:
+def measure(encoder: Encoder, shards: Shards, dev_share: float, flores: Path, tatoeba: Path) -> dict[str, float]:
     tokenizer = load_tokenizer(shards.tokenizer_path)
 
     def embed(texts: list[str]) -> np.ndarray:
@@ -145,7 +145,7 @@ def measure(encoder: Encoder, shards: Shards, flores: Path, tatoeba: Path) -> di
         with torch.autocast("cpu", torch.bfloat16):
             return model_dev.embed_whole(encoder, batch)
 
-    held = held_out_segments(shards, model_dev.HELD_OUT)
+    held = held_out_segments(shards, dev_share)
     pairs = {lang: rows[:DEV_PAIRS] for lang, rows in model_dev.dev_pairs(shards, held).items()}
     english = embed((flores / "eng.txt").read_text(encoding="utf-8").splitlines())
     errors = {
@@ -208,7 +208,12 @@ def main(
         if any(line["arm"] == arm.name for line in lines) or (only and arm.name not in only):
             continue
         encoder, stages = run_arm(arm, recipe, shards, source, minutes * 60)
-        line = {"arm": arm.name, "minutes": minutes, "stages": stages, **measure(encoder, shards, flores, tatoeba)}
+        line = {
+            "arm": arm.name,
+            "minutes": minutes,
+            "stages": stages,
+            **measure(encoder, shards, recipe.sampling.dev_share, flores, tatoeba),
+        }
         with results.open("a") as file:
             file.write(json.dumps(line) + "\n")
         click.echo(json.dumps(line))

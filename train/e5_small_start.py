@@ -112,16 +112,9 @@ def hugging_face(sizes: dict[str, int | float], arrays: dict[str, np.ndarray]) -
         for short, long in PER_LAYER.items():
             weight, bias = arrays[f"l{layer}.{short}.w"], arrays[f"l{layer}.{short}.b"]
             is_norm = len(weight) == len(bias)
-            tensors[f"encoder.layer.{layer}.{long}.weight"] = (
-                weight if is_norm else weight.reshape(len(bias), width_of(weight, bias))
-            )
+            tensors[f"encoder.layer.{layer}.{long}.weight"] = weight if is_norm else weight.reshape(len(bias), -1)
             tensors[f"encoder.layer.{layer}.{long}.bias"] = bias
     return tensors
-
-
-def width_of(weight: np.ndarray, bias: np.ndarray) -> int:
-    """Inputs of a product with as many outputs as biases."""
-    return len(weight) // len(bias)
 
 
 def write_folder(data: bytes, tokenizer_path: Path, folder: Path) -> None:

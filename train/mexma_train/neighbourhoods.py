@@ -1,5 +1,4 @@
-"""Hard negatives: English segments that a teacher puts close together, for batches in which a translation has lookalikes; and
-the translations of a segment, which share the cost of its English side.
+"""Hard negatives: English segments that a teacher puts close together, for batches in which a translation has lookalikes.
 
 In a batch of random pairs nearly every translation is found after a few hundred updates, and little is left to learn. Here the
 teacher's vectors of all English segments (`mexma-train teach`) are cut in half again and again, each time across the line
@@ -19,31 +18,6 @@ from mexma_train.data.shards import Shards
 LEAF = 32
 NEAR = 0.95  # cosine: above it two segments may mean the same, and would be false negatives of each other
 SAMPLE = 256  # members that a cut looks at
-
-
-@dataclass(frozen=True, kw_only=True)
-class Translations:
-    """The pairs of each English segment."""
-
-    pairs: np.ndarray  # pair numbers, those of a segment together
-    first: np.ndarray  # int64 [E + 1], where those of each segment begin
-
-    def one_of(self, rng: np.random.Generator, segments: np.ndarray) -> np.ndarray:
-        """A pair of each segment, any of them alike."""
-        return self.pairs[self.first[segments] + rng.integers(0, self.first[segments + 1] - self.first[segments])]
-
-    def others(self, rng: np.random.Generator, segments: np.ndarray, most: int) -> np.ndarray:
-        """Up to `most` pairs of each segment, without repetition."""
-        chosen = [rng.permutation(self.pairs[self.first[s] : self.first[s + 1]])[:most] for s in segments]
-        return np.concatenate(chosen) if chosen else np.empty(0, np.int64)
-
-
-def translations_of(shards: Shards, rows: np.ndarray) -> Translations:
-    """Those among the pairs `rows`."""
-    english = shards.pair_english[rows].astype(np.int64)
-    by_segment = np.argsort(english, kind="stable")
-    first = np.searchsorted(english[by_segment], np.arange(len(shards.english_hash) + 1))
-    return Translations(pairs=np.asarray(rows, np.int64)[by_segment], first=first)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,9 @@ from mexma_rt.errors import InputError
 from mexma_train.config import SamplingConfig
 from mexma_train.data.dev_split import held_out_segments, training_part
 from mexma_train.data.shards import Shards
-from mexma_train.neighbourhoods import Neighbourhoods, Translations, make_neighbourhoods, translations_of
+from mexma_train.neighbourhoods import Neighbourhoods, make_neighbourhoods
 from mexma_train.permutation import permute
+from mexma_train.translations import Translations, translations_of
 
 BATCH, BUCKET, DEAL, EPOCH, ESTIMATE, OTHERS, NEAR, MORE = range(8)  # streams of random numbers
 ESTIMATE_PAIRS = 16_384  # the mean length of pairs is then known to 1 % (their lengths spread by about their mean)
