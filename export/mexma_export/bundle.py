@@ -74,7 +74,8 @@ def export_bundle(
 
     `precisions` names the graphs ("fp32", "fused", "int8", "mixed", "w8", "w4", "fp16"); a named one that fails its gate fails
     all. None chooses: fp32 and int8, or mixed in the place of an int8 that fails, which the report and parity.json then say.
-    `max_length` (tokens with `<s>` and `</s>`) is the bundle's default, 128 unless the position table is shorter;
+    `max_length` (tokens with `<s>` and `</s>`) is the bundle's default: what a sentence-transformers folder says, else 128, or
+    the position table's limit where that is less;
     `weights=False` leaves model.safetensors out (sentence-transformers then cannot load the bundle); `sentences` replaces
     the 562 shipped ones of the gate; `trim_vocab` names text files (plain, .gz, .xz) whose pieces alone the vocabulary keeps
     (see mexma_export.trim; the gate still compares with the untrimmed model), beside those of `languages` (ISO 639-3; see
@@ -96,7 +97,7 @@ def export_bundle(
     with new_folder(target, force=force) as folder:
         tell("load checkpoint", 0, 1)
         source = load_checkpoint(checkpoint, revision=revision)
-        length = _length(max_length, source.max_length_limit)
+        length = _length(max_length, source.max_length_limit, source.pipeline.max_length)
         name = name or source.name.rsplit("/", 1)[-1]
         shipped = sentences is None
         sentences = load_sentences() if sentences is None else list(sentences)
@@ -219,9 +220,9 @@ def _default_precision(
     return "fp16", "the only one exported; onnxruntime on CPU runs it slower than fp32"
 
 
-def _length(wanted: int | None, limit: int) -> int:
+def _length(wanted: int | None, limit: int, owner: int | None) -> int:
     if wanted is None:
-        return min(DEFAULT_MAX_LENGTH, limit)
+        return min(owner or DEFAULT_MAX_LENGTH, limit)
     if not 3 <= wanted <= limit:
         raise InputError(
             f"max length {wanted} is outside 3 to {limit}: the position table has {limit + 2} rows, of which XLM-R leaves "

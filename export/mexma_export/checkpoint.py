@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mexma_export.pipeline import Pipeline, read_pipeline
 from mexma_rt.bundle.known import find_known
 from mexma_rt.bundle.manifest import MANIFEST
 from mexma_rt.errors import BundleError, FileError
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import XLMRobertaModel
 
-FILES = ["config.json", "model.safetensors", "tokenizer.json", "README.md", "modules.json", "*/config.json"]
+FILES = ["config.json", "model.safetensors", "tokenizer.json", "README.md"]
+FILES += [
+    "modules.json",
+    "*/config.json",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
+    "tokenizer_config.json",
+]
 SPECIAL_IDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
 SPARE_ROWS = 128  # embedding tables are often padded to a multiple of 8, 64 or 128 rows
 
@@ -36,6 +44,7 @@ class Checkpoint:
     config: dict[str, Any]
     model: XLMRobertaModel
     tokenizer: Tokenizer  # without truncation and padding
+    pipeline: Pipeline
     kept: np.ndarray | None = None  # int64 [V]: the model's rows for the pieces of a trimmed tokenizer (trim.py); None: all
 
     @property
@@ -64,7 +73,8 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     """
     folder = _find(source, revision)
     config = _read_config(folder)
-    check_pooling(folder)
+    pipeline = read_pipeline(folder)
+    check_supported(folder, pipeline)
     weights = _find_weights(folder)
     tokenizer = _load_tokenizer(folder, config)
     return Checkpoint(
@@ -74,38 +84,28 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
         config=config,
         model=_load_model(folder),
         tokenizer=tokenizer,
+        pipeline=pipeline,
     )
 
 
-def check_pooling(folder: Path) -> None:
-    """Refuse what makes its sentence vectors otherwise than from the `<s>` state, which is what the graphs give.
-
-    Raises BundleError for a sentence-transformers folder (modules.json) with another pooling or a module beside the encoder,
-    its pooling and its normalisation.
-    """
-    path = folder / "modules.json"
-    if not path.is_file():
-        return
-    try:
-        modules = [(str(m["type"]).rsplit(".", 1)[-1], folder / str(m["path"])) for m in json.loads(path.read_text("utf-8"))]
-        poolings = [json.loads((place / "config.json").read_text("utf-8")) for kind, place in modules if kind == "Pooling"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+def check_supported(folder: Path, pipeline: Pipeline) -> None:
+    """Raise BundleError for what the owner's `encode` would do and the bundle would not: every vector would be wrong."""
+    if pipeline.poolings != ("cls",):
         raise BundleError(
-            f"{path}: what it says of the pooling cannot be read ({error}), so nothing says how this model makes a sentence "
-            "vector. Copy the whole folder again, with its subfolders."
-        ) from error
-    if unknown := sorted({kind for kind, _ in modules} - {"Transformer", "Pooling", "Normalize"}):
-        raise BundleError(
-            f"{path} names the module {unknown[0]}, which this export does not know: its vectors would be other ones than the "
-            "model's. Only an encoder with the pooling 'cls', normalised or not, can be exported."
+            f"{folder}: its sentence-transformers settings ask for the pooling {', '.join(pipeline.poolings) or 'none'}, but "
+            "the graphs give the state of <s> ('cls'): every vector would be wrong. Only 'cls' can be exported so far."
         )
-    for pooling in poolings:
-        modes = {name.removeprefix("pooling_mode_") for name, on in pooling.items() if name.startswith("pooling_mode_") and on}
-        modes |= {str(pooling["pooling_mode"])} if "pooling_mode" in pooling else set()
-        if {mode.removesuffix("_token") for mode in modes} != {"cls"}:
+    asked = (
+        (pipeline.default_prompt is not None, f"default_prompt_name {pipeline.default_prompt!r}", "puts a prompt before texts"),
+        (pipeline.lower_case, "do_lower_case true", "lowers every text"),
+        (not pipeline.normalize, "no Normalize module", "leaves vectors as long as they are"),
+        (not pipeline.include_prompt, "include_prompt false", "leaves the prompt's tokens out of the pooling"),
+    )
+    for found, what, does in asked:
+        if found:
             raise BundleError(
-                f"{folder}: its sentence-transformers settings ask for the pooling {', '.join(sorted(modes)) or 'none'}, but "
-                "the graphs give the state of <s> ('cls'): every vector would be wrong. Only 'cls' can be exported so far."
+                f"{folder}: its sentence-transformers settings have {what}: this model's encode {does}, and the bundle would "
+                "not, so that its vectors would be other ones. Such a model cannot be exported so far."
             )
 
 

@@ -32,7 +32,11 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
     "--precision",
     help="Graphs to write, of fp32,fused,int8,mixed,w8,w4,fp16. [default: fp32,int8, or mixed for an int8 that fails its gate]",
 )
-@click.option("--max-length", type=int, help="Default length limit in tokens, <s> and </s> included. [default: 128]")
+@click.option(
+    "--max-length",
+    type=int,
+    help="Default length limit in tokens, <s> and </s> included. [default: what the folder says, or 128]",
+)
 @click.option("--name", help="Name of the bundle. [default: that of the checkpoint]")
 @click.option("--no-weights", is_flag=True, help="Leave model.safetensors out (sentence-transformers then cannot load it).")
 @click.option("--default-precision", help="What `mexma` loads on CPU. [default: the first of int8, w8, w4, mixed, fused, fp32]")

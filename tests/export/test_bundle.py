@@ -122,6 +122,15 @@ def test_default_precision_rule() -> None:
     assert _default_precision(["fp32", "int8"], "fp32") == ("fp32", "asked for")
 
 
+def test_the_default_length_is_the_owners_or_128_within_the_table() -> None:
+    from mexma_export.bundle import _length
+
+    assert [_length(None, 512, None), _length(None, 512, 200), _length(None, 512, 514), _length(None, 64, None)] == [
+        *(128, 200, 512, 64)
+    ]
+    assert _length(77, 512, 200) == 77
+
+
 def test_mixed_takes_the_place_of_an_int8_that_fails_only_where_none_was_named(
     tiny_checkpoint: Path, sentences: list[tuple[str, str]], tmp_path: Path
 ) -> None:

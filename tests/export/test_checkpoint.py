@@ -78,7 +78,8 @@ def test_a_hub_name_fetches_safe_files_only(tiny_checkpoint: Path, monkeypatch: 
         "revision": "v1",
         "allow_patterns": [
             *("config.json", "model.safetensors", "tokenizer.json", "README.md"),
-            *("modules.json", "*/config.json"),  # which say how the model pools
+            *("modules.json", "*/config.json", "sentence_*_config.json"),  # which say how the model pools and where it cuts
+            *("config_sentence_transformers.json", "tokenizer_config.json"),
         ],
     }
 
@@ -179,9 +180,9 @@ def sentence_transformers(folder: Path, pooling: dict[str, object] | None, *more
 @pytest.mark.parametrize(
     ("pooling", "more", "message"),
     [
-        ({"pooling_mode_mean_tokens": True}, (), "ask for the pooling mean_tokens, but the graphs give the state of <s>"),
+        ({"pooling_mode_mean_tokens": True}, (), "ask for the pooling mean, but the graphs give the state of <s>"),
         ({"pooling_mode": "mean"}, ("Normalize",), "ask for the pooling mean, but"),
-        ({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}, (), "ask for the pooling cls_token, max_tokens"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}, (), "ask for the pooling cls, max"),
         ({}, (), "ask for the pooling none"),
         ({"pooling_mode_cls_token": True}, ("Dense",), "names the module Dense, which this export does not know"),
         (None, (), r"what it says of the pooling cannot be read .*Copy the whole folder again"),
@@ -201,6 +202,74 @@ def test_another_pooling_than_that_of_the_graphs(
 def test_the_pooling_of_the_graphs_is_taken(folder: Path, pooling: dict[str, object]) -> None:
     sentence_transformers(folder, pooling, "Normalize")
     assert load_checkpoint(folder).dimensions == 32
+
+
+CLS: dict[str, object] = {"pooling_mode_cls_token": True}
+
+
+@pytest.mark.parametrize(
+    ("pooling", "more", "files", "message"),
+    [
+        (CLS, (), {}, "no Normalize module: this model's encode leaves vectors as long as they are"),
+        (CLS | {"include_prompt": False}, ("Normalize",), {}, "include_prompt false: .*leaves the prompt's tokens out"),
+        (
+            CLS,
+            ("Normalize",),
+            {"sentence_bert_config.json": {"do_lower_case": True}},
+            "do_lower_case true: .*lowers every text",
+        ),
+        (
+            CLS,
+            ("Normalize",),
+            {"config_sentence_transformers.json": {"prompts": {"q": "query: "}, "default_prompt_name": "q"}},
+            "default_prompt_name 'q': this model's encode puts a prompt before texts",
+        ),
+        (
+            CLS,
+            ("Normalize",),
+            {"config_sentence_transformers.json": {"prompts": {"q": "query: "}, "default_prompt_name": "passage"}},
+            "default_prompt_name is 'passage', but the prompts are q",
+        ),
+        (CLS, ("Normalize", "Normalize"), {}, "has the modules Transformer, Pooling, Normalize, Normalize in this order"),
+    ],
+)
+def test_what_the_owners_encode_would_do_and_the_bundle_not(
+    folder: Path, pooling: dict[str, object], more: tuple[str, ...], files: dict[str, object], message: str
+) -> None:
+    sentence_transformers(folder, pooling, *more)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    refuse(folder, BundleError, message)
+
+
+def test_a_pooling_folder_without_modules_json(folder: Path) -> None:
+    sentence_transformers(folder, {"pooling_mode_mean_tokens": True})
+    (folder / "modules.json").unlink()
+    refuse(folder, BundleError, r"has a folder 1_Pooling but no modules\.json, so nothing says how this model makes")
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokenizer", "length"),
+    [
+        ({"max_seq_length": 200, "do_lower_case": False}, {}, 200),
+        ({"max_seq_length": None}, {"model_max_length": 77}, 77),
+        ({}, {"model_max_length": 10**30}, None),
+    ],
+)
+def test_the_length_is_that_of_the_folder(
+    folder: Path, settings: dict[str, object], tokenizer: dict[str, object], length: int | None
+) -> None:
+    sentence_transformers(folder, CLS, "Normalize")
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert load_checkpoint(folder).pipeline.max_length == length
+
+
+def test_prompts_that_encode_does_not_apply_are_no_hindrance(folder: Path) -> None:
+    sentence_transformers(folder, CLS, "Normalize")
+    prompts = {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "document"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    assert load_checkpoint(folder).pipeline.prompts == {"query": "query: "}
 
 
 def test_a_layer_more_than_config_json_says(folder: Path) -> None:

@@ -1,0 +1,126 @@
+"""How a model's owner makes a sentence vector, read from the files that sentence-transformers writes beside the encoder.
+
+modules.json names the steps after the encoder (pooling, dense layers, normalisation); other files say where texts are cut, and
+what is put before them. A folder without modules.json gives the last state of its first token, normalised: MEXMA's way.
+Whatever of it is not known here is an error that names it: a step that is left out would be another model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mexma_rt.errors import BundleError
+
+MODULES, POOLING_FOLDER, PROMPTS = "modules.json", "1_Pooling", "config_sentence_transformers.json"
+# How the encoder's settings are called, first what is written today.
+KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+SETTINGS = tuple(f"sentence_{kind}_config.json" for kind in KINDS)
+MODES = {  # keys of old versions -> names of new ones
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+COPY = "Copy the whole folder again, with its subfolders."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """What happens to a text before the encoder, and to its states after it."""
+
+    encoder: Path  # the folder of config.json, weights and tokenizer
+    poolings: tuple[str, ...] = ("cls",)  # several are put side by side
+    include_prompt: bool = True  # False: the tokens of the prompt are left out of the pooling
+    normalize: bool = True
+    max_length: int | None = None  # tokens, special ones included; None: nothing says it
+    lower_case: bool = False  # texts are lowered before they are cut into pieces
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None  # the name of the one that every text gets
+
+
+def read_pipeline(folder: Path) -> Pipeline:
+    """The pipeline of a folder. Raises BundleError for files that cannot be read, and for steps that are not known."""
+    path = folder / MODULES
+    if not path.is_file():
+        if (folder / POOLING_FOLDER).is_dir():
+            raise BundleError(
+                f"{folder} has a folder {POOLING_FOLDER} but no {MODULES}, so nothing says how this model makes a sentence "
+                f"vector. {COPY}"
+            )
+        return Pipeline(encoder=folder)
+    try:
+        modules = [(str(m["type"]).rsplit(".", 1)[-1], folder / str(m["path"])) for m in json.loads(path.read_text("utf-8"))]
+        kinds = [kind for kind, _ in modules]
+        poolings = [_read(place / "config.json") for kind, place in modules if kind == "Pooling"]
+        encoder = next((place for kind, place in modules if kind == "Transformer"), folder)
+        settings = next((_read(encoder / name) for name in SETTINGS if (encoder / name).is_file()), {})
+        said = _read(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
+        prompts = {str(name): str(text) for name, text in (said.get("prompts") or {}).items() if text}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"{path}: what it says of the pooling cannot be read ({error}), so nothing says how this model makes a sentence "
+            f"vector. {COPY}"
+        ) from error
+    _check_order(path, kinds)
+    default = said.get("default_prompt_name")
+    if default is not None and default not in (said.get("prompts") or {}):
+        raise BundleError(
+            f"{folder / PROMPTS}: default_prompt_name is {default!r}, but the prompts are {', '.join(prompts) or 'none'}. "
+            f"{COPY}"
+        )
+    return Pipeline(
+        encoder=encoder,
+        poolings=_poolings(poolings[0]),
+        include_prompt=bool(poolings[0].get("include_prompt", True)),
+        normalize="Normalize" in kinds,
+        max_length=_length(encoder, settings),
+        lower_case=bool(settings.get("do_lower_case", False)),
+        prompts=prompts,
+        default_prompt=default if prompts.get(default or "") else None,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise TypeError(f"{path.name} holds no object")
+    return content
+
+
+def _check_order(path: Path, kinds: list[str]) -> None:
+    if unknown := sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"}):
+        raise BundleError(
+            f"{path} names the module {unknown[0]}, which this export does not know: its vectors would be other ones than the "
+            "model's. Only an encoder with the pooling 'cls', normalised, can be exported."
+        )
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise BundleError(
+            f"{path} has the modules {', '.join(kinds) or 'none'} in this order. Known are one Transformer, one Pooling, and "
+            "then Normalize or not."
+        )
+
+
+def _poolings(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the ways to pool: pooling_mode of new versions, the flags of old ones."""
+    if "pooling_mode" in config:
+        named = config["pooling_mode"]
+        return (named,) if isinstance(named, str) else tuple(map(str, named))
+    return tuple(MODES.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on is True)
+
+
+def _length(encoder: Path, settings: Mapping[str, Any]) -> int | None:
+    """Where the owner cuts texts: by the encoder's settings, or by the tokenizer's."""
+    length = settings.get("max_seq_length")
+    path = encoder / "tokenizer_config.json"
+    if length is None and path.is_file():
+        try:
+            length = _read(path).get("model_max_length")
+        except (OSError, ValueError, TypeError) as error:
+            raise BundleError(f"{path} cannot be read ({error}). {COPY}") from error
+    return length if type(length) is int and length < 10**9 else None  # a tokenizer without a limit has 10**30
