@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from mexma_rt.embedding import sentence_transformers as sentencetransformers
 from mexma_rt.embedding.compute import compute
 from mexma_rt.embedding.files import FileReport, embed_file
 from mexma_rt.embedding.output import check_truncate_dim, copy_duplicates, distinct_rows, result_array
+from mexma_rt.embedding.processes import Portable, Source
 from mexma_rt.embedding.proof import prove
 from mexma_rt.embedding.report import Embedded, EmbedReport, warn_if_truncated
 from mexma_rt.embedding.similarity import cosines, pairwise_cosines
@@ -61,6 +62,7 @@ def load(
         backend=open_backend(bundle, device=device, backend=backend, precision=precision, threads=threads),
         max_length=length,
         deterministic=deterministic,
+        source=Source.of(model, offline=offline, threads=threads),
     )
     if encoder.backend.name == "onnxruntime" and encoder.backend.precision not in bundle.graphs:
         prove(encoder, encoder.backend)  # a graph that was built on this machine: no parity gate has seen this file
@@ -68,14 +70,20 @@ def load(
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Encoder:
-    """A loaded model. Nothing in it changes after loading: threads may share it. Made by `mexma_rt.load`."""
+class Encoder(Portable):
+    """A loaded model. Nothing in it changes after loading: threads may share it. Made by `mexma_rt.load`.
+
+    It can be sent to other processes (multiprocessing, joblib, Dask, Ray, workers of a DataLoader): it is pickled as what it
+    was loaded from, and opened there at its first use, with the same device, engine and precision. BundleError is raised then
+    if the files of the model are others there. Each process computes with `threads`: load(threads=1) for one on each core.
+    """
 
     bundle: Bundle
     tokenizer: Tokenizer
     backend: Backend
     max_length: int  # tokens, <s> and </s> included; longer sentences are cut
     deterministic: bool = False  # each sentence is computed alone, so that its vector depends on nothing else
+    source: Source | None = field(default=None, compare=False)  # what another process loads; None: not made by `load`
 
     @property
     def dimensions(self) -> int:
@@ -83,6 +91,8 @@ class Encoder:
         return self.bundle.dimensions
 
     def __repr__(self) -> str:
+        if self.unopened is not None:
+            return f"<Encoder {self.unopened.name}: of another process, not opened in this one yet>"
         return (
             f"<Encoder {self.bundle.name}: {self.dimensions} dimensions, max_length {self.max_length}, "
             f"{self.backend.precision} on {self.backend.device} by {self.backend.name}"

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -88,6 +88,12 @@ class Service:
         self._process = os.getpid()
         # Its threads end with the interpreter also where nobody closes the service.
         self._executor = ThreadPoolExecutor(max_workers=encoder.backend.lanes, thread_name_prefix="mexma-service")
+
+    def __reduce__(self) -> NoReturn:
+        raise ServiceError(
+            "A service stays in its process: its queue and its threads cannot be copied. Send the encoder (service.encoder), "
+            "and make a service of it there."
+        )
 
     def embed(
         self,

@@ -1,0 +1,164 @@
+"""An encoder in another process: it travels as what it was loaded from, and is opened there at its first use.
+
+Not while it is unpickled: an error there ends a worker of `multiprocessing.Pool`, which starts the next one, without end.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mexma_rt.bundle.manifest import hash_of_files
+from mexma_rt.bundle.opening import bundled_models
+from mexma_rt.errors import BundleError, InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from mexma_rt.embedding.encoder import Encoder
+
+PARTS = ("bundle", "tokenizer", "backend")  # of an encoder, which are opened
+KEPT = 2  # models that a worker keeps open between two tasks, each of which unpickles its encoder anew
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What `load` was told and the encoder itself does not say."""
+
+    model: str  # a bundled name, an absolute path, or a hub name
+    offline: bool
+    threads: int | None
+
+    @classmethod
+    def of(cls, model: str | os.PathLike[str], *, offline: bool, threads: int | None) -> Source:
+        path = Path(model).expanduser()
+        is_path = not (isinstance(model, str) and model in bundled_models()) and path.is_dir()
+        return cls(model=str(path.absolute()) if is_path else os.fspath(model), offline=offline, threads=threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pickled:
+    """All that is pickled of an encoder: arguments of `load`, with what `auto` chose, and which files they gave."""
+
+    source: Source
+    name: str
+    files: str  # hash_of_files
+    revision: str | None
+    folder: str
+    device: str
+    backend: str
+    precision: str
+    max_length: int
+    deterministic: bool
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Pickled:
+        """Raises InputError for an encoder that `load` did not make."""
+        if encoder.source is None:
+            raise InputError(
+                "This encoder was not made by mexma_rt.load, so no other process can reopen it. Load one in each process."
+            )
+        bundle, backend = encoder.bundle, encoder.backend
+        return cls(
+            source=encoder.source,
+            name=bundle.name,
+            files=hash_of_files(bundle.files),
+            revision=bundle.revision,
+            folder=str(bundle.folder),
+            device=backend.device,
+            backend=backend.name,
+            precision=backend.precision,
+            max_length=encoder.max_length,
+            deterministic=encoder.deterministic,
+        )
+
+    def open(self) -> Encoder:
+        """The encoder of this process: one that is open here, or a new one. Raises what `load` raises, and BundleError for
+        other files than the first process had."""
+        with _lock:
+            encoder = _live.get(self)
+            if encoder is None:
+                encoder = self._load()
+                _kept.append(encoder)
+            return encoder
+
+    def _load(self) -> Encoder:
+        from mexma_rt.embedding.encoder import load
+
+        encoder = load(
+            self.source.model,
+            device=self.device,
+            backend=self.backend,
+            precision=self.precision,
+            max_length=self.max_length,
+            threads=self.source.threads,
+            deterministic=self.deterministic,
+            revision=self.revision,
+            # A commit that lies in the cache of this machine is complete there.
+            offline=self.source.offline or (self.revision is not None and Path(self.folder).is_dir()),
+        )
+        if (found := hash_of_files(encoder.bundle.files)) != self.files:
+            raise BundleError(
+                f"The model {self.source.model} is another one in this process (files {found}) than in the one that the "
+                f"encoder comes from ({self.files}), and mixed vectors would be worthless. Put the same model in both places, "
+                "and load the encoder again."
+            )
+        _live[self] = encoder
+        return encoder
+
+
+# Of this process, and of those that are forked from it: sessions of onnxruntime stay usable after a fork.
+_live: weakref.WeakValueDictionary[Pickled, Encoder] = weakref.WeakValueDictionary()
+_kept: deque[Encoder] = deque(maxlen=KEPT)
+_lock = threading.Lock()
+
+
+class Portable:
+    """What makes an encoder travel. One that has arrived in another process lacks the PARTS until one of them is asked for."""
+
+    def __reduce__(self) -> tuple[Any, tuple[Pickled, type]]:
+        return _unpickled, (self.__dict__.get("_pickled") or self._as_pickled(), type(self))
+
+    def _as_pickled(self) -> Pickled:
+        encoder: Any = self
+        what = Pickled.of(encoder)
+        with _lock:
+            _live.setdefault(what, encoder)
+        return what
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    @property
+    def unopened(self) -> Pickled | None:
+        """What would be opened; None where that is done."""
+        return None if PARTS[0] in self.__dict__ else self.__dict__["_pickled"]
+
+    if not TYPE_CHECKING:  # it would hide misspelt names from the checker
+
+        def __getattr__(self, name: str) -> Any:
+            what = self.__dict__.get("_pickled")
+            if name not in PARTS or what is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            opened = what.open()
+            self.__dict__.update({part: getattr(opened, part) for part in PARTS})
+            return self.__dict__[name]
+
+
+def _unpickled(what: Pickled, kind: type[Encoder]) -> Encoder:
+    """The encoder itself where it is open already, else one that opens at its first use."""
+    with _lock:
+        live = _live.get(what)
+    if live is not None:
+        return live
+    encoder = object.__new__(kind)
+    encoder.__dict__.update(_pickled=what, max_length=what.max_length, deterministic=what.deterministic, source=what.source)
+    return encoder
