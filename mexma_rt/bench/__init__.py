@@ -5,6 +5,6 @@ from mexma_rt.doors import doors
 __getattr__, __all__ = doors(
     __name__,
     plot="ratio_bars",
-    run="Route Row as_data as_table measure missing_peers our_routes",
+    run="Route Row as_data as_table measure our_routes",
     worker="Embed serve",
 )

