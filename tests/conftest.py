@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "tiny.py")
-assert spec is not None and spec.loader is not None
-tiny = importlib.util.module_from_spec(spec)
-sys.modules["tiny"] = tiny
-spec.loader.exec_module(tiny)
+for name in ("tiny", "forms"):  # tests take them from sys.modules: importlib mode has no path to import them by
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+tiny = sys.modules["tiny"]
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Checkpoint -> bundle folder: graphs, tokenizer, sentence-transformers files, parity report, manifest.
 
-The order is the promise: export, compare with the checkpoint (a failed gate ends here), hash, manifest last, open in a fresh
-process, sync, rename. Nothing appears under the final name before that.
+The order is the promise: compare the loaded checkpoint with its owner's code, export, compare the graphs with the checkpoint
+(a failed gate ends here), hash, manifest last, open in a fresh process, sync, rename. Nothing appears under the final name
+before that.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def export_bundle(
     _check_opset(opset, chosen)
     require_extra("export", "torch", "transformers", "safetensors", "onnx", "onnxscript")
     from mexma_export.checkpoint import load_checkpoint
+    from mexma_export.owner import compare_with_owner
     from mexma_export.reopen import check_in_fresh_process
 
     tell = progress or (lambda stage, done, total: None)
@@ -101,6 +103,8 @@ def export_bundle(
         name = name or source.name.rsplit("/", 1)[-1]
         shipped = sentences is None
         sentences = load_sentences() if sentences is None else list(sentences)
+        tell("owner's code", 0, 1)
+        reference = compare_with_owner(source, sentences, length)
         vocabulary = None
         if trim_vocab or languages or pieces is not None:
             tell("trim vocabulary", 0, 1)
@@ -128,7 +132,7 @@ def export_bundle(
         peers = peer_files(source.config, max_length=length, length_limit=source.max_length_limit)
         for path, content in peers.items():
             _write_json(folder / path, content)
-        report = {"max_length": length} | {p: r.full() for p, r in results.items()}
+        report = {"max_length": length, "reference": reference.to_json()} | {p: r.full() for p, r in results.items()}
         if forms:
             report["products"] = forms
         if refused:

@@ -55,7 +55,7 @@ def read_pipeline(folder: Path) -> Pipeline:
             )
         return Pipeline(encoder=folder)
     try:
-        modules = [(str(m["type"]).rsplit(".", 1)[-1], folder / str(m["path"])) for m in json.loads(path.read_text("utf-8"))]
+        modules = [(_kind(str(m["type"])), folder / str(m["path"])) for m in json.loads(path.read_text("utf-8"))]
         kinds = [kind for kind, _ in modules]
         poolings = [_read(place / "config.json") for kind, place in modules if kind == "Pooling"]
         encoder = next((place for kind, place in modules if kind == "Transformer"), folder)
@@ -84,6 +84,12 @@ def read_pipeline(folder: Path) -> Pipeline:
         prompts=prompts,
         default_prompt=default if prompts.get(default or "") else None,
     )
+
+
+def _kind(name: str) -> str:
+    """Pooling for a class Pooling of sentence-transformers, whose modules moved between versions; any other name whole."""
+    package, _, rest = name.partition(".")
+    return rest.rsplit(".", 1)[-1] if package == "sentence_transformers" else name
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ pytest.importorskip("torch", reason="checkpoints are loaded with torch (pip: mex
 
 from mexma_export.checkpoint import load_checkpoint
 from mexma_rt.errors import BundleError, FileError
+
+forms = sys.modules["forms"]  # tests/forms.py
+CLS, sentence_transformers = forms.CLS, forms.sentence_transformers
 
 
 @pytest.fixture
@@ -163,20 +167,6 @@ def test_truncation_and_padding_in_the_file_are_switched_off(folder: Path) -> No
     assert load_checkpoint(folder).tokenizer.encode("").ids == [0, 2]
 
 
-def sentence_transformers(folder: Path, pooling: dict[str, object] | None, *more: str) -> None:
-    """modules.json as sentence-transformers writes it, and the pooling's own file (None: left out)."""
-    kinds = ["Transformer", "Pooling", *more]
-    paths = ["", "1_Pooling", *(f"{i}_{kind}" for i, kind in enumerate(more, 2))]
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    if pooling is not None:
-        (folder / "1_Pooling").mkdir()
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-
-
 @pytest.mark.parametrize(
     ("pooling", "more", "message"),
     [
@@ -202,9 +192,6 @@ def test_another_pooling_than_that_of_the_graphs(
 def test_the_pooling_of_the_graphs_is_taken(folder: Path, pooling: dict[str, object]) -> None:
     sentence_transformers(folder, pooling, "Normalize")
     assert load_checkpoint(folder).dimensions == 32
-
-
-CLS: dict[str, object] = {"pooling_mode_cls_token": True}
 
 
 @pytest.mark.parametrize(
@@ -277,3 +264,10 @@ def test_a_layer_more_than_config_json_says(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": config["num_hidden_layers"] - 1}))
     with pytest.raises(BundleError, match=r"weights of the encoder that config\.json leaves out, .*encoder\.layer\."):
         load_checkpoint(folder)
+
+
+def test_a_module_of_somebody_elses_code(folder: Path) -> None:
+    sentence_transformers(folder, CLS, "Normalize")
+    text = (folder / "modules.json").read_text().replace("sentence_transformers.models.Pooling", "their_code.Pooling")
+    (folder / "modules.json").write_text(text)
+    refuse(folder, BundleError, r"names the module their_code\.Pooling, which this export does not know")

@@ -1,0 +1,191 @@
+"""The vectors that a model's owner gets of it, computed without our loader: what the loaded checkpoint must give, too.
+
+The graphs are compared with the loaded checkpoint (parity.py), and that shares our reading of the folder: a misread pooling, a
+layer left out or another tokenizer would pass. So the loaded checkpoint itself is compared first, with sentence-transformers'
+`encode` for a folder of theirs, and with transformers' AutoModel for any other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mexma_export.parity import ParityError, Sentence
+from mexma_export.pipeline import MODULES
+from mexma_export.precisions import torch_runner
+from mexma_rt.errors import BundleError
+
+if TYPE_CHECKING:
+    from mexma_export.checkpoint import Checkpoint
+
+SAMPLE, BATCH = 128, 16  # sentences of the whole set; a misreading shows in every one
+LARGEST = 1e-4  # |difference| / |vector|: 1e-6 of 12 layers by the order of sums, 0.1 and more of another pooling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """How far the loaded checkpoint is from its owner's code. An error is |difference| / |vector|."""
+
+    computed_by: str
+    sentences: int
+    largest_error: float
+    lowest_cosine: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of parity.json."""
+        return asdict(self)
+
+
+def compare_with_owner(source: Checkpoint, sentences: Sequence[Sentence], max_length: int) -> Reference:
+    """Compare sentence vectors of texts, cut at `max_length` tokens, some of `sentences` and one text that is cut.
+
+    Raises ParityError with the text whose vectors differ most, BundleError if the owner's code cannot load the folder.
+    """
+    texts = [sentence.text for sentence in sentences[:: max(1, len(sentences) // SAMPLE)]]
+    long = " ".join(texts)
+    texts.append(" ".join([long] * (1 + 2 * max_length // max(1, len(source.tokenizer.encode(long).ids)))))
+    ours = _ours(source, texts, max_length)
+    with _quiet():
+        theirs, code, ids = _theirs(source, texts, max_length)
+    if ids is not None:
+        _check_ids(source, texts, ids, max_length, code)
+    if theirs.shape != ours.shape:
+        raise ParityError(f"{source.folder}: {code} gives vectors of {theirs.shape[1]} numbers, this export {ours.shape[1]}.")
+    lengths = np.linalg.norm(theirs, axis=1)
+    errors = np.linalg.norm(ours - theirs, axis=1) / lengths
+    cosines = (ours * theirs).sum(axis=1) / lengths / np.linalg.norm(ours, axis=1)
+    worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
+    if not errors[worst] <= LARGEST:
+        raise ParityError(
+            f"{source.folder}: this export reads the checkpoint otherwise than its owner's code, {code}: the vectors of "
+            f"{texts[worst][:80]!r} have the cosine {cosines[worst]:.6f} and differ by {errors[worst]:.2g} of their length "
+            f"(allowed: {LARGEST:g}). No bundle was written. Please report it with config.json and the folder's other files."
+        )
+    return Reference(
+        computed_by=code,
+        sentences=len(texts),
+        largest_error=float(errors.max()),
+        lowest_cosine=float(min(cosines.min(), 1.0)),
+    )
+
+
+def _ours(source: Checkpoint, texts: Sequence[str], max_length: int) -> np.ndarray:
+    """float64 [n, D] of the loaded checkpoint, as the bundle's `encode` gives them."""
+    run, pad = torch_runner(source), int(source.config["pad_token_id"])
+    rows = cut_ids(source, texts, max_length)
+    vectors = np.concatenate([run(*_batch(rows[i : i + BATCH], pad))[0] for i in range(0, len(rows), BATCH)])
+    return _finished(vectors, source.pipeline.normalize)
+
+
+def _theirs(source: Checkpoint, texts: list[str], max_length: int) -> tuple[np.ndarray, str, list[list[int]] | None]:
+    """(float64 [n, D], the code that gave them, the token ids that it saw if it has a tokenizer of its own)."""
+    if not (source.folder / MODULES).is_file():
+        return _by_transformers(source, texts, max_length, "the last state of the first token")
+    if importlib.util.find_spec("sentence_transformers") is None:
+        how = f"pooling {source.pipeline.poolings[0]} as {MODULES} says (sentence-transformers is not installed)"
+        return _by_transformers(source, texts, max_length, how)
+    return _by_sentence_transformers(source, texts, max_length)
+
+
+def _by_sentence_transformers(source: Checkpoint, texts: list[str], max_length: int) -> tuple[np.ndarray, str, list[list[int]]]:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    settings = {"dtype": torch.float32, "use_safetensors": True}  # never a pickle, and no rounding of its own
+    try:
+        model = SentenceTransformer(str(source.folder), device="cpu", local_files_only=True, model_kwargs=settings)
+    except Exception as error:  # of any library below
+        raise _not_loaded(source, "sentence-transformers", error) from error
+    if source.pipeline.max_length != max_length:
+        model.max_seq_length = max_length
+    vectors = model.encode(texts, batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True)
+    ids = model.tokenizer([text.strip() for text in texts], truncation=True, max_length=max_length)["input_ids"]
+    return np.asarray(vectors, np.float64), f"sentence-transformers {version('sentence-transformers')}, encode", ids
+
+
+def _by_transformers(source: Checkpoint, texts: list[str], max_length: int, how: str) -> tuple[np.ndarray, str, None]:
+    import torch
+    from transformers import AutoModel
+
+    try:
+        loaded: Any = AutoModel.from_pretrained(
+            source.pipeline.encoder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # of any library below
+        raise _not_loaded(source, "transformers", error) from error
+    model, info = loaded
+    if missing := sorted(name for name in info["missing_keys"] if not name.startswith("pooler.")):
+        raise _not_loaded(source, "transformers", ValueError(f"it finds no weights for {missing[0]}"))
+    pad, rows = int(source.config["pad_token_id"]), cut_ids(source, texts, max_length)
+    vectors = []
+    for start in range(0, len(rows), BATCH):
+        ids, mask = map(torch.from_numpy, _batch(rows[start : start + BATCH], pad))
+        with torch.inference_mode():
+            states = model.eval()(input_ids=ids, attention_mask=mask).last_hidden_state
+        vectors.append(states[:, 0].numpy())
+    code = f"transformers {version('transformers')}, {type(model).__name__}, {how}"
+    return _finished(np.concatenate(vectors), source.pipeline.normalize), code, None
+
+
+def cut_ids(source: Checkpoint, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """Token ids by the checkpoint's tokenizer; a text that is too long keeps its first ones and the last, which is special."""
+    rows = [encoding.ids for encoding in source.tokenizer.encode_batch(list(texts))]
+    return [row if len(row) <= max_length else [*row[: max_length - 1], row[-1]] for row in rows]
+
+
+def _check_ids(source: Checkpoint, texts: Sequence[str], theirs: list[list[int]], max_length: int, code: str) -> None:
+    rows = zip(texts, cut_ids(source, texts, max_length), theirs, strict=True)
+    if other := [text for text, ours, their in rows if ours != their]:
+        raise ParityError(
+            f"{source.folder}: {code} cuts {len(other)} of {len(texts)} texts into other pieces than tokenizer.json does, "
+            f"first {other[0][:80]!r}. Its tokenizer is not the one in tokenizer.json: if that one is right, write "
+            '"tokenizer_class": "PreTrainedTokenizerFast" into tokenizer_config.json, which takes it as it is.'
+        )
+
+
+def _batch(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids -> ids and mask, int64 [B, L] each, padded on the right."""
+    lengths = np.array([len(row) for row in rows])
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    ids = np.full(mask.shape, pad, np.int64)
+    ids[mask.astype(bool)] = np.concatenate(rows)
+    return ids, mask
+
+
+def _finished(vectors: np.ndarray, normalize: bool) -> np.ndarray:
+    wide = vectors.astype(np.float64)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True) if normalize else wide
+
+
+def _not_loaded(source: Checkpoint, library: str, error: Exception) -> BundleError:
+    said = str(error).strip().partition("\n")[0].rstrip(".")
+    return BundleError(
+        f"{source.folder}: {library} {version(library)} cannot load this folder ({said}), so there is nothing to prove the "
+        "export against. Copy the whole folder again, or write it again with the library that made it."
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and remarks; its settings are as before afterwards."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
