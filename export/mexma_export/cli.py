@@ -22,10 +22,11 @@ from mexma_export.parity import load_sentences
 from mexma_export.trim import Vocabulary
 from mexma_export.usage import parse_languages
 from mexma_rt.backends import ENGINES
+from mexma_rt.cli.edges import EdgesCommand
 from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("mexma-export", cls=EdgesCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option(

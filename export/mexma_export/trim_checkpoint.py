@@ -18,6 +18,7 @@ from mexma_export.folder import new_folder
 from mexma_export.trim import trim_vocabulary, write_trimmed_weights
 from mexma_export.usage import parse_languages
 from mexma_rt.bundle.manifest import TOKENIZER, WEIGHTS
+from mexma_rt.cli.edges import EdgesCommand
 from mexma_rt.errors import InputError, MexmaError, require_extra
 
 CARRIED: tuple[str, ...] = (
@@ -60,7 +61,7 @@ def trim_checkpoint(
     return trim.kept
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("trim_checkpoint", cls=EdgesCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--trim-vocab", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Text to keep.")

@@ -1,12 +1,10 @@
 """The command line: `mexma embed | mine | score | filter | align | knn | xsim | doctor | models | bench | plan`.
 
-Exit status: 0 done; 1 the data or the machine (one message on stderr, no traceback); 2 wrong usage; 130 Ctrl-C.
+Exit status: 0 done; 1 the data, the machine or a standard output that cannot be written (one message on stderr, no traceback);
+2 wrong usage; 130 Ctrl-C.
 """
 
 from __future__ import annotations
-
-import io
-import sys
 
 import click
 
@@ -14,6 +12,7 @@ from mexma_rt import MexmaError
 from mexma_rt.cli.align import align
 from mexma_rt.cli.bench import bench
 from mexma_rt.cli.doctor import doctor
+from mexma_rt.cli.edges import EdgesCommand
 from mexma_rt.cli.embed import embed
 from mexma_rt.cli.filter import filter_command
 from mexma_rt.cli.knn import knn
@@ -25,7 +24,7 @@ from mexma_rt.cli.xsim import xsim
 from mexma_rt.version import __version__
 
 
-class _Group(click.Group):
+class _Group(EdgesCommand, click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
@@ -37,16 +36,13 @@ class _Group(click.Group):
             ctx.exit(130)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group("mexma", cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="mexma")
 def main() -> None:
     """Embed sentences of many languages, find translations in two corpora, align documents and words, score and evaluate.
 
     Text files are UTF-8 with one sentence per line (.gz and .xz too); "-" is standard input.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # UTF-8 whatever the locale says
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 for command in (embed, mine, score, filter_command, align, knn, xsim, doctor, models, bench, plan):

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from mexma_rt.bundle.manifest import hash_of_files
 from mexma_rt.embedding.report import Embedded, EmbedReport
 from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_rt.files import resumable
-from mexma_rt.files.lines import STDIN, unpacking_bytes
+from mexma_rt.files.lines import STDIN, damage_explained, unpacking_bytes
 from mexma_rt.files.storage import STORAGES, check_storage, stored_columns
 from mexma_rt.files.texts import read_texts
 from mexma_rt.progress import progress_bar
@@ -231,9 +230,18 @@ def _hash(digest: Any, slab: list[str]) -> int:
 def _spool(folder: Path, target: Path) -> Path:
     """A copy of standard input."""
     path = folder / "stdin.txt"
-    with resumable.explained(target), path.open("wb") as stream:
-        shutil.copyfileobj(sys.stdin.buffer, stream)
+    with resumable.explained(target):
+        path.write_bytes(b"")
+    for block in _blocks(sys.stdin.buffer):
+        with resumable.explained(target), path.open("ab") as stream:
+            stream.write(block)
     return path
+
+
+def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+    with damage_explained(STDIN):
+        while block := stream.read(2**20):
+            yield block
 
 
 def _job(texts: Texts, encoder: Encoder, empty: EmbedReport, layout: resumable.Layout, **settings: Any) -> dict[str, Any]:

@@ -41,8 +41,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Until then it has a temporary name in the same folder; after an error or Ctrl-C nothing is left, and what stood under
     path before is untouched. Links are followed; a device or pipe is written to directly. Raises FileError.
     """
-    final = Path(path).resolve()
-    direct = _is_special(final)
+    direct = _is_special(Path(path))
+    final = Path(path) if direct else Path(path).resolve()  # /dev/stdout resolves to the name of a pipe, which is none
     temporary = final if direct else final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
         if not direct:
@@ -58,10 +58,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if not direct:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        if isinstance(error, OSError) and not isinstance(error, (FileError, BrokenPipeError)):
-            raise FileError(
-                f"{path} cannot be written: {error.strerror or error}. What stood under that name before is unchanged."
-            ) from error
+        if isinstance(error, OSError) and not isinstance(error, FileError):
+            kept = "" if direct else " What stood under that name before is unchanged."
+            raise FileError(f"{path} cannot be written: {error.strerror or error}.{kept}") from error
         raise
 
 

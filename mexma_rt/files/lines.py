@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import io
 import lzma
@@ -68,7 +69,7 @@ def unpacking_bytes(path: str | os.PathLike[str]) -> int:
 
 def shown_name(path: str | os.PathLike[str]) -> str:
     """How errors name an input."""
-    return "standard input" if path == STDIN else str(path)
+    return "standard input" if os.fspath(path) == STDIN else str(path)
 
 
 @contextlib.contextmanager
@@ -86,7 +87,9 @@ def damage_explained(path: str | os.PathLike[str]) -> Iterator[None]:
         raise FileError(f"{path} cannot be read: no permission. Type: ls -l {path}") from None
     except (EOFError, lzma.LZMAError, zlib.error, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's; gzip and pyarrow raise it without a number
-            raise FileError(f"{path} cannot be read: {error.strerror}.") from error
+            if os.fspath(path) == STDIN and error.errno == errno.EBADF:
+                raise FileError("standard input is closed. Name a file in place of -, or add < FILE.") from None
+            raise FileError(f"{shown_name(path)} cannot be read: {error.strerror}.") from error
         raise FileError(f"{path} is damaged or not complete ({error}). Copy or download it again.") from None
 
 

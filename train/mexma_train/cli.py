@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mexma_rt.cli.edges import EdgesCommand
 from mexma_rt.errors import MexmaError, require_extra
 from mexma_train.cli_eval import evaluate
 from mexma_train.config import Recipe, TokenizerConfig, as_original, load_recipe
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 PATH: Any = click.Path(path_type=Path)
 
 
-class _Group(click.Group):
+class _Group(EdgesCommand, click.Group):
     """Turns our errors into one message on stderr and exit status 1; no traceback for a user's mistake."""
 
     def invoke(self, ctx: click.Context) -> object:
@@ -34,7 +35,7 @@ class _Group(click.Group):
             sys.exit(1)
 
 
-@click.group(cls=_Group)
+@click.group("mexma-train", cls=_Group)
 @click.version_option(package_name="mexma-rt")
 def main() -> None:
     """Train MEXMA sentence encoders. Needs: pip install 'mexma-rt[train]'."""

@@ -1,0 +1,120 @@
+"""Where a command meets the process that it runs in: standard streams that are full, closed, or left by their reader.
+
+Python gives a traceback there, or exit status 0 although the result is lost. Here it is one line on standard error and exit
+status 1. Standard error itself is only news: where it cannot be written, the command goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import select
+import sys
+from typing import Any
+
+import click
+
+from mexma_rt.errors import FileError
+
+CLOSED = (
+    "standard output is closed, and the result would be lost, so nothing was done. Give it a place: add > FILE, or "
+    "> /dev/null if only the files matter."
+)
+
+
+class OutputError(FileError):
+    """Standard output cannot be written."""
+
+
+class EdgesCommand(click.Command):
+    """A command, or the group of all commands, that minds the standard streams; its `name` begins the line of an error."""
+
+    def main(self, *arguments: Any, **keywords: Any) -> Any:
+        if not keywords.get("standalone_mode", True) or sys.stdout is not sys.__stdout__:  # the streams are another's
+            return super().main(*arguments, **keywords)
+        closed = sys.stdout is None
+        output = open_streams()
+        try:
+            if closed:
+                raise OutputError(CLOSED)
+            try:
+                super().main(*arguments, **keywords)
+            finally:
+                output.flush()
+        except OutputError as error:
+            click.echo(f"{self.name}: {error}", err=True)
+            sys.exit(1)
+
+
+def open_streams() -> io.TextIOWrapper:
+    """Make sys.stdin, sys.stdout and sys.stderr streams of UTF-8 whose errors are told as this module promises; gives stdout.
+
+    A file opened later must not get the number of a closed stream, or what is meant for the stream goes into the file. So
+    closed ones are opened on the null device: input and output against their direction, which makes their use an error.
+    """
+    for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
+        if not _is_open(number):
+            os.open(os.devnull, flags)  # gets the lowest number that is free
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  (a number, not a path)
+    output = sys.stdout = _stream(sys.stdout, _Output(1))
+    sys.stderr = _stream(sys.stderr, _News(2))
+    return output
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def _stream(old: Any, raw: io.FileIO) -> io.TextIOWrapper:
+    if old is not None and isinstance(old, io.TextIOWrapper):
+        old.flush()
+        if type(getattr(old.buffer, "raw", old.buffer)) is not io.FileIO:  # the console of Windows has its own way to write
+            old.reconfigure(encoding="utf-8", errors="backslashreplace")
+            return old
+    lines = raw.fileno() == 2 or raw.isatty()
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=lines)
+
+
+class _Output(io.FileIO):
+    """Standard output: an error is raised as OutputError, once, and what comes after it is dropped."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "w", closefd=False)
+        self.broken = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return len(data) if self.broken else _write_all(super().write, self, data)
+        except OSError as error:
+            self.broken = True
+            if error.errno == errno.EPIPE:
+                what = "standard output was closed by the process that reads it, before all was printed"
+            else:
+                what = f"standard output cannot be written: {error.strerror or error}. What was printed is not complete"
+            raise OutputError(f"{what}. A file named as an output is complete, or was not touched.") from None
+
+
+class _News(io.FileIO):
+    """Standard error: what cannot be written is dropped."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "w", closefd=False)
+
+    def write(self, data: Any) -> int:
+        try:
+            return _write_all(super().write, self, data)
+        except OSError:
+            return len(data)
+
+
+def _write_all(write: Any, raw: io.FileIO, data: Any) -> int:
+    """As `write`, but waits where a pipe is full that another process has set not to block."""
+    while (written := write(data)) is None:
+        select.select([], [raw], [])
+    return int(written)

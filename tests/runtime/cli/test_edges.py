@@ -1,0 +1,156 @@
+"""Every command with standard streams that are full, closed or left by their reader: one line, the documented exit status."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ..streams import ROOT, runs
+
+if sys.platform != "linux":
+    pytest.skip("needs /dev/full and fork", allow_module_level=True)
+
+ENTRY = "mexma_rt.cli:main"
+FORMS = [
+    "--help",
+    "--version",
+    "embed --help",
+    "embed a.txt -o e.npy",
+    "embed a.txt -o f.npy --json",
+    "mine a.txt b.txt --threshold=-inf",
+    "mine a.txt b.txt -o m.tsv",
+    "mine a.txt b.txt --show 3",
+    "mine a.txt b.txt --json",
+    "score a.txt b.txt",
+    "score a.txt b.txt --json",
+    "filter a.txt b.txt -o k.tsv --threshold=-inf",
+    "filter a.txt b.txt -o l.tsv --json --threshold=-inf",
+    "align a.txt b.txt",
+    "align a.txt b.txt --json",
+    "align a.txt b.txt --words",
+    "align a.txt b.txt --words -o w.tsv",
+    "knn a.npy a.npy -o n1",
+    "knn a.npy a.npy -o n2 --json",
+    "xsim a.txt b.txt",
+    "xsim a.txt b.txt --json",
+    "doctor",
+    "doctor --json",
+    "models",
+    "models --json",
+    "plan 1000 1000",
+    "bench embed --help",
+]
+WITHOUT_MODEL = ("--help", "--version", "knn", "models", "plan")
+TEXTS = ["the cat", "a dog barks", "one more house", "snow in may", "the seventh day", "twelve"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{text} {name}\n" for text in TEXTS), encoding="utf-8")
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32))
+    return tmp_path
+
+
+def command(form: str, bundle: Path) -> list[str]:
+    words = form.split()
+    return words if any(word in WITHOUT_MODEL for word in words) else [*words, "--model", str(bundle)]
+
+
+@pytest.mark.parametrize(
+    ("stdout", "message"),
+    [
+        ("/dev/full", "standard output cannot be written: No space left on device. What was printed is not complete."),
+        ("closed", "standard output is closed, and the result would be lost, so nothing was done."),
+        ("left", "standard output was closed by the process that reads it, before all was printed."),
+    ],
+)
+def test_a_result_that_cannot_be_printed_is_one_line_and_status_1(
+    stdout: str, message: str, folder: Path, tiny_bundle: Path
+) -> None:
+    before = set(folder.iterdir())
+    for form, run in zip(FORMS, runs(ENTRY, [command(f, tiny_bundle) for f in FORMS], folder, stdout=stdout), strict=True):
+        assert (run.status, run.stdout) == (1, ""), form
+        told = [line for line in run.stderr.splitlines() if line.startswith("mexma: ")]
+        assert len(told) == 1 and told[0].startswith(f"mexma: {message}") and "Traceback" not in run.stderr, (form, run.stderr)
+    made = {path.name for path in set(folder.iterdir()) - before}
+    if stdout == "closed":
+        assert made == set()
+    else:  # the files were written before the report of them was lost, and whole
+        assert made == {"e.npy", "f.npy", "m.tsv", "k.tsv", "l.tsv", "w.tsv", "n1", "n2"}
+        assert np.load(folder / "e.npy").shape == (6, 32)
+        assert len((folder / "k.tsv").read_text(encoding="utf-8").splitlines()) == 7
+
+
+def test_news_that_nobody_can_read_stop_nothing(folder: Path, tiny_bundle: Path) -> None:
+    """Standard error full or closed: the result and the exit status are as ever, also that of wrong usage."""
+    forms = ["embed a.txt -o e.npy", "score a.txt b.txt", "embed none.txt -o v.npy", "embed a.txt"]
+    commands = [command(form, tiny_bundle) for form in forms]
+    for stderr in ("/dev/full", "closed", "left"):
+        ended = runs(ENTRY, commands, folder, stderr=stderr)
+        assert [run.status for run in ended] == [0, 0, 1, 2], stderr
+        assert "e.npy: float32 [6, 32]" in ended[0].stdout and len(ended[1].stdout.splitlines()) == 7
+        assert np.load(folder / "e.npy").shape == (6, 32)
+        (folder / "e.npy").unlink()
+
+
+def test_standard_input_that_is_closed(folder: Path, tiny_bundle: Path) -> None:
+    """It is an error where it is read, and nothing elsewhere; a file must not get its number."""
+    readers = ["embed - -o v.npy", "mine - b.txt", "score a.txt -", "align - b.txt", "xsim - b.txt"]
+    others = ["embed a.txt -o e.npy", "score a.txt b.txt", "knn a.npy a.npy -o n1"]
+    ended = runs(ENTRY, [command(form, tiny_bundle) for form in readers + others], folder, stdin="closed")
+    for form, run in zip(readers, ended, strict=False):
+        assert (run.status, run.stdout) == (1, ""), form
+        assert run.stderr == "mexma: standard input is closed. Name a file in place of -, or add < FILE.\n", form
+    assert [run.status for run in ended[len(readers) :]] == [0, 0, 0]
+    assert {path.name for path in folder.iterdir()} == {"a.txt", "b.txt", "a.npy", "e.npy", "n1"}
+
+
+def test_outputs_named_by_a_device(folder: Path, tiny_bundle: Path) -> None:
+    forms = [f"{form} -o /dev/full" for form in ("mine a.txt b.txt --threshold=-inf", "score a.txt b.txt", "align a.txt b.txt")]
+    for run in runs(ENTRY, [command(form, tiny_bundle) for form in forms], folder):
+        assert run.status == 1 and "mexma: /dev/full cannot be written: No space left on device.\n" in run.stderr
+    forms = [form.replace("full", "stdout") for form in forms]
+    for run in runs(ENTRY, [command(form, tiny_bundle) for form in forms], folder, stdout="left"):
+        assert run.status == 1 and run.stderr.startswith("mexma: /dev/stdout cannot be written: Broken pipe.\n")
+
+
+def test_a_shell_that_closes_and_fills_them(folder: Path) -> None:
+    """The same with processes that Python itself starts: what `streams.py` sets up is what it does."""
+    script = "from mexma_rt.cli import main; main()"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable}
+
+    def shell(line: str) -> tuple[int, str]:
+        words = ["bash", "-c", f"\"$PYTHON\" -c '{script}' {line}"]
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    status, said = shell("models --json >&-")
+    assert (status, said.count("\n")) == (1, 1) and said.startswith("mexma: standard output is closed")
+    status, said = shell("plan 10 10 > /dev/full")
+    assert status == 1 and said.count("\n") == 1 and said.startswith("mexma: standard output cannot be written")
+    assert shell("score - b.txt <&-")[0] == 1
+    status, said = shell("models --json | head -c 5 | cat > head.txt; exit ${PIPESTATUS[0]}")
+    assert said.count("\n") <= 1 and "Traceback" not in said and (folder / "head.txt").read_text() == '{\n "m'
+    assert shell("emebd 2>&-") == (2, "")
+
+
+def test_a_pipe_that_must_not_block_is_waited_for(folder: Path, tiny_bundle: Path) -> None:
+    """Another process may have set the pipe so, as node does; a write of more than it takes then gives an error in Python."""
+    (folder / "many.txt").write_text("".join(f"line {i} of a longer file\n" for i in range(3000)), encoding="utf-8")
+    script = "from mexma_rt.cli import main; main()"
+    words = [sys.executable, "-c", script, "score", "many.txt", "many.txt", "--model", str(tiny_bundle), "--precision=fp32"]
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, cwd=folder, env=environment, stdout=writer, stderr=subprocess.PIPE) as process:
+        os.close(writer)
+        with open(reader, "rb") as stream:  # noqa: PTH123  (a number, not a path)
+            lines = stream.read().splitlines()
+        assert process.stderr is not None and b"Traceback" not in process.stderr.read()
+    assert process.returncode == 0 and len(lines) == 3001
