@@ -9,24 +9,12 @@ the inputs of products, as the graphs w4 and w8 do.
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mexma_export.folder import new_folder
-from mexma_rt.bundle.manifest import TOKENIZER, WEIGHTS
 from mexma_rt.bundle.opening import open_bundle
-from mexma_rt.bundle.weights import holder, weights_of
-from mexma_rt.errors import InputError, MexmaError, require_extra
-
-if TYPE_CHECKING:
-    from numpy import ndarray
-
-KEPT = ("config.json", TOKENIZER, "tokenizer_config.json", "README.md")
+from mexma_rt.bundle.safetensors_folder import write_checkpoint
+from mexma_rt.errors import MexmaError
 
 
 def rebuild_checkpoint(bundle: str | Path, target: Path) -> Path:
@@ -35,34 +23,7 @@ def rebuild_checkpoint(bundle: str | Path, target: Path) -> Path:
     The graph is the default one if it is mixed, w8, w4 or fused, else the first of fused, mixed, w8, w4 that there is.
     Raises InputError (none of those, or one of an older mexma-export; an existing target), BundleError, FileError.
     """
-    require_extra("export", "torch", "transformers", "safetensors", "onnx", "onnxscript")
-    from safetensors.numpy import save_file
-
-    opened = open_bundle(bundle)
-    graph = opened.folder / opened.graphs[holder(opened)]
-    weights = {name: np.ascontiguousarray(array) for name, array in weights_of(graph)}
-    config = json.loads((opened.folder / "config.json").read_text(encoding="utf-8"))
-    with new_folder(target) as folder:
-        for name in KEPT:
-            if (opened.folder / name).is_file():
-                shutil.copyfile(opened.folder / name, folder / name)
-        _check(weights, config)
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    return target
-
-
-def _check(weights: dict[str, ndarray], config: dict[str, Any]) -> None:
-    """Every tensor that the configuration asks for, in its shape."""
-    import torch
-    from transformers import XLMRobertaConfig, XLMRobertaModel
-
-    with torch.device("meta"):
-        model = XLMRobertaModel(XLMRobertaConfig(**config), add_pooling_layer=False)
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    found = {name: array.shape for name, array in weights.items()}
-    if wanted != found:
-        other = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        raise InputError(f"The graph's tensors are not those of its config.json: {', '.join(other[:3])} differ.")
+    return write_checkpoint(open_bundle(bundle), target, from_graph=True)
 
 
 if __name__ == "__main__":

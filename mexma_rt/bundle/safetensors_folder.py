@@ -7,17 +7,17 @@ format (github.com/huggingface/safetensors#format) is a length, a JSON header an
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mexma_rt.bundle.manifest import TOKENIZER, WEIGHTS, Bundle
 from mexma_rt.bundle.weights import holder, weights_of
-from mexma_rt.errors import BundleError, FileError, InputError
-from mexma_rt.files.atomic import move_folder
+from mexma_rt.errors import BundleError
+from mexma_rt.files.folders import new_folder
 
 FILES = (
     "config.json",
@@ -32,32 +32,21 @@ FILES = (
 )
 
 
-def write_checkpoint(bundle: Bundle, target: Path) -> Path:
-    """Write the new folder `target` from an opened bundle; returns it. A bundle with model.safetensors keeps that file.
+def write_checkpoint(bundle: Bundle, target: Path, *, from_graph: bool = False) -> Path:
+    """Write the new folder `target` from an opened bundle; returns it. A bundle with model.safetensors keeps that file, unless
+    the weights are to come `from_graph`.
 
     Raises InputError (`target` exists, or no graph holds the weights), BundleError (they are not those of config.json),
     FileError (it cannot be written; nothing is left then).
     """
-    target = target.absolute()
-    if target.exists():
-        raise InputError(f"{target} exists already. Name a new folder.")
-    work = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        work.mkdir()
+    with new_folder(target) as work:
         for name in (name for name in FILES if name in bundle.files):
             (work / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(bundle.folder / name, work / name)
-        if (bundle.folder / WEIGHTS).is_file():
+        if (bundle.folder / WEIGHTS).is_file() and not from_graph:
             shutil.copyfile(bundle.folder / WEIGHTS, work / WEIGHTS)
         else:
             _write_weights(bundle, work / WEIGHTS)
-        move_folder(work, target)
-    except OSError as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"{target} was not written: {error.strerror or error}. Nothing is left of it.") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return target
 
 
@@ -76,14 +65,34 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             file.write(np.ascontiguousarray(array, dtype="<f4").tobytes())
 
 
+def encoder_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of every tensor of transformers' XLMRobertaModel, without its pooler, from its config.json."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (config["vocab_size"], width),
+        "embeddings.position_embeddings.weight": (config["max_position_embeddings"], width),
+        "embeddings.token_type_embeddings.weight": (config["type_vocab_size"], width),
+        "embeddings.LayerNorm.weight": (width,),
+        "embeddings.LayerNorm.bias": (width,),
+    }
+    products = {f"attention.{name}": (width, width) for name in ("self.query", "self.key", "self.value", "output.dense")}
+    products |= {"intermediate.dense": (inner, width), "output.dense": (width, inner)}
+    for layer in (f"encoder.layer.{i}." for i in range(config["num_hidden_layers"])):
+        for name, (outputs, inputs) in products.items():
+            shapes |= {f"{layer}{name}.weight": (outputs, inputs), f"{layer}{name}.bias": (outputs,)}
+        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+            shapes |= {f"{layer}{name}.weight": (width,), f"{layer}{name}.bias": (width,)}
+    return shapes
+
+
 def _write_weights(bundle: Bundle, path: Path) -> None:
     arrays = dict(weights_of(bundle.folder / bundle.graphs[holder(bundle)]))
-    config = json.loads((bundle.folder / "config.json").read_text(encoding="utf-8"))
-    words, layers = arrays["embeddings.word_embeddings.weight"].shape, config["num_hidden_layers"]
-    found = len({name.split(".")[2] for name in arrays if name.startswith("encoder.layer.")})
-    if words != (config["vocab_size"], config["hidden_size"]) or found != layers:
+    found = {name: array.shape for name, array in arrays.items()}
+    wanted = encoder_shapes(json.loads((bundle.folder / "config.json").read_text(encoding="utf-8")))
+    if found != wanted:
+        other = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise BundleError(
-            f"{bundle.folder}: the graph has {words[0]} words of {words[1]} dimensions and {found} layers, config.json "
-            f"{config['vocab_size']}, {config['hidden_size']} and {layers}. Export the bundle again."
+            f"{bundle.folder}: the graph's tensors are not those of its config.json: {', '.join(other[:3])} differ. Export "
+            "the bundle again."
         )
     write_safetensors(path, arrays)

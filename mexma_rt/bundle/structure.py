@@ -8,7 +8,6 @@ the user's cache: MEXMA_RT_CACHE, else XDG_CACHE_HOME/mexma-rt, else ~/.cache/me
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from mexma_rt.bundle.manifest import Bundle, hash_of_files
 from mexma_rt.bundle.onnxfile import DTYPES, Tensor, initialisers
 from mexma_rt.bundle.weights import holder, weights_of
 from mexma_rt.errors import BundleError, FileError
-from mexma_rt.files.atomic import move_folder, sha256_of
+from mexma_rt.files.atomic import sha256_of
+from mexma_rt.files.folders import new_folder
 
 STRUCTURES = {"fp32": "structure/fp32.onnx", "fp16": "structure/fp16.onnx"}
 GRAPH, DATA, HASH = "model.onnx", "weights.data", "weights.sha256"
@@ -37,22 +37,15 @@ def built_graph(bundle: Bundle, precision: str) -> Path:
     folder = cache_folder() / f"{bundle.name.replace('/', '-')}-{hash_of_files(bundle.files)}-{precision}"
     if _whole(folder):
         return folder / GRAPH
-    work = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     try:
-        work.mkdir(parents=True)
-        write_built(bundle.folder / STRUCTURES[precision], bundle.folder / bundle.graphs[holder(bundle)], work)
-        shutil.rmtree(folder, ignore_errors=True)  # damaged, or absent
-        if not folder.exists():
-            move_folder(work, folder)
-    except OSError as error:
-        if _whole(folder):  # another process was faster
-            return folder / GRAPH
-        raise FileError(
-            f"{folder}: the {precision} graph of {bundle.name!r} cannot be written there ({error.strerror or error}). It is "
-            "made at first use, once. Make room, or name another place in the environment variable MEXMA_RT_CACHE."
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        with new_folder(folder, check=_must_not_be_whole) as work:
+            write_built(bundle.folder / STRUCTURES[precision], bundle.folder / bundle.graphs[holder(bundle)], work)
+    except FileError as error:
+        if not _whole(folder):  # else another process was faster
+            raise FileError(
+                f"{error} It is the {precision} graph of {bundle.name!r}, made at first use, once: make room, or name another "
+                "place in the environment variable MEXMA_RT_CACHE."
+            ) from error
     return folder / GRAPH
 
 
@@ -91,6 +84,11 @@ def _bytes(structure: Path, tensor: Tensor, numbers: np.ndarray) -> bytes:
             f"{list(numbers.shape)}. Export the bundle again."
         )
     return content
+
+
+def _must_not_be_whole(folder: Path) -> None:
+    if _whole(folder):
+        raise FileError(f"{folder} was made by another process.")
 
 
 def _whole(folder: Path) -> bool:

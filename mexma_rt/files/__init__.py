@@ -6,6 +6,7 @@ from mexma_rt.doors import doors
 __getattr__, __all__ = doors(
     __name__,
     atomic="atomic_write check_output move_file move_folder read_lines sha256_of",
+    folders="must_be_new new_folder",
     lines="STDIN byte_lines damage_explained shown_name text_lines unpacking_bytes",
     pictures="COLOURS check_plot save",
     resumable="INDEX Layout",

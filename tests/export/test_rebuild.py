@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch", reason="reads the checkpoint with torch (pi
 
 from mexma_export import Sentence, export_bundle  # noqa: E402
 from mexma_export.rebuild import rebuild_checkpoint  # noqa: E402
-from mexma_rt import InputError, load  # noqa: E402
+from mexma_rt import BundleError, InputError, load  # noqa: E402
+from mexma_rt.bundle.safetensors_folder import encoder_shapes  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,25 @@ def test_the_weights_are_the_sources_but_for_the_rounding(mixed_bundle: Path, ti
         else:
             bound = np.abs(source[name]) * (2**-11 if array.ndim == 2 and "encoder" in name else 0) + 1e-7
         assert (np.abs(array - source[name]) <= bound).all(), name
+
+
+def test_shapes_of_the_encoder_are_those_of_transformers() -> None:
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    config = XLMRobertaConfig(
+        vocab_size=11, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
+        max_position_embeddings=9, type_vocab_size=1,
+    )  # fmt: skip
+    model = XLMRobertaModel(config, add_pooling_layer=False)
+    assert encoder_shapes(config.to_dict()) == {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def test_the_rebuilt_folder_is_one_of_sentence_transformers(mixed_bundle: Path, tmp_path: Path) -> None:
+    folder = rebuild_checkpoint(mixed_bundle, tmp_path / "again")
+    for name in ("modules.json", "1_Pooling/config.json", "2_Normalize/config.json", "tokenizer.json"):
+        assert (folder / name).exists() == (mixed_bundle / name).exists(), name
+        assert not (folder / name).is_file() or (folder / name).read_bytes() == (mixed_bundle / name).read_bytes()
+    assert (folder / "modules.json").is_file() and (folder / "1_Pooling" / "config.json").is_file()
 
 
 def test_the_rebuilt_checkpoint_exports_to_the_same_vectors(mixed_bundle: Path, tmp_path: Path, sentences) -> None:
@@ -72,6 +92,6 @@ def test_a_graph_of_another_configuration_is_refused(mixed_bundle: Path, tmp_pat
     manifest = json.loads((folder / "mexma.json").read_text())
     manifest["files"]["config.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     (folder / "mexma.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"not those of its config\.json: encoder\.layer\.0\.intermediate\.dense\.bias"):
+    with pytest.raises(BundleError, match=r"not those of its config\.json: encoder\.layer\.0\.intermediate\.dense\.bias"):
         rebuild_checkpoint(folder, tmp_path / "again")
     assert not (tmp_path / "again").exists()

@@ -11,25 +11,23 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig
 
-from mexma_rt.files.atomic import move_folder
+from mexma_rt.files.folders import new_folder
 from mexma_train.encoder import save_encoder
 
 
 def save_checkpoint(config: XLMRobertaConfig, weights: dict[str, Tensor], tokenizer_path: Path, folder: Path) -> None:
     """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json; an older folder is replaced whole."""
-    work = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed here
-    save_encoder(config, weights, work)
-    PreTrainedTokenizerFast(
-        tokenizer_file=str(tokenizer_path),
-        model_max_length=config.max_position_embeddings - 2,
-        bos_token="<s>",
-        cls_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-    ).save_pretrained(work)
-    shutil.copyfile(tokenizer_path, work / "tokenizer.json")  # byte for byte what the shards were made with
-    move_folder(work, folder)
+    with new_folder(folder, check=lambda _: None, tidy=True) as work:
+        save_encoder(config, weights, work)
+        PreTrainedTokenizerFast(
+            tokenizer_file=str(tokenizer_path),
+            model_max_length=config.max_position_embeddings - 2,
+            bos_token="<s>",
+            cls_token="<s>",
+            eos_token="</s>",
+            sep_token="</s>",
+            pad_token="<pad>",
+            unk_token="<unk>",
+            mask_token="<mask>",
+        ).save_pretrained(work)
+        shutil.copyfile(tokenizer_path, work / "tokenizer.json")  # byte for byte what the shards were made with

@@ -125,6 +125,6 @@ def _folder(source: str | Path) -> Path:
 
 def save_encoder(config: XLMRobertaConfig, weights: dict[str, Tensor], folder: Path) -> None:
     """Write config.json and model.safetensors, as transformers' save_pretrained would."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})

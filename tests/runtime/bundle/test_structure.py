@@ -74,7 +74,7 @@ def test_a_cache_that_cannot_be_written_says_where_to_point_it(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("MEXMA_RT_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(FileError, match=r"name another place in the environment variable MEXMA_RT_CACHE"):
+    with pytest.raises(FileError, match=r"name another place in the environment variable MEXMA_RT_CACHE\."):
         built_graph(open_bundle(compact_bundle), "fp32")
 
 
@@ -111,7 +111,7 @@ def test_the_checkpoint_folder_loads_in_sentence_transformers(compact_bundle: Pa
     arrays = load_file(tmp_path / "st" / "model.safetensors")
     assert arrays["embeddings.word_embeddings.weight"].shape == (322, 32)
     again = CliRunner().invoke(main, command)
-    assert again.exit_code == 1 and "exists already. Name a new folder." in again.stderr
+    assert again.exit_code == 1 and "exists already. Name another folder, or delete it first." in again.stderr
 
 
 def test_a_bundle_without_weights_by_name_has_no_checkpoint(tiny_bundle: Path, tmp_path: Path) -> None:

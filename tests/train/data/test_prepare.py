@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -185,7 +186,7 @@ def test_nothing_but_test_sentences(toy_tokenizer: Path, tmp_path: Path) -> None
 
 def test_nothing_usable_and_an_existing_folder(pairs_tsv: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
-    with pytest.raises(FileError, match="exists already"):
+    with pytest.raises(InputError, match="exists already"):
         prepare(pairs_tsv, tmp_path / "shards", toy_tokenizer)
     (tmp_path / "empty.tsv").write_text("fra\tx\t \tlune\n")
     with pytest.raises(InputError, match=r"empty\.tsv holds no usable pair \(1 rows read, bad ones: {'empty side': 1}\)"):
@@ -201,7 +202,8 @@ def test_an_error_leaves_nothing_behind(
 ) -> None:
     def rows(*_: object) -> Iterator[Row]:
         yield Row(lang="fra", source="x", english="sun", text="soleil")
-        assert [path.name for path in tmp_path.iterdir()] == [f".new.{os.getpid()}.tmp"]
+        (work,) = tmp_path.iterdir()
+        assert work.name.startswith(".new.") and work.name.endswith(".partial")
         raise error
 
     monkeypatch.setattr(prepare_module, "read_pairs", rows)
@@ -209,7 +211,7 @@ def test_an_error_leaves_nothing_behind(
     with pytest.raises(expected) as raised:
         prepare("x", tmp_path / "new", toy_tokenizer)
     if type(error) is OSError:
-        assert str(raised.value).endswith("new cannot be written: No space left. Nothing is left of it.")
+        assert "new was not written: No space left. What stood under that name" in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,10 +227,12 @@ def test_a_killed_prepare_leaves_no_shards_and_the_next_try_cleans_up(
     assert killed.returncode == -9
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".s.") and (left / "text.ids.npy").exists()
-    alive = tmp_path / f".s.{os.getppid()}.tmp"  # of another process that still works at the same name
+    alive = tmp_path / f".s.{socket.gethostname()}-{os.getppid()}-00000000.partial"  # a process still works at the same name
+    elsewhere = tmp_path / f".s.another-host-{2**22 + 1}-00000000.partial"  # no process here, but maybe one there
     alive.mkdir()
+    elsewhere.mkdir()
     prepare(pairs_tsv, tmp_path / "s", toy_tokenizer)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive.name, "s"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive.name, elsewhere.name, "s"])
     assert len(open_shards(tmp_path / "s")) == 600
 
 
@@ -242,7 +246,7 @@ def test_another_process_that_was_faster_is_not_overwritten(
         return second_pass(work, pairs, groups)
 
     monkeypatch.setattr(prepare_module, "_second_pass", slow)
-    with pytest.raises(FileError, match="was made by another process meanwhile"):
+    with pytest.raises(InputError, match="exists already"):
         prepare(pairs_tsv, tmp_path / "s", toy_tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["s"] and list((tmp_path / "s").iterdir()) == []
 

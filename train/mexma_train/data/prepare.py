@@ -9,12 +9,9 @@ only then is full.
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import hashlib
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,8 +21,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from mexma_rt.errors import FileError, InputError, MexmaError
-from mexma_rt.files.atomic import move_folder
+from mexma_rt.errors import InputError
+from mexma_rt.files.folders import must_be_new, new_folder
 from mexma_rt.progress import progress_bar
 from mexma_train.data.bitext import ReadReport, Row, read_pairs
 from mexma_train.data.held_out import Screen, load_held_out
@@ -53,15 +50,14 @@ def prepare(
     Rows with a test sentence on either side (held_out.py) are dropped and counted, by language, apart from the bad rows: they
     are no fault of the data. `allow_held_out` keeps them.
     The folder appears when it is complete: after an error, Ctrl-C or a kill there is nothing under its name. Raises FileError
-    if it exists, or cannot be written; InputError if no row is usable, too many are bad, or the groups are too many.
+    if it cannot be written; InputError if it exists, no row is usable, too many are bad, or the groups are too many.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise FileError(f"{folder} exists already. Name another folder, or delete it first.")
+    must_be_new(folder)
     tokenizer = load_tokenizer(tokenizer_path)
     report = ReadReport()
     screen = None if allow_held_out else Screen(load_held_out())
-    with _appearing(folder) as work:
+    with new_folder(folder, tidy=True) as work:
         with _Writer(work, tokenizer) as writer, progress_bar(progress, total=0, desc="prepare", unit="pairs") as advance:
             for slab in _slabs(read_pairs(pairs, report, **options)):
                 writer.add(slab if screen is None else screen.keep(slab))
@@ -91,44 +87,6 @@ def prepare(
         }
         (work / "meta.json").write_text(json.dumps(meta, ensure_ascii=False) + "\n", encoding="utf-8")
     return meta
-
-
-@contextlib.contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that gets its name at the end of the block; an error removes it.
-
-    What killed processes left of earlier tries is removed first.
-    """
-    work = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        for old in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
-            if not _is_running(old.suffixes[-2][1:]):
-                shutil.rmtree(old, ignore_errors=True)
-        work.mkdir(parents=True)
-        yield work
-        if folder.exists():
-            raise FileError(f"{folder} was made by another process meanwhile. Name another folder, or delete it first.")
-        move_folder(work, folder)
-    except BaseException as error:
-        shutil.rmtree(work, ignore_errors=True)
-        if isinstance(error, OSError) and not isinstance(error, MexmaError):
-            raise FileError(f"{folder} cannot be written: {error.strerror or error}. Nothing is left of it.") from error
-        raise
-
-
-def _is_running(pid: str) -> bool:
-    """Whether this is another process that lives; where that cannot be told without harm (Windows), yes."""
-    if not pid.isdigit() or int(pid) == os.getpid():
-        return False
-    if os.name != "posix":  # os.kill would end it
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _slabs(rows: Iterator[Row]) -> Iterator[list[Row]]:
