@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import math
 import platform
@@ -78,7 +79,8 @@ class Arm:
         self.others = torch.cuda.memory_allocated() if args.device == "cuda" else 0  # bytes that are not this arm's
         shape, pieces = SHAPES[args.shape]
         torch.manual_seed(0)
-        ours = Mexma(new_encoder(shape, pieces), shape)
+        with self.device:  # weights of this size take a GPU no time, and a CPU half a minute
+            ours = Mexma(new_encoder(shape, pieces), shape)
         self.model: nn.Module = ours
         self.forward: Callable[[Any, Work], Tensor]
         if name == "ours":
@@ -87,7 +89,8 @@ class Arm:
                     layer.compile(dynamic=True)
             self.forward = our_loss(args, config, self.device)
         else:
-            self.model = PaddedMexma(shape, pieces)
+            with self.device:
+                self.model = PaddedMexma(shape, pieces)
             self.model.load_state_dict(ours.state_dict(), strict=False)
             assert {n: p.shape for n, p in self.model.named_parameters()} == {n: p.shape for n, p in ours.named_parameters()}
             self.forward = lambda model, work: model(*(padded_side(s, self.device) for s in (work.source, work.target)), config)
@@ -150,9 +153,10 @@ def measured_peak(device: torch.device, precision: str) -> float:
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
-def measure(args: argparse.Namespace, config: MexmaConfig) -> dict[str, Any]:
-    # Before this process grows: on Linux a child's high-water mark starts at its parent's.
-    resident = {name: memory_of(name) for name in args.arms} if args.device == "cpu" else {}
+def measure(
+    args: argparse.Namespace, config: MexmaConfig, *, resident: dict[str, int], peak: Callable[[], float]
+) -> dict[str, Any]:
+    """First losses, memory and seconds of each arm. resident: bytes of each arm on a CPU, which cannot be told in here."""
     stream = works(args, config)
     check, warm = next(stream), [next(stream) for _ in range(args.warmup)]
     arms, first, memory = {}, {}, {}
@@ -162,17 +166,17 @@ def measure(args: argparse.Namespace, config: MexmaConfig) -> dict[str, Any]:
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         arm.train(warm)
-        memory[name] = torch.cuda.max_memory_allocated() - arm.others if args.device == "cuda" else resident[name]
+        memory[name] = torch.cuda.max_memory_allocated() - arm.others if args.device == "cuda" else resident.get(name, 0)
         print(f"{name}: first loss {first[name][0]:.6f}, gradient norm {first[name][1]:.6f}", flush=True)
 
-    rounds, peaks = [], [measured_peak(torch.device(args.device), args.precision)]
+    rounds, peaks = [], [peak()]
     for number in range(args.rounds):
         batch = [next(stream) for _ in range(args.steps)]
         order = args.arms if number % 2 else args.arms[::-1]
         seconds = {name: arms[name].train(batch) for name in order}
         counts = {key: sum(getattr(work, key) for work in batch) for key in ("tokens", "places", "flops")}
         rounds.append({"seconds": seconds, **counts})
-        peaks.append(measured_peak(torch.device(args.device), args.precision))  # another load on the machine would lower one
+        peaks.append(peak())  # another load on the machine would lower one
         print(f"round {number + 1}: " + ", ".join(f"{n} {counts['tokens'] / s:.0f} tokens/s" for n, s in seconds.items()))
     return {"first": first, "memory": memory, "rounds": rounds, "peak": max(peaks)}
 
@@ -242,7 +246,7 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="mini")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -261,12 +265,19 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, help="a folder of mexma-train prepare, instead of made-up sentences")
     parser.add_argument("--out", type=Path, help="append the table to this file")
     parser.add_argument("--memory-of", choices=ARMS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
     config = replace(MexmaConfig(steps=1), precision=args.precision)
     if args.memory_of:
         return train_for_memory(args, config)
+    # Before this process grows: on Linux a child's high-water mark starts at its parent's.
+    resident = {name: memory_of(name) for name in args.arms} if args.device == "cpu" else {}
     try:
-        table = report(args, measure(args, config))
+        peak = functools.partial(measured_peak, torch.device(args.device), args.precision)
+        table = report(args, measure(args, config, resident=resident, peak=peak))
     except torch.OutOfMemoryError as error:
         sys.exit(f"{error}\nThis arm does not fit: take fewer --pairs (of both arms), or --arms ours to see ours alone.")
     print("\n" + table)

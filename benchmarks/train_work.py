@@ -20,6 +20,7 @@ from mexma_train.sampling import PairSampler
 
 XLMR_PIECES = 250_002
 SHAPES = {
+    "toy": (ModelConfig(hidden_size=32, layers=2, heads=2, intermediate_size=64, head_layers=1, head_heads=2), 500),
     # As the bundled model, but with six layers and the original's six head layers, so that layers and vocabulary both weigh.
     "mini": (ModelConfig(hidden_size=256, layers=6, heads=4, intermediate_size=1_024, head_intermediate_size=1_024), 64_000),
     "base": (ModelConfig(hidden_size=768, layers=12, heads=12, intermediate_size=3_072), XLMR_PIECES),
