@@ -1,10 +1,11 @@
 """Self-attention of packed sentences: T tokens of S sentences end to end, each sentence sees itself alone. Needs torch.
 
-Training (mexma_train) and the torch back end share it. One function, four ways to compute the same thing:
+Training (mexma_train) and the torch back end share it. One function, five ways to compute the same thing:
     varlen  torch's variable-length flash attention: CUDA, bf16 or fp16; no padding anywhere
     flex    FlexAttention with a block mask: CUDA in any precision; on CPU forward only, because torch has no backward there
     block   scaled-dot-product attention under a block-diagonal mask: everywhere, but T x T cells; the others' yardstick
-    padded  sentences of similar length padded for the attention alone: everywhere; the fast one on CPU
+    padded  sentences of similar length padded for the attention alone: everywhere
+    equal   sentences of one length together, no padding: everywhere; made for training on CPU, where many share a length
 H heads of E dimensions each.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KINDS = ("varlen", "flex", "block", "padded")
+KINDS = ("varlen", "flex", "block", "padded", "equal")
 SHORT, STEP = 16, 1.5  # of padded: up to SHORT tokens together, then each table STEP times as long as the one before
 FLEX_BLOCK = 128  # FlexAttention's block: T is filled up to a multiple of it
 
@@ -45,13 +46,19 @@ class Layout:
     longest: int
     cumulative_S1: Tensor
     tables: tuple[Table, ...] = ()  # padded
-    back_T: Any = None  # padded: int64 [T], where each packed token stands in the tables laid end to end
+    back_T: Any = None  # padded, equal: int64 [T], where each packed token stands in the tables or groups laid end to end
+    groups: tuple[tuple[int, int], ...] = ()  # equal: (sentences, their length) of each group
+    order_T: Any = None  # equal: int64 [T], the packed tokens group by group; None: they are in that order already
     mask: Any = None  # block: bool [T, T]; flex: a BlockMask
 
     @property
     def starts_S(self) -> Tensor:
         """Token number of each sentence's <s>."""
         return self.cumulative_S1[:-1].long()
+
+    def in_order(self) -> Layout:
+        """equal: the same groups for tokens that were put in the order of `order_T`, once for all layers."""
+        return replace(self, order_T=None, back_T=None)
 
 
 def make_layout(lengths_S: np.ndarray, kind: str, device: torch.device | str = "cpu") -> Layout:
@@ -65,6 +72,8 @@ def make_layout(lengths_S: np.ndarray, kind: str, device: torch.device | str = "
     if kind == "padded":
         tables = tuple(_table(lengths_S, starts, chosen, device) for chosen in _of_similar_length(lengths_S))
         back = torch.argsort(torch.cat([table.tokens_N for table in tables]))
+    elif kind == "equal":
+        return _equal_layout(lengths_S, starts, cumulative, device)
     elif kind == "block":
         mask = torch.from_numpy(sentence_T[:, None] == sentence_T).to(device)
     elif kind == "flex":
@@ -73,6 +82,26 @@ def make_layout(lengths_S: np.ndarray, kind: str, device: torch.device | str = "
         documents[:tokens] = torch.from_numpy(sentence_T.astype(np.int32)).to(device)
         mask = _flex_mask(documents)
     return Layout(kind=kind, tokens=tokens, longest=longest, cumulative_S1=cumulative, tables=tables, back_T=back, mask=mask)
+
+
+def _equal_layout(lengths_S: np.ndarray, starts_S: np.ndarray, cumulative: Tensor, device: torch.device | str) -> Layout:
+    by_length = np.argsort(lengths_S, kind="stable")
+    lengths, counts = np.unique(lengths_S, return_counts=True)
+    tokens, ordered = int(lengths_S.sum()), lengths_S[by_length]
+    order_T, back_T = None, None
+    if (np.diff(lengths_S) < 0).any():
+        place = np.arange(tokens) - np.repeat(np.cumsum(ordered) - ordered, ordered)
+        order_T = torch.from_numpy(np.repeat(starts_S[by_length], ordered) + place).to(device)
+        back_T = torch.argsort(order_T)
+    return Layout(
+        kind="equal",
+        tokens=tokens,
+        longest=int(lengths[-1]),
+        cumulative_S1=cumulative,
+        groups=tuple(zip(counts.tolist(), lengths.tolist(), strict=True)),
+        order_T=order_T,
+        back_T=back_T,
+    )
 
 
 def _of_similar_length(lengths_S: np.ndarray) -> list[np.ndarray]:
@@ -106,13 +135,19 @@ def attend(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, layout: Layout
 
         cumulative, longest = layout.cumulative_S1, layout.longest
         return varlen_attn(query_THE, key_THE, value_THE, cumulative, cumulative, longest, longest)  # type: ignore[return-value]
-    if layout.kind == "padded" and query_THE.device.type == "cpu" and query_THE.dtype in (torch.bfloat16, torch.float16):
+    if (
+        layout.kind in ("padded", "equal")
+        and query_THE.device.type == "cpu"
+        and query_THE.dtype in (torch.bfloat16, torch.float16)
+    ):
         # torch's half-precision flash backward on CPU took 184 ms a layer where float32 takes 32 (19,484 packed tokens, 4 heads
         # of 64, two cores with AVX512-BF16): 30 % of a step.
         with torch.autocast("cpu", enabled=False):
-            return _padded(query_THE.float(), key_THE.float(), value_THE.float(), layout).to(query_THE.dtype)
+            return attend(query_THE.float(), key_THE.float(), value_THE.float(), layout).to(query_THE.dtype)
     if layout.kind == "padded":
         return _padded(query_THE, key_THE, value_THE, layout)
+    if layout.kind == "equal":
+        return _equal(query_THE, key_THE, value_THE, layout)
     query, key, value = (x.transpose(0, 1)[None] for x in (query_THE, key_THE, value_THE))
     if layout.kind == "block":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=layout.mask)[0].transpose(0, 1)
@@ -128,6 +163,21 @@ def _padded(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, layout: Layou
         out_SHLE = F.scaled_dot_product_attention(query, key, value, attn_mask=table.mask)
         parts.append(out_SHLE.transpose(1, 2).flatten(0, 1).index_select(0, table.cells_N))
     return torch.cat(parts).index_select(0, layout.back_T)
+
+
+def _equal(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, layout: Layout) -> Tensor:
+    """`split` and `cat` are each other's backward, one copy of everything; a gather of each group's tokens would be zeroed and
+    added up again over all T tokens in its backward."""
+    qkv = [query_THE, key_THE, value_THE]
+    if layout.order_T is not None:
+        qkv = [x.index_select(0, layout.order_T) for x in qkv]
+    sizes = [sentences * length for sentences, length in layout.groups]
+    parts = []
+    for group, (sentences, length) in zip(zip(*(x.split(sizes) for x in qkv), strict=True), layout.groups, strict=True):
+        query, key, value = (x.unflatten(0, (sentences, length)).transpose(1, 2) for x in group)
+        parts.append(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(0, 1))
+    out_THE = torch.cat(parts)
+    return out_THE if layout.back_T is None else out_THE.index_select(0, layout.back_T)
 
 
 def _pad(x_THE: Tensor, table: Table) -> Tensor:

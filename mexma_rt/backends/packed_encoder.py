@@ -80,6 +80,10 @@ class Encoder(nn.Module):
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, layout: Layout, rows_R: Tensor | None = None) -> Tensor:
         """Final states [T, D], or [R, D] at the wanted rows; a sentence's vector is the state of its <s>."""
+        back_T = layout.back_T if layout.order_T is not None else None
+        if back_T is not None:  # tokens by the length of their sentences, once for all layers
+            ids_T, positions_T = ids_T.index_select(0, layout.order_T), positions_T.index_select(0, layout.order_T)
+            rows_R, layout = None if rows_R is None else back_T.index_select(0, rows_R), layout.in_order()
         tables = self.embeddings
         embedded = tables.word_embeddings(ids_T) + tables.position_embeddings(positions_T)
         states_TD = tables.LayerNorm(embedded + tables.token_type_embeddings.weight[0])
@@ -87,7 +91,8 @@ class Encoder(nn.Module):
         *lower, last = self.encoder.layer
         for layer in lower:
             states_TD = layer(states_TD, layout)
-        return last(states_TD, layout, rows_R)
+        states = last(states_TD, layout, rows_R)
+        return states if rows_R is not None or back_T is None else states.index_select(0, back_T)
 
 
 def position_numbers(ids_T: np.ndarray, lengths_S: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("kind", ["padded", "block"])
+@pytest.mark.parametrize("kind", ["padded", "equal", "block"])
 def test_a_sentence_sees_itself_alone(kind: str) -> None:
     q, k, v = tensors()
     out = attend(q, k, v, make_layout(LENGTHS, kind))
@@ -50,6 +50,14 @@ def test_padded_groups_sentences_of_similar_length() -> None:
     torch.testing.assert_close(attend(q, k, v, layout), attend(q, k, v, make_layout(lengths, "block")), atol=1e-12, rtol=0)
 
 
+def test_equal_groups_sentences_of_one_length() -> None:
+    layout = make_layout(LENGTHS, "equal")
+    assert layout.groups == ((1, 1), (1, 2), (1, 3), (2, 7))
+    # lengths 3 1 7 2 7 in order of length: tokens 3; 11, 12; 0-2; 4-10; 13-19
+    assert layout.order_T.tolist() == [3, 11, 12, 0, 1, 2, *range(4, 11), *range(13, 20)]
+    assert make_layout(np.sort(LENGTHS), "equal").order_T is None  # nothing to gather
+
+
 def test_flex_computes_the_same_forward_on_cpu() -> None:
     """Forward only, because torch's FlexAttention has no backward on CPU; the gradient is compared on CUDA below."""
     with torch.no_grad():
@@ -58,15 +66,16 @@ def test_flex_computes_the_same_forward_on_cpu() -> None:
     np.testing.assert_allclose(out.numpy(), by_hand(*(x.double().numpy() for x in (q, k, v))), atol=1e-5)
 
 
-def test_gradients_of_padded_and_block_agree() -> None:
+@pytest.mark.parametrize("kind", ["padded", "equal"])
+def test_gradients_agree_with_those_of_block(kind: str) -> None:
     gradients = []
-    for kind in ("padded", "block"):
+    for way in (kind, "block"):
         inputs = tensors()
-        out = attend(*inputs, make_layout(LENGTHS, kind))
+        out = attend(*inputs, make_layout(LENGTHS, way))
         (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
         gradients.append([x.grad for x in inputs])
-    for padded, block in zip(*gradients, strict=True):
-        torch.testing.assert_close(padded, block, atol=1e-12, rtol=1e-10)
+    for ours, block in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, block, atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.gpu
@@ -88,7 +97,7 @@ def test_starts_are_the_first_tokens() -> None:
 
 
 def test_auto_chooses_with_a_reason_and_a_named_way_runs_or_raises() -> None:
-    assert choose_attention("auto", CPU, "bf16")[0] == "padded"
+    assert choose_attention("auto", CPU, "bf16")[0] == "equal"
     assert choose_attention("auto", torch.device("cuda"), "bf16") == (
         "varlen",
         "CUDA and bf16: flash attention without padding",

@@ -71,7 +71,7 @@ def test_stopping_resuming_evaluating_and_drawing(pairs_tsv: Path, toy_shards: P
     out = tmp_path / "out"
     said = call("run", short, toy_shards, out, "--minutes", 0, "--run.log-every", 1)
     assert f"continue with: mexma-train resume {out}" in said
-    assert "toy: cpu, one process, fp32; attention padded (CPU: " in said
+    assert "toy: cpu, one process, fp32; attention equal (CPU: " in said
     rows = [line.split("\t") for line in pairs_tsv.read_text(encoding="utf-8").splitlines()[:40]]
     test_set = tmp_path / "toys.tsv"
     test_set.write_text("".join(f"{row[2]}\t{row[3]}\n" for row in rows), encoding="utf-8")

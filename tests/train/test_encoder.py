@@ -51,7 +51,7 @@ def peer(encoder: Encoder, folder: Path) -> XLMRobertaModel:
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", ["padded", "block"])
+@pytest.mark.parametrize("kind", ["padded", "equal", "block"])
 def test_states_equal_those_of_transformers(kind: str, tmp_path: Path) -> None:
     encoder = small()
     theirs = peer(encoder, tmp_path / "folder").double()
@@ -62,10 +62,11 @@ def test_states_equal_those_of_transformers(kind: str, tmp_path: Path) -> None:
         start += length
 
 
-def test_wanted_rows_are_the_rows_of_the_whole() -> None:
+@pytest.mark.parametrize("kind", ["padded", "equal"])
+def test_wanted_rows_are_the_rows_of_the_whole(kind: str) -> None:
     encoder = small().double()
     rows = torch.tensor([0, 5, 7, 18])
-    torch.testing.assert_close(states(encoder, rows=rows), states(encoder)[rows], atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(states(encoder, kind, rows=rows), states(encoder)[rows], atol=1e-12, rtol=1e-12)
 
 
 def test_positions_start_after_the_padding_index_in_each_sentence_and_skip_an_inserted_pad() -> None:

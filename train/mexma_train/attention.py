@@ -1,4 +1,4 @@
-"""Which of the four ways to attend (mexma_rt/backends/packed_attention.py) a run takes, and why."""
+"""Which of the five ways to attend (mexma_rt/backends/packed_attention.py) a run takes, and why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def choose_attention(kind: str, device: torch.device, precision: str) -> tuple[s
     half = precision in ("bf16", "fp16")
     if kind == "auto":
         if device.type == "cpu":
-            return "padded", "CPU: FlexAttention has no backward there, and block masks cost T x T cells"
+            return "equal", "CPU: FlexAttention has no backward there, block masks cost T x T cells, and padding is copied"
         if half:
             return "varlen", f"CUDA and {precision}: flash attention without padding"
         return "flex", f"CUDA and {precision}: flash attention needs bf16 or fp16"
@@ -25,5 +25,5 @@ def choose_attention(kind: str, device: torch.device, precision: str) -> tuple[s
             "CUDA GPU and bf16 or fp16. Type --run.attention auto."
         )
     if kind == "flex" and device.type == "cpu":
-        raise InputError("run.attention is flex, but torch's FlexAttention cannot train on CPU. Type --run.attention padded.")
+        raise InputError("run.attention is flex, but torch's FlexAttention cannot train on CPU. Type --run.attention equal.")
     return kind, "named"

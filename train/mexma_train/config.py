@@ -161,7 +161,7 @@ class RunConfig:
     """How a run is executed: these do not change what is learnt (but for rounding) and may change at a resume."""
 
     attention: Annotated[
-        Literal["auto", "varlen", "flex", "block", "padded"],
+        Literal["auto", "varlen", "flex", "block", "padded", "equal"],
         "how packed sentences attend: packed_attention.py says how",
     ] = "auto"
     parallel: Annotated[Literal["ddp", "fsdp"], "several processes: replicate the weights, or shard them"] = "ddp"
