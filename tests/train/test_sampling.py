@@ -16,6 +16,7 @@ from mexma_train.config import SamplingConfig
 from mexma_train.data.dev_split import held_out_segments
 from mexma_train.data.prepare import prepare
 from mexma_train.data.shards import Shards, open_shards
+from mexma_train.neighbourhoods import bags_of_pieces
 from mexma_train.sampling import BUCKET, PairSampler, deal, equal_cuts
 
 ORDERS = st.sampled_from(["draw", "epochs"])
@@ -275,11 +276,24 @@ def test_neighbourhoods_are_of_like_segments_but_not_of_twins(shards: Shards) ->
     assert all_near > 40 and same > 0.4 * all_near  # 1 in 8 by chance; halves of few members cut through clusters
 
 
-def test_neighbourhoods_need_vectors_and_draws(shards: Shards) -> None:
-    with pytest.raises(InputError, match=r"has no teacher's vectors, .*mexma-train teach"):
-        PairSampler(shards, SamplingConfig()).neighbour_batch(0, 32, 4)
+def test_neighbourhoods_need_draws(shards: Shards) -> None:
     with pytest.raises(InputError, match=r"needs --sampling\.order draw"):
         PairSampler(shards, SamplingConfig(order="epochs")).neighbour_batch(0, 32, 4)
+
+
+def test_without_a_teacher_segments_with_the_same_rare_pieces_lie_close(shards: Shards) -> None:
+    vectors = bags_of_pieces(shards, 0).astype(np.float64)
+    frequency = np.bincount(shards.english_ids, minlength=shards.vocab_size)
+    weight = np.log(len(shards.english_ids) / np.maximum(frequency, 1))
+    tfidf = np.zeros((len(shards.english_hash), shards.vocab_size))
+    for row, (start, end) in enumerate(itertools.pairwise(shards.english_offsets.tolist())):
+        np.add.at(tfidf[row], shards.english_ids[start:end], weight[shards.english_ids[start:end]])
+    tfidf /= np.maximum(np.linalg.norm(tfidf, axis=1, keepdims=True), 1e-12)
+    error = vectors @ vectors.T - tfidf @ tfidf.T
+    assert np.abs(error).mean() < 1.5 / np.sqrt(128)
+    assert (bags_of_pieces(shards, 0) == bags_of_pieces(shards, 0)).all()
+    rows = PairSampler(shards, SamplingConfig()).neighbour_batch(0, 32, 4)
+    assert 1 < len(rows) <= 32
 
 
 def test_the_dev_share_is_never_drawn(shards: Shards) -> None:

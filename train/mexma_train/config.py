@@ -83,7 +83,9 @@ class RankingConfig:
 
     steps: Annotated[int, "updates"]
     batch_pairs: Annotated[int, "pairs of an update"] = 512
-    neighbours: Annotated[int, "of a batch lie close together in groups of so many, by the teacher's vectors; 1: at random"] = 1
+    neighbours: Annotated[
+        int, "of a batch lie close together in groups of so many, by a teacher's vectors or by their pieces; 1: at random"
+    ] = 1
     lr: Annotated[float, "peak learning rate of the layers"] = 5e-4
     words_lr: Annotated[float, "peak learning rate of the word embeddings; 0 keeps them as they are"] = 5e-4
     translations: Annotated[int, "of an English segment in a batch, at most; it is encoded once for all of them"] = 1

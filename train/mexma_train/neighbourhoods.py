@@ -1,9 +1,10 @@
 """Hard negatives: English segments that a teacher puts close together, for batches in which a translation has lookalikes.
 
-In a batch of random pairs nearly every translation is found after a few hundred updates, and little is left to learn. Here the
-teacher's vectors of all English segments (`mexma-train teach`) are cut in half again and again, each time across the line
-between two distant members, until at most LEAF lie together. A batch takes several segments from each of a few such
-neighbourhoods, each with one of its translations. E segments, D dimensions.
+In a batch of random pairs nearly every translation is found after a few hundred updates, and little is left to learn. Here
+vectors of all English segments are cut in half again and again, each time across the line between two distant members, until at
+most LEAF lie together. A batch takes several segments from each of a few such neighbourhoods, each with one of its translations.
+The vectors are a teacher's (`mexma-train teach`), or else of the segments' pieces: each piece's inverse document frequency,
+projected at random (Achlioptas 2003), so that segments with the same rare pieces lie together. E segments, D dimensions.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mexma_rt.errors import InputError
 from mexma_train.data.shards import Shards
 
 LEAF = 32
 NEAR = 0.95  # cosine: above it two segments may mean the same, and would be false negatives of each other
 SAMPLE = 256  # members that a cut looks at
+PROJECTED = 128  # dimensions of the vectors of pieces: cosines are then right to about 1 / sqrt(128)
+SLAB = 8_192  # segments at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +46,32 @@ class Neighbourhoods:
 
 
 def make_neighbourhoods(shards: Shards, rows: np.ndarray, seed: int) -> Neighbourhoods:
-    """Neighbourhoods of the English segments of the pairs `rows`. Raises InputError for shards without a teacher's vectors."""
-    if shards.teacher is None:
-        raise InputError(
-            f"{shards.folder} has no teacher's vectors, which say what lies close together. Type: mexma-train teach "
-            f"{shards.folder} --teacher BUNDLE"
-        )
+    """Neighbourhoods of the English segments of the pairs `rows`, by a teacher's vectors if the shards have them."""
+    vectors = bags_of_pieces(shards, seed) if shards.teacher is None else shards.teacher
     english = shards.pair_english[rows].astype(np.int64)
-    order, starts, ends = halves(shards.teacher, np.unique(english), np.random.default_rng(seed))
+    order, starts, ends = halves(vectors, np.unique(english), np.random.default_rng(seed))
     place = np.full(len(shards.english_hash), -1, np.int64)
     place[order] = np.arange(len(order))
-    return Neighbourhoods(order=order, place=place, starts=starts, ends=ends, vectors=shards.teacher)
+    return Neighbourhoods(order=order, place=place, starts=starts, ends=ends, vectors=vectors)
+
+
+def bags_of_pieces(shards: Shards, seed: int) -> np.ndarray:
+    """Vectors float16 [E, PROJECTED] of length 1, 0 for a segment without pieces; a function of the shards and the seed."""
+    ids, offsets = shards.english_ids, np.asarray(shards.english_offsets)
+    frequency = np.bincount(ids, minlength=shards.vocab_size)
+    weight = np.log(len(ids) / np.maximum(frequency, 1)).astype(np.float32)  # a piece rarely comes twice in a segment
+    signs = np.random.default_rng((seed, 1)).integers(0, 2, (shards.vocab_size, PROJECTED), dtype=np.int8) * 2 - 1
+    vectors = np.zeros((len(offsets) - 1, PROJECTED), np.float16)
+    for start in range(0, len(vectors), SLAB):
+        end = min(start + SLAB, len(vectors))
+        bounds = offsets[start : end + 1]
+        slab = np.asarray(ids[bounds[0] : bounds[-1]])
+        filled = np.flatnonzero(np.diff(bounds))
+        if not len(filled):
+            continue
+        sums = np.add.reduceat(signs[slab] * weight[slab, None], bounds[filled] - bounds[0], axis=0)
+        vectors[start + filled] = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    return vectors
 
 
 def halves(vectors: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -73,7 +90,7 @@ def halves(vectors: np.ndarray, members: np.ndarray, rng: np.random.Generator) -
         one = sample[far.argmin()]
         other = sample[(sample @ one).argmin()]
         along = np.concatenate(
-            [vectors[own[i : i + 65_536]].astype(np.float32) @ (one - other) for i in range(0, len(own), 65_536)]
+            [vectors[own[i : i + SLAB]].astype(np.float32) @ (one - other) for i in range(0, len(own), SLAB)]
         )
         middle = len(own) // 2
         order[start:end] = own[np.argpartition(along, middle)]

@@ -74,7 +74,7 @@ class PairSampler:
         """Like `batch`, in groups of up to `group` pairs whose English segments lie close together: see neighbourhoods.py.
 
         The first of each group is drawn like a pair of `batch`, the others from its neighbourhood, any translation alike.
-        Raises InputError for shards without a teacher's vectors, and for order="epochs".
+        Raises InputError for order="epochs".
         """
         if self._near is None:
             self._near = make_neighbourhoods(self.shards, self._drawable("ranking.neighbours"), self.config.seed)
