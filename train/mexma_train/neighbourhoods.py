@@ -1,8 +1,8 @@
 """Hard negatives: English segments that a teacher puts close together, for batches in which a translation has lookalikes.
 
 In a batch of random pairs nearly every translation is found after a few hundred updates, and little is left to learn. Here
-vectors of all English segments are cut in half again and again, each time across the line between two distant members, until at
-most LEAF lie together. A batch takes several segments from each of a few such neighbourhoods, each with one of its translations.
+vectors of all English segments are cut in half again and again, each time across the line between two distant members, until
+at most LEAF lie together. A batch takes several segments from each of a few such neighbourhoods, each with one translation.
 The vectors are a teacher's (`mexma-train teach`), or else of the segments' pieces: each piece's inverse document frequency,
 projected at random (Achlioptas 2003), so that segments with the same rare pieces lie together. E segments, D dimensions.
 """
