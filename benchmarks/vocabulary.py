@@ -1,6 +1,6 @@
 """What a smaller vocabulary costs before any training: FLORES and Tatoeba at several sizes of the table, every language.
 
-    python benchmarks/vocabulary.py ENCODER OUT.jsonl --flores DIR --tatoeba DIR --corpora DIR [--sizes 64000 120000] [--lines 150]
+    python benchmarks/vocabulary.py ENCODER OUT.jsonl --flores DIR --tatoeba DIR --corpora DIR [--sizes 64000] [--lines 150]
 
 ENCODER is a Hugging Face folder (train/e5_small_start.py); its vectors are the means of the token states, as its authors take
 them. CORPORA holds one text file a language, which say with the tokenizer's own scores what is kept (mexma_export/trim.py). The
