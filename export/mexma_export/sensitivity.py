@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import XLMRobertaModel
 
-# Calibration: so many sentences from everywhere in the list, and the shortest, whose few states the rounding disturbs most (with
-# 64 from everywhere alone, mexma-small in w8 was chosen so that the gate met a cosine of 0.993, of one Finnish word).
+# Calibration: so many sentences from everywhere in the list, and the shortest, whose few states the rounding disturbs most
+# (with 64 from everywhere alone, the gate then met a cosine of 0.993, of one Finnish word).
 SPREAD, SHORTEST, TOKENS, BATCH = 64, 32, 48, 16
 MARGIN = 0.2  # of the distance that the gate allows, kept for what the imitation and so few sentences do not show
 COARSE = Form(bits=4, size=32, level=4)
@@ -108,7 +108,7 @@ def choose_forms(
 
 
 def calibration(tokenizer: Tokenizer, sentences: Sequence[Sentence]) -> list[np.ndarray]:
-    """Batches of ids int64 [B, L], padded on the right, of sentences from everywhere in the list and the shortest, by length."""
+    """Batches of ids int64 [B, L], padded on the right, of some sentences from everywhere in the list and the shortest."""
     rows = [encoding.ids[:TOKENS] for encoding in tokenizer.encode_batch([s.text for s in sentences])]
     spread = range(0, len(rows), max(1, len(rows) // SPREAD))[:SPREAD]
     shortest = sorted(range(len(rows)), key=lambda i: len(rows[i]))[:SHORTEST]
