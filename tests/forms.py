@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 CLS: dict[str, object] = {"pooling_mode_cls_token": True, "word_embedding_dimension": 32}
 MEAN: dict[str, object] = {"pooling_mode_mean_tokens": True, "word_embedding_dimension": 32}
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "cls_token": "<s>",
+    "sep_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+    "model_max_length": 96,
+}
 
 
 def sentence_transformers(folder: Path, pooling: dict[str, object] | None, *more: str) -> None:
@@ -21,3 +35,33 @@ def sentence_transformers(folder: Path, pooling: dict[str, object] | None, *more
     if pooling is not None:
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+def make_model(folder: Path, kind: str) -> Any:
+    """Write a random encoder "xlm-roberta", "bert" or "distilbert" with the tiny model's pieces; returns it, in fp32.
+
+    2 layers of 32, 4 heads, 322 pieces; texts have up to 96 tokens. BERT's configuration names another pad_token_id than its
+    tokenizer, as multilingual-e5-small's and paraphrase-multilingual-MiniLM's do.
+    """
+    import torch
+    from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, XLMRobertaConfig, XLMRobertaModel
+
+    shape: dict[str, Any] = {"vocab_size": 322, "initializer_range": 0.3}
+    bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    makers: dict[str, Any] = {
+        "xlm-roberta": lambda: XLMRobertaModel(
+            XLMRobertaConfig(**shape, **bert, max_position_embeddings=98, type_vocab_size=1, pad_token_id=1)
+        ),
+        "bert": lambda: BertModel(BertConfig(**shape, **bert, max_position_embeddings=96, type_vocab_size=2, pad_token_id=0)),
+        "distilbert": lambda: DistilBertModel(
+            DistilBertConfig(**shape, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=96, pad_token_id=1)
+        ),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = makers[kind]()
+    model.save_pretrained(folder)
+    tiny = sys.modules["tiny"]  # tests/tiny.py
+    shutil.copy(tiny.TOKENIZER, folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
+    return model.eval()

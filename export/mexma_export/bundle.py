@@ -94,6 +94,7 @@ def export_bundle(
     from mexma_export.checkpoint import load_checkpoint
     from mexma_export.owner import compare_with_owner
     from mexma_export.reopen import check_in_fresh_process
+    from mexma_export.trim import write_weights
 
     tell = progress or (lambda stage, done, total: None)
     with new_folder(target, force=force) as folder:
@@ -124,7 +125,7 @@ def export_bundle(
         default, reason = _default_precision(chosen, default_precision, refused)
 
         if weights:
-            _write_weights(source, folder)
+            write_weights(source, folder / WEIGHTS)
         if (source.folder / "README.md").is_file():
             shutil.copyfile(source.folder / "README.md", folder / "README.md")
         # not tokenizer.save: what it raises when the disk is full is a plain Exception
@@ -253,15 +254,6 @@ def _trim(
     vocabulary = describe(source.tokenizer, trim, sentences, source_rows=rows, dimensions=source.dimensions)
     config = source.config | {"vocab_size": len(trim.kept)}
     return replace(source, tokenizer=trim.tokenizer, config=config, kept=trim.kept), vocabulary
-
-
-def _write_weights(source: Checkpoint, folder: Path) -> None:
-    from mexma_export.trim import write_trimmed_weights
-
-    if source.kept is None:
-        shutil.copyfile(source.folder / WEIGHTS, folder / WEIGHTS)
-    else:
-        write_trimmed_weights(source.folder / WEIGHTS, folder / WEIGHTS, source.kept)
 
 
 def _hash_files(folder: Path) -> dict[str, FileEntry]:

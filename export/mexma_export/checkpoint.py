@@ -1,17 +1,23 @@
-"""A checkpoint folder (config.json, model.safetensors, tokenizer.json) or hub name -> a checked XLM-R in memory.
+"""A checkpoint folder (config.json, model.safetensors, tokenizer.json) or hub name -> a checked encoder in memory.
 
-Only safetensors weights are read: a pickle can run code, and is refused. Nothing is downloaded for an existing folder.
+XLM-R, BERT and DistilBERT are the same network, and here all are XLM-R's (mexma_rt/backends/checkpoint.py). Only safetensors
+weights are read: a pickle can run code, and is refused. Nothing is downloaded for an existing folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mexma_export.pipeline import Pipeline, read_pipeline
+from mexma_rt.backends.checkpoint import INDEX, SPARE_ROWS, WEIGHTS, EncoderWeights, check_kind, read_encoder
+from mexma_rt.bundle.graphs import PAD
 from mexma_rt.bundle.known import find_known
 from mexma_rt.bundle.manifest import MANIFEST
 from mexma_rt.errors import BundleError, FileError
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import XLMRobertaModel
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "README.md"]
+FILES += ["model-*.safetensors", INDEX]
 FILES += [
     "modules.json",
     "*/config.json",
@@ -31,7 +38,6 @@ FILES += [
     "tokenizer_config.json",
 ]
 SPECIAL_IDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
-SPARE_ROWS = 128  # embedding tables are often padded to a multiple of 8, 64 or 128 rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +46,9 @@ class Checkpoint:
 
     folder: Path
     name: str
-    sha256: str  # of model.safetensors
-    config: dict[str, Any]
+    sha256: str  # of model.safetensors, or of the list of its shards with theirs
+    config: dict[str, Any]  # in XLM-R's form
+    rewritten: bool  # the weights are not one file in that form: it must be written, not copied
     model: XLMRobertaModel
     tokenizer: Tokenizer  # without truncation and padding
     pipeline: Pipeline
@@ -50,6 +57,10 @@ class Checkpoint:
     @property
     def dimensions(self) -> int:
         return int(self.config["hidden_size"])
+
+    def read(self) -> EncoderWeights:
+        """The encoder's weights as the files have them, read again."""
+        return read_encoder(self.pipeline.encoder, _read_config(self.pipeline.encoder), pad=PAD)
 
     @property
     def max_length_limit(self) -> int:
@@ -72,17 +83,25 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     damaged weights, a tokenizer that does not fit).
     """
     folder = _find(source, revision)
-    config = _read_config(folder)
     pipeline = read_pipeline(folder)
+    config = _read_config(pipeline.encoder)
     check_supported(folder, pipeline)
-    weights = _find_weights(folder)
-    tokenizer = _load_tokenizer(folder, config)
+    if (folder / MANIFEST).exists() and not (pipeline.encoder / WEIGHTS).is_file():
+        raise FileError(
+            f"{folder} is a bundle without its weights, and an export needs those: name the checkpoint that it was exported "
+            "from. (Building an engine takes a bundle: mexma-export BUNDLE --engine rtx)"
+        )
+    tokenizer = _load_tokenizer(pipeline.encoder)
+    _check_fit(folder, tokenizer, config.get("vocab_size"))
+    read = read_encoder(pipeline.encoder, config, pad=PAD)
+    _check_fit(folder, tokenizer, read.config["vocab_size"])  # of the table, where config.json does not say it
     return Checkpoint(
         folder=folder,
         name=str(source) if folder != Path(source) else folder.resolve().name,
-        sha256=sha256_of(weights),
-        config=config,
-        model=_load_model(folder),
+        sha256=_hash_of_weights(pipeline.encoder),
+        config=read.config,
+        rewritten=read.converted or bool(read.prefix),
+        model=_load_model(folder, read),
         tokenizer=tokenizer,
         pipeline=pipeline,
     )
@@ -141,44 +160,21 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BundleError(f"{path}: not valid JSON ({error}). Copy the checkpoint again.") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != "xlm-roberta":
-        raise BundleError(
-            f"{path}: model_type is {kind!r}, but mexma-export exports 'xlm-roberta' encoders only "
-            "(MEXMA, XLM-R and models trained from them)."
-        )
-    needed = ["vocab_size", "hidden_size", "num_attention_heads", "max_position_embeddings"]
-    if lacking := [key for key in needed if not isinstance(config.get(key), int)]:
-        raise BundleError(f"{path}: no number for {', '.join(lacking)}. Copy the checkpoint again.")
-    if config.get("pad_token_id") != SPECIAL_IDS["<pad>"]:
+    if not isinstance(config, dict):
+        raise BundleError(f"{path}: holds no object, but {type(config).__name__}. Copy the checkpoint again.")
+    if check_kind(folder, config) == "xlm-roberta" and config.get("pad_token_id") != PAD:
         raise BundleError(f"{path}: pad_token_id is {config.get('pad_token_id')!r}, but XLM-R's positions need 1.")
     return config
 
 
-def _find_weights(folder: Path) -> Path:
-    path = folder / "model.safetensors"
-    if path.is_file():
-        return path
-    if (folder / "model.safetensors.index.json").is_file():
-        raise BundleError(
-            f"{folder}: the weights are split over several files. Write them as one: "
-            f"XLMRobertaModel.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER, max_shard_size='100GB')"
-        )
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
-    if pickles:
-        raise BundleError(
-            f"{folder}: only pickled weights ({pickles[0]}), and loading a pickle can run any code: refused. If you "
-            "trust the file, convert it once with safetensors.torch.save_file, and export the new folder."
-        )
-    if (folder / MANIFEST).exists():
-        raise FileError(
-            f"{folder} is a bundle without its weights, and an export needs those: name the checkpoint that it was exported "
-            "from. (Building an engine takes a bundle: mexma-export BUNDLE --engine rtx)"
-        )
-    raise FileError(f"{folder}: model.safetensors is missing. Copy the checkpoint again, or train it with mexma-train.")
+def _hash_of_weights(folder: Path) -> str:
+    if (folder / WEIGHTS).is_file():
+        return sha256_of(folder / WEIGHTS)
+    lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
+def _load_tokenizer(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
@@ -191,12 +187,6 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception
         raise BundleError(f"{path}: not a readable tokenizer ({error}). Copy the checkpoint again.") from error
-    pieces, rows = tokenizer.get_vocab_size(), config["vocab_size"]
-    if not rows - SPARE_ROWS < pieces <= rows:
-        raise BundleError(
-            f"{folder}: tokenizer.json has {pieces} pieces, but config.json says vocab_size {rows}. They belong to "
-            "different models: every vector would be wrong. Copy the tokenizer.json that the model was trained with."
-        )
     wrong = {name: tokenizer.token_to_id(name) for name, i in SPECIAL_IDS.items() if tokenizer.token_to_id(name) != i}
     if wrong:
         raise BundleError(f"{path}: special tokens have the ids {wrong}, but XLM-R has {SPECIAL_IDS}.")
@@ -207,44 +197,46 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-def _load_model(folder: Path) -> XLMRobertaModel:
-    import torch
-    from transformers import XLMRobertaModel
-    from transformers.utils import logging
+def _check_fit(folder: Path, tokenizer: Tokenizer, rows: int | None) -> None:
+    pieces = tokenizer.get_vocab_size()
+    if isinstance(rows, int) and not rows - SPARE_ROWS < pieces <= rows:
+        raise BundleError(
+            f"{folder}: tokenizer.json has {pieces} pieces, but config.json says vocab_size {rows}. They belong to "
+            "different models: every vector would be wrong. Copy the tokenizer.json that the model was trained with."
+        )
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        loaded: Any = XLMRobertaModel.from_pretrained(
-            folder,
+
+def _load_model(folder: Path, read: EncoderWeights) -> XLMRobertaModel:
+    import torch
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    with quiet_transformers():
+        model: Any = XLMRobertaModel.from_pretrained(
+            None,
+            config=XLMRobertaConfig(**read.config),
+            state_dict=read.tensors,  # complete and of these shapes: read_encoder has compared both
             add_pooling_layer=False,
             attn_implementation="eager",  # the only attention that onnxruntime fuses; finite for fully padded rows
             dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # safetensors, torch and transformers each raise their own
-        raise BundleError(
-            f"{folder}: the weights do not load: {str(error).strip().rstrip('.')}. "
-            "model.safetensors is damaged, or belongs to another config.json. Copy the checkpoint again."
-        ) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise BundleError(
-            f"{folder}: model.safetensors lacks {len(missing)} weights, {missing[0]} first; they would be random "
-            "numbers. The file is incomplete or belongs to another config.json."
-        )
-    if extra := sorted(name for name in info["unexpected_keys"] if re.search(r"(^|\.)encoder\.layer\.\d+\.", name)):
-        raise BundleError(
-            f"{folder}: model.safetensors has {len(extra)} weights of the encoder that config.json leaves out, {extra[0]} "
-            "first: the vectors would be another model's. Copy the config.json that belongs to the weights."
         )
     bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if bad:
         raise BundleError(f"{folder}: NaN or infinite numbers in {bad[0]}: the training diverged; take an earlier checkpoint.")
     model.eval()
     return model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' bars and remarks; its settings are as before afterwards."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

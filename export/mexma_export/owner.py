@@ -8,21 +8,18 @@ layer left out or another tokenizer would pass. So the loaded checkpoint itself 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from mexma_export.checkpoint import Checkpoint, quiet_transformers
 from mexma_export.parity import ParityError, Sentence
 from mexma_export.pipeline import MODULES
 from mexma_export.precisions import torch_runner
 from mexma_rt.errors import BundleError
-
-if TYPE_CHECKING:
-    from mexma_export.checkpoint import Checkpoint
 
 SAMPLE, BATCH = 128, 16  # sentences of the whole set; a misreading shows in every one
 LARGEST = 1e-4  # |difference| / |vector|: 1e-6 of 12 layers by the order of sums, 0.1 and more of another pooling
@@ -51,7 +48,7 @@ def compare_with_owner(source: Checkpoint, sentences: Sequence[Sentence], max_le
     long = " ".join(texts)
     texts.append(" ".join([long] * (1 + 2 * max_length // max(1, len(source.tokenizer.encode(long).ids)))))
     ours = _ours(source, texts, max_length)
-    with _quiet():
+    with quiet_transformers():
         theirs, code, ids = _theirs(source, texts, max_length)
     if ids is not None:
         _check_ids(source, texts, ids, max_length, code)
@@ -173,19 +170,3 @@ def _not_loaded(source: Checkpoint, library: str, error: Exception) -> BundleErr
         f"{source.folder}: {library} {version(library)} cannot load this folder ({said}), so there is nothing to prove the "
         "export against. Copy the whole folder again, or write it again with the library that made it."
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars and remarks; its settings are as before afterwards."""
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -15,7 +15,9 @@ def peer_files(config: dict[str, Any], *, max_length: int, length_limit: int) ->
     """Relative path -> JSON content."""
     return {
         # Only the encoder is promised, and no file of the checkpoint's folder may run code ("auto_map").
-        "config.json": {k: v for k, v in config.items() if k != "auto_map"} | {"architectures": ["XLMRobertaModel"]},
+        # The type is that of the computation, not of the stored numbers, which may be bf16.
+        "config.json": {k: v for k, v in config.items() if k != "auto_map"}
+        | {"architectures": ["XLMRobertaModel"], "dtype": "float32"},
         "modules.json": [
             {"idx": 0, "name": "0", "path": "", "type": f"{_PACKAGE}.Transformer"},
             {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{_PACKAGE}.Pooling"},

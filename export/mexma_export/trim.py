@@ -11,6 +11,7 @@ is the kept part of the word embeddings.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mexma_export.usage import LanguageUse, pieces_of
+from mexma_rt.bundle.manifest import WEIGHTS
 from mexma_rt.errors import BundleError, InputError
 from mexma_rt.files.atomic import sha256_of
 from mexma_rt.files.lines import text_lines
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import XLMRobertaModel
 
+    from mexma_export.checkpoint import Checkpoint
     from mexma_export.parity import Sentence
 
 SLAB = 1000  # lines tokenised at once: enough to keep the tokenizer's threads busy
@@ -177,6 +180,24 @@ def write_trimmed_weights(source: Path, target: Path, kept: np.ndarray) -> None:
         if name.endswith(PER_PIECE):
             tensors[name] = tensors[name][index]
     save_file(tensors, target, metadata=metadata)
+
+
+def write_weights(source: Checkpoint, target: Path) -> None:
+    """Write model.safetensors: the checkpoint's file, or its encoder alone in XLM-R's form where that is not one such file;
+    with the kept rows alone of a trimmed checkpoint. Numbers keep their type."""
+    if not source.rewritten:
+        if source.kept is None:
+            shutil.copyfile(source.pipeline.encoder / WEIGHTS, target)
+        else:
+            write_trimmed_weights(source.pipeline.encoder / WEIGHTS, target, source.kept)
+        return
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = source.read().tensors
+    if source.kept is not None:
+        tensors[PER_PIECE[0]] = tensors[PER_PIECE[0]][torch.from_numpy(source.kept)]
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target, metadata={"format": "pt"})
 
 
 def _needed(data: dict[str, Any]) -> set[int]:

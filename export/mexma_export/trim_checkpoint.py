@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ import numpy as np
 
 from mexma_export.checkpoint import load_checkpoint
 from mexma_export.folder import new_folder
-from mexma_export.trim import trim_vocabulary, write_trimmed_weights
+from mexma_export.trim import trim_vocabulary, write_weights
 from mexma_export.usage import parse_languages
 from mexma_rt.bundle.manifest import TOKENIZER, WEIGHTS
 from mexma_rt.cli.edges import EdgesCommand
@@ -54,10 +55,10 @@ def trim_checkpoint(
                 shutil.copytree(path, folder / name)
             elif path.is_file():
                 shutil.copyfile(path, folder / name)
-        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8")) | {"vocab_size": len(trim.kept)}
+        config = source.config | {"vocab_size": len(trim.kept)}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         trim.tokenizer.save(str(folder / TOKENIZER))
-        write_trimmed_weights(source.folder / WEIGHTS, folder / WEIGHTS, trim.kept)
+        write_weights(replace(source, kept=trim.kept), folder / WEIGHTS)
     return trim.kept
 
 

@@ -28,9 +28,9 @@ def without_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
-def bert(folder: Path) -> None:
+def modernbert(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config |= {"model_type": "bert", "architectures": ["BertModel"], "pad_token_id": 0}
+    config |= {"model_type": "modernbert", "architectures": ["ModernBertModel"], "pad_token_id": 0}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
@@ -68,14 +68,14 @@ def other_tokenizer(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 250002}), encoding="utf-8")
 
 
-DAMAGED = "model.safetensors is damaged, or belongs to another config.json. Copy the checkpoint again"
+DAMAGED = "The file is damaged or was not copied whole. Copy the checkpoint again"
 
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (without_config, ["config.json is missing, so this is no checkpoint folder", "mexma-train writes them"]),
-        (bert, ["model_type is 'bert'", "exports 'xlm-roberta' encoders only"]),
+        (modernbert, ["model_type is 'modernbert': rotary positions and pre-norm", "Known are encoders of the forms"]),
         (pickle_only, ["only pickled weights (pytorch_model.bin)", "convert it once with safetensors.torch.save_file"]),
         (cut_weights, ["the weights do not load", DAMAGED]),
         (weights_of_nothing, ["the weights do not load", DAMAGED]),
