@@ -1,0 +1,172 @@
+"""Train the bundled model on for nine minutes on a machine with a GPU and without network, and bring it back in small files.
+
+For a machine that takes commands of ten minutes, 64 MiB with each (the tree included), and gives back 64 MiB. Here:
+
+    shuf -n 900000 pairs.tsv > some.tsv                     # a million pairs are some 25 MB of carried shards
+    mexma models --checkpoint start && mexma-train prepare some.tsv shards --tokenizer start/tokenizer.json
+    mkdir -p .carry && tar -cJ -C shards . | split -b 15M -d - .carry/shards.tar.xz.
+
+There, with .carry beside the tree (git ignores it, and runs/):
+
+    python benchmarks/gpu_model.py train train/recipes/small.py .carry OUT      # nine minutes; OUT gets up to four parts
+    python benchmarks/gpu_model.py send OUT --first 4                           # only if the command before says so
+
+Here again, with all that came back in one folder:
+
+    python benchmarks/gpu_model.py join PARTS CHECKPOINT && mexma-export CHECKPOINT BUNDLE
+
+The recipe's stages are timed over a few updates first; then they run in its proportions with as many updates as there is time
+for, so that the learning rate ends at 0. What comes back are the weights that changed, in fp16 (float32 with --float32, which a
+recipe with round_bits needs), and log.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY / part) for part in ("", "train")]
+
+import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from mexma_rt.bundle.opening import open_bundle  # noqa: E402
+from mexma_rt.bundle.safetensors_folder import write_checkpoint  # noqa: E402
+from mexma_rt.embedding import DEFAULT_MODEL  # noqa: E402
+from mexma_train.config import Recipe, load_recipe  # noqa: E402
+from mexma_train.run import train  # noqa: E402
+
+WORK = REPOSITORY / "runs" / "gpu_model"
+CHANGED, WEIGHTS = "changed.safetensors", "model.safetensors"
+PART_BYTES, PARTS = 15_000_000, 4
+PROBE = 30  # updates of a stage that are timed; the first third warms up
+SHARE = 0.92  # of the time left that is planned for: evaluation, saving and slower updates take the rest
+
+
+def main(words: list[str] | None = None) -> None:
+    started = time.monotonic()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=WORK, help="what stays on the machine between two commands")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a bundled name or a bundle's folder")
+    steps = parser.add_subparsers(dest="step", required=True)
+    step = steps.add_parser("train")
+    step.add_argument("recipe", type=Path)
+    step.add_argument("carry", type=Path, help="folder with shards.tar.xz.00 and so on")
+    step.add_argument("out", type=Path)
+    step.add_argument("--minutes", type=float, default=9.0, help="from the start of this command to the last part")
+    step.add_argument("--device", default="cuda")
+    step.add_argument("--float32", action="store_true")
+    step = steps.add_parser("send")
+    step.add_argument("out", type=Path)
+    step.add_argument("--first", type=int, default=0)
+    step = steps.add_parser("join")
+    step.add_argument("parts", type=Path)
+    step.add_argument("checkpoint", type=Path)
+    args = parser.parse_args(words)
+    if args.step == "train":
+        train_on(args, started + 60 * args.minutes)
+        send(args.work, args.out, 0)
+    elif args.step == "send":
+        send(args.work, args.out, args.first)
+    else:
+        join(args.parts, args.model, args.checkpoint)
+
+
+def train_on(args: argparse.Namespace, end: float) -> None:
+    """Train until `end` at the latest; the changed weights and the log are in `work` then."""
+    shutil.rmtree(args.work, ignore_errors=True)
+    args.work.mkdir(parents=True)
+    start = write_checkpoint(open_bundle(args.model), args.work / "start")
+    shards = unpacked(args.carry, args.work / "shards")
+    recipe = replace(load_recipe(args.recipe), warmup=None, initial_checkpoint=str(start))
+    planned = fitting(recipe, shards, args.work / "probe", args.device, end)
+    left = (end - time.monotonic()) / 60
+    updates = {"ranking": planned.ranking and planned.ranking.steps, "mexma": planned.mexma.steps}
+    print(f"{left:.1f} minutes left: {updates} updates", flush=True)
+    finished = train(planned, shards, args.work / "run", device=args.device, minutes=left * (1 + SHARE) / 2)
+    if not (args.work / "run" / "checkpoint").is_dir():
+        sys.exit("The time ended before MEXMA's own stage. Take a recipe with fewer updates of ranking for each of MEXMA's.")
+    changed = changed_weights(args.work / "run" / "checkpoint", start)
+    dtype = torch.float32 if args.float32 else torch.float16
+    save_file({name: tensor.to(dtype) for name, tensor in changed.items()}, args.work / CHANGED)
+    print(f"{'finished' if finished else 'stopped early'}; {len(changed)} tensors changed", flush=True)
+
+
+def fitting(recipe: Recipe, shards: Path, folder: Path, device: str, end: float) -> Recipe:
+    """The recipe with as many updates of its stages, in its proportions, as can be done until `end`."""
+    stages = [name for name in ("ranking", "mexma") if getattr(recipe, name)]
+    if recipe.mexma.steps is None:
+        sys.exit(f"Recipe {recipe.name!r} counts epochs of MEXMA: give it steps, whose proportion to those of ranking is kept.")
+    short = replace(recipe, run=replace(recipe.run, log_every=PROBE // 3, eval_pairs=()))
+    short = replace(short, **{name: replace(getattr(recipe, name), steps=PROBE) for name in stages})
+    train(short, shards, folder, device=device)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    cost = 0.0  # seconds of the whole recipe
+    for name in stages:
+        speed = [line["pairs_per_second"] for line in lines if line["stage"] == name and "loss" in line][1:]
+        config = getattr(recipe, name)
+        pairs = config.batch_pairs * getattr(config, "accumulation", 1)
+        cost += config.steps * pairs / (sum(speed) / len(speed))
+    factor = max(SHARE * (end - time.monotonic()), 0) / cost
+    updates = {name: max(1, int(getattr(recipe, name).steps * factor)) for name in stages}
+    return replace(recipe, **{name: replace(getattr(recipe, name), steps=steps) for name, steps in updates.items()})
+
+
+def unpacked(carry: Path, target: Path) -> Path:
+    parts = sorted(carry.glob("shards.tar.xz.*"))
+    if not parts:
+        sys.exit(f"{carry} has no shards.tar.xz.00: see the commands at the top of {Path(__file__).name}")
+    whole = joined(parts, target.with_suffix(".tar.xz"))
+    with tarfile.open(whole, "r:xz") as archive:
+        archive.extractall(target, filter="data")
+    whole.unlink()
+    return target
+
+
+def joined(parts: list[Path], target: Path) -> Path:
+    with target.open("wb") as file:
+        for part in parts:
+            file.write(part.read_bytes())
+    return target
+
+
+def changed_weights(checkpoint: Path, start: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint that are not those of the one it began with."""
+    before, after = (load_file(folder / WEIGHTS) for folder in (start, checkpoint))
+    return {name: tensor for name, tensor in after.items() if not torch.equal(tensor.float(), before[name].float())}
+
+
+def send(work: Path, out: Path, first: int) -> None:
+    """Parts first, first + 1, ... of the changed weights, as many as one command brings back, and the log."""
+    out.mkdir(parents=True, exist_ok=True)
+    content = (work / CHANGED).read_bytes()
+    total = -(-len(content) // PART_BYTES)
+    last = min(total, first + PARTS)
+    for number in range(first, last):
+        (out / f"{CHANGED}.{number:02}").write_bytes(content[number * PART_BYTES : (number + 1) * PART_BYTES])
+    shutil.copyfile(work / "run" / "log.jsonl", out / "log.jsonl")
+    print(f"parts {first} to {last - 1} of {total} are in {out}", flush=True)
+    if last < total:
+        print(f"then: python benchmarks/gpu_model.py send OUT --first {last}", flush=True)
+
+
+def join(parts: Path, model: str, checkpoint: Path) -> None:
+    """The bundled model's checkpoint with the changed weights in their places, in float32."""
+    write_checkpoint(open_bundle(model), checkpoint)
+    whole = joined(sorted(parts.glob(f"{CHANGED}.*")), checkpoint / CHANGED)
+    weights, changed = load_file(checkpoint / WEIGHTS), load_file(whole)
+    whole.unlink()
+    weights |= {name: tensor.float() for name, tensor in changed.items()}
+    save_file(weights, checkpoint / WEIGHTS, {"format": "pt"})
+    print(f"{checkpoint}: {len(changed)} tensors of {len(weights)} are new")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""benchmarks/gpu_model.py: the journey of a model to a machine with a GPU and back, here on the CPU with the tiny bundle."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import sys
+import tarfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="part of mexma-rt[train]")
+for name in ("transformers", "safetensors"):
+    pytest.importorskip(name, reason=f"{name} is part of mexma-rt[train]")
+
+REPOSITORY = Path(__file__).parents[1]
+RECIPE = """
+from mexma_train.config import *
+RECIPE = Recipe(
+    name="toy",
+    model=ModelConfig(hidden_size=32, layers=3, heads=4, intermediate_size=64, dropout=0.0, head_layers=1, head_heads=4,
+                      head_intermediate_size=64),
+    sampling=SamplingConfig(bucket=1, distinct_english=False),  # the tiny tokenizer has few pieces, so many lines look alike
+    ranking=RankingConfig(steps=6, batch_pairs=8, words_lr=0, lr=1e-3),
+    mexma=MexmaConfig(steps=3, batch_pairs=4, accumulation=1, lr=1e-3, freeze_words=True),
+)
+"""
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = importlib.util.spec_from_file_location("gpu_model", REPOSITORY / "benchmarks" / "gpu_model.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "PART_BYTES", 20_000)
+    monkeypatch.setattr(module, "PROBE", 6)
+    return module
+
+
+@pytest.fixture
+def carry(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """Shards of 100 made-up pairs, as `tar -cJ | split -b` leaves them."""
+    from mexma_train.data.prepare import prepare
+
+    rng, rows = random.Random(0), []
+    for _ in range(100):
+        numbers = [rng.randrange(100) for _ in range(rng.randint(3, 9))]
+        rows.append("xxx\ttoy\t" + "\t".join(" ".join(f"{word}{n}" for n in numbers) for word in ("one", "un")) + "\n")
+    (tmp_path / "pairs.tsv").write_text("".join(rows), encoding="utf-8")
+    prepare(tmp_path / "pairs.tsv", tmp_path / "prepared", tiny_bundle / "tokenizer.json", progress=False)
+    with tarfile.open(tmp_path / "shards.tar.xz", "w:xz") as archive:
+        archive.add(tmp_path / "prepared", ".")
+    content, folder = (tmp_path / "shards.tar.xz").read_bytes(), tmp_path / "carry"
+    folder.mkdir()
+    for number, start in enumerate(range(0, len(content), 2000)):
+        (folder / f"shards.tar.xz.{number:02}").write_bytes(content[start : start + 2000])
+    assert len(list(folder.iterdir())) > 1
+    return folder
+
+
+def test_a_model_comes_back_trained_and_whole(
+    script: ModuleType, carry: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    out, work = tmp_path / "out", tmp_path / "work"
+    common = ["--work", str(work), "--model", str(tiny_bundle)]
+    script.main([*common, "train", str(tmp_path / "recipe.py"), str(carry), str(out), "--device", "cpu", "--minutes", "0.1"])
+    said = capsys.readouterr().out
+    assert "then: python benchmarks/gpu_model.py send OUT --first 4" in said
+    assert len(list(out.glob("changed.safetensors.*"))) == 4
+    script.main([*common, "send", str(out), "--first", "4"])
+    assert all(part.stat().st_size <= 20_000 for part in out.glob("changed.*"))
+    script.main([*common, "join", str(out), str(tmp_path / "checkpoint")])
+
+    start, end, back = (
+        script.load_file(folder / "model.safetensors")
+        for folder in (work / "start", work / "run" / "checkpoint", tmp_path / "checkpoint")
+    )
+    assert back.keys() == end.keys()
+    words = "embeddings.word_embeddings.weight"
+    assert torch.equal(back[words], start[words])  # frozen, so not sent
+    moved = "encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(back[moved], start[moved])
+    for name, tensor in end.items():
+        torch.testing.assert_close(back[name], tensor, atol=2e-5, rtol=1e-3)  # fp16 on the way
+    stages = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    updates = {stage: max(line["update"] for line in stages if line["stage"] == stage) for stage in ("ranking", "mexma")}
+    assert updates["ranking"] >= updates["mexma"] >= 1  # the recipe's proportions
+    assert (tmp_path / "checkpoint" / "tokenizer.json").read_bytes() == (tiny_bundle / "tokenizer.json").read_bytes()
+
+
+def test_what_cannot_be_trained_is_told_with_what_to_do(script: ModuleType, tmp_path: Path, tiny_bundle: Path) -> None:
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    words = ["--work", str(tmp_path / "work"), "--model", str(tiny_bundle)]
+    with pytest.raises(SystemExit, match=r"has no shards\.tar\.xz\.00: see the commands"):
+        script.main([*words, "train", str(tmp_path / "recipe.py"), str(tmp_path), str(tmp_path / "out"), "--device", "cpu"])
