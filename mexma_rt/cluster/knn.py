@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -18,8 +18,9 @@ import numpy as np
 
 from mexma_rt.cluster import explained, session, worker_threads
 from mexma_rt.errors import InputError
-from mexma_rt.knn.blocks import Block, absorb_blocks, no_neighbours
+from mexma_rt.knn.blocks import Block, absorb_blocks, merge_neighbours, no_neighbours
 from mexma_rt.knn.on_disk import KnnReport, knn_files
+from mexma_rt.knn.pair_search import BlockPair
 from mexma_rt.knn.plan import SCAN_BYTES, Plan
 from mexma_rt.knn.vector_files import VectorFiles
 
@@ -41,7 +42,7 @@ def knn_files_on(
     check_device(settings.pop("device", "cpu"))
     source, target = (Path(path).absolute() for path in (source, target))
     with session(address) as ray:
-        return knn_files(source, target, output, over=partial(block_pairs, ray), **settings)
+        return knn_files(source, target, output, over=partial(ClusterPairSearch, ray), **settings)
 
 
 def check_device(device: str) -> None:
@@ -50,8 +51,23 @@ def check_device(device: str) -> None:
         raise InputError(f"device={device!r} is not offered on a Ray cluster: its workers search on their CPUs.")
 
 
-def block_pairs(
-    ray: Any, outer: VectorFiles, inner: VectorFiles, plan: Plan, pairs: Sequence[tuple[int, int]]
+class ClusterPairSearch:
+    """A PairSearch whose pairs were searched by the workers of a Ray cluster; their keys are merged here."""
+
+    def __init__(self, ray: Any, outer: VectorFiles, inner: VectorFiles, plan: Plan, pairs: Sequence[BlockPair]) -> None:
+        self._found = _found_by_workers(ray, outer, inner, plan, pairs)
+
+    def __call__(self, pair: BlockPair, by_outer: np.ndarray, by_inner: np.ndarray, advance: Callable[[int], object]) -> int:
+        found_outer, found_inner, anew = next(self._found)
+        by_inner[:] = merge_neighbours(by_inner, found_inner)
+        if len(found_outer):  # else it came with an earlier pair
+            by_outer[:] = merge_neighbours(by_outer, found_outer)
+        advance(len(by_outer) * len(by_inner))
+        return anew
+
+
+def _found_by_workers(
+    ray: Any, outer: VectorFiles, inner: VectorFiles, plan: Plan, pairs: Sequence[BlockPair]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """(keys of the outer block, keys of the inner block, rows computed anew) of each pair, in their order.
 
@@ -71,7 +87,7 @@ def block_pairs(
             yield from ray.get(waiting.popleft())
 
 
-def runs(plan: Plan, pairs: Sequence[tuple[int, int]], workers: int) -> Iterator[tuple[int, list[int]]]:
+def runs(plan: Plan, pairs: Sequence[BlockPair], workers: int) -> Iterator[tuple[int, list[int]]]:
     """(outer block, inner blocks) of each task: as many inner blocks as make an outer one, but AHEAD tasks for each worker."""
     longest = max(1, min(plan.outer_block // plan.inner_block, len(pairs) // (AHEAD * workers)))
     for i, run in groupby(pairs, key=lambda pair: pair[0]):

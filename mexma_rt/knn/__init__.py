@@ -12,6 +12,7 @@ __getattr__, __all__ = doors(
     keys="merge_neighbours neighbours_of no_neighbours",
     margin="MARGINS margin_scores neighbour_means",
     on_disk="KnnReport knn_files open_neighbours",
+    pair_search="BlockPair",
     plan="Plan SCAN_BYTES duration",
     search="Neighbours mutual_neighbours nearest neighbours unit_rows",
     vector_files="VectorFiles open_vectors",

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,16 @@ from mexma_rt.checks import check_dimensions_of, check_k
 from mexma_rt.errors import FileError, InputError
 from mexma_rt.files import resumable
 from mexma_rt.files.atomic import move_folder, sha256_of
-from mexma_rt.knn.blocks import Block, Device, absorb_blocks, choose_device, merge_neighbours, neighbours_of
+from mexma_rt.knn.blocks import Device, choose_device, neighbours_of
 from mexma_rt.knn.keys import MOST_ROWS
-from mexma_rt.knn.plan import SCAN_BYTES, Plan, duration, flops_per_second, make_plan
+from mexma_rt.knn.pair_search import LocalPairSearch, PairSearch, StartPairSearch
+from mexma_rt.knn.plan import Plan, duration, flops_per_second, make_plan
 from mexma_rt.knn.state import SideState
 from mexma_rt.knn.vector_files import VectorFiles, open_vectors
 from mexma_rt.progress import progress_bar
 
 NAMES = ("source_scores", "source_index", "target_scores", "target_index")
 INDEX = "knn.json"
-# Works off pairs of blocks elsewhere: gives (keys of the outer block, of the inner block, rows computed anew) of each in turn.
-Over = Callable[[VectorFiles, VectorFiles, Plan, Sequence[tuple[int, int]]], Iterator[tuple[np.ndarray, np.ndarray, int]]]
 EFFICIENCY = 0.85  # of the rate of the products, for the estimate of the time
 
 
@@ -62,7 +61,7 @@ def knn_files(
     device: str = "cpu",
     progress: bool | None = None,
     announce: Callable[[str], object] | None = None,
-    over: Over | None = None,
+    over: StartPairSearch | None = None,
 ) -> KnnReport:
     """Write the k nearest target rows of every source row, and the other way round, to the new folder `output`.
 
@@ -72,7 +71,7 @@ def knn_files(
     memory_bytes bounds the memory of the whole process. checkpoint_seconds: about so often what was found is put on the disk; a
     run that was killed goes on from there when the same call is made again, and gives the same bytes. announce gets lines that
     say the plan and, with each checkpoint, rate and time left. device: as for `mutual_neighbours`.
-    over: where to work off the pairs of blocks, if not here.
+    over: starts the search of the pairs of blocks elsewhere than here.
 
     Raises InputError or FileError for input that cannot be used (before any work), too little memory, an output that exists, a
     checkpoint that is damaged or of another job.
@@ -111,7 +110,17 @@ def knn_files(
                 SideState(folder, "inner", plan.inner_blocks, plan.k, keep=plan.keep_inner),
             )
             _check_files(folder, sides, plan, state["done"])
-            _search(outer, inner, plan, sides, state, folder, final, checkpoint_seconds, progress, say, where, over)
+            run = _Run(
+                plan=plan,
+                sides=sides,
+                folder=folder,
+                final=final,
+                checkpoint_seconds=checkpoint_seconds,
+                progress=progress,
+                say=say,
+            )
+            make = over or (lambda outer, inner, plan, todo: LocalPairSearch(outer, inner, plan, where))
+            _search(run, state, lambda todo: make(outer, inner, plan, todo))
             index = {key: job[key] for key in ("format", "source", "target", "k", "metric")} | {"columns": plan.columns}
             _write(folder, final, sides[::-1] if swapped else sides, plan, swapped, index)
     return _report(output, x, y, metric, resumed, state, plan, where)
@@ -126,70 +135,50 @@ def open_neighbours(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndar
     return arrays[0], arrays[1], arrays[2], arrays[3]
 
 
-def _search(
-    outer: VectorFiles,
-    inner: VectorFiles,
-    plan: Plan,
-    sides: tuple[SideState, SideState],
-    state: dict[str, Any],
-    folder: Path,
-    final: Path,
-    checkpoint_seconds: float,
-    progress: bool | None,
-    say: Callable[[str], object],
-    where: Device,
-    over: Over | None,
-) -> None:
-    """Work off the pairs that the state does not count yet; it is changed, and on the disk at each checkpoint."""
-    x = y = by_outer = None
-    at = (-1, -1)
-    begun = saved = time.monotonic()
-    done, todo = state["done"], plan.pairs[state["done"] :]
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A search that is under way: its plan, where its keys are kept, and how it reports."""
+
+    plan: Plan
+    sides: tuple[SideState, SideState]  # outer, inner
+    folder: Path
+    final: Path
+    checkpoint_seconds: float
+    progress: bool | None
+    say: Callable[[str], object]
+
+
+def _search(run: _Run, state: dict[str, Any], start: Callable[[Sequence[tuple[int, int]]], PairSearch]) -> None:
+    """Search the pairs of blocks that the state does not count yet; it is changed, and on the disk at each checkpoint."""
+    plan, (outer, inner) = run.plan, run.sides
+    todo = plan.pairs[state["done"] :]
+    search = start(todo)
     cells = sum(_cells(plan, pair) for pair in todo)
-    worked = 0
-    elsewhere = None if over is None else over(outer, inner, plan, todo)
-
-    def read(files: VectorFiles, span: tuple[int, int]) -> Block | None:
-        """The vectors of a block, if they are searched here."""
-        if elsewhere is not None:
-            return None
-        return Block.of(files.read(*span), plan.k, span[0], owned=True, where=where)
-
-    with progress_bar(progress, total=cells, desc="neighbours", unit="cell") as advance:
-        for i, j in todo:
-            if i != at[0]:
-                x = by_outer = None  # freed before the next one is read
-                x, by_outer = read(outer, plan.blocks[i]), sides[0].load(i)
-            if j != at[1]:
-                y = None
-                y = read(inner, plan.inner_blocks[j])
-            assert by_outer is not None
-            at, by_inner = (i, j), sides[1].load(j)
-            if elsewhere is not None:
-                found_outer, found_inner, anew = next(elsewhere)
-                by_inner = merge_neighbours(by_inner, found_inner)
-                if len(found_outer):  # else it came with an earlier pair
-                    by_outer = merge_neighbours(by_outer, found_outer)
-                advance(_cells(plan, at))
-            else:
-                assert x is not None and y is not None
-                anew = absorb_blocks(by_outer, by_inner, x, y, memory_bytes=SCAN_BYTES, advance=advance, where=where)
-            state["computed_anew"] += anew
-            sides[1].store(j, by_inner)
-            done, worked, now = done + 1, worked + _cells(plan, (i, j)), time.monotonic()
+    worked, held = 0, -1
+    by_outer = np.empty((0, plan.k), np.uint64)
+    begun = saved = time.monotonic()
+    with progress_bar(run.progress, total=cells, desc="neighbours", unit="cell") as advance:
+        for done, (i, j) in enumerate(todo, start=state["done"] + 1):
+            if i != held:
+                del by_outer  # freed before the next ones are read
+                held, by_outer = i, outer.load(i)
+            by_inner = inner.load(j)
+            state["computed_anew"] += search((i, j), by_outer, by_inner, advance)
+            inner.store(j, by_inner)
+            worked, now = worked + _cells(plan, (i, j)), time.monotonic()
             ends = done == len(plan.pairs) or plan.pairs[done][0] != i
-            if ends or now - saved >= checkpoint_seconds:
-                with resumable.explained(final):
-                    sides[0].store(i, by_outer)
-                    sides[1].flush()
+            if ends or now - saved >= run.checkpoint_seconds:
+                with resumable.explained(run.final):
+                    outer.store(i, by_outer)
+                    inner.flush()
                 state["seconds"] += now - saved
                 state["done"], saved = done, now
-                resumable.write_state(folder, final, state)
+                resumable.write_state(run.folder, run.final, state)
                 left = (now - begun) / worked * (cells - worked)
                 rate = 2 * plan.columns * worked / (now - begun)
-                say(
+                run.say(
                     f"{1 - (cells - worked) / (plan.outer_rows * plan.inner_rows):.1%} done, {rate / 1e9:,.0f} GFLOP/s, "
-                    f"{duration(left)} left; kept in {folder}"
+                    f"{duration(left)} left; kept in {run.folder}"
                 )
 
 

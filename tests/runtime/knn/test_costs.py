@@ -12,8 +12,7 @@ from click.testing import CliRunner
 
 from mexma_rt.cli import main
 from mexma_rt.cluster.knn import runs
-from mexma_rt.knn import costs, ivfpq
-from mexma_rt.knn import on_disk as knnfiles
+from mexma_rt.knn import costs, ivfpq, pair_search
 from mexma_rt.knn import plan as knnplan
 from mexma_rt.knn.costs import MEASURED, Rates
 from mexma_rt.knn.ivfpq import IvfPq
@@ -29,7 +28,7 @@ def test_the_bytes_of_an_exact_search_are_those_that_it_reads(tmp_path, monkeypa
         np.save(tmp_path / f"{name}.npy", np.random.default_rng(ord(name)).standard_normal((rows, dimensions), np.float32))
     read, real = [], VectorFiles._fill
     monkeypatch.setattr(VectorFiles, "_fill", lambda self, block, *rest: (read.append(block.nbytes), real(self, block, *rest)))
-    monkeypatch.setattr(knnfiles, "absorb_blocks", lambda *blocks, **rest: 0)  # what is found does not matter here
+    monkeypatch.setattr(pair_search, "absorb_blocks", lambda *blocks, **rest: 0)  # what is found does not matter here
     knn_files(tmp_path / "x.npy", tmp_path / "y.npy", tmp_path / "out", k=2, memory_bytes=memory)
     cost = costs.exact_cost(rows, rows, dimensions, 2, memory, ONE, apart=False)
     checked = 2 * rows * dimensions * 4

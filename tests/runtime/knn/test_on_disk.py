@@ -17,6 +17,7 @@ import mexma_rt
 from mexma_rt import FileError, InputError
 from mexma_rt.cli import main
 from mexma_rt.knn import on_disk as knnfiles
+from mexma_rt.knn import pair_search
 from mexma_rt.knn import plan as knnplan
 from mexma_rt.knn.on_disk import knn_files, open_neighbours
 from mexma_rt.knn.plan import make_plan
@@ -116,6 +117,7 @@ def _last_block(plan: knnplan.Plan) -> float:
 
 EVERY_STEP = """
 from mexma_rt.knn import on_disk as knnfiles
+from mexma_rt.knn import pair_search
 from mexma_rt.knn import plan as knnplan
 from mexma_rt.errors import FileError
 knnfiles.make_plan = lambda a, b, columns, k, memory: knnplan.Plan(
@@ -128,7 +130,7 @@ def run():
         assert "exists already" in str(error), error
         return 1.0
 
-every_step(run, "out", (knnfiles, "absorb_blocks"), STRIDE)
+every_step(run, "out", (pair_search, "absorb_blocks"), STRIDE)
 """
 
 
@@ -158,7 +160,7 @@ def test_the_command_killed_while_it_works() -> None:
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after one block pair of nine."""
     small_blocks(monkeypatch)
-    real, calls = knnfiles.absorb_blocks, []
+    real, calls = pair_search.absorb_blocks, []
 
     def stops(*arguments: Any, **keywords: Any) -> int:
         calls.append(1)
@@ -167,7 +169,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(*arguments, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr(knnfiles, "absorb_blocks", stops)
+        patch.setattr(pair_search, "absorb_blocks", stops)
         with pytest.raises(KeyboardInterrupt):
             knn_files("x.npy", "y.npy", "out", checkpoint_seconds=1e-9)
 
