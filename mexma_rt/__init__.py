@@ -1,4 +1,4 @@
-"""mexma-rt: cross-lingual sentence embeddings in production. This file is the small promise; nothing else is public.
+"""mexma-rt: cross-lingual sentence embeddings in production. What this file lists is public; nothing else is.
 
 Importing it loads numpy and nothing heavier: engines, the tokenizer and the hub client are imported where they are used.
 """
@@ -86,23 +86,23 @@ def load(
     revision: str | None = None,
     offline: bool = False,
 ) -> Encoder:
-    """Load a model and verify every file of it.
+    """Load a model, checking every file against its recorded SHA-256.
 
     model: a bundled name, the path of a bundle folder, or a hub name "org/name" (only this may use the network).
     device: "cpu", "cuda" or "auto". backend: "onnxruntime", "tensorrt" or "rtx" (the engine that mexma-export --engine built
-    into the bundle, on cuda), "torch" (the bundle's weights, without padding), or "auto". What is named runs there or raises.
+    into the bundle, on cuda), "torch" (the bundle's weights, without padding), or "auto". A named choice runs there or raises;
+    only "auto" falls back.
     precision: of the computation: "fp32", "fp16", "int8", "mixed" (int8 embeddings, fp16 weights, fp32 products),
     "w8" and "w4" (weights of 8 or 4 bits and inputs of products of 8, both with a scale for each block of numbers), or "auto"
     for the bundle's default.
-    max_length: tokens per sentence, up to the model's limit; None takes the bundle's default. Longer ones are cut.
-    threads: of the CPU engine; None takes the physical cores that this process may use.
-    deterministic: compute every sentence alone, so that equal text gives the same bits whatever its batch-mates, their order or
-    the call, on one machine with one number of threads. It took 1.2 to 1.4 times the CPU time in bulk. Without it equal text
-    may get other vectors: in fp32 and mixed in the last digits (not one bit on the CPU where it was measured), in int8,
-    which takes the scale of its activations from the batch, by 0.004 in a component, cosine 0.9996
-    (benchmarks/results/service.md).
-    revision, offline: for hub names: a branch, tag or commit; use the local cache only. All files are of one commit, which
-    `encoder.bundle.revision` names: give it here to get the same bytes for ever.
+    max_length: tokens per sentence, up to the model's limit; None takes the bundle's default. Longer sentences are cut.
+    threads: number of CPU threads; None takes the physical cores that this process may use.
+    deterministic: compute every sentence alone, so that equal text gives equal bits regardless of the rest of the batch, on one
+    machine with a fixed number of threads. In bulk this took 1.2 to 1.4 times the CPU time. Without it, vectors of equal text
+    can differ: in fp32 and mixed in the last digits (by no bit on the CPU where it was measured); in int8, which takes the
+    scale of its activations from the batch, by 0.004 in a component, cosine 0.9996 (benchmarks/results/service.md).
+    revision, offline: for hub names: a branch, tag or commit; use the local cache only. All files come from one commit,
+    which `encoder.bundle.revision` names: pass it here to get the same bytes every time.
 
     Raises BundleError (not found, damaged), BackendError or MissingExtraError (cannot run here), InputError (other arguments).
     """
@@ -132,9 +132,9 @@ def embed(
     progress: bool | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Embed n sentences with the bundled default model, or another, loaded once and kept; returns float32 [n, D].
+    """Embed n sentences with the bundled default model or another; returns float32 [n, D]. The model is loaded once and kept.
 
-    model: as for `load`, whose defaults hold; the other arguments, and what is raised, as for `Encoder.embed`.
+    model: as for `load`, whose defaults apply. The other arguments and the errors are those of `Encoder.embed`.
     """
     from mexma_rt.embedding.encoder import shared_encoder
     from mexma_rt.embedding.report import warn_if_truncated
@@ -166,19 +166,19 @@ def embed_file(
     shard_rows: int | None = None,
     progress: bool | None = None,
 ) -> FileReport:
-    """Embed a file of any size to vectors on the disk, with bounded memory; row i of the output is row i of the input.
+    """Embed a file of any size to vectors on disk, in bounded memory; row i of the output is row i of the input.
 
     source: UTF-8 text with one sentence per line (plain, .gz, .xz, .zst, or "-" for standard input), JSON Lines with
     the text in `field`, or a .parquet file with the text in the column `field`. No row is skipped: a blank line
-    is a row, with the vector of the text that it is; a text that is missing (null) is an error.
+    gets a vector like any other text; a missing text (null) is an error.
     output: a .parquet name gives a table with the column `vector` (fixed-size lists), any other a .npy file, to open with
-    np.load(output, mmap_mode="r"). With `shard_rows`, a new folder: vectors-00000.npy and so on, listed in vectors.json.
+    np.load(output, mmap_mode="r"). `shard_rows` writes a new folder of vectors-00000.npy and so on, listed in vectors.json.
     precision: of the stored rows, as for `Encoder.embed`: "float32", "float16", "int8", "uint8", "binary" or "ubinary".
     model, and the other arguments: as for `embed`.
 
-    A job that was killed, at any point, goes on when the same call is made again, and gives the same bytes. Until it is
-    complete, all of it is in the folder .NAME.part beside the output. Another model, input or setting refuses to go on.
-    Texts are embedded in slabs of 8,192; their vectors are those of `embed` for such a slab, up to roundings that depend on
+    After a kill at any point, the same call resumes the job and produces identical bytes. Until it is complete, everything is
+    in the folder .NAME.part beside the output. A job with another model, input or setting is not resumed but refused.
+    Texts are embedded in slabs of 8,192; their vectors are those of `embed` for such a slab, up to rounding that depends on
     which texts share a batch. Raises InputError, FileError, BundleError, BackendError, MissingExtraError (.zst, .parquet).
     """
     from mexma_rt.embedding import files as embed_file
@@ -210,7 +210,7 @@ _find, _ = doors(
 def __getattr__(name: str) -> Any:
     if name == "knn":
         return importlib.import_module("mexma_rt.knn")
-    if name == "approximate":  # where approximate_neighbours was documented before mexma_rt.knn handed it on
+    if name == "approximate":  # where approximate_neighbours was documented before mexma_rt.knn exported it
         return importlib.import_module("mexma_rt.knn.approximate")
     return _find(name)
 

@@ -1,7 +1,7 @@
 """The command line: `mexma embed | mine | score | filter | align | knn | xsim | doctor | models | bench | plan`.
 
-Exit status: 0 done; 1 the data, the machine or a standard output that cannot be written (one message on stderr, no traceback);
-2 wrong usage; 130 Ctrl-C.
+Exit status: 0 success; 1 bad data, a machine that cannot do it, or a standard output that cannot be written (one message on
+stderr, no traceback); 2 wrong usage; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Group(EdgesCommand, click.Group):
 @click.group("mexma", cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="mexma")
 def main() -> None:
-    """Embed sentences of many languages, find translations in two corpora, align documents and words, score and evaluate.
+    """Embed sentences in many languages, mine translations from two corpora, align documents and words, score and evaluate.
 
     Text files are UTF-8 with one sentence per line (.gz and .xz too); "-" is standard input.
     """

@@ -1,4 +1,4 @@
-"""`mexma align`: the sentences of two documents, or the words of a line-aligned bitext."""
+"""`mexma align`: align the sentences of two documents, or the words of a line-aligned bitext."""
 
 from __future__ import annotations
 
@@ -24,21 +24,35 @@ WORD_COLUMNS = {"links": str, "scores": str, "source_words": str, "target_words"
 @click.command()
 @click.argument("source")
 @click.argument("target")
-@click.option("-o", "--output", metavar="FILE", help="The .tsv, .jsonl or .parquet file.  [default: standard output]")
+@click.option("-o", "--output", metavar="FILE", help="Write to this .tsv, .jsonl or .parquet file.  [default: standard output]")
 @click.option("--words", is_flag=True, help="Align the words of line i of SOURCE and line i of TARGET.")
-@click.option("--max-size", type=click.IntRange(2, 12), default=4, show_default=True, help="Most sentences of a bead.")
-@click.option("--segments", type=click.Choice(SEGMENTS), default="text", show_default=True, help="Vectors of joined sentences.")
+@click.option(
+    "--max-size",
+    type=click.IntRange(2, 12),
+    default=4,
+    show_default=True,
+    help="Most sentences in a bead, both sides together.",
+)
+@click.option(
+    "--segments",
+    type=click.Choice(SEGMENTS),
+    default="text",
+    show_default=True,
+    help="Vector of joined sentences: of the joined text, or the mean.",
+)
 @click.option(
     "--deletion",
     type=click.FloatRange(0, 1),
     default=DELETION,
     show_default=True,
-    help="Price of a sentence alone: a quantile.",
+    help="Cost of leaving a sentence unaligned, as a quantile.",
 )
-@click.option("--pairs", is_flag=True, help="Leave out sentences without partner.")
-@click.option("--method", type=click.Choice(METHODS), default="itermax", show_default=True, help="With --words: how to link.")
-@click.option("--unit", type=click.Choice(UNITS), default="word", show_default=True, help="With --words: what to link.")
-@click.option("--threshold", type=float, default=-1.0, help="With --words: least cosine of a link.")
+@click.option("--pairs", is_flag=True, help="Leave out sentences without a partner.")
+@click.option(
+    "--method", type=click.Choice(METHODS), default="itermax", show_default=True, help="With --words: linking method."
+)
+@click.option("--unit", type=click.Choice(UNITS), default="word", show_default=True, help="With --words: unit to link.")
+@click.option("--threshold", type=float, default=-1.0, help="With --words: lowest cosine of a link.")
 @model_options
 @click.pass_context
 def align(
@@ -46,7 +60,7 @@ def align(
 ) -> None:
     """Align the sentences of two documents, SOURCE and TARGET, one sentence per line, in the same order.
 
-    Writes one row per bead: score, source_lines and target_lines (from 1, as "4,5"; empty for a sentence without partner),
+    Writes one row per bead: score, source_lines and target_lines (from 1, as "4,5"; empty for a sentence without a partner),
     source and target (joined by a space). Blank lines are left out.
 
     With --words, SOURCE and TARGET are a bitext, and each row has the links of a line as "0-0 1-2" (Pharaoh's format, words

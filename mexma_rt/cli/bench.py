@@ -17,8 +17,14 @@ def bench() -> None:
 
 @bench.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--model", default="mexma-mini", show_default=True, help="Bundled name, bundle folder or hub name.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Interleaved rounds; medians count.")
+@click.option("--model", default="mexma-mini", show_default=True, help="Model: a bundled name, a bundle folder or a hub name.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Number of interleaved rounds; medians are reported.",
+)
 @click.option(
     "--peer",
     "peers",

@@ -1,4 +1,4 @@
-"""What the commands share: the options of the model and the margin, the loaded encoder, and the ways to print."""
+"""What the commands share: model and margin options, the loaded encoder, and output helpers."""
 
 from __future__ import annotations
 
@@ -23,27 +23,34 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _MODEL = [
-    click.option("--model", default="mexma-mini", show_default=True, help="Bundled name, bundle folder or hub name."),
-    click.option("--revision", help="Of a hub model: branch, tag or commit.  [default: its main branch]"),
-    click.option("--offline", is_flag=True, help="Of a hub model: use the local cache only."),
-    click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto."),
     click.option(
-        "--backend", default="auto", show_default=True, help="onnxruntime, an engine (tensorrt, rtx), torch, or auto."
+        "--model", default="mexma-mini", show_default=True, help="Model: a bundled name, a bundle folder or a hub name."
+    ),
+    click.option("--revision", help="Branch, tag or commit of a hub model.  [default: its main branch]"),
+    click.option("--offline", is_flag=True, help="Use only the local cache for a hub model; no network."),
+    click.option("--device", default="auto", show_default=True, help="Device that computes: cpu, cuda or auto."),
+    click.option("--backend", default="auto", show_default=True, help="Back end: onnxruntime, tensorrt, rtx, torch or auto."),
+    click.option(
+        "--precision",
+        default="auto",
+        show_default=True,
+        help="Precision of the computation: fp32, fp16, fused, int8, mixed or auto.",
+    ),
+    click.option("--max-length", type=int, help="Cut sentences after this many tokens.  [default: the model's]"),
+    click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: the physical cores]"),
+    click.option(
+        "--deterministic", is_flag=True, help="Compute every sentence alone: equal text gives equal bits in any batch."
     ),
     click.option(
-        "--precision", default="auto", show_default=True, help="Of the computation: fp32, fp16, fused, int8, mixed or auto."
+        "--batch-tokens", type=click.IntRange(min=1), help="Most tokens in a batch: more is faster, and takes more memory."
     ),
-    click.option("--max-length", type=int, help="Tokens per sentence; longer ones are cut.  [default: the model's]"),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the physical cores]"),
-    click.option(
-        "--deterministic", is_flag=True, help="Every sentence alone: equal text, equal bits, whatever its batch-mates."
-    ),
-    click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens per batch: memory against speed."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 ]
 _MARGIN = [
-    click.option("--margin", type=click.Choice(MARGINS), default="ratio", show_default=True, help="How to score a pair."),
-    click.option("-k", "--k", type=click.IntRange(min=1), default=4, show_default=True, help="Neighbours per sentence."),
+    click.option("--margin", type=click.Choice(MARGINS), default="ratio", show_default=True, help="Margin that scores a pair."),
+    click.option(
+        "-k", "--k", type=click.IntRange(min=1), default=4, show_default=True, help="Number of neighbours of each sentence."
+    ),
 ]
 
 
@@ -58,12 +65,12 @@ class Memory(click.ParamType):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?", str(value).strip().upper())
         if match is None or float(match[1]) <= 0:
-            self.fail(f"{value!r} is no amount of memory. Type for example 2GB or 500MB.", param, ctx)
+            self.fail(f"{value!r} is not an amount of memory. Type for example 2GB or 500MB.", param, ctx)
         return int(float(match[1]) * UNITS[match[2]])
 
 
 def model_options(command: Command) -> Command:
-    """Add the options that every command with a model has; they reach it as **options and --json as as_json."""
+    """Add the options of every command that loads a model; they arrive as **options, and --json as as_json."""
     return _decorate(command, _MODEL)
 
 
@@ -77,14 +84,14 @@ def _decorate(command: Command, options: Sequence[Callable[[Command], Command]])
 
 
 class LoadedEncoder:
-    """The encoder that the options name, loaded when first needed, so that bad input is reported at once."""
+    """The encoder that the options name, loaded on first use, so that bad input is reported without waiting for it."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._batch_tokens = options.pop("batch_tokens")
         self._options = options
         self._encoder: Encoder | None = None
         self.reports: list[EmbedReport] = []
-        self.names: list[str] = []  # of what was embedded
+        self.names: list[str] = []  # of the inputs, one for each report
 
     def embed(self, texts: Iterable[str], *, progress: bool | None = None, name: str = "", **keywords: Any) -> np.ndarray:
         """Embed, and keep the report in `reports`."""
@@ -103,7 +110,7 @@ class LoadedEncoder:
 
 
 def describe(report: EmbedReport, name: str) -> str:
-    """One embedding in words: counts, speed, place, reason, cuts."""
+    """A report as text: counts, speed, where it ran and why, cut sentences."""
     text = (
         f"{name}: {report.sentences:,} sentences ({report.distinct:,} distinct) in {report.seconds:.1f} s, "
         f"{report.sentences_per_second:,.0f} per second; {ran(report)}"
@@ -118,27 +125,27 @@ def describe(report: EmbedReport, name: str) -> str:
 
 
 def ran(report: EmbedReport) -> str:
-    """Which model ran where, and why there."""
+    """Which model ran where, and why."""
     return f"{report.model}, {report.precision} on {report.device} by {report.backend} ({report.reason})"
 
 
 def report_dict(report: EmbedReport, name: str) -> dict[str, Any]:
-    """The same for JSON; truncated holds indices from 0."""
+    """A report for JSON; `truncated` holds indices from 0."""
     return {"file": name, **asdict(report), "sentences_per_second": report.sentences_per_second}
 
 
 def clean_stdout(ray: str | None) -> AbstractContextManager[object]:
-    """Ray prints news, such as that a worker was killed, to standard output, which is that of results: they go to stderr."""
+    """Send Ray's messages, such as a killed worker, to stderr: standard output carries the results."""
     return nullcontext() if ray is None else redirect_stdout(sys.stderr)
 
 
 def echo_json(result: dict[str, Any]) -> None:
-    """Print one JSON object; NaN and infinity, which JSON has not, are refused."""
+    """Print one JSON object. Raises ValueError at NaN and infinity, which JSON does not have."""
     click.echo(json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False))
 
 
 def read_both(source: str, target: str, output: str | None) -> tuple[list[str], list[str]]:
-    """The lines of two files, once it is clear that the table can be written."""
+    """The lines of two files, read after checking that the output can be written."""
     from mexma_rt.files.atomic import read_lines
 
     check_both(source, target, output)
@@ -146,7 +153,7 @@ def read_both(source: str, target: str, output: str | None) -> tuple[list[str], 
 
 
 def check_both(source: str, target: str, output: str | None) -> None:
-    """Raise if both files are standard input, or the table cannot be written."""
+    """Raise UsageError if both files are standard input, or FileError or InputError if the table cannot be written."""
     from mexma_rt.files.atomic import STDIN, check_output
     from mexma_rt.files.tables import check_table
 

@@ -1,7 +1,7 @@
 """Where a command meets the process that it runs in: standard streams that are full, closed, or left by their reader.
 
 Python gives a traceback there, or exit status 0 although the result is lost. Here it is one line on standard error and exit
-status 1. Standard error itself is only news: where it cannot be written, the command goes on.
+status 1. Standard error carries only messages: where it cannot be written, the command continues.
 """
 
 from __future__ import annotations

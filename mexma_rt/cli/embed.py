@@ -1,4 +1,4 @@
-"""`mexma embed`: a text file of any size to an array of sentence vectors."""
+"""`mexma embed`: embed a text file of any size."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from mexma_rt.files.storage import STORAGES
 @click.command()
 @click.argument("file")
 @click.option(
-    "-o", "--output", metavar="FILE", required=True, help="The .npy or .parquet file to write: one row per row of FILE."
+    "-o", "--output", metavar="FILE", required=True, help="File to write, .npy or .parquet: one row for each row of FILE."
 )
-@click.option("--field", metavar="NAME", help="The field of JSON Lines, or the column of a .parquet FILE, that has the text.")
+@click.option("--field", metavar="NAME", help="Field (JSON Lines) or column (.parquet) of FILE that holds the text.")
 @click.option(
     "--storage",
     type=click.Choice(list(STORAGES)),
     default="float32",
     show_default=True,
-    help="int8, uint8: buckets of the model's ranges; binary, ubinary: sign bits.",
+    help="Type of the stored numbers; int8 and uint8 quantise to the model's ranges, binary and ubinary keep signs.",
 )
-@click.option("--normalize/--no-normalize", default=True, show_default=True, help="Vectors of length 1, or raw.")
-@click.option("--truncate-dim", type=click.IntRange(min=1), help="Keep the first dimensions only.  [default: all]")
 @click.option(
-    "--shard-rows", type=click.IntRange(min=1), help="Write a folder of .npy files of so many rows.  [default: one file]"
+    "--normalize/--no-normalize", default=True, show_default=True, help="Scale vectors to length 1, or store them raw."
+)
+@click.option("--truncate-dim", type=click.IntRange(min=1), help="Keep only this many leading dimensions.  [default: all]")
+@click.option(
+    "--shard-rows",
+    type=click.IntRange(min=1),
+    help="Write a folder of .npy files with this many rows each.  [default: one file]",
 )
 @click.option("--ray", metavar="ADDRESS", help="Embed on a Ray cluster: local (processes of this machine), auto or HOST:PORT.")
 @model_options
@@ -43,9 +47,9 @@ def embed(
 ) -> None:
     """Write the sentence vectors of FILE, one sentence per line, as a numpy array.
 
-    FILE may be .gz, .xz or .zst, JSON Lines or .parquet with --field, or - for standard input. Its size does not matter: memory
-    is bounded, and after an interruption the same command goes on where it stopped. With --ray the bytes are the same; workers
-    have --threads processors each (4 if not given), and a GPU with --device cuda.
+    FILE may be .gz, .xz or .zst, JSON Lines or .parquet with --field, or - for standard input. It may be of
+    any size: memory is bounded, and after an interruption the same command resumes. With --ray the bytes are the same; each
+    worker has --threads processors (4 by default), and a GPU with --device cuda.
     """
     import mexma_rt
     from mexma_rt.embedding.files import embed_file
@@ -65,5 +69,5 @@ def embed(
         return
     click.echo(describe(result.report, file))
     if result.cut > len(result.report.truncated):
-        click.echo(f"{file}: in all {result.cut:,} sentences were cut; the line above is about the first ones only")
+        click.echo(f"{file}: {result.cut:,} sentences were cut in total; the line above covers only the first ones")
     click.echo(f"{output}: {storage} {list(result.shape)}")

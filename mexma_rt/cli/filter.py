@@ -14,19 +14,29 @@ from mexma_rt.mining.filter import BACKGROUND
 @click.command("filter")
 @click.argument("source")
 @click.argument("target")
-@click.option("-o", "--output", metavar="FILE", required=True, help="The kept pairs: .tsv, .jsonl or .parquet.")
-@click.option("--dropped", metavar="FILE", help="The dropped pairs, each with its reason.")
+@click.option(
+    "-o", "--output", metavar="FILE", required=True, help="Write the kept pairs to this .tsv, .jsonl or .parquet file."
+)
+@click.option("--dropped", metavar="FILE", help="Write the dropped pairs, each with its reason.")
 @margin_options
-@click.option("--threshold", type=float, help="Least score of a pair.  [default: as of mine]")
+@click.option("--threshold", type=float, help="Lowest score of a pair to keep.  [default: that of mine]")
 @click.option(
     "--top", type=float, metavar="SHARE", help="Keep the best share of all pairs, such as 0.8, instead of a threshold."
 )
 @click.option(
-    "--max-ratio", type=float, default=3.0, show_default=True, help="How many times the length ratio may be off the median."
+    "--max-ratio",
+    type=float,
+    default=3.0,
+    show_default=True,
+    help="Largest factor by which a pair's length ratio may differ from the median.",
 )
-@click.option("--background", metavar="FILE", help="Score against this file of: mexma score --save-background.")
+@click.option("--background", metavar="FILE", help="Score against this background, written by: mexma score --save-background.")
 @click.option(
-    "--background-lines", type=click.IntRange(min=1), default=BACKGROUND, show_default=True, help="Without one: sampled pairs."
+    "--background-lines",
+    type=click.IntRange(min=1),
+    default=BACKGROUND,
+    show_default=True,
+    help="Without --background: number of pairs sampled as one.",
 )
 @model_options
 def filter_command(source: str, target: str, output: str, batch_tokens: int | None, as_json: bool, **options: Any) -> None:
@@ -34,7 +44,7 @@ def filter_command(source: str, target: str, output: str, batch_tokens: int | No
 
     Dropped are blank lines, identical sides, repetitions of a pair, lengths that do not fit, and low scores. Scores are margins
     against a background of both sides, a sample of the bitext itself if none is given, so memory is bounded; after an
-    interruption the same command goes on where it stopped.
+    interruption the same command resumes where it stopped.
     """
     import mexma_rt
     from mexma_rt.mining.filter import filter_bitext

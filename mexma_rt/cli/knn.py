@@ -13,24 +13,29 @@ from mexma_rt.cli.common import Memory, clean_stdout, echo_json
 @click.command()
 @click.argument("source")
 @click.argument("target")
-@click.option("-o", "--output", metavar="FOLDER", required=True, help="The new folder for the four arrays.")
-@click.option("-k", "--k", type=click.IntRange(min=1), default=4, show_default=True, help="Neighbours per row.")
+@click.option("-o", "--output", metavar="FOLDER", required=True, help="New folder for the four arrays.")
+@click.option("-k", "--k", type=click.IntRange(min=1), default=4, show_default=True, help="Number of neighbours of each row.")
 @click.option(
     "--metric",
     type=click.Choice(["cosine", "ip"]),
     default="cosine",
     show_default=True,
-    help="ip: of rows as they are.",
+    help="Similarity: cosine, or ip, the inner product of the rows as they are.",
 )
-@click.option("--memory", type=Memory(), default="2GB", show_default=True, help="Of the whole process.")
+@click.option("--memory", type=Memory(), default="2GB", show_default=True, help="Bound on the memory of the process.")
 @click.option(
     "--checkpoint",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
-    help="Seconds.",
+    help="Seconds between two checkpoints.",
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda (all GPUs; needs torch or cupy) or auto.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="Device that searches: cpu, cuda (all GPUs; needs torch or cupy) or auto.",
+)
 @click.option("--ray", metavar="ADDRESS", help="Work on a Ray cluster: local (processes of this machine), auto or HOST:PORT.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def knn(
@@ -48,8 +53,8 @@ def knn(
     """Find the K nearest rows of TARGET for each row of SOURCE, and the other way round, exactly.
 
     SOURCE and TARGET are .npy files or folders of shards from `mexma embed`; they may be larger than memory. FOLDER gets
-    source_scores.npy, source_index.npy, target_scores.npy and target_index.npy. After an interruption the same command goes on
-    where it stopped. With --ray the bytes are the same; the vectors must be under the same path on every machine, and each
+    source_scores.npy, source_index.npy, target_scores.npy and target_index.npy. After an interruption the same command
+    resumes. With --ray the bytes are the same; the vectors must be under the same path on every machine, and each
     worker takes as much --memory.
     """
     if ray is None:
@@ -75,5 +80,5 @@ def knn(
     else:
         click.echo(
             f"{output}: {report.k} neighbours of {report.source_rows:,} and {report.target_rows:,} rows on {report.device} in "
-            f"{report.seconds:,.1f} s; {report.computed_anew:,} rows were computed again to be exact"
+            f"{report.seconds:,.1f} s; {report.computed_anew:,} rows were recomputed to be exact"
         )

@@ -1,4 +1,4 @@
-"""`mexma mine`: the translations between two corpora."""
+"""`mexma mine`: find the translations between two corpora."""
 
 from __future__ import annotations
 
@@ -48,29 +48,36 @@ _DEFAULTS = ", ".join(f"{value} for {margin}" for margin, value in DEFAULT_THRES
 @click.command()
 @click.argument("source", required=False)
 @click.argument("target", required=False)
-@click.option("-o", "--output", metavar="FILE", help="The .tsv, .jsonl or .parquet file.  [default: TSV to standard output]")
-@click.option("--report", "report_file", metavar="FILE", help="Write an .html page: charts, pairs to look at, what ran.")
-@click.option("--source-vectors", metavar="PATH", help="Ready vectors of SOURCE: a .npy file or a folder of shards.")
-@click.option("--target-vectors", metavar="PATH", help="Ready vectors of TARGET.")
-@click.option("--memory", type=Memory(), default="2GB", show_default=True, help="With ready vectors: of the whole process.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Write the pairs to this .tsv, .jsonl or .parquet file.  [default: TSV to standard output]",
+)
+@click.option("--report", "report_file", metavar="FILE", help="Write an .html page with charts, example pairs and what ran.")
+@click.option("--source-vectors", metavar="PATH", help="Vectors of SOURCE: a .npy file or a folder of shards.")
+@click.option("--target-vectors", metavar="PATH", help="Vectors of TARGET.")
+@click.option(
+    "--memory", type=Memory(), default="2GB", show_default=True, help="With vectors: bound on the memory of the process."
+)
 @margin_options
 @click.option(
     "--retrieval",
     type=click.Choice(RETRIEVALS),
     default="max",
     show_default=True,
-    help="max: every sentence at most once; knn: all k candidates of every sentence.",
+    help="max uses every sentence at most once; knn keeps all k candidates of every sentence.",
 )
-@click.option("--threshold", type=float, help=f"Least score of a pair.  [default: {_DEFAULTS}; none for knn]")
+@click.option("--threshold", type=float, help=f"Lowest score of a pair to keep.  [default: {_DEFAULTS}; none for knn]")
 @click.option(
     "--index",
     type=click.Choice(INDEXES),
     default="exact",
     show_default=True,
-    help="ivfpq: approximate candidates, exact scores; says what share of the neighbours it found.",
+    help="Search: exact, or ivfpq (approximate candidates, exact scores; its recall is reported).",
 )
-@click.option("--ray", metavar="ADDRESS", help="With ready vectors: neighbours on a Ray cluster: local, auto or HOST:PORT.")
-@click.option("--show", type=click.IntRange(min=0), help="Print the best N pairs for reading instead of TSV.")
+@click.option("--ray", metavar="ADDRESS", help="With vectors: search on a Ray cluster: local, auto or HOST:PORT.")
+@click.option("--show", type=click.IntRange(min=0), help="Print the best N pairs in readable form instead of TSV.")
 @model_options
 @click.pass_context
 def mine(
@@ -89,14 +96,14 @@ def mine(
 ) -> None:
     """Find the translations between the lines of SOURCE and TARGET.
 
-    Writes one row per pair, the best first: score, cosine, source_line, target_line (from 1), forward_rank (the place of the
-    target among the k nearest of the source, empty if it is not among them), backward_rank (the reverse), source_mean,
+    Writes one row per pair, best first: score, cosine, source_line, target_line (from 1), forward_rank (the rank of the
+    target among the k nearest of the source, empty if it is not one of them), backward_rank (the reverse), source_mean,
     target_mean (mean cosine to the k nearest, which the margin compares with), source, target. Equal lines count once, blank
     lines never. With --json, the pairs are in the object unless -o takes them.
 
     With --source-vectors and --target-vectors no model runs, and the vectors may be larger than memory; the lines may be left
-    out (pairs have line numbers only). After an interruption the same command goes on. With --ray the bytes are the same, and a
-    worker that is killed costs only time; the vectors and the folder of the output must be under the same paths on every
+    out (pairs have line numbers only). After an interruption the same command resumes. With --ray the bytes are the same, and a
+    killed worker costs only time; the vectors and the folder of the output must be under the same paths on every
     machine, and each worker takes as much --memory.
     """
     started = time.perf_counter()

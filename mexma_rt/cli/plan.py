@@ -14,18 +14,26 @@ from mexma_rt.cli.knn import Memory
 @click.command()
 @click.argument("rows_x", type=click.IntRange(min=1))
 @click.argument("rows_y", type=click.IntRange(min=1))
-@click.option("--dimensions", type=click.IntRange(min=1), default=256, show_default=True, help="Of the vectors.")
-@click.option("-k", "--k", type=click.IntRange(min=1), default=4, show_default=True, help="Neighbours per row.")
+@click.option("--dimensions", type=click.IntRange(min=1), default=256, show_default=True, help="Dimensions of the vectors.")
+@click.option("-k", "--k", type=click.IntRange(min=1), default=4, show_default=True, help="Number of neighbours of each row.")
 @click.option("--machines", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--cores", type=click.IntRange(min=1), default=1, show_default=True, help="Of each machine.")
-@click.option("--memory", type=Memory(), default="2GB", show_default=True, help="Of each machine.")
-@click.option("--nlist", type=click.IntRange(min=1), help="Lists of the IVF-PQ index.  [default: by the rows]")
-@click.option("--m", type=click.IntRange(min=1), help="Bytes of a code.  [default: a quarter of the dimensions]")
-@click.option("--nprobe", type=click.IntRange(min=1), default=32, show_default=True, help="Lists searched for a row.")
-@click.option("--candidates", type=click.IntRange(min=1), default=32, show_default=True, help="Re-scored for a row and part.")
-@click.option("--gflops", type=click.FloatRange(min=0, min_open=True), help="Float32 products of a core.  [default: measured]")
+@click.option("--cores", type=click.IntRange(min=1), default=1, show_default=True, help="Cores of each machine.")
+@click.option("--memory", type=Memory(), default="2GB", show_default=True, help="Memory of each machine.")
+@click.option("--nlist", type=click.IntRange(min=1), help="Number of lists of the IVF-PQ index.  [default: from the rows]")
+@click.option("--m", type=click.IntRange(min=1), help="Bytes per IVF-PQ code.  [default: a quarter of the dimensions]")
+@click.option("--nprobe", type=click.IntRange(min=1), default=32, show_default=True, help="Lists searched for each row.")
 @click.option(
-    "--sentences", type=click.FloatRange(min=0, min_open=True), help="Embedded by a core in a second.  [default: mexma-mini's]"
+    "--candidates",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Candidates re-scored for each row and part.",
+)
+@click.option("--gflops", type=click.FloatRange(min=0, min_open=True), help="Float32 GFLOP/s of a core.  [default: measured]")
+@click.option(
+    "--sentences",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Sentences that a core embeds in a second.  [default: mexma-mini's]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def plan(

@@ -1,4 +1,4 @@
-"""`mexma score`: the margin scores of a ready bitext."""
+"""`mexma score`: margin scores of an existing bitext."""
 
 from __future__ import annotations
 
@@ -30,9 +30,16 @@ Slab = tuple[list[tuple[str, str]], np.ndarray]  # pairs and their scores
 @click.command()
 @click.argument("source")
 @click.argument("target")
-@click.option("-o", "--output", metavar="FILE", help="The .tsv, .jsonl or .parquet file.  [default: TSV to standard output]")
-@click.option("--background", metavar="FILE", help="Score against this background: files of any size, comparable scores.")
-@click.option("--save-background", metavar="FILE", help="Keep the lines of this bitext as a background for others (.npz).")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Write the scores to this .tsv, .jsonl or .parquet file.  [default: TSV to standard output]",
+)
+@click.option(
+    "--background", metavar="FILE", help="Score against this background, so that files of any size get comparable scores."
+)
+@click.option("--save-background", metavar="FILE", help="Save the lines of this bitext as a background for others (.npz).")
 @margin_options
 @model_options
 def score(

@@ -1,7 +1,7 @@
 """Work on a Ray cluster: on many machines, or on this one with several processes.
 
 The driver (the process that was called) reads the input, writes the output and keeps the state, so that there is one writer
-and a killed driver goes on as without Ray. The workers only compute: one that is killed has its task done again by another.
+and a killed driver resumes as without Ray. The workers only compute: one that is killed has its task done again by another.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def embed_file_on(
     address: str, options: dict[str, Any], source: str | os.PathLike[str], output: str | os.PathLike[str], **settings: Any
 ) -> embed_file.FileReport:
     """`mexma_rt.embed_file` on the Ray cluster at `address` (see `session`): the same bytes, and after a kill of this process
-    the same call, with or without a cluster, goes on.
+    the same call resumes, with or without a cluster.
 
     options: of `mexma_rt.load`, for the workers. `threads` (4) is the number of processors of each; a `device` "cuda" takes a
     GPU for each. settings: of `embed_file`. The bytes are those of one machine of the same kind of processor with as many

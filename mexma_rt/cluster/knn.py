@@ -34,8 +34,8 @@ def knn_files_on(
     output: str | os.PathLike[str],
     **settings: Any,
 ) -> KnnReport:
-    """`mexma_rt.knn.knn_files` on the Ray cluster at `address` (see `session`): the same bytes, and after a kill of this
-    process the same call, with or without a cluster, goes on.
+    """`mexma_rt.knn.knn_files` on the Ray cluster at `address` (see `session`): the same bytes. After a kill of this
+    process, the same call resumes, with or without a cluster.
 
     settings: those of knn_files; memory_bytes is that of this process and of each worker, and device "auto" the CPU.
     """
@@ -69,7 +69,7 @@ class ClusterPairSearch:
 def _found_by_workers(
     ray: Any, outer: VectorFiles, inner: VectorFiles, plan: Plan, pairs: Sequence[BlockPair]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """(keys of the outer block, keys of the inner block, rows computed anew) of each pair, in their order.
+    """(keys of the outer block, keys of the inner block, rows recomputed) of each pair, in their order.
 
     A task is a run of pairs of one outer block, which it reads once; its keys come with the first pair of the run.
     """

@@ -1,7 +1,7 @@
 """Files of any size: the texts of a file -> an array of vectors on the disk, with the memory of one slab.
 
 The file is read twice. The first reading checks every row, counts them and hashes their texts, so that a bad row is reported
-before a model is loaded, the array's header is right from the start, and an unfinished run is gone on with only on the same
+before a model is loaded, the array's header is right from the start, and an unfinished run is resumed only on the same
 texts. The second embeds slab by slab. Slabs are the same in every run, and so are the bytes.
 """
 
@@ -245,7 +245,7 @@ def _blocks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _job(texts: Texts, encoder: Encoder, empty: EmbedReport, layout: resumable.Layout, **settings: Any) -> dict[str, Any]:
-    """What the bytes of the output depend on, as it goes through JSON: a run is gone on with only if all of it is equal."""
+    """What the bytes of the output depend on, for JSON: a run is resumed only if all of it is equal."""
     from mexma_rt.version import __version__
 
     job = {
@@ -293,7 +293,7 @@ def _announcement(
         + (
             f" Goes on after row {done:,}, where a run was interrupted."
             if done
-            else " If interrupted, the same command goes on."
+            else " If interrupted, run the same command again: it resumes."
         )
     )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mexma_rt.embedding.encoder import Encoder
 
 PARTS = ("bundle", "tokenizer", "backend")  # of an encoder, which are opened
-KEPT = 2  # models that a worker keeps open between two tasks, each of which unpickles its encoder anew
+KEPT = 2  # models that a worker keeps open between two tasks, each of which unpickles its own encoder
 
 
 @dataclass(frozen=True, kw_only=True)

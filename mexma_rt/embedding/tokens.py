@@ -116,7 +116,7 @@ def _checked(encoder: Encoder, text: str, raw: np.ndarray, normalize: bool) -> n
 
 
 def own_characters(text: str, encoding: tokenizers.Encoding) -> list[tuple[int, int]]:
-    """The tokenizer's spans of the pieces between `<s>` and `</s>`, mended.
+    """The tokenizer's spans of the pieces between `<s>` and `</s>`, corrected.
 
     It counts the white space before a piece into it, gives the mark "▁" the first character of what follows, and leaves out
     characters that normalisation joined to the one before (a letter and its combining accent).

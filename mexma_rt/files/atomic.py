@@ -1,4 +1,4 @@
-"""Result files: they are complete or not there. (Text files are read by lines.py; read_lines takes a small one whole.)"""
+"""Result files that are complete or absent. (Text files are read by lines.py; `read_lines` reads a small one whole.)"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
 
 
 def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
-    """Raise FileError or InputError if path cannot be written or is one of the inputs: called before the long work."""
+    """Raise FileError or InputError if path cannot be written or is one of the inputs; called before long work."""
     path = Path(path)
     if path.is_dir():
         raise FileError(f"{path} is a folder, but the output is a file. Type {path / 'NAME'} instead.")
@@ -36,17 +36,17 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a binary file that appears under path, complete and synced, when the block ends without an error.
+    """Open a binary file that gets the name `path`, complete and synced, when the block ends without an error.
 
-    Until then it has a temporary name in the same folder; after an error or Ctrl-C nothing is left, and what stood under
-    path before is untouched. Links are followed; a device or pipe is written to directly. Raises FileError.
+    Until then it has a temporary name in the same folder. After an error or Ctrl-C nothing is left, and an older file at path
+    is untouched. Links are followed; a device or pipe is written to directly. Raises FileError.
     """
     direct = _is_special(Path(path))
     final = Path(path) if direct else Path(path).resolve()  # /dev/stdout resolves to the name of a pipe, which is none
     temporary = final if direct else final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
         if not direct:
-            temporary.unlink(missing_ok=True)  # of a killed process with this number, or a link that somebody put there
+            temporary.unlink(missing_ok=True)  # left by a killed process with this id, or a link that somebody put there
         with temporary.open("wb" if direct else "xb") as stream:  # x never follows a link
             yield stream
             if not direct:
@@ -65,7 +65,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def move_file(work: Path, target: Path) -> None:
-    """Sync the file `work` and rename it to `target` in the same folder, replacing an older one at once."""
+    """Sync the file `work` and rename it to `target` in the same folder, replacing an older file atomically."""
     _sync(work)
     work.replace(target)
     _sync(target.parent)
@@ -74,7 +74,7 @@ def move_file(work: Path, target: Path) -> None:
 def move_folder(work: Path, target: Path) -> None:
     """Sync the folder `work` and rename it to `target` beside it, replacing an older one whole.
 
-    At any moment, also in a crash, `target` is the old folder or the new one, or the old one lies beside it as NAME.old.
+    At any moment, even in a crash, `target` is the old folder or the new one, or the old one is beside it as NAME.old.
     """
     for path in [work, *work.rglob("*")]:
         _sync(path)  # so that the rename never shows names without their bytes

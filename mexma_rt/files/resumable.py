@@ -1,8 +1,8 @@
-"""An array on its way to the disk: written in slabs, killed at any point, gone on with to the same bytes.
+"""Writes an array to disk in slabs; after a kill at any point, a rerun resumes and produces identical bytes.
 
-Everything unfinished is in one folder beside the output, `.NAME.part`: `data` (the array, or a folder of shards), `state.json`
-(what is made of what, and how many rows are on the disk) and `lock`. A slab is synced before the state counts it, so what the
-state counts is there after a crash. The output appears under its name when all of it is there.
+Unfinished work is in one folder beside the output, `.NAME.part`: `data` (the array, or a folder of shards), `state.json` (the
+job, and how many rows are on disk) and `lock`. A slab is synced before the state counts it, so what the state counts survives
+a crash. The output gets its name when it is complete.
 """
 
 from __future__ import annotations
@@ -43,28 +43,30 @@ class Layout:
 
     @property
     def disk_bytes(self) -> int:
-        """While it is written: a parquet table is made of the array, so both are there for a while."""
+        """Peak disk use in bytes: a parquet table is made from the array, so both exist for a while."""
         return self.rows * self.row_bytes * (2 if self.parquet else 1)
 
     def shards(self, start: int = 0, stop: int | None = None) -> list[tuple[str, int, int]]:
-        """(name, first row, end row) of each shard that has rows of start:stop (all, if left out); there is at least one."""
+        """(name, first row, end row) of the shards that overlap rows start:stop (default: all); at least one."""
         size = self.shard_rows or max(1, self.rows)
         numbers = range(start // size, max(1, -(-(self.rows if stop is None else stop) // size)))
         return [(f"vectors-{i:05}.npy", i * size, min((i + 1) * size, self.rows)) for i in numbers]
 
 
 def check_target(output: str | os.PathLike[str], source: str | os.PathLike[str], shard_rows: int | None) -> Path:
-    """The real path of the output. Raises FileError or InputError if it cannot be written: called before any work."""
+    """The resolved path of the output. Raises FileError or InputError if it cannot be written; called before any work."""
     path = Path(output).resolve()
     if shard_rows is None:
         check_output(output, [source])
         if path.exists() and not path.is_file():
-            raise FileError(f"{output} is a device or a pipe, but vectors are written to a file that can be gone on with.")
+            raise FileError(
+                f"{output} is a device or a pipe, but vectors are written to a file, so that an interrupted run can resume."
+            )
     elif path.suffix in (".npy", ".parquet"):
         raise InputError(
-            f"A folder is written here, of several arrays, and {output} is a file's name. Leave out {path.suffix}."
+            f"This writes a folder of several arrays, and {output} is the name of a file. Leave out {path.suffix}."
         )
-    elif not path.is_dir():  # a folder may be that of a run that ended just before its last step
+    elif not path.is_dir():  # a folder can be left by a run that was killed just before its last step
         check_output(output, [source])
         if path.exists():
             raise FileError(f"{output} is a file, but shards are written to a folder. Choose another name.")
@@ -72,7 +74,7 @@ def check_target(output: str | os.PathLike[str], source: str | os.PathLike[str],
 
 
 def work_folder(target: Path) -> contextlib.AbstractContextManager[Path]:
-    """The folder `.NAME.part` of an output, locked; after an error it stays only if its state counts something as done."""
+    """Yield the folder `.NAME.part` of an output, locked. After an error it is kept only if its state counts finished work."""
 
     def counts(work: Path) -> bool:
         state = read_state(work)
@@ -83,14 +85,14 @@ def work_folder(target: Path) -> contextlib.AbstractContextManager[Path]:
 
 @contextlib.contextmanager
 def locked_folder(target: Path, kind: str, keep: Callable[[Path], bool]) -> Iterator[Path]:
-    """The folder `.NAME.KIND` of an output, locked; after an error it stays only if `keep` finds something to go on with."""
+    """Yield the folder `.NAME.KIND` of an output, locked. After an error it is kept only if `keep` says so."""
     work = target.with_name(f".{target.name}.{kind}")
     with explained(target):
         work.mkdir(exist_ok=True)
         status = work.lstat()
     if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
         raise FileError(
-            f"{work} is a link or belongs to another user, and what is in it could lead anywhere. Remove it, or choose an "
+            f"{work} is a link or belongs to another user, so its contents cannot be trusted. Remove it, or choose an "
             "output in a folder where nobody else writes."
         )
     try:
@@ -106,12 +108,12 @@ def locked_folder(target: Path, kind: str, keep: Callable[[Path], bool]) -> Iter
 
 
 class _LockedError(FileError):
-    """Not ours to clean up."""
+    """Another process holds the lock, so the folder is not ours to remove."""
 
 
 @contextlib.contextmanager
 def locked(lock: Path, target: Path) -> Iterator[None]:
-    """The lock ends with the process, however it ends. Where the system has none of this kind, two runs are not noticed."""
+    """Hold a lock that ends with the process, however it ends. Systems without flock do not notice a second run."""
     with lock.open("wb") as stream:
         try:
             import fcntl
@@ -127,17 +129,17 @@ def locked(lock: Path, target: Path) -> Iterator[None]:
 
 
 def read_state(work: Path) -> dict[str, Any] | None:
-    """What an earlier run left, if anything."""
+    """The state that an earlier run left, or None. Raises FileError if it is damaged."""
     try:
         return json.loads((work / "state.json").read_bytes())
     except FileNotFoundError:
         return None
     except ValueError:
-        raise FileError(f"{work / 'state.json'} is damaged. Start anew: rm -r {work}") from None
+        raise FileError(f"{work / 'state.json'} is damaged. Start over: rm -r {work}") from None
 
 
 def resume(work: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The state of an unfinished run of the same job. Raises InputError, saying what differs, if it was another job's."""
+    """The state of an unfinished run of this job, or None. Raises InputError if it is another job's."""
     state = read_state(work)
     if state is None:
         return None
@@ -147,8 +149,8 @@ def resume(work: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
         if state["job"].get(key) != job.get(key)
     ]:
         raise InputError(
-            f"{work} holds an unfinished run of another job, and mixed vectors would be worthless. It differs in "
-            f"{'; '.join(differences)}. Go on with the same input, model and settings, or start anew: rm -r {work}"
+            f"{work} holds an unfinished run of another job, and vectors of two jobs cannot be mixed. It differs in "
+            f"{'; '.join(differences)}. Resume with the same input, model and settings, or start over: rm -r {work}"
         )
     return state
 
@@ -159,7 +161,7 @@ def write_state(work: Path, target: Path, state: Mapping[str, Any]) -> None:
 
 
 def write_rows(work: Path, target: Path, layout: Layout, start: int, rows: np.ndarray) -> None:
-    """Put stored rows [n, columns] at row `start` of the array, synced. A shard begins with its header, at its first row."""
+    """Write and sync stored rows [n, columns] at row `start` of the array. A shard's header comes with its first row."""
     stop = start + len(rows)
     with explained(target):
         for name, first, end in layout.shards(start, stop):
@@ -176,21 +178,21 @@ def write_rows(work: Path, target: Path, layout: Layout, start: int, rows: np.nd
 
 
 def check_rows(work: Path, layout: Layout, done: int) -> None:
-    """Raise FileError if the rows that the state counts are not there."""
+    """Raise FileError if rows that the state counts are missing."""
     for name, first, end in layout.shards():
         path = _shard(work, layout, name)
         needed = len(_header(layout, end - first)) + (min(done, end) - first) * layout.row_bytes
         if first < done and (not path.is_file() or path.stat().st_size < needed):
-            raise FileError(f"{path} is missing or cut off, although state.json counts its rows. Start anew: rm -r {work}")
+            raise FileError(f"{path} is missing or cut off, although state.json counts its rows. Start over: rm -r {work}")
 
 
 def is_moved(work: Path, target: Path, layout: Layout, done: int) -> bool:
-    """Whether a run ended between its last step, moving the data to the output, and the removal of its folder."""
+    """Whether a run was killed after moving the data to the output and before removing its folder."""
     return done == layout.rows and not (work / "data").exists() and target.exists()
 
 
 def check_room(target: Path, layout: Layout, done: int) -> None:
-    """Raise FileError if the disk has not enough room for the rows that are missing."""
+    """Raise FileError if the disk lacks room for the remaining rows."""
     needed, free = layout.disk_bytes - done * layout.row_bytes, shutil.disk_usage(target.parent).free
     if needed > free:
         raise FileError(
@@ -200,7 +202,7 @@ def check_room(target: Path, layout: Layout, done: int) -> None:
 
 
 def finish(work: Path, target: Path, layout: Layout, index: Mapping[str, Any]) -> None:
-    """Move the complete array to its name; what stood there is replaced at once."""
+    """Move the complete array to its name, replacing atomically what was there."""
     data = work / "data"
     with explained(target):
         if layout.shard_rows is not None:
@@ -224,7 +226,7 @@ def _shard(work: Path, layout: Layout, name: str) -> Path:
 
 
 def _header(layout: Layout, rows: int) -> bytes:
-    """As np.save writes it for an array [rows, columns]."""
+    """The header that np.save writes for an array [rows, columns]."""
     stream = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(layout.dtype)
     fields = {"descr": descr, "fortran_order": False, "shape": (rows, layout.columns)}
@@ -251,7 +253,7 @@ def _to_parquet(data: Path, table: Path, layout: Layout) -> None:
 
 @contextlib.contextmanager
 def explained(target: Path) -> Iterator[None]:
-    """The system's errors at writing, in words."""
+    """Turn OSError from writing into a FileError that says how to resume."""
     try:
         yield
     except OSError as error:
@@ -259,5 +261,5 @@ def explained(target: Path) -> Iterator[None]:
             error = error.__cause__ if isinstance(error.__cause__, OSError) else error
         raise FileError(
             f"{target.name} cannot be written: {error.strerror or error}. What stood under that name before is unchanged. "
-            f"Once that is mended, the same command goes on where it stopped."
+            f"Fix that, then run the same command again: it resumes where it stopped."
         ) from error

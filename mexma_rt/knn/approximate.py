@@ -57,7 +57,7 @@ def approximate_neighbours(
     Returns (scores_xy [n, k] float32, index_xy [n, k] int64, scores_yx [m, k], index_yx [m, k]), best first, of equal scores
     the lower index first. Scores are those of exact search, to the bit; every row gets k neighbours.
     settings: of the index; None takes the defaults of `IvfPq`. folder: where the indexes and the neighbours found so far are
-    kept, to be used again by the next call or gone on with after a kill; None keeps them in a temporary folder.
+    kept, to be reused by the next call or resumed after a kill; None keeps them in a temporary folder.
     memory_bytes bounds training, index and vectors in memory, beyond the results. The same seed gives the same result.
 
     Raises InputError as mutual_neighbours does, and for settings that cannot be used or too few rows to train; FileError for a
@@ -169,7 +169,7 @@ def _load(folder: Path, done: int) -> np.ndarray:
     try:
         return np.load(_kept(folder, done), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise FileError(f"{_kept(folder, done)} is damaged ({error}). Start the search anew: rm -r {folder}") from None
+        raise FileError(f"{_kept(folder, done)} is damaged ({error}). Start the search over: rm -r {folder}") from None
 
 
 @contextlib.contextmanager

@@ -150,7 +150,7 @@ def absorb_blocks(
 
     Equal rows of a block must come with equal keys, as they do if both have seen the same. where: of `choose_device`, whose
     precision the blocks must have been made for; None is the CPU. Returns how many rows of both sides the scan did not
-    prove; they were computed anew.
+    prove; they were recomputed.
     """
     where = where or CPU
     unsought = np.full(len(y.rows), np.inf, np.float32)  # a floor that no cell reaches: the scan passes the columns by

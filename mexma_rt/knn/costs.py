@@ -99,7 +99,7 @@ def build_flops(rows: int, dimensions: int, nlist: int) -> float:
 def search_seconds(
     rows: int, queries: int, dimensions: int, nlist: int, code: int, parts: int, settings: IvfPq, rates: Rates
 ) -> float:
-    """Of queries against an index: lists are found anew for every part, codes are looked at once, candidates re-scored."""
+    """Cost of queries against an index: lists are found again for every part, codes are read once, candidates re-scored."""
     probes = min(settings.nprobe, nlist)
     lists = 2.0 * dimensions * nlist * queries * parts / rates.faiss_flops
     looked_at = float(queries) * rows * probes / nlist * code * rates.code_byte

@@ -3,7 +3,7 @@
 A scan rounds: a BLAS differently in the middle and at the edge of a matrix, so that equal sentences do not tie and results
 depend on tiles and threads; a GPU in half precision by far more. So the scan only names candidates, a few more than k. Their
 scores are computed in float64 and rounded to float32 once. A row is proved if its k-th exact score exceeds the last candidate's
-scan score by more than the scan can err; the few rows that are not are computed anew, with every cell that could matter.
+scan score by more than the scan can err; the few rows that are not are recomputed, with every cell that could matter.
 The result depends on the vectors alone, whatever the scan, its blocks and its precision.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from mexma_rt.cores import usable_cores
 from mexma_rt.knn.keys import EMPTY, keys_of, merge_found, merge_neighbours, neighbours_of
 
-# float64 products at a time: 512 KB. One array for all: the allocator gives such sizes back to the system and takes them anew
+# float64 products at a time: 512 KB. One array for all: the allocator returns such sizes to the system and requests them again
 # each time, 3.5 and 8 us a pair with D=384 and 1024 (two threads) where it is 0.7 and 1.5 with one array.
 PRODUCTS = 1 << 16
 UNIT = 2.0**-24  # rounding of float32
@@ -25,7 +25,7 @@ UNITS = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of what th
 LARGEST = {"float32": 3e38, "float16": 65504.0, "bfloat16": 3e38}
 SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
 SETTLED = 4096  # rows that a thread takes at a time
-REDONE = 512, 2048  # rows and columns of a tile of rows that are computed anew
+REDONE = 512, 2048  # rows and columns of a tile of recomputed rows
 
 
 def exact_scores(x: np.ndarray, y: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

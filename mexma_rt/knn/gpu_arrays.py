@@ -121,7 +121,7 @@ class TorchArrays:
         return cells.amax(axis)
 
     def rows_first(self, cells: Any) -> Any:
-        """The transpose, laid out anew: reductions and top-k along a strided axis read each cache line many times."""
+        """The transpose as a copy: reductions and top-k along a strided axis read each cache line many times."""
         return cells.T.contiguous()
 
     def top(self, cells: Any, k: int) -> tuple[Any, Any]:

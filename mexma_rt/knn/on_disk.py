@@ -1,6 +1,6 @@
-"""Exact neighbours of vectors larger than memory: from files to files, within a bound of memory, killed and gone on with.
+"""Exact neighbours for vector files larger than memory; memory-bounded, resumable.
 
-The result is a folder of four arrays, `NAMES`, to open with `open_neighbours`: those of `mutual_neighbours`, to the byte.
+The result is a folder of four arrays, `NAMES`, to open with `open_neighbours`: byte for byte those of `mutual_neighbours`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mexma_rt.progress import progress_bar
 
 NAMES = ("source_scores", "source_index", "target_scores", "target_index")
 INDEX = "knn.json"
-EFFICIENCY = 0.85  # of the rate of the products, for the estimate of the time
+EFFICIENCY = 0.85  # share of the peak rate of matrix products, to estimate the time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,8 @@ class KnnReport:
     k: int
     metric: str
     device: str
-    computed_anew: int  # rows of block pairs that the scan in float32 left open, computed again
-    resumed: float  # the part of the work that an interrupted run had done, 0 to 1
+    computed_anew: int  # rows of block pairs that the scan in float32 could not prove, so that they were recomputed
+    resumed: float  # share of the work that an interrupted run had done, 0 to 1
     seconds: float  # of all runs together
 
 
@@ -63,18 +63,18 @@ def knn_files(
     announce: Callable[[str], object] | None = None,
     over: StartPairSearch | None = None,
 ) -> KnnReport:
-    """Write the k nearest target rows of every source row, and the other way round, to the new folder `output`.
+    """Write the k nearest target rows of every source row, and vice versa, to the new folder `output`; returns a report.
 
     source, target: .npy files [n, D], [m, D] or folders of shards (`mexma embed --shard-rows`), of float16, float32 or float64;
-    the codes of int8, uint8 and sign bits are refused. metric: "cosine" (rows are brought to length 1) or "ip", the inner
+    quantised int8, uint8 and sign bits are refused. metric: "cosine" (rows are scaled to length 1) or "ip", the inner
     product of the rows as they are.
-    memory_bytes bounds the memory of the whole process. checkpoint_seconds: about so often what was found is put on the disk; a
-    run that was killed goes on from there when the same call is made again, and gives the same bytes. announce gets lines that
-    say the plan and, with each checkpoint, rate and time left. device: as for `mutual_neighbours`.
+    memory_bytes bounds the memory of the whole process. checkpoint_seconds: about how often the results so far are
+    saved; after a kill, the same call resumes from there and produces identical bytes. announce is called with lines of text:
+    the plan and, at each checkpoint, rate and time left. device: as for `mutual_neighbours`.
     over: starts the search of the pairs of blocks elsewhere than here.
 
-    Raises InputError or FileError for input that cannot be used (before any work), too little memory, an output that exists, a
-    checkpoint that is damaged or of another job.
+    Raises InputError or FileError for unusable input (before any work), too little memory, an existing output, or a checkpoint
+    that is damaged or belongs to another job.
     """
     say = announce if announce is not None else lambda text: None
     if metric not in ("cosine", "ip"):
@@ -127,7 +127,7 @@ def knn_files(
 
 
 def open_neighbours(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the arrays of a folder that `knn_files` wrote, mapped: scores_xy [n, k], index_xy, scores_yx [m, k], index_yx."""
+    """Map the arrays of a folder that `knn_files` wrote: scores_xy [n, k], index_xy, scores_yx [m, k], index_yx."""
     try:
         arrays = [np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in NAMES]
     except (OSError, ValueError) as error:
@@ -149,7 +149,7 @@ class _Run:
 
 
 def _search(run: _Run, state: dict[str, Any], start: Callable[[Sequence[tuple[int, int]]], PairSearch]) -> None:
-    """Search the pairs of blocks that the state does not count yet; it is changed, and on the disk at each checkpoint."""
+    """Search the pairs of blocks that the state does not count yet; the state is updated, and saved at each checkpoint."""
     plan, (outer, inner) = run.plan, run.sides
     todo = plan.pairs[state["done"] :]
     search = start(todo)
@@ -196,7 +196,7 @@ def _check_files(folder: Path, sides: tuple[SideState, SideState], plan: Plan, d
         for path in side.missing(numbers)
     ]
     if missing:
-        raise FileError(f"{missing[0]} is missing, although state.json counts it. Start anew: rm -r {folder}")
+        raise FileError(f"{missing[0]} is missing, although state.json counts it. Start over: rm -r {folder}")
 
 
 def _check_room(final: Path, plan: Plan) -> None:
@@ -209,7 +209,7 @@ def _check_room(final: Path, plan: Plan) -> None:
 
 
 def _write(folder: Path, final: Path, sides: tuple[SideState, ...], plan: Plan, swapped: bool, index: dict[str, Any]) -> None:
-    """The keys of both sides as arrays, in a folder that appears under its name when it is complete."""
+    """Write the keys of both sides as arrays, in a folder that gets its name when it is complete."""
     data = folder / "data"
     with resumable.explained(final):
         shutil.rmtree(data, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""The neighbours found so far, on the disk: one file for each block of rows, each complete or not there.
+"""The neighbours found so far, on disk: one file for each block of rows, complete or absent.
 
-A merge of the same block pair again changes nothing (keys.py). So files may be ahead of what the state counts, and a run that
-was killed goes on from any mixture of them.
+Merging a block pair twice changes nothing (keys.py). So files may be ahead of what the state counts, and a killed run resumes
+from any mixture of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SideState:
         data = path.read_bytes()
         keys, digest = data[:-DIGEST], data[-DIGEST:]
         if len(keys) != (stop - start) * self._k * 8 or hashlib.blake2b(keys, digest_size=DIGEST).digest() != digest:
-            raise FileError(f"{path} is damaged, so the search cannot go on from it. Start anew: rm -r {self._folder}")
+            raise FileError(f"{path} is damaged, so the search cannot resume from it. Start over: rm -r {self._folder}")
         return np.frombuffer(keys, np.uint64).reshape(stop - start, self._k).copy()
 
     def store(self, block: int, keys: np.ndarray) -> None:

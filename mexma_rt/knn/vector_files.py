@@ -69,7 +69,7 @@ class VectorFiles:
                 rows = _rows(stream, shard, min(step, len(block) - at))
                 block[at : at + step] = unit_rows(rows) if self.unit else rows
                 if not np.isfinite(block[at : at + step]).all():
-                    raise FileError(f"{self.name} changed while it was read: it has NaN or infinity now. Start anew.")
+                    raise FileError(f"{self.name} changed while it was read: it has NaN or infinity now. Start over.")
 
     def check(self) -> tuple[str, float]:
         """Read everything once: returns the SHA-256 of all rows and the largest absolute component (1 for rows of length 1).

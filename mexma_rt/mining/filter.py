@@ -1,4 +1,4 @@
-"""Filter a bitext of any size: what is no good by its text, and what scores too low, is dropped, with the reason."""
+"""Drops pairs that fail text checks or score too low, recording the reason; bitexts of any size."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def filter_bitext(
     takes that of the margin), or with `top` below that of the best share (0 to 1) of all pairs, equals included.
     background: a file of `Background.save`; without one, a sample of `background_lines` pairs of the bitext itself.
 
-    The memory does not grow with the bitext (beside 6 bytes per pair on the disk, mapped). A run that was killed goes on when
+    The memory does not grow with the bitext (beside 6 bytes per pair on the disk, mapped). A killed run resumes when
     the same call is made again. Raises InputError, FileError, BundleError, MissingExtraError.
     """
     least = check_threshold(threshold, margin)

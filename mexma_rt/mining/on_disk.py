@@ -1,7 +1,7 @@
 """Mining from vectors on the disk that may be larger than memory: the search of mine.py, within a bound of memory.
 
 The neighbours come from `knn_files`, which is resumable, into the folder `.NAME.mining` beside the pairs; they stay there until
-the pairs are written, so that a run that was killed goes on with them.
+the pairs are written, so that a killed run resumes with them.
 """
 
 from __future__ import annotations
@@ -160,11 +160,11 @@ def _check_found(place: Path, files: list[VectorFiles], k: int) -> None:
         same, whole = True, False
     if not same:
         raise FileError(
-            f"{place} has the neighbours of other vectors or another k, from a run that was killed. Start anew: "
+            f"{place} has the neighbours of other vectors or another k, from a run that was killed. Start over: "
             f"rm -r {place.parent}"
         )
     if not whole:
-        raise FileError(f"{place}, which a run that was killed has left, is damaged. Start anew: rm -r {place.parent}")
+        raise FileError(f"{place}, which a run that was killed has left, is damaged. Start over: rm -r {place.parent}")
 
 
 class _Rows:

@@ -405,7 +405,7 @@ def test_a_full_disk_is_an_error_and_what_is_written_is_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        expected = rf"in {shards}/\.teacher cannot be written: No space left on device\. .* the same command goes on from it\."
+        expected = rf"in {shards}/\.teacher cannot be written: No space left on device\. .* the same command resumes from it\."
         with pytest.raises(FileError, match=expected):
             teach(shards, model)
     assert json.loads((shards / ".teacher" / "progress.json").read_text())["done"] == 100

@@ -45,8 +45,10 @@ def execution(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of run and resume that say where and how long, not what is learnt."""
     for option in (
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: torch's)."),
-        click.option("--minutes", type=float, help="Stop after so many minutes; continue with: mexma-train resume OUT"),
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N; with torchrun cpu or cuda."),
+        click.option("--minutes", type=float, help="Stop after this many minutes; continue with: mexma-train resume OUT"),
+        click.option(
+            "--device", default="cpu", show_default=True, help="Device: cpu, cuda or cuda:N; with torchrun cpu or cuda."
+        ),
     ):
         command = option(command)
     return command
@@ -55,7 +57,7 @@ def execution(command: Callable[..., Any]) -> Callable[..., Any]:
 @main.command()
 @click.argument("pairs", nargs=-1, required=True)
 @click.argument("tokenizer", type=PATH)
-@click.option("--recipe", type=PATH, help="Take the sizes from this recipe (default: TokenizerConfig's).")
+@click.option("--recipe", type=PATH, help="Recipe whose sizes to use (default: TokenizerConfig's).")
 def tokenizer(pairs: tuple[str, ...], tokenizer: Path, recipe: Path | None) -> None:
     """Train TOKENIZER (a tokenizer.json) on PAIRS: the same sources as `prepare` takes."""
     from mexma_rt.files.atomic import check_output
@@ -73,7 +75,7 @@ def tokenizer(pairs: tuple[str, ...], tokenizer: Path, recipe: Path | None) -> N
 @main.command()
 @click.argument("pairs", nargs=-1, required=True)
 @click.argument("shards", type=PATH)
-@click.option("--tokenizer", required=True, type=PATH, help="tokenizer.json to use.")
+@click.option("--tokenizer", required=True, type=PATH, help="Tokenizer to use, a tokenizer.json.")
 @click.option("--lang", help="Language of every row, where the data has no such column.")
 @click.option("--source", help="Source name of every row, where the data has no such column.")
 @click.option("--english", help="Column of the English text in parquet and data sets.")
@@ -101,13 +103,17 @@ def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, **options: An
 @main.command()
 @click.argument("shards", type=PATH)
 @click.option("--teacher", "model", required=True, help="An .onnx file, strings in and vectors out, or a mexma-rt bundle.")
-@click.option("--dimensions", default=256, show_default=True, type=click.IntRange(min=1), help="Of the stored vectors.")
-@click.option("--like", help="Turn the vectors to those of this model, which learnt from this teacher and is to be trained on.")
+@click.option(
+    "--dimensions", default=256, show_default=True, type=click.IntRange(min=1), help="Dimensions of the stored vectors."
+)
+@click.option(
+    "--like", help="Rotate the vectors towards those of this model, which learnt from this teacher and will be trained further."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the teacher (default: one for each core).")
 def teach(shards: Path, model: str, dimensions: int, like: str | None, threads: int | None) -> None:
     """Store a teacher's vector of every English segment in SHARDS, for training to learn from; prints what was stored.
 
-    Vectors of more dimensions are projected on their principal axes. Stopped or killed, the same command goes on.
+    Vectors of more dimensions are projected on their principal axes. After an interruption the same command resumes.
     """
     from mexma_train.teacher import teach as store_vectors
 
@@ -121,7 +127,7 @@ def teach(shards: Path, model: str, dimensions: int, like: str | None, threads: 
 @click.argument("recipe", type=PATH)
 @click.argument("shards", type=PATH)
 @click.argument("out", type=PATH)
-@click.option("--original", is_flag=True, help="As facebookresearch/mexma, every deliberate deviation set back.")
+@click.option("--original", is_flag=True, help="Train as facebookresearch/mexma does, without our deliberate deviations.")
 @click.option("--dry-run", is_flag=True, help="Print parameters, tokens per update and a memory estimate; train nothing.")
 @execution
 @recipe_flags

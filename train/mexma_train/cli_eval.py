@@ -29,7 +29,7 @@ NEEDED = ("flores", "tatoeba", "out")
 @click.option("--precision", help="Suite: computation of a bundle, such as int8. [default: the bundle's own]")
 @click.option("--max-tokens", type=click.IntRange(min=3), help=f"Tokens per sentence, with <s> and </s>. {DEFAULT_TOKENS}")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: torch's or onnxruntime's).")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--device", default="cpu", show_default=True, help="Device: cpu, cuda or cuda:N.")
 def evaluate(
     model: str,
     pairs: tuple[str, ...],

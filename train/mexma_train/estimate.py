@@ -130,7 +130,7 @@ def layer_bytes(width: int, intermediate: int, heads: int, precision: str, dropo
         the feed-forward's input                           D
         GELU's input and output                            2 F
         each dropout's mask                                D bytes, twice
-    Residual sums keep nothing. tests/train/test_estimate.py holds this against torch's saved tensors on CPU: equal to the byte,
+    Residual sums keep nothing. tests/train/test_estimate.py holds this against torch's saved tensors on CPU: equal bytes,
     but for dropout, whose mask is there as wide as the states. torch.compile may keep less.
     """
     product = 4 if precision == "fp32" else 2

@@ -57,7 +57,7 @@ def read_test_set(path: str | Path) -> TestSet:
         if len(columns) != 2 or not all(column.strip() for column in columns):
             raise InputError(
                 f"{path}, line {number}: {_what_is_wrong(columns)}. A test set has lines english<TAB>text. "
-                f"Look at the line, mend it or remove it: {_show(path)} | sed -n {number}p"
+                f"Look at the line, fix it or remove it: {_show(path)} | sed -n {number}p"
             )
         english.append(columns[0])
         text.append(columns[1])

@@ -30,7 +30,7 @@ _PROCESS_START = time.perf_counter()  # near enough: this file is imported befor
 
 
 class RunLog:
-    """The log of one stage: a context manager that goes on after update `first` in the log of `folder`.
+    """The log of one stage: a context manager that continues after update `first` in the log of `folder`.
 
     total: updates of the stage. every: updates between log lines (`due` says when). pairs_per_update: of all processes.
     Every method does nothing in a process that is not `main`. Raises MissingExtraError for tensorboard without the package,
@@ -151,7 +151,7 @@ class RunLog:
 
     def _cannot_write(self, error: OSError) -> FileError:
         return FileError(
-            f"{self.folder / LOG} cannot be written: {error.strerror or error}. Make room or mend the permissions; the run's "
+            f"{self.folder / LOG} cannot be written: {error.strerror or error}. Make room or fix the permissions; the run's "
             f"saved state is unchanged, so continue with: mexma-train resume {self.folder}"
         )
 

@@ -217,7 +217,7 @@ def _check(shards: Shards, config: SamplingConfig) -> None:
     if unknown:
         raise InputError(
             f"sampling.source_weights names {', '.join(unknown)}, but the shards {shards.folder} have the sources "
-            f"{', '.join(shards.sources)}. Mend the name, or leave it out."
+            f"{', '.join(shards.sources)}. Correct the name, or leave it out."
         )
     if wrong := {name: w for name, w in config.source_weights.items() if not 0 <= w < float("inf")}:
         raise InputError(f"sampling.source_weights has {wrong}; a weight is a number from 0 (never drawn) up.")

@@ -39,7 +39,9 @@ class State:
     shards: str
     encoder: dict[str, Any] | None = None  # its transformers configuration; None: a run that has not begun
     path: Path | None = None  # None: a run that has not begun
-    pending: dict[str, float] = field(default_factory=dict)  # sums since the last line of the log, which a resume goes on with
+    pending: dict[str, float] = field(
+        default_factory=dict
+    )  # sums since the last line of the log, which a resumed run continues
 
 
 def states(folder: Path) -> list[Path]:

@@ -95,7 +95,7 @@ def teach(
             raise
         raise FileError(
             f"The vectors in {work} cannot be written: {error.strerror or error}. What is there is kept: when the cause is "
-            "gone, the same command goes on from it."
+            "gone, the same command resumes from it."
         ) from error
     return Taught(about=about, made=True)
 

@@ -291,10 +291,10 @@ def test_damage_in_the_folder_of_the_work(encoder: mexma_rt.Encoder, source: Pat
     interrupted(encoder, monkeypatch)
     with Path(".v.npy.part/data").open("r+b") as data:
         data.truncate(200)
-    with pytest.raises(FileError, match=r"data is missing or cut off.*Start anew: rm -r .*\.v\.npy\.part"):
+    with pytest.raises(FileError, match=r"data is missing or cut off.*Start over: rm -r .*\.v\.npy\.part"):
         encoder.embed_file(source, "v.npy")
     Path(".v.npy.part/state.json").write_text("{")
-    with pytest.raises(FileError, match=r"state\.json is damaged\. Start anew: rm -r .*\.v\.npy\.part"):
+    with pytest.raises(FileError, match=r"state\.json is damaged\. Start over: rm -r .*\.v\.npy\.part"):
         encoder.embed_file(source, "v.npy")
 
 
@@ -334,7 +334,7 @@ def test_size_and_memory_are_stated_before_a_long_job(
     embed_file.embed_file(lambda: encoder, source, "v.npy", announce=said.append)
     assert said[0].startswith("v.npy: 9 rows x 32 float32, 0.0 MB on disk; beside the model about ")
     assert said[0].endswith("Goes on after row 4, where a run was interrupted.")
-    assert said[1].endswith("If interrupted, the same command goes on.")
+    assert said[1].endswith("If interrupted, run the same command again: it resumes.")
 
     zstandard = pytest.importorskip("zstandard", reason="part of mexma-rt[files]")
     wide = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=27)).compressobj()

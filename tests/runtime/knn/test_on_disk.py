@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch, damage
         path.unlink()
     else:
         Path(".out.part/state.json").write_text("{")
-    with pytest.raises(FileError, match=r"(is damaged|is missing).*Start anew: rm -r"):
+    with pytest.raises(FileError, match=r"(is damaged|is missing).*Start over: rm -r"):
         knn_files("x.npy", "y.npy", "out")
     assert Path(".out.part").is_dir() and not Path("out").exists()  # nothing was thrown away
 

@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_with_its_neighbours(
         whole = (place / name).read_bytes()
         (place / name).write_bytes(damage(whole))
         message = run(*VECTORS, "-o", "p.tsv", status=1).stderr
-        assert "which a run that was killed has left, is damaged. Start anew: rm -r" in message, (name, message)
+        assert "which a run that was killed has left, is damaged. Start over: rm -r" in message, (name, message)
         (place / name).write_bytes(whole)
     monkeypatch.setattr(knnfiles, "knn_files", lambda *arguments, **settings: pytest.fail("sought again"))
     run(*VECTORS, "-o", "p.tsv")

@@ -122,5 +122,5 @@ def _check_share(report: ReadReport, name: str) -> None:
         raise InputError(
             f"{name}: {bad} of {report.rows} rows cannot be used ({reasons}), more than {BAD_SHARE:.0%}. A row has a language, "
             "a source, an English text and its translation, in UTF-8; a TSV line is lang<TAB>source<TAB>english<TAB>text. "
-            "Mend or filter the data and start again."
+            "Fix or filter the data and start again."
         )

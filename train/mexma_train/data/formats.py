@@ -131,7 +131,7 @@ def _dataset(folder: Path, named: Path, own: Options, others: Options) -> Iterat
     if state.get("_indices_data_files"):
         raise InputError(
             f"{folder} was saved by an old version of `datasets` with its rows in another order or selection (state.json names "
-            "_indices_data_files). Write it anew: datasets.load_from_disk(FOLDER).flatten_indices().save_to_disk(NEW)"
+            "_indices_data_files). Write it again: datasets.load_from_disk(FOLDER).flatten_indices().save_to_disk(NEW)"
         )
     for entry in state["_data_files"]:
         path = folder / entry["filename"]

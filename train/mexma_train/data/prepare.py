@@ -233,7 +233,7 @@ def _groups(counts: dict[tuple[int, int], int]) -> list[list[int]]:
 def _second_pass(work: Path, pairs: int, groups: list[list[int]]) -> int:
     """Write order.npy, a counting sort of the pairs by group; returns the English tokens of all pairs.
 
-    Arrays are mapped anew for each block and the result is written by seeking, so that no map's pages pile up.
+    Arrays are mapped again for each block and the result is written by seeking, so that no map's pages pile up.
     """
 
     def column(name: str) -> np.ndarray:
