@@ -1,4 +1,4 @@
-"""`embed` for asyncio: done in a thread, slice by slice, so that the loop stays free and a task can be cancelled."""
+"""`embed` for asyncio: runs in a thread, slice by slice, so that the event loop stays free and tasks can be cancelled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mexma_rt.embedding.encoder import Encoder
 
 # Texts of a slice. A call of so many pads as little as one of any more (packing.py), and takes seconds at most on small models;
-# after a cancellation that is how long the thread still works.
+# that is how long the thread keeps working after a cancellation.
 SLICE = 2048
 
 

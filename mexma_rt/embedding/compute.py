@@ -1,6 +1,6 @@
-"""Sentences -> raw vectors at the speed of the engine: windows tokenised ahead, batches of like length, lanes side by side.
+"""Turns sentences into raw vectors at engine speed: tokenises ahead, batches similar lengths, runs lanes in parallel.
 
-Nothing here knows what the vectors are for: `store` gets each batch's, in the order in which batches finish.
+`store` receives the vectors of each batch, in the order in which batches finish.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What was computed, for n sentences."""
+    """Counts of what was computed, for n sentences."""
 
     lengths: np.ndarray  # int64 [n], tokens after the cut
     full_lengths: np.ndarray  # int64 [n], before it
@@ -46,7 +46,7 @@ def compute(
 ) -> Counts:
     """Run n texts through an engine; `store(rows, vectors)` gets the indices [B] and raw vectors [B, D] of each batch.
 
-    `store` may be called by several threads at a time, never twice for a row; `advance` gets characters, one call at a time.
+    `store` may be called from several threads at once, never twice for a row; `advance` gets characters, one call at a time.
     While the engine works on a window of texts, a thread tokenises the next one. The first error ends the work and is raised.
     """
     lock = threading.Lock()
@@ -79,7 +79,7 @@ def compute(
 
 
 def _tokenised(tokenizer: Tokenizer, texts: list[str], max_length: int) -> Iterator[tuple[list[str], Tokens]]:
-    """Each window of the texts with its tokens, the next one being tokenised meanwhile; a single window needs no thread."""
+    """Yield each window of the texts with its tokens while a thread tokenises the next; a single window needs no thread."""
     windows = list(slabs(texts, WINDOW_TEXTS))
     if len(windows) < 2:
         yield from ((window, tokenizer.encode(window, max_length)) for window in windows)
@@ -94,9 +94,9 @@ def _tokenised(tokenizer: Tokenizer, texts: list[str], max_length: int) -> Itera
 
 
 def in_lanes(work: Callable[[Item], int], items: Sequence[Item], lanes: int) -> list[int]:
-    """`work` of every item, by up to `lanes` threads of which the caller is one; items start in their order.
+    """Call `work` for every item from up to `lanes` threads, the caller's among them; items start in order.
 
-    The first error lets no further item start, and is raised when the running ones have ended.
+    After the first error no further item starts; it is raised when the running ones have ended.
     """
     waiting, lock = iter(items), threading.Lock()
     done: list[int] = []
@@ -110,7 +110,7 @@ def in_lanes(work: Callable[[Item], int], items: Sequence[Item], lanes: int) -> 
                 return
             try:
                 done.append(work(item))
-            except BaseException as error:  # also Ctrl-C, which only the caller's thread gets
+            except BaseException as error:  # including Ctrl-C, which only the caller's thread gets
                 errors.append(error)
 
     helpers = [threading.Thread(target=lane, name="mexma-lane") for _ in range(min(lanes, len(items)) - 1)]

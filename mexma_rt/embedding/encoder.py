@@ -1,4 +1,4 @@
-"""A loaded model, and what can be asked of it: texts -> vectors in the order of the texts. How: compute.py."""
+"""The loaded model and its methods: texts to vectors in the order of the texts (computed by compute.py)."""
 
 from __future__ import annotations
 
@@ -71,19 +71,19 @@ def load(
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Encoder(Portable):
-    """A loaded model. Nothing in it changes after loading: threads may share it. Made by `mexma_rt.load`.
+    """A loaded model, immutable, so that threads may share it. Made by `mexma_rt.load`.
 
-    It can be sent to other processes (multiprocessing, joblib, Dask, Ray, workers of a DataLoader): it is pickled as what it
-    was loaded from, and opened there at its first use, with the same device, engine and precision. BundleError is raised then
-    if the files of the model are others there. Each process computes with `threads`: load(threads=1) for one on each core.
+    It can be sent to other processes (multiprocessing, joblib, Dask, Ray, DataLoader workers): the pickle names what it was
+    loaded from, and the model is opened there on first use, with the same device, engine and precision. That raises
+    BundleError if its files differ there. Each process computes with `threads`: use load(threads=1) for one per core.
     """
 
     bundle: Bundle
     tokenizer: Tokenizer
     backend: Backend
     max_length: int  # tokens, <s> and </s> included; longer sentences are cut
-    deterministic: bool = False  # each sentence is computed alone, so that its vector depends on nothing else
-    source: Source | None = field(default=None, compare=False)  # what another process loads; None: not made by `load`
+    deterministic: bool = False  # each sentence is computed alone, so that its vector depends only on its text
+    source: Source | None = field(default=None, compare=False)  # what another process loads; None if not made by `load`
 
     @property
     def dimensions(self) -> int:
@@ -110,18 +110,18 @@ class Encoder(Portable):
         progress: bool | None = None,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Embed n sentences; returns [n, D] in their order. An empty list gives [0, D].
+        """Embed n sentences; returns [n, D] in the same order. An empty list gives [0, D].
 
         normalize: divide by the L2 norm (a zero vector stays zero).
         precision: storage of the result (`load` has that of the computation): "float32", "float16", "int8", "uint8", "binary"
         or "ubinary", as sentence-transformers names them; the ranges of int8 and uint8 are the bundle's (files/storage.py).
         truncate_dim: keep the first dimensions only, normalised after the cut.
-        batch_tokens: upper bound of rows x longest row of a batch: memory against speed.
+        batch_tokens: upper bound of rows x longest row in a batch; more is faster and takes more memory.
         progress: a bar on stderr; None shows it on a terminal if the job takes longer than a second.
         out: array or memmap [n, D] of the dtype of `precision` that receives the vectors and is returned.
 
-        Sentences of more than `max_length` tokens are cut, and one TruncationWarning says so; `embed_report` gives their
-        indices. Raises InputError for texts or arguments that cannot be used, BackendError if the engine fails.
+        Sentences of more than `max_length` tokens are cut, with one TruncationWarning; `embed_report` lists their indices.
+        Raises InputError for unusable texts or arguments, BackendError if the engine fails.
         """
         result = self.embed_report(
             texts,
@@ -146,7 +146,7 @@ class Encoder(Portable):
         progress: bool | None = None,
         out: np.ndarray | None = None,
     ) -> Embedded:
-        """As `embed`, and returns the report of what was done beside the vectors, instead of a warning."""
+        """Like `embed`, but returns the vectors with a report instead of warning."""
         return self.run(
             check_texts(texts),
             normalize=normalize,
@@ -169,7 +169,7 @@ class Encoder(Portable):
     ) -> np.ndarray:
         """`embed` for asyncio, in a thread, in slices of 2,048 texts; returns [n, D]. The event loop stays free.
 
-        A task that is cancelled ends at once, and its thread after the slice in work. For many small calls at a time see
+        A cancelled task ends at once, and its thread after the current slice. For many small calls at a time see
         `service`.
         """
         from mexma_rt.embedding.aembed import aembed
@@ -183,13 +183,13 @@ class Encoder(Portable):
             with encoder.service() as service:
                 ...  # in many threads: service.embed([text]); in tasks: await service.aembed([text])
 
-        What it gives is a bounded queue, fair turns and timeouts, and throughput where a single sentence leaves the engine
+        It provides a bounded queue, fair turns and timeouts, and higher throughput where a single sentence leaves the engine
         idle. On two CPU cores it was 1.2 to 1.5 times as fast as bare calls for 64 to 192 callers, and 0.84 to 0.9 times
         for one to four (benchmarks/results/service.md).
 
-        batch_texts: a shared batch has at most so many texts: fewer for latency, more for throughput.
-        queue_texts: as many may wait. Beyond that a call waits for room, as long as `queue_timeout` seconds (0: not at all,
-        None: without end), and raises ServiceBusyError then.
+        batch_texts: most texts in a shared batch: fewer for latency, more for throughput.
+        queue_texts: most texts that may wait. Beyond that, a call waits for room for `queue_timeout` seconds (0: not at all,
+        None: forever), then raises ServiceBusyError.
         """
         from mexma_rt.embedding.service import Service
 
@@ -208,7 +208,7 @@ class Encoder(Portable):
         shard_rows: int | None = None,
         progress: bool | None = None,
     ) -> FileReport:
-        """A file of any size to vectors on the disk: as `mexma_rt.embed_file`, with this encoder."""
+        """Embed a file of any size to vectors on disk: `mexma_rt.embed_file` with this encoder."""
         return embed_file(
             lambda: self,
             source,
@@ -233,8 +233,8 @@ class Encoder(Portable):
         """Embed the tokens of n texts; returns n `TokenVectors`: vectors [t, D], character offsets [t, 2] and pieces of each.
 
         The vectors are the states of the model's last layer, `<s>` and `</s>` left out; normalize divides each by its L2 norm.
-        An empty text has no token. Equal texts are computed once and share their result. Beyond the result, memory is bounded
-        by a batch. Other arguments, warnings and errors are those of `embed`; a TensorRT engine gives no token vectors.
+        An empty text has no tokens. Equal texts are computed once and share their result. Memory beyond the result is that of
+        one batch. Other arguments, warnings and errors are those of `embed`; TensorRT engines have no token vectors.
         """
         cells = None if batch_tokens is None else check_count("batch_tokens", batch_tokens)
         results = embed_tokens(self, texts, normalize=normalize, batch_tokens=cells, progress=progress)
@@ -248,12 +248,12 @@ class Encoder(Portable):
         bundle's sentence-transformers pipeline ends in a Normalize module, so vectors are normalised in any case;
         `normalize_embeddings` matters after `truncate_dim`, where it normalises again. Raw vectors: embed(normalize=False).
         `prompt` is put before each sentence. `precision` as for `embed`: int8 and uint8 by the ranges of the bundle.
-        `batch_size` is an upper bound of sentences per batch, besides the bound by tokens. What is not offered (tensors,
-        token embeddings, named prompts) raises InputError and says what to type instead.
+        `batch_size` is an upper bound of sentences per batch, besides the bound by tokens. Unsupported options (tensors,
+        token embeddings, named prompts) raise InputError, which says what to type instead.
         """
         return sentencetransformers.encode(self, sentences, **options)
 
-    # MEXMA has no prompts: a query, a document and any other sentence are computed alike.
+    # MEXMA has no prompts: queries and documents are computed alike.
     encode_query = encode_document = encode
 
     def get_embedding_dimension(self) -> int:
@@ -264,11 +264,11 @@ class Encoder(Portable):
 
     @property
     def max_seq_length(self) -> int:
-        """sentence-transformers' name of `max_length`; another one is an argument of `load`."""
+        """sentence-transformers' name of `max_length`. To change it, pass max_length to `load`."""
         return self.max_length
 
     def similarity(self, a: np.ndarray, b: np.ndarray, *, precision: str | None = None) -> np.ndarray:
-        """Cosines between vectors [n, d] and [m, d] of this model, in any storages (one may differ): float32 [n, m].
+        """Cosines between vectors [n, d] and [m, d] of this model, each in any storage: float32 [n, m].
 
         A single vector [d] counts as one row. A zero vector has the cosine 0. `precision` as for `restore`.
         """
@@ -279,7 +279,7 @@ class Encoder(Portable):
         return pairwise_cosines(*(self.restore(np.atleast_2d(x), precision=precision) for x in (a, b)))
 
     def restore(self, vectors: np.ndarray, *, precision: str | None = None) -> np.ndarray:
-        """Stored vectors [n, d] of this model as float32 [n, d] of the same directions (binary: +1 and -1).
+        """Stored vectors [n, d] of this model as float32 [n, d] with the same directions (binary: +1 and -1).
 
         precision: what the array holds, needed only where its type and columns do not say so (int8 rows of half the
         dimensions could be bits, too). Sign bits of a `truncate_dim` that is no multiple of 8 come back with their fill.
@@ -298,7 +298,7 @@ class Encoder(Portable):
         progress: bool | None,
         out: np.ndarray | None,
     ) -> Embedded:
-        """What the spellings above have in common. max_rows bounds the rows of a batch."""
+        """The common part of the methods above. max_rows bounds the rows of a batch."""
         started = time.perf_counter()
         check_truncate_dim(truncate_dim, self.dimensions)
         cells = check_count("batch_tokens", BATCH_TOKENS if batch_tokens is None else batch_tokens)
@@ -315,7 +315,7 @@ class Encoder(Portable):
                 raise self._not_finite(distinct[rows[~np.isfinite(raw).all(axis=1)][0]])
             vectors[distinct[rows]] = finish(raw, ranges=self.bundle.ranges, **settings)
 
-        # Characters, not sentences, take the time: a bar of characters makes the time left right.
+        # Time goes with characters, not sentences, so a bar of characters estimates the time left better.
         with progress_bar(progress, total=sum(map(len, once)), desc="embed", unit="char") as advance:
             counts = compute(
                 once,

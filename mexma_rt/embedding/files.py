@@ -1,4 +1,4 @@
-"""Files of any size: the texts of a file -> an array of vectors on the disk, with the memory of one slab.
+"""Embeds files of any size to an array of vectors on disk, in the memory of one slab.
 
 The file is read twice. The first reading checks every row, counts them and hashes their texts, so that a bad row is reported
 before a model is loaded, the array's header is right from the start, and an unfinished run is resumed only on the same
@@ -34,21 +34,21 @@ if TYPE_CHECKING:
 # A slab is embedded at once: enough sentences to sort them by length, at most so much text that its tokens stay small.
 SLAB_ROWS = 8192
 SLAB_CHARACTERS = 1_000_000
-BYTES_PER_CHARACTER = 150  # of a slab; measured 121, with a small vocabulary (two characters per token)
+BYTES_PER_CHARACTER = 150  # bytes per character of a slab; measured 121, with a small vocabulary (two characters per token)
 LISTED = 1000  # indices of cut texts that a report lists; it counts all of them
 COUNTS = ("sentences", "distinct", "tokens", "padded_tokens", "batches", "seconds", "cut")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileReport:
-    """What a call to embed_file() did. `report` covers the whole file, also what an interrupted run had done of it."""
+    """What a call to embed_file() did. `report` covers the whole file, including the work of an interrupted run."""
 
     output: str
     shape: tuple[int, int]  # of the stored array
     storage: str
-    resumed: int  # rows that an interrupted run had left ready
+    resumed: int  # rows that an interrupted run had finished
     cut: int  # texts of more than max_length tokens; `report` lists the first 1,000 of them
-    report: EmbedReport  # distinct: summed over slabs, so that a text is counted again in another slab
+    report: EmbedReport  # distinct is summed over slabs, so a text counts once in each slab that has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Texts:
 
 
 def embed_slabs(encoder: Encoder, reading: Reading, keywords: dict[str, Any]) -> Iterator[tuple[int, Embedded, float]]:
-    """(first row, vectors and report, seconds) of every slab, in the order of the file: what a cluster does elsewhere."""
+    """Yield (first row, vectors and report, seconds) of every slab, in file order; a cluster has its own version."""
     for row, slab in reading:
         started = time.perf_counter()
         result = encoder.embed_report(slab, progress=False, **keywords)
@@ -84,8 +84,8 @@ def embed_file(
     announce: Callable[[str], object] | None = None,
     over: Callable[[Any, Reading, dict[str, Any]], Iterator[tuple[int, Embedded, float]]] = embed_slabs,
 ) -> FileReport:
-    """See `mexma_rt.embed_file`. `load` gives the encoder once the input is known to be good; `announce` gets a text that
-    states, before the start of a job of more than one slab, rows, size and memory. `over` embeds the slabs, here or elsewhere.
+    """See `mexma_rt.embed_file`. `load` is called for the encoder once the input has been checked. Before a job of more
+    than one slab, `announce` is called with a text: rows, size and memory. `over` embeds the slabs, here or elsewhere.
     """
     check_storage(precision, normalize)
     if shard_rows is not None and (type(shard_rows) is not int or shard_rows < 1):
@@ -93,10 +93,10 @@ def embed_file(
     target = resumable.check_target(output, source, shard_rows)
     if shard_rows is None and target.suffix == ".parquet":
         require_extra("files", "pyarrow")
-    if source != STDIN:  # bad input leaves no trace, not even that of an empty folder
+    if source != STDIN:  # bad input leaves no trace, not even an empty folder
         texts = _first_reading(source, field, progress)
     with resumable.work_folder(target) as folder:
-        if source == STDIN:  # read twice, so it is kept: on the disk, not in memory
+        if source == STDIN:  # it is read twice, so it is copied: to disk, not to memory
             source = _spool(folder, target)
             try:
                 texts = _first_reading(source, field, progress)
@@ -105,7 +105,7 @@ def embed_file(
         encoder = load()
         keywords: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
         keywords["batch_tokens"] = batch_tokens
-        empty = encoder.embed_report([], **keywords).report  # names what runs, and refuses arguments that cannot be used
+        empty = encoder.embed_report([], **keywords).report  # says what runs, and rejects unusable arguments
         layout = resumable.Layout(
             rows=texts.rows,
             columns=stored_columns(int(truncate_dim or encoder.dimensions), precision),
@@ -143,7 +143,7 @@ def embed_file(
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The second reading: (first row, texts) of every slab after the first `done` rows. Also in another process."""
+    """Second pass: yields (first row, texts) of every slab after the first `done` rows; works in another process too."""
 
     source: str
     field: str | None
@@ -152,7 +152,7 @@ class Reading:
     slab: tuple[int, int]  # most rows, most characters
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
-        """Raises InputChangedError at the end if the texts were others than at the first reading."""
+        """Raises InputChangedError at the end if the texts have changed since the first pass."""
         digest, row = hashlib.sha256(), 0
         for slab in _slabs(read_texts(self.source, self.field), *self.slab):
             _hash(digest, slab)
@@ -169,7 +169,7 @@ class Reading:
 
 
 class InputChangedError(FileError):
-    """There is nothing to go on with."""
+    """The input changed between the two passes, so there is nothing to resume."""
 
 
 def _write_slabs(
@@ -180,7 +180,7 @@ def _write_slabs(
     state: dict[str, Any],
     advance: Callable[[int], object],
 ) -> None:
-    """Write what the state does not count yet; the state is changed, and on the disk after each slab."""
+    """Write the rows that the state does not count yet; the state is updated and saved after each slab."""
     try:
         for row, result, seconds in results:
             resumable.write_rows(folder, target, layout, row, result.vectors)
@@ -207,7 +207,7 @@ def _first_reading(source: str | os.PathLike[str], field: str | None, progress: 
 
 
 def _slabs(texts: Iterable[str], most_rows: int, most_characters: int) -> Iterator[list[str]]:
-    """Consecutive texts, at most so many of them and (beyond the first) of their characters; one slab if none."""
+    """Yield slabs of consecutive texts, bounded in texts and (beyond the first text) in characters; without texts, an empty slab."""
     slab: list[str] = []
     characters = 0
     for text in texts:

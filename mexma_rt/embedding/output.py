@@ -1,4 +1,4 @@
-"""Where the vectors of a call go: its arguments checked, the array made or taken, equal texts computed once."""
+"""The result array of a call: checks its arguments, creates or accepts the array, and copies rows of equal texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COPY_ROWS = 65536  # duplicates are copied in blocks of this many rows, so that 
 
 
 def distinct_rows(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Equal texts are computed once: (rows where a text occurs first, ascending; for each row, the first of its text)."""
+    """Return (the rows where a text first occurs, ascending; for each row, the first row with its text), both int64."""
     first: dict[str, int] = {}
     row_of = np.fromiter((first.setdefault(text, row) for row, text in enumerate(texts)), dtype=np.int64)
     return np.fromiter(first.values(), dtype=np.int64), row_of

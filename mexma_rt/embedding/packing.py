@@ -1,4 +1,4 @@
-"""Ragged sentences -> batches of similar length, bounded by padded token area (rows x longest row), with the least work."""
+"""Packs sentences into batches of similar length, bounded by padded area (rows x longest row), at the least cost."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from mexma_rt.backends import RUN_CELLS
 
 
 def pack(lengths: np.ndarray, batch_tokens: int, max_rows: int | None = None, run_cells: int = RUN_CELLS) -> list[np.ndarray]:
-    """Split sentences of `lengths` [n] tokens into batches: index arrays that together are a permutation of n.
+    """Split sentences of `lengths` [n] tokens into batches: index arrays that together are a permutation of range(n).
 
     Sentences are sorted by length, stable, longest first: memory peaks at the start, where a failure is cheap. A batch takes
-    at least one sentence, and more while its area stays within `batch_tokens` and its rows within `max_rows`. Where a batch
-    ends is found by dynamic programming over the distinct lengths: area plus `run_cells` a batch is least. (Of batches that
+    at least one sentence, and more while its area stays within `batch_tokens` and its rows within `max_rows`. Dynamic
+    programming over the distinct lengths finds the batch ends that minimise area plus `run_cells` per batch. (Of batches that
     the bounds split, the later ones are counted with the first one's longest sentence, which is an upper bound.)
     """
     negative = -np.asarray(lengths, dtype=np.int64)
     order = np.argsort(negative, kind="stable")
-    if len(order) == 1:  # the search would take 4 % of the time of a lone sentence
+    if len(order) == 1:  # the search would add 4 % to the time of a lone sentence
         return [order]
     distinct, counts = np.unique(negative, return_counts=True)
     longest = np.maximum(1, -distinct)

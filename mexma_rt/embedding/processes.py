@@ -1,6 +1,6 @@
-"""An encoder in another process: it travels as what it was loaded from, and is opened there at its first use.
+"""Sends an encoder to another process: its pickle names what it was loaded from, and it is opened there on first use.
 
-Not while it is unpickled: an error there ends a worker of `multiprocessing.Pool`, which starts the next one, without end.
+Not during unpickling: an error there ends a worker of `multiprocessing.Pool`, which then starts another one, forever.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KEPT = 2  # models that a worker keeps open between two tasks, each of which unp
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What `load` was told and the encoder itself does not say."""
+    """Arguments of `load` that the encoder itself does not keep."""
 
     model: str  # a bundled name, an absolute path, or a hub name
     offline: bool
@@ -43,7 +43,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Pickled:
-    """All that is pickled of an encoder: arguments of `load`, with what `auto` chose, and which files they gave."""
+    """What is pickled of an encoder: the arguments of `load`, with what `auto` chose, and the hash of its files."""
 
     source: Source
     name: str
@@ -99,7 +99,7 @@ class Pickled:
             threads=self.source.threads,
             deterministic=self.deterministic,
             revision=self.revision,
-            # A commit that lies in the cache of this machine is complete there.
+            # A commit in this machine's cache is complete.
             offline=self.source.offline or (self.revision is not None and Path(self.folder).is_dir()),
         )
         if (found := hash_of_files(encoder.bundle.files)) != self.files:
@@ -112,14 +112,14 @@ class Pickled:
         return encoder
 
 
-# Of this process, and of those that are forked from it: sessions of onnxruntime stay usable after a fork.
+# Shared with forked processes: onnxruntime sessions stay usable after a fork.
 _live: weakref.WeakValueDictionary[Pickled, Encoder] = weakref.WeakValueDictionary()
 _kept: deque[Encoder] = deque(maxlen=KEPT)
 _lock = threading.Lock()
 
 
 class Portable:
-    """What makes an encoder travel. One that has arrived in another process lacks the PARTS until one of them is asked for."""
+    """Makes an encoder picklable. After unpickling it lacks the PARTS until one of them is accessed."""
 
     def __reduce__(self) -> tuple[Any, tuple[Pickled, type]]:
         return _unpickled, (self.__dict__.get("_pickled") or self._as_pickled(), type(self))
@@ -139,10 +139,10 @@ class Portable:
 
     @property
     def unopened(self) -> Pickled | None:
-        """What would be opened; None where that is done."""
+        """What has yet to be opened, or None."""
         return None if PARTS[0] in self.__dict__ else self.__dict__["_pickled"]
 
-    if not TYPE_CHECKING:  # it would hide misspelt names from the checker
+    if not TYPE_CHECKING:  # type checkers would accept misspelt names
 
         def __getattr__(self, name: str) -> Any:
             what = self.__dict__.get("_pickled")
@@ -154,7 +154,7 @@ class Portable:
 
 
 def _unpickled(what: Pickled, kind: type[Encoder]) -> Encoder:
-    """The encoder itself where it is open already, else one that opens at its first use."""
+    """The encoder that is already open here, else one that opens on first use."""
     with _lock:
         live = _live.get(what)
     if live is not None:

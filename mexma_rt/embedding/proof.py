@@ -1,4 +1,4 @@
-"""Run a bundle's golden sentences through an engine and compare: what shows an engine that opens and computes wrong numbers."""
+"""Runs a bundle's golden sentences through an engine and compares: catches an engine that opens but computes wrong numbers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def prove(encoder: Encoder, engine: Backend) -> str:
-    """Run the golden sentences of the encoder's bundle through an engine; returns the result in words.
+    """Run the golden sentences of the encoder's bundle through an engine; returns the result as text.
 
-    Raises BackendError if a vector is not the bundle's. A bundle without golden vectors says so, after one sentence.
+    Raises BackendError if a vector differs from the bundle's. A bundle without golden vectors is only run on one sentence.
     """
     golden = encoder.bundle.golden
     precision = engine.precision

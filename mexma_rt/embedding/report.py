@@ -1,4 +1,4 @@
-"""What a call to embed() did, as data: nothing that matters to the caller is only in a log line."""
+"""Reports of embedding calls, as data rather than log lines."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mexma_rt.errors import TruncationWarning
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedReport:
-    """Counts, cuts, speed and the place of one call. `dataclasses.asdict` makes it ready for JSON."""
+    """Counts, cut sentences, speed and device of one call. `dataclasses.asdict` prepares it for JSON."""
 
     model: str
     sentences: int
-    distinct: int  # sentences really computed; equal texts are computed once
+    distinct: int  # sentences computed; equal texts are computed once
     tokens: int  # of the distinct sentences, after the cut, <s> and </s> included
     padded_tokens: int  # cells computed: sum over batches of rows x longest row
     batches: int
@@ -49,7 +49,7 @@ class Embedded:
 
 
 def warn_if_truncated(report: EmbedReport, limit: int, stacklevel: int) -> None:
-    """One TruncationWarning for a call that cut texts. `limit` is the most tokens that the model can take; `stacklevel`
+    """Issue one TruncationWarning for a call that cut texts. `limit` is the model's longest input in tokens; `stacklevel`
     counts from the caller, as in warnings.warn.
     """
     if report.truncated:

@@ -1,4 +1,4 @@
-"""What sentence-transformers (5 and 6) would say of the same bundle: its names and arguments, numpy arrays out."""
+"""The interface of sentence-transformers (5 and 6): its names and arguments, with numpy results."""
 
 from __future__ import annotations
 

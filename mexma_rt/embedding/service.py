@@ -1,7 +1,7 @@
-"""Many small calls at once -> shared batches: a bounded queue before an encoder, for threads and for asyncio.
+"""Merges many small calls into shared batches: a bounded queue in front of an encoder, for threads and asyncio.
 
-While batches are computed, as many as the back end has lanes, the calls that arrive wait, and the next batch takes them
-together. There is no timer: a call that comes alone is computed at once. Texts are checked before they are queued, and the
+Calls that arrive while batches are computed (as many at once as the back end has lanes) wait, and the next batch takes them
+together. There is no timer: a lone call is computed at once. Texts are checked before they are queued, and the
 calls of a batch that fails are computed one by one, so that an error reaches the call that caused it and no other.
 """
 
@@ -27,15 +27,15 @@ from mexma_rt.files.storage import finish
 if TYPE_CHECKING:
     from mexma_rt.embedding.encoder import Encoder
 
-BATCH_CHARACTERS = 100_000  # of a shared batch, beyond its first text
-SHARE = 16  # texts that a call gets in its turn: a long call leaves room for short ones behind it
+BATCH_CHARACTERS = 100_000  # bound of a shared batch, beyond its first text
+SHARE = 16  # texts that a call gets per turn, so that a long call leaves room for short ones behind it
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceReport:
-    """Counts since the start of a service: what the merging did."""
+    """Counts since the service started."""
 
-    calls: int  # that were answered, errors included
+    calls: int  # answered calls, errors included
     sentences: int
     batches: int  # shared ones, each one run of the encoder
     waiting: int  # texts in the queue now
@@ -62,7 +62,7 @@ _Part = tuple[_Call, int, int]  # texts start:stop of a call
 
 
 class Service:
-    """A queue before an encoder, made by `Encoder.service`; threads and tasks share it. Close it, or use it in `with`."""
+    """A queue in front of an encoder, made by `Encoder.service`, shared by threads and tasks. Close it, or use it in `with`."""
 
     def __init__(
         self,
@@ -80,13 +80,13 @@ class Service:
         self.encoder, self.batch_texts = encoder, batch_texts
         self.queue_texts, self.queue_timeout = queue_texts, queue_timeout
         self._lock = threading.Lock()  # of all that follows
-        self._queue: deque[_Call] = deque()  # calls with texts that are in no batch yet
+        self._queue: deque[_Call] = deque()  # calls with texts that are not in a batch yet
         self._line: deque[_Call] = deque()  # calls that wait for room in the queue, in the order of their arrival
         self._waiting = self._calls = self._sentences = self._batches = 0
         self._running = 0  # workers, of which the back end can keep `lanes` busy
         self._closed = False
         self._process = os.getpid()
-        # Its threads end with the interpreter also where nobody closes the service.
+        # Its threads end with the interpreter even if nobody closes the service.
         self._executor = ThreadPoolExecutor(max_workers=encoder.backend.lanes, thread_name_prefix="mexma-service")
 
     def __reduce__(self) -> NoReturn:
@@ -104,10 +104,10 @@ class Service:
         truncate_dim: int | None = None,
         timeout: float | None = None,
     ) -> np.ndarray:
-        """As `Encoder.embed`, in batches shared with other calls; returns [n, D].
+        """Like `Encoder.embed`, in batches shared with other calls; returns [n, D].
 
-        timeout: seconds for the whole call; None waits. Raises ServiceBusyError after that, or if the queue had no room within
-        `queue_timeout`; ServiceError if the service is or was closed; and what `Encoder.embed` raises.
+        timeout: seconds for the whole call; None waits forever. Raises ServiceBusyError after that, or if the queue had no room
+        within `queue_timeout`; ServiceError if the service is closed; and the errors of `Encoder.embed`.
         """
         started = time.monotonic()
         call = self._checked(texts, normalize, precision, truncate_dim, timeout)
@@ -127,7 +127,7 @@ class Service:
         truncate_dim: int | None = None,
         timeout: float | None = None,
     ) -> np.ndarray:
-        """`embed` for asyncio: the loop stays free while the call waits. A task that is cancelled leaves the queue."""
+        """`embed` for asyncio: the event loop stays free. A cancelled task leaves the queue."""
         started = time.monotonic()
         call = self._checked(texts, normalize, precision, truncate_dim, timeout)
         with self._submitted(call):
@@ -138,12 +138,12 @@ class Service:
         return self._result(call, normalize, precision, truncate_dim)
 
     def report(self) -> ServiceReport:
-        """What was done so far."""
+        """Counts so far."""
         with self._lock:
             return ServiceReport(calls=self._calls, sentences=self._sentences, batches=self._batches, waiting=self._waiting)
 
     def close(self, *, finish: bool = True) -> None:
-        """Take no more calls, and end. Those that wait are finished first, or (finish=False) fail with ServiceError."""
+        """Accept no more calls and stop. Waiting calls are finished first or, with finish=False, fail with ServiceError."""
         with self._lock:
             self._closed = True
             if not finish:
@@ -165,7 +165,7 @@ class Service:
     def _checked(
         self, texts: Iterable[str], normalize: bool, precision: str, truncate_dim: int | None, timeout: float | None
     ) -> _Call:
-        """All that can be wrong with a call is found here, before it meets others."""
+        """Check a call here, before it is merged with others."""
         _check_seconds("timeout", timeout)
         items = check_texts(texts)
         self.encoder.embed_report([], normalize=normalize, precision=precision, truncate_dim=truncate_dim)
@@ -173,7 +173,7 @@ class Service:
 
     @contextlib.contextmanager
     def _submitted(self, call: _Call) -> Iterator[None]:
-        """The call is in line for the queue; after a timeout, Ctrl-C or the end of its task it is in neither."""
+        """Put the call in line for the queue for the length of the block; a timeout, Ctrl-C or cancellation removes it."""
         if self._process != os.getpid():
             raise ServiceError(
                 "This service was made before the process was forked, and its thread is in the other one. Make the encoder and "
@@ -196,8 +196,8 @@ class Service:
             raise
 
     def _admit(self) -> None:
-        """Let calls into the queue while there is room, each with a worker while there are lanes for more. A call of more texts
-        than the queue has room for comes in when the queue is empty; nobody overtakes it.
+        """Let calls into the queue while there is room, starting workers while lanes are free. A call with more texts than the
+        queue holds enters when the queue is empty; no call overtakes it.
         """
         while self._line and (not self._waiting or self._waiting + len(self._line[0].texts) <= self.queue_texts):
             call = self._line.popleft()
@@ -218,7 +218,7 @@ class Service:
         self._admit()
 
     def _answer(self, call: _Call, error: Exception | None = None) -> None:
-        """Wake the caller. (The error is raised where the caller is: a future that holds one wants to be asked for it.)"""
+        """Wake the caller, who raises the error: a future that holds an error complains if nobody retrieves it."""
         call.error = error
         for future in (call.room, call.done):
             if not future.done():
@@ -228,7 +228,7 @@ class Service:
     # --- the worker -----------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Batch after batch until the queue is empty; runs in a thread of the service."""
+        """Compute batches until the queue is empty; runs in a thread of the service."""
         while True:
             with self._lock:
                 parts = self._next_parts()
@@ -258,7 +258,7 @@ class Service:
         return parts
 
     def _compute(self, parts: list[_Part]) -> None:
-        """Fill in the raw vectors of the parts. If that fails, part by part, so that the error is that of its own call."""
+        """Compute the raw vectors of the parts; after an error part by part, so that only the call at fault gets it."""
         texts = [text for call, start, stop in parts for text in call.texts[start:stop]]
         try:
             result = self.encoder.embed_report(texts, normalize=False, progress=False)

@@ -9,13 +9,13 @@ from mexma_rt.files.storage import normalized
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Between each row of a [n, D] and each of b [m, D]: float32 [n, m]; 0 for a zero row."""
+    """Cosine of each row of a [n, D] with each row of b [m, D]: float32 [n, m]; 0 for a zero row."""
     check_columns(a, b)
     return normalized(a) @ normalized(b).T
 
 
 def pairwise_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Between each row of a [n, D] and the same row of b [n, D]: float32 [n]."""
+    """Cosine of each row of a [n, D] with the same row of b [n, D]: float32 [n]."""
     check_columns(a, b)
     if len(a) != len(b):
         raise InputError(f"{len(a)} and {len(b)} vectors are no pairs.")

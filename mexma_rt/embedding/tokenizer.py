@@ -1,7 +1,7 @@
-"""Text -> ragged integer arrays. The tokenizer is configured once, here, and never changed: threads may share it.
+"""Turns texts into ragged integer arrays. The tokenizer is configured once, so that threads may share it.
 
-We cut long sentences ourselves, after encoding, so that a cut is data: which sentence, and how long it was. Nothing
-shortens the text before: tokenising is linear (measured: 1 MB of one word takes 0.6 s, 1 MB of anything at most 1.1 s).
+Long sentences are cut here, after encoding, so that the report can say which ones and how long they were. The text is not
+shortened before: tokenising is linear (measured: 1 MB of one word takes 0.6 s, 1 MB of anything at most 1.1 s).
 Special tokens written in a text (`</s>`) are recognised, as Hugging Face tokenizers do.
 """
 
@@ -93,7 +93,7 @@ class Tokenizer:
         )
 
     def with_offsets(self, texts: list[str]) -> list[tokenizers.Encoding]:
-        """Pieces and spans of characters too, of not more than a slab of texts: some hundred bytes per token."""
+        """Like `encode`, with pieces and character spans, for at most one slab of texts: some hundred bytes per token."""
         return self._tokenizer.encode_batch(texts)
 
 

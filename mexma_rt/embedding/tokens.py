@@ -1,4 +1,4 @@
-"""Token vectors with character offsets: the pipeline of encoder.py, ending in the states of the tokens instead of `<s>`'s."""
+"""Token vectors with character offsets: the pipeline of encoder.py, with the states of all tokens instead of that of `<s>`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TokenVectors:
 
     text[start:end] of an offset is what the piece was made of, in code points of the text as it was given: before Unicode
     normalisation, without white space around. Pieces that were made of one character (½ is 1, ⁄ and 2) share it; a
-    character that melted into another (a combining accent) belongs to that one's piece; the mark "▁", where it is a piece
+    character that was merged into another (a combining accent) belongs to that one's piece; the mark "▁", where it is a piece
     of its own, is an empty span. full_length: tokens of the text before the cut, `<s>` and `</s>` included.
     """
 
@@ -64,7 +64,7 @@ def embed_tokens(
 
 
 def warn_if_cut(results: list[TokenVectors], encoder: Encoder, stacklevel: int) -> None:
-    """One TruncationWarning for a call that cut texts; `stacklevel` counts from the caller, as in warnings.warn."""
+    """Issue one TruncationWarning for a call that cut texts; `stacklevel` counts from the caller, as in warnings.warn."""
     cut = [index for index, result in enumerate(results) if result.truncated]
     if cut:
         warnings.warn(
@@ -103,7 +103,7 @@ def _embed_slab(encoder: Encoder, texts: list[str], normalize: bool, cells: int)
 
 
 def _checked(encoder: Encoder, text: str, raw: np.ndarray, normalize: bool) -> np.ndarray:
-    """A copy of its own, so that the padded batch is not kept alive."""
+    """Check the states and copy them, so that the padded batch is not kept alive."""
     if not np.isfinite(raw).all():
         raise BackendError(
             f"{encoder!r} gave token vectors that are not finite for the text {text[:60]!r}. "
@@ -142,5 +142,5 @@ def own_characters(text: str, encoding: tokenizers.Encoding) -> list[tuple[int, 
 
 
 def _is_blank(character: str) -> bool:
-    """White space, or what tokenizers of this kind take for it: control and format characters."""
+    """Whether it is white space, or control and format characters, which these tokenizers treat alike."""
     return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")

@@ -1,4 +1,4 @@
-"""Bitext mining: two sides, their neighbours, candidates by margin score, pairs; scores and filters of a ready bitext; the
+"""Bitext mining: two sides, their neighbours, candidates by margin score, pairs; scores and filters for an existing bitext; the
 report page. Thresholds are those of the model that embeds."""
 
 from mexma_rt.doors import doors

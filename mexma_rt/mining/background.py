@@ -1,7 +1,8 @@
-"""The neighbourhoods of a background corpus, kept in a file, so that a bitext of any size is scored in chunks.
+"""A background corpus saved to a file, so that a bitext of any size can be scored in comparable chunks.
 
-A margin compares a pair with its neighbours, so scores depend on what else is there. Scored against one background, all chunks
-are comparable: a sentence's neighbourhood is its k nearest among the background's lines of the other side and its own partner.
+A margin compares a pair with its neighbours, so scores depend on the rest of the corpus. Scores against one background
+are comparable across chunks: a sentence's neighbourhood is its k nearest among the background's lines of the other side and its
+own partner.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Background:
     source_keys: np.ndarray
     target_keys: np.ndarray
     k: int
-    model: str  # what made the vectors, see `model_identity`
+    model: str  # which model made the vectors, see `model_identity`
 
     @classmethod
     def of(
@@ -79,7 +80,7 @@ class Background:
         return (best[:, :-1].sum(axis=1) + last) / self.k
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an .npz file (nothing pickled), complete or not at all."""
+        """Write an .npz file (nothing pickled), complete or absent. Raises FileError."""
         about = {"format": FORMAT, "k": self.k, "model": self.model}
         about["hash"] = _hash(self, about)
         with atomic_write(path) as stream:

@@ -1,4 +1,4 @@
-"""The first reading of a bitext of any size: what is wrong with each pair by its text alone, and a sample of the good ones."""
+"""First pass over a bitext of any size: checks each pair's text and samples the pairs that pass."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Bitext:
 
 
 def slabs(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Iterator[Pairs]:
-    """The pairs of two line-aligned files, a slab at a time. Raises InputError if one has more lines than the other."""
+    """Yield the pairs of two line-aligned files, a slab at a time. Raises InputError if one has more lines than the other."""
     left, right = text_lines(source), text_lines(target)
     slab: Pairs = []
     count = 0
@@ -58,18 +58,18 @@ def slabs(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Ite
 
 
 def length_ratio(a: str, b: str) -> float:
-    """log of characters of b by those of a, both smoothed."""
+    """log of the ratio of characters, b to a, both smoothed."""
     return log((len(b.strip()) + SMOOTH) / (len(a.strip()) + SMOOTH))
 
 
 def first_reading(
     source: str | os.PathLike[str], target: str | os.PathLike[str], folder: Path, sample: int, max_ratio: float
 ) -> Bitext:
-    """Judge every pair by its text: blank, identical sides, a repetition of an earlier pair, and then the length ratio.
+    """Check every pair's text: blank, identical sides, a repeat of an earlier pair, then the length ratio.
 
     The ratio of a pair is compared with the median of the bitext, so that it does not matter whether a language takes more
     characters than the other: it may be `max_ratio` times larger or smaller. folder: for files of 1 + 24 bytes per pair.
-    sample: pairs that are blank or identical on neither side, chosen by chance with a fixed seed.
+    sample: random pairs with a fixed seed, none blank or with identical sides.
     """
     rng, good = random.Random(0), 0
     chosen: Pairs = []

@@ -1,4 +1,4 @@
-"""From neighbours to candidate pairs: scored block by block, sorted and matched with bounded memory.
+"""Turns neighbours into candidate pairs: scored block by block, sorted and matched in bounded memory.
 
 Rows are those of x, columns those of y. The neighbours may be arrays in memory or memory-mapped files of any size: what is
 held at a time is one block and, while sorting, a chosen number of candidates.
@@ -46,7 +46,7 @@ class ScoredNeighbours:
         )  # fmt: skip
 
     def turned(self) -> ScoredNeighbours:
-        """The same with the sides exchanged."""
+        """The same neighbours with source and target swapped."""
         return ScoredNeighbours(
             cosine_xy=self.cosine_yx, index_xy=self.index_yx, cosine_yx=self.cosine_xy, index_yx=self.index_xy,
             x_mean=self.y_mean, y_mean=self.x_mean, margin=self.margin,
@@ -64,7 +64,7 @@ class ScoredNeighbours:
         return column[each, place], cosine[each, place], score[each, place]
 
     def ranks(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ranks, from 1, of each column among its row's neighbours and the reverse; 0 where it is not among the k."""
+        """Rank (from 1) of each column among its row's neighbours, and the reverse; 0 where it is not one of the k."""
         forward, backward = self.index_xy[rows] == columns[:, None], self.index_yx[columns] == rows[:, None]
         return tuple(np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0) for hit in (forward, backward))  # type: ignore[return-value]
 
@@ -103,7 +103,7 @@ def best_first(
     capacity: int,
     free: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[np.ndarray]:
-    """All candidates by falling score, then rising row and column, in sorted chunks of at most `capacity`.
+    """Yield all candidates by descending score, then ascending row and column, in sorted chunks of at most `capacity`.
 
     `blocks` gives all candidates, in any order, each time it is called: once for every chunk, in which only those that follow
     the last one are looked at. `free` may leave candidates out, and may say so of more of them from chunk to chunk. At most
@@ -133,7 +133,7 @@ def best_first(
 
 
 class OneToOne:
-    """Greedy matching: goes through candidates, best first, and keeps those whose two sentences are still free."""
+    """Greedy matching: takes candidates best first and keeps those whose two sentences are both unused."""
 
     def __init__(self, n: int, m: int) -> None:
         self.rows, self.columns = bytearray(n), bytearray(m)
@@ -143,7 +143,7 @@ class OneToOne:
         return (rows[block["row"]] | columns[block["column"]]) == 0
 
     def take(self, chunk: np.ndarray) -> np.ndarray:
-        """The kept ones of a sorted chunk."""
+        """Return the candidates of a sorted chunk that are kept."""
         rows, columns, kept = self.rows, self.columns, []
         for place, (row, column) in enumerate(zip(chunk["row"].tolist(), chunk["column"].tolist(), strict=True)):
             if not (rows[row] or columns[column]):

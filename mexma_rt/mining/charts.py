@@ -1,4 +1,4 @@
-"""The charts of the page about a mining job, as inline SVG that takes its colours from the page."""
+"""Charts of the mining report, as inline SVG that takes its colours from the page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Lengths:
         self.pairs += 1
 
     def ratios(self) -> tuple[float, float, float]:
-        """Quartiles of target / source."""
+        """Quartiles of the length ratio target / source."""
         reached = np.cumsum(self.counts)
         places = (int(np.searchsorted(reached, share * self.pairs)) for share in (0.25, 0.5, 0.75))
         low, middle, high = (float(2 ** RATIO_BINS[place]) for place in places)

@@ -26,7 +26,7 @@ from mexma_rt.progress import progress_bar
 if TYPE_CHECKING:
     from mexma_rt.embedding.encoder import Encoder
 
-BACKGROUND = 16_384  # pairs whose lines are the background, if none is given
+BACKGROUND = 16_384  # pairs sampled as the background, if none is given
 KEPT_COLUMNS = {"score": float, "line": int, "source": str, "target": str}
 DROPPED_COLUMNS = {"reason": str} | KEPT_COLUMNS
 
@@ -39,12 +39,12 @@ class FilterReport:
     pairs: int
     kept: int
     dropped: dict[str, int]
-    threshold: float  # the least score that was kept
+    threshold: float  # the lowest score kept
     margin: str
     k: int
     length_ratio: float  # the median of target by source characters (10 added to both)
     background: int  # distinct source lines of it
-    resumed: int  # pairs that an interrupted run had judged
+    resumed: int  # pairs that an interrupted run had scored
     model: str
 
 
@@ -64,15 +64,15 @@ def filter_bitext(
     background_lines: int = BACKGROUND,
     progress: bool | None = None,
 ) -> FilterReport:
-    """Write the good pairs of two line-aligned files, in their order, to a table; returns counts of the others by reason.
+    """Write the good pairs of two line-aligned files, in order, to a table; returns a report with the dropped pairs by reason.
 
-    load: gives the encoder once the input is known to be good. output, dropped: tables (.tsv, .jsonl, .parquet) with score,
+    load: called for the encoder once the input has been checked. output, dropped: tables (.tsv, .jsonl, .parquet) with score,
     line (from 1), source, target, and for `dropped` the reason. Dropped are, in this order: blank sides, identical sides,
-    repetitions of an earlier pair, a length ratio more than max_ratio times off the median, and a score below `threshold` (None
+    repeats of an earlier pair, a length ratio more than max_ratio times off the median, and a score below `threshold` (None
     takes that of the margin), or with `top` below that of the best share (0 to 1) of all pairs, equals included.
     background: a file of `Background.save`; without one, a sample of `background_lines` pairs of the bitext itself.
 
-    The memory does not grow with the bitext (beside 6 bytes per pair on the disk, mapped). A killed run resumes when
+    Memory does not grow with the bitext (6 bytes per pair are on disk, mapped). A killed run resumes when
     the same call is made again. Raises InputError, FileError, BundleError, MissingExtraError.
     """
     least = check_threshold(threshold, margin)
@@ -142,14 +142,14 @@ def _check_arguments(
 
 
 def _job(bitext: Bitext, encoder: Encoder, given: Background | None, lines: int, **settings: Any) -> dict[str, Any]:
-    """What the scores depend on. (The threshold is not among it: it is applied to them at the end.)"""
+    """What the scores depend on. (Not the threshold, which is applied at the end.)"""
     around = lines if given is None else f"given, {len(given.source)} and {len(given.target)} lines, {given.source_keys[:2]}"
     job = {"pairs": bitext.pairs, "texts": bitext.sha256[:16], "model": model_identity(encoder), "background": around}
     return json.loads(json.dumps({**job, **settings}, default=str))
 
 
 def _background(folder: Path, bitext: Bitext, encoder: Encoder, k: int, made: bool) -> Background:
-    """That of the sample; an interrupted run that has scored pairs has made it."""
+    """The background made from the sample; reused from an interrupted run that had scored pairs."""
     path = folder / "background.npz"
     if not made:
         src, tgt = [a for a, _ in bitext.sample], [b for _, b in bitext.sample]
@@ -171,7 +171,7 @@ def _score(
     state: dict[str, Any],
     progress: bool | None,
 ) -> None:
-    """Score what the state does not count yet, slab by slab; pairs that are dropped already have -inf."""
+    """Score the pairs that the state does not count yet, slab by slab; pairs already dropped have -inf."""
     start = stop = 0
     with progress_bar(progress, total=bitext.pairs - state["done"], desc="filter", unit="pair") as advance:
         for slab in slabs(source, target):
@@ -233,7 +233,7 @@ def _write(
     scores: np.ndarray,
     least: float,
 ) -> np.ndarray:
-    """Both tables; returns the pairs of each reason."""
+    """Write both tables; returns the number of pairs for each reason."""
     counts, line = np.zeros(len(REASONS), np.int64), 0
     with table(output, KEPT_COLUMNS) as keep, table(dropped, DROPPED_COLUMNS) if dropped else nullcontext() as drop:
         for slab in slabs(source, target):

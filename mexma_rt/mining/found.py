@@ -1,4 +1,4 @@
-"""What a search found: two sides and their neighbours, to be chosen from; the pairs and the report that come out of it."""
+"""Search results: two sides and their neighbours, from which pairs are selected, and the report."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SORT_MEMORY = 256 << 20  # bytes for sorting candidates: 1.9 million at a time
 class Pair:
     """A mined pair: margin score, cosine, positions in the two inputs (from 0), and texts (None if only vectors came).
 
-    forward_rank: the place, from 1, of the target among the k nearest of the source; None if it is not among them.
-    backward_rank: the place of the source among the k nearest of the target, likewise; one of the two is always there.
+    forward_rank: rank, from 1, of the target among the k nearest of the source; None if it is not one of them.
+    backward_rank: rank of the source among the k nearest of the target, likewise; at least one of the two is not None.
     source_mean, target_mean: the mean cosine of each sentence to its k nearest on the other side, which the margin
     compares the cosine with.
     """
@@ -42,7 +42,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class MiningReport:
-    """What a mining job did. `dataclasses.asdict` makes it ready for JSON (where a threshold of -inf has no place)."""
+    """What a mining job did. `dataclasses.asdict` prepares it for JSON (which cannot hold a threshold of -inf)."""
 
     source: Counts
     target: Counts
@@ -60,7 +60,7 @@ class MiningReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Two sides and their neighbours, ready to be chosen from."""
+    """Two sides and their neighbours, from which pairs are selected."""
 
     source: Side
     target: Side
@@ -74,7 +74,7 @@ class Search:
     sort_memory: int = SORT_MEMORY
 
     def matching(self) -> OneToOne | None:
-        """What "max" needs to keep in mind: which sentences are taken."""
+        """State of "max" retrieval, which sentences are used; None for the other retrievals."""
         return OneToOne(len(self.source.pool), len(self.target.pool)) if self.retrieval == "max" else None
 
     def pairs(self) -> Iterator[Pair]:
@@ -87,7 +87,7 @@ class Search:
         return self._chosen(matching, lambda score: score >= self.threshold, max(1, self.sort_memory // SORT_BYTES))
 
     def below(self, matching: OneToOne | None, count: int) -> np.ndarray:
-        """The best `count` candidates under the threshold, of what the pairs, all taken before, have left free."""
+        """The best `count` candidates below the threshold whose sentences no pair used; call it after taking all pairs."""
         found = [np.empty(0, CANDIDATE)]
         for chunk in self._chosen(matching, lambda score: score < self.threshold, max(count, 1000)):
             found.append(chunk)
@@ -117,7 +117,7 @@ class Search:
                 yield taken[start : start + BLOCK]
 
     def described(self, chunk: np.ndarray) -> Iterator[Pair]:
-        """Candidates with all that is known of them."""
+        """Yield candidates as `Pair`s with all their details."""
         rows, columns = chunk["row"], chunk["column"]
         sources, targets = self.source.pool[rows], self.target.pool[columns]
         forward, backward = self.neighbours.ranks(rows, columns)

@@ -1,4 +1,4 @@
-"""Mining from vectors on the disk that may be larger than memory: the search of mine.py, within a bound of memory.
+"""Mining from vector files larger than memory: the search of pairs.py in bounded memory.
 
 The neighbours come from `knn_files`, which is resumable, into the folder `.NAME.mining` beside the pairs; they stay there until
 the pairs are written, so that a killed run resumes with them.
@@ -50,12 +50,12 @@ def search_files(
     announce: Callable[[str], object] | None = None,
     ray: str | None = None,
 ) -> Iterator[Search]:
-    """Give a `Search` over two .npy files, or folders of shards, of vectors [n, D] and [m, D]; `output` is where its pairs go.
+    """Yield a `Search` over vectors [n, D] and [m, D] in .npy files or folders of shards; `output` is the file for its pairs.
 
-    src, tgt: the lines of the vectors, held in memory; without them pairs have positions only, and equal lines are not known.
-    With them, the vectors of blank and repeated lines are left out, for which the others are copied beside the output.
-    memory_bytes: of the whole process while neighbours are sought, and a quarter of it to sort candidates; beyond that, 26
-    bytes per row of both sides. ray: seek the neighbours on the Ray cluster at this address (`mexma_rt.cluster.session`), with
+    src, tgt: the lines of the vectors, held in memory; without them pairs have positions only, and equal lines are not
+    recognised. With them, vectors of blank and repeated lines are left out, so the others are copied beside the output.
+    memory_bytes: of the whole process while neighbours are searched, and a quarter of it to sort candidates; beyond that, 26
+    bytes per row of both sides. ray: search on the Ray cluster at this address (`mexma_rt.cluster.session`), with
     the same result; its machines must see the vectors, and with src and tgt the folder of the output, under the same paths.
     The other arguments, and what is raised: as for `mine` and `knn_files`.
     """
@@ -70,7 +70,7 @@ def search_files(
         files = [_compared(vectors, side, folder) for vectors, side in zip((x, y), sides, strict=True)]
         place = _neighbours(files, folder, k, search, memory_bytes=memory_bytes, progress=progress, announce=announce)
         neighbours = ScoredNeighbours.of(*knnfiles.open_neighbours(place), margin=margin)
-        rows: Any = [_Rows(vectors) for vectors in files]  # read by slices, as arrays are
+        rows: Any = [_Rows(vectors) for vectors in files]  # sliced like arrays
         yield Search(
             source=sides[0],
             target=sides[1],
@@ -136,7 +136,7 @@ def _neighbours(
     search: Callable[..., object],
     **settings: Any,
 ) -> Path:
-    """The folder of neighbours; what a run that was killed has finished is taken, if it is of the same vectors."""
+    """The folder of neighbours; reuses what a killed run finished, if its vectors are the same."""
     place = folder / "neighbours"
     if place.exists():
         _check_found(place, files, k)
@@ -146,7 +146,7 @@ def _neighbours(
 
 
 def _check_found(place: Path, files: list[VectorFiles], k: int) -> None:
-    """Raise FileError unless the finished neighbours are of these vectors and every bit of them is as it was written."""
+    """Raise FileError unless the finished neighbours belong to these vectors and their hashes match."""
     now = {"source": files[0].check()[0][:16], "target": files[1].check()[0][:16], "k": int(k)}
     try:
         index = json.loads((place / knnfiles.INDEX).read_bytes())
@@ -168,7 +168,7 @@ def _check_found(place: Path, files: list[VectorFiles], k: int) -> None:
 
 
 class _Rows:
-    """Vectors on the disk, read by slice or by single rows, as an array in memory is."""
+    """Vectors on disk that are read by slice or by rows, like an array in memory."""
 
     def __init__(self, files: VectorFiles) -> None:
         self.files = files

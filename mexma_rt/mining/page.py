@@ -1,6 +1,6 @@
-"""`mexma mine --report`: one self-contained HTML page about a mining job; light and dark, on a screen and on paper.
+"""`mexma mine --report`: a self-contained HTML report of a mining job, for light and dark screens and for print.
 
-Nothing is fetched and nothing runs: styles are inside, charts are inline SVG. Texts are escaped and set in their own direction.
+It loads nothing and runs no scripts: styles and SVG charts are inline. Texts are escaped and keep their writing direction.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ svg *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 
 @dataclass(kw_only=True)
 class Tally:
-    """What the page says of the pairs, counted as they go by: nothing grows with their number but what it counts."""
+    """Statistics for the page, counted as the pairs stream by."""
 
     search: Search
     edges: np.ndarray
@@ -93,7 +93,7 @@ class Tally:
         return cls(search=search, edges=edges, kept=np.zeros(BINS, np.int64))
 
     def watch(self, chunks: Iterable[np.ndarray]) -> Iterator[Pair]:
-        """The pairs of the chunks, counted."""
+        """Yield the pairs of the chunks, counting them."""
         for chunk in chunks:
             self.kept += _binned(chunk["score"], self.edges)
             pairs = list(self.search.described(chunk))
@@ -117,7 +117,7 @@ def render_page(
     lowest: Sequence[Pair],
     embedded: Sequence[tuple[str, EmbedReport]],
 ) -> str:
-    """The page as HTML. names: how the sides are called; below: the best pairs under the threshold; embedded: what ran."""
+    """Return the page as HTML. names: labels of the sides; below: the best pairs below the threshold; embedded: what ran."""
     source, target = map(escape, names)
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     smaller = min(report.source.compared, report.target.compared)

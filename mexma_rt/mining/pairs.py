@@ -1,4 +1,4 @@
-"""Bitext mining: from two corpora to margin scores and pairs.
+"""Bitext mining: finds translation pairs between two corpora by margin score.
 
 The semantics are those of LASER's mining (facebookresearch/LASER, source/mine_bitexts.py): candidates are the k nearest
 neighbours of each sentence, scored by margin. Unlike there, the threshold holds in every retrieval mode.
@@ -38,7 +38,7 @@ class Embeds(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Mined:
-    """The pairs, by falling score, and the report of the call that found them."""
+    """Pairs by descending score, and the report of the call that found them."""
 
     pairs: list[Pair]
     report: MiningReport
@@ -59,20 +59,20 @@ def mine(
     index: str = "exact",
     progress: bool | None = None,
 ) -> list[Pair]:
-    """Find the translations between two corpora; returns pairs by falling score, then rising source and target index.
+    """Find the translations between two corpora; returns pairs by descending score, then ascending source and target index.
 
     src, tgt: sentences; may be left out where vectors [n, D] are given (they are normalised on a copy).
     margin: "ratio", "distance" or "absolute"; k: neighbours that make a neighbourhood, and candidates per sentence.
     retrieval: "fwd" takes the best target of every source sentence, "bwd" the best source of every target sentence,
-    "intersect" the pairs in both, "max" goes through both by falling score and uses every sentence at most once;
-    "knn" gives every sentence with each of its k nearest, both ways, a pair once: all candidates, to choose from elsewhere.
-    threshold: least score of a pair, in every mode; None takes DEFAULT_THRESHOLD of the margin, and for "knn" none.
+    "intersect" the pairs in both, "max" goes through both by descending score and uses every sentence at most once;
+    "knn" returns every sentence with each of its k nearest, both ways, each pair once: all candidates, for your own selection.
+    threshold: lowest score of a pair, in every mode; None takes DEFAULT_THRESHOLD of the margin, and no threshold for "knn".
     encoder: what `mexma_rt.load` returns; None takes the bundled default model.
-    unify: equal lines count once, as their first occurrence. Blank lines are never paired.
-    index: "exact", or "ivfpq" for corpora too large for that: candidates from an approximate index, scored exactly (needs
+    unify: equal lines count once, at their first occurrence. Blank lines are never paired.
+    index: "exact", or "ivfpq" for corpora too large for it: candidates from an approximate index, scored exactly (needs
     mexma-rt[faiss] and at least 9,984 sentences on each side; mexma_rt/knn/approximate.py has its settings).
 
-    Raises InputError for texts, vectors or arguments that cannot be used, among them a side with fewer sentences than k.
+    Raises InputError for unusable texts, vectors or arguments, such as a side with fewer sentences than k.
     `mexma_rt.mining.pairs.mine_report` gives counts and warnings as well: corpora that are tiny, identical, or full of near
     duplicates, whose scores mean little.
     """
@@ -96,7 +96,7 @@ def mine_report(
     index: str = "exact",
     progress: bool | None = None,
 ) -> Mined:
-    """As `mine`, and returns the report beside the pairs: counts of lines, settings, seconds, and warnings."""
+    """Like `mine`, but returns the pairs with a report: line counts, settings, seconds and warnings."""
     started = time.perf_counter()
     settings: dict[str, Any] = {"margin": margin, "k": k, "retrieval": retrieval, "threshold": threshold, "index": index}
     search = prepare(src, tgt, encoder, source_vectors, target_vectors, unify, progress, warn=True, **settings)
@@ -105,7 +105,7 @@ def mine_report(
 
 
 def check_threshold(threshold: float | None, margin: str, retrieval: str = "max") -> float:
-    """The threshold to use. Raises InputError for NaN or what is no number, and for an unknown margin or retrieval."""
+    """The threshold to use. Raises InputError for NaN, for anything but a number, and for an unknown margin or retrieval."""
     check_choice("margin", margin, MARGINS)
     check_choice("retrieval", retrieval, RETRIEVALS)
     if threshold is None:

@@ -1,4 +1,4 @@
-"""Margin scores of a ready bitext."""
+"""Margin scores of an existing bitext."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def score_pairs(
     """Return the margin score, float32 [n], of each pair (src[i], tgt[i]) of an existing bitext.
 
     A sentence's neighbourhood is its k nearest among the distinct lines of the other side, so scores equal those of
-    `mine` on the same lines, and a line that is often repeated is no neighbour of itself. A pair with a blank side
+    `mine` on the same lines, and a repeated line is not its own neighbour. A pair with a blank side
     scores -inf.
 
-    background: a `Background` (background.py), or the file of one, whose lines make the neighbourhoods instead, so that the
-    scores of chunks of a bitext can be compared. It needs texts, the same k, and the same model.
+    background: a `Background` (background.py), or the file of one, whose lines form the neighbourhoods instead, so that
+    scores of several chunks can be compared. Requires texts, the same k and the same model.
 
     Arguments and errors are those of `mine`; sides of unequal length raise InputError.
     """
@@ -75,7 +75,7 @@ def _against(
         from mexma_rt.embedding.encoder import shared_encoder
 
         encoder = shared_encoder()
-    # Where a model made its vectors is not known of ready ones: then the caller vouches for them.
+    # Given vectors do not say which model made them: the caller vouches for that.
     around.check(k=k, model=around.model if encoder is None else model_identity(encoder))
     x, y = unit_vectors(source, target, encoder, progress)
     return around.scores(source.texts, target.texts, x, y, margin=margin)

@@ -13,7 +13,7 @@ from mexma_rt.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Lines of a side: all of them, blank ones, repetitions of an earlier line (if those are left out), and what is left."""
+    """Line counts of a side: all, blank, repeats of an earlier line (if those are left out), and compared."""
 
     lines: int
     blank: int
@@ -34,7 +34,7 @@ class Side:
 
     @classmethod
     def of(cls, texts: Iterable[str] | None, vectors: np.ndarray | None, name: str, unify: bool) -> Side:
-        """Raises InputError for what cannot be used, or if there is nothing, or nothing but blank lines."""
+        """Raises InputError for unusable texts or vectors, or if there are none, or only blank lines."""
         lines = None if texts is None else check_texts(texts, name)
         array = None if vectors is None else check_vectors(vectors, f"{name}_vectors")
         if lines is None and array is None:

@@ -10,13 +10,13 @@ from mexma_rt.mining.candidates import ScoredNeighbours
 from mexma_rt.mining.sides import Side
 
 # Measured with the bundled model on Tatoeba (deu, hin, jpn, tur), corpora without a single translation: ratio >= 1.06 keeps
-# 72 to 75 % of 8 lines, 55 to 61 % of 64, 43 to 48 % of 500. With so few, some line always stands out.
+# 72 to 75 % of 8 lines, 55 to 61 % of 64, 43 to 48 % of 500. With so few lines, some pair always stands out.
 FEW_LINES = 1000
-# Share of lines with another one of the same side as near as this: 0.2 % or less in Tatoeba and FLORES (eng, deu, jpn, khm).
+# Share of lines that have another line of the same side this near: 0.2 % or less in Tatoeba and FLORES (eng, deu, jpn, khm).
 NEAR_COSINE, NEAR_SHARE = 0.98, 0.05
-SHARED = 0.2  # of the lines, or without texts of the vectors, of the smaller side that the other has too
-SAME_COSINE = 0.9999  # of equal vectors, stored in float16 at the worst
-SAMPLE = 1000  # lines whose nearest line of the same side is looked for
+SHARED = 0.2  # share of the smaller side's lines (without texts, vectors) that the other side has too
+SAME_COSINE = 0.9999  # of equal vectors, stored in float16 at worst
+SAMPLE = 1000  # lines whose nearest line of the same side is searched
 BLOCK = 65_536
 
 
@@ -56,8 +56,10 @@ def _tiny(side: Side) -> MiningWarning | None:
 
 
 def _zeros(side: Side, cosine: np.ndarray) -> MiningWarning | None:
-    """cosine [n, k] to the neighbours: exactly 0 to all of them is what a vector of zeros has."""
-    count = sum(int((cosine[start : start + BLOCK] == 0).all(axis=1).sum()) for start in range(0, len(cosine), BLOCK))
+    """cosine [n, k] to the neighbours: only a vector of zeros has exactly 0 to all of them."""
+    count = sum(
+        int((cosine[start : start + BLOCK] == 0).all(axis=1).sum()) for start in range(0, len(cosine), BLOCK)
+    )
     if not count:
         return None
     return MiningWarning(
