@@ -1,4 +1,4 @@
-"""Arguments as they come from users, checked before any work: a bad one is named, by its index if it has one."""
+"""Checks of user arguments before any work; errors name the bad one, with its index if it has one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
     """Return the texts as a list, or raise InputError saying what is wrong, at which index, and what to type.
 
     Any iterable of str with an order is accepted: list, tuple, generator, numpy array, and a column of pandas, polars, pyarrow
-    or datasets. A table is refused, because its iteration gives column names or rows. Empty and blank strings are texts. Lone
-    surrogates are refused, because they are no Unicode text and could only be changed in silence.
+    or datasets. A table is refused, because its iteration gives column names or rows. Empty and blank strings are valid. Lone
+    surrogates are refused: they are not valid Unicode and could only be replaced silently.
     """
     items = text_items(texts, name)
     for index, text in enumerate(items):
@@ -36,7 +36,7 @@ def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
 
 
 def text_items(texts: Iterable[Any], name: str) -> list[Any]:
-    """The items of what has an order and one dimension, unchecked. Raises InputError for a single text and for any table."""
+    """The unchecked items of an ordered, one-dimensional collection. Raises InputError for a single text and for any table."""
     if isinstance(texts, str):
         raise InputError(f"{name} is a single str, but a list of sentences is needed. Type [text] instead of text.")
     if isinstance(texts, (set, frozenset)):
@@ -65,7 +65,7 @@ def _not_a_string(name: str, index: int, item: object) -> str:
 
 
 def is_missing(item: object) -> bool:
-    """Whether an item is what a library has for no value: None, NaN, NaT, pandas' NA, numpy's masked, a null of pyarrow."""
+    """Whether an item is a library's missing value: None, NaN, NaT, pandas' NA, numpy's masked, a null of pyarrow."""
     if item is None or item is np.ma.masked or type(item).__name__ == "NAType":
         return True
     try:
@@ -80,7 +80,7 @@ def _python_value(item: Any) -> Any:
 
 
 def columns_of(texts: Any) -> list[Any] | None:
-    """The columns of a table (mapping, data frame, Arrow table, data set, structured array), or None for what is no table.
+    """The columns of a table (mapping, data frame, Arrow table, data set, structured array), or None if it is not a table.
 
     Its iteration gives column names, columns or rows, so what is asked is what tables have and columns have not.
     """
@@ -153,7 +153,7 @@ def check_dimensions(x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> 
 
 
 def check_dimensions_of(x: tuple[int, ...], y: tuple[int, ...], x_name: str, y_name: str) -> None:
-    """The same of shapes."""
+    """`check_dimensions` for shapes."""
     if x[1] != y[1]:
         raise InputError(
             f"{x_name} has shape {x} and {y_name} {y}: the dimensions {x[1]} and {y[1]} differ. "

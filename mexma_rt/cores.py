@@ -1,4 +1,4 @@
-"""How many threads are worth starting here."""
+"""Number of threads worth starting on this machine."""
 
 from __future__ import annotations
 

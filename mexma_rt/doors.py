@@ -1,4 +1,4 @@
-"""How a room hands on what other rooms may use: by name, importing the module it is in only when somebody asks."""
+"""Exports names from a package lazily: the module of a name is imported on first access."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def doors(room: str, **names: str) -> tuple[Callable[[str], Any], list[str]]:
-    """A package's `__getattr__` and `__all__`; names: of each of its modules, the names to hand on, with spaces between them.
+    """Return a package's `__getattr__` and `__all__`. names: for each module, the names it exports, separated by spaces.
 
-    `__getattr__` raises AttributeError for any other name. The import-graph test holds other rooms to these names.
+    `__getattr__` raises AttributeError for any other name. The import-graph test allows other packages only these names.
     """
     homes = {name: module for module, listed in names.items() for name in listed.split()}
 

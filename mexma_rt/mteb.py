@@ -1,4 +1,4 @@
-"""A loaded model as mteb (version 2) wants it: `mteb.evaluate(MtebEncoder(encoder), tasks)`.
+"""A loaded model for mteb (version 2): `mteb.evaluate(MtebEncoder(encoder), tasks)`.
 
 mteb brings torch and gives batches of texts; this file imports neither, beside the description of the model.
 """
@@ -31,7 +31,7 @@ class MtebEncoder:
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": name or f"mexma-rt/{bundle.name}",
-                # Which bytes these are, also where nobody names a revision.
+                # Identifies the bytes even without a revision.
                 "revision": revision or bundle.files[graph].sha256[:16],
                 "embed_dim": encoder.dimensions,
                 "max_tokens": encoder.max_length,
@@ -58,8 +58,8 @@ class MtebEncoder:
     ) -> np.ndarray:
         """mteb's batches ({"text": [...]}) -> vectors [n, D]; the settings are those of `Encoder.embed`.
 
-        mteb's batches do not matter: all texts are packed at once, so `batch_size` has no effect. Other keywords that mteb
-        hands to every model are not used. Texts that are too long are cut without a warning.
+        All texts are packed at once, whatever mteb's batches, so `batch_size` has no effect. Other keywords that mteb passes
+        to every model are ignored. Texts that are too long are cut without a warning.
         """
         texts: list[str] = []
         for batch in inputs:

@@ -1,4 +1,4 @@
-"""The one progress bar: on stderr, for jobs longer than a second, and nowhere but on a terminal unless asked for."""
+"""The progress bar: on stderr, for jobs longer than a second, and only on a terminal unless requested."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(progress: bool | None, *, total: int | None, desc: str, unit: str) -> Iterator[Callable[[int], object]]:
-    """Gives a function that advances the bar. `progress`: True, False, or None for a terminal and over a second.
+    """Yield a function that advances the bar. `progress`: True, False, or None for a terminal and over a second.
 
-    It shows the rate, and the time left unless `total` is None, which is for what is not yet counted.
+    It shows the rate, and the time left unless `total` is None (not counted yet).
     """
     shown = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
-    if not shown:  # not even a disabled tqdm, which would start a thread in the host
+    if not shown:  # not even a disabled tqdm, which would start a thread in the calling process
         yield lambda _: None
         return
     from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""Alignment inside documents and sentences: beads of sentences in linear time, links of words by token states."""
+"""Alignment of documents (beads of sentences, in linear time) and of sentences (links of words, from token states)."""
 
 from mexma_rt.doors import doors
 

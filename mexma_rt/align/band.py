@@ -1,4 +1,4 @@
-"""The cheapest monotone alignment of two sequences by dynamic programming, in a band around a guess or over all cells.
+"""Cheapest monotone alignment of two sequences by dynamic programming, in a band around a guess or over all cells.
 
 A cell (i, j) is the state "i of the n source sentences and j of the m target sentences are used". The band is laid along the
 antidiagonals i + j = d: all cells of one depend only on earlier ones, so each is a handful of numpy calls on a row of `width`
@@ -32,7 +32,7 @@ def cheapest_beads(
     width: int,
     advance: Callable[[int], object] = lambda _: None,
 ) -> list[Bead]:
-    """The beads, ascending, that cover both sequences at the least total cost.
+    """Return the beads, ascending, that cover both sequences at the lowest total cost.
 
     costs((p, q), rows, columns) gives the cost [rows, columns] of beads of p source sentences from each of rows on and q target
     sentences from each of columns on; `deletion` is that of one sentence alone. On antidiagonal d, the cells with
@@ -64,7 +64,7 @@ def cheapest_beads(
 def _block_costs(
     depths: range, n: int, m: int, shapes: Sequence[Shape], costs: Costs, deletion: float, low: np.ndarray, width: int
 ) -> np.ndarray:
-    """[depths, shapes, width]: the cost of the bead that ends in each cell; infinite where there is none."""
+    """[depths, shapes, width]: the cost of the bead that ends in each cell; infinite where no bead ends."""
     d = np.arange(depths.start, depths.stop)[:, None]
     i = low[depths.start : depths.stop, None] + np.arange(width)
     j = d - i
@@ -91,7 +91,7 @@ def _trace(n: int, m: int, shapes: Sequence[Shape], choice: np.ndarray, low: np.
 
 
 def everything(n: int, m: int) -> tuple[np.ndarray, int]:
-    """(low, width) of a band that has every cell."""
+    """(low, width) of a band that covers every cell."""
     return np.zeros(n + m + 1, np.int64), n + 1
 
 

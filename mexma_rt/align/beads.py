@@ -1,8 +1,9 @@
-"""What a bead costs, from the vectors of segments, and the cheapest beads of two documents, from coarse to fine.
+"""Costs of beads from the vectors of segments, and the cheapest beads of two documents, searched coarse to fine.
 
 A segment is one sentence or several consecutive ones; a document is a list: at p - 1, the unit vectors [n - p + 1, D] of its
 segments of p sentences. Costs are those of Thompson and Koehn, "Vecalign" (EMNLP 2019), equation 2, but for the random pairs:
-they are not drawn, so that results repeat, and never are translations of each other, which matters in short documents.
+they are chosen deterministically, so that results repeat, and are never translations of each other, which matters in short
+documents.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from mexma_rt.progress import progress_bar
 
 Segments = list[np.ndarray]
 
-FULL_CELLS = 300 * 300  # documents of no more cells are searched whole; vecalign halves to 300 sentences in all
-ROWS = 8192  # segments whose distances to the sample are in memory together
+FULL_CELLS = 300 * 300  # documents of at most this many cells are searched whole; vecalign halves down to 300 sentences in all
+ROWS = 8192  # segments whose distances to the sample are in memory at once
 LEAST = 1e-6  # distance; above the rounding of float32, so that equal sentences pair one to one and not in larger beads
 SAMPLE = 128  # segments of each size that stand for random ones, and sentences of each side whose pairs do
 
@@ -31,17 +32,17 @@ class Costs:
         self._x_random, self._y_random = random_distances(x, y), random_distances(y, x)
 
     def distance(self, shape: Shape, rows: slice | np.ndarray, columns: slice | np.ndarray) -> np.ndarray:
-        """The cosine distance of segments, divided by what they have on average to random segments; [rows, columns]."""
+        """Cosine distance of segments, divided by their average distance to random segments; [rows, columns]."""
         p, q = shape[0] - 1, shape[1] - 1
         distance = np.maximum(1 - self._x[p][rows] @ self._y[q][columns].T, LEAST)
         return 2 * distance / (self._x_random[p][rows, None] + self._y_random[q][columns])
 
     def __call__(self, shape: Shape, rows: slice, columns: slice) -> np.ndarray:
-        """The cost of beads: the distance, times the sentences on both sides, so that large beads do not come cheap."""
+        """Cost of beads: the distance times the number of sentences on both sides, so that large beads are not favoured."""
         return shape[0] * shape[1] * self.distance(shape, rows, columns)
 
     def deletion(self, quantile: float) -> float:
-        """The cost of a sentence without partner: a quantile of the costs of random pairs."""
+        """Cost of a sentence without a partner: a quantile of the costs of random pairs."""
         cost = self.distance((1, 1), spread(len(self._x[0]), 2 * SAMPLE), spread(len(self._y[0]), 2 * SAMPLE))
         cost[np.arange(len(cost)), cost.argmin(axis=1)] = 1.0  # may be a translation; 1 is the mean of the others
         return float(np.quantile(cost, quantile))
@@ -50,7 +51,7 @@ class Costs:
 def random_distances(x: Segments, y: Segments) -> Segments:
     """For each segment of x, its mean distance 1 - cosine to a sample of y's segments, as [n - p + 1] for each size p.
 
-    The closest of the sample may be its translation; an unrelated one, of distance 1, is taken in its place.
+    The closest sample may be its translation, so it is replaced by an unrelated one, of distance 1.
     """
     sample = np.concatenate([part[spread(len(part), SAMPLE)] for part in y])
     means = [np.empty(len(part), np.float32) for part in x]
@@ -98,14 +99,14 @@ def _level(
     if coarser is None:
         low, width = everything(n, m)
     else:
-        # The order of deletions in a row means nothing: their corners are left out, and a straight line replaces them.
+        # The order of consecutive deletions is arbitrary, so a straight line replaces their corners.
         ends = [(i, j) for a, b, c, d in coarser if a < b and c < d for i, j in ((a, c), (b, d))]
         low, width = around([(min(2 * i, n), min(2 * j, m)) for i, j in ends], n, m, radius)
     return cheapest_beads(n, m, shapes, costs, costs.deletion(quantile), low, width, advance), costs
 
 
 def halve(vectors: np.ndarray) -> np.ndarray:
-    """Unit vectors [n, D] -> of the means of neighbours, [ceil(n / 2), D]; an odd last one stays alone."""
+    """Unit vectors [n, D] -> unit vectors of the means of adjacent pairs, [ceil(n / 2), D]; an odd last one stays alone."""
     sums = vectors[0::2].copy()
     sums[: len(vectors) // 2] += vectors[1::2]
     return unit_rows(sums)

@@ -21,7 +21,7 @@ from mexma_rt.mining.sides import compared_rows
 
 SEGMENTS = ("text", "mean")
 # Where F1 was best of 0.002 to 0.05 on documents made of WMT news (German, Finnish, Chinese; one sentence in
-# ten without partner): 90.4 % of the beads, 89.3 at 0.01, 87.8 at 0.05. vecalign's is 0.2.
+# ten without a partner): 90.4 % of the beads, 89.3 at 0.01, 87.8 at 0.05. vecalign's is 0.2.
 DELETION = 0.002
 RADIUS = 10  # sentences to both sides of the coarser path; vecalign has 5
 MOST = 12  # max_size: segments of up to 11 sentences, each embedded
@@ -31,8 +31,8 @@ MOST = 12  # max_size: segments of up to 11 sentences, each embedded
 class Bead:
     """Sentences that translate each other, as indices from 0 in the two documents; an empty side is a deletion.
 
-    score: 1 for equal vectors, 0 for what random segments of the two documents have on average: 1 - distance / their distance.
-    A deletion has 0. Blank lines are in no bead, but one that has sentences around them spans them.
+    score: 1 for equal vectors, 0 for the average of random segments of the two documents: 1 - distance / their distance.
+    A deletion scores 0. Blank lines are in no bead, but a bead may span them.
     """
 
     source: tuple[int, ...]
@@ -58,12 +58,12 @@ def align_documents(
     doc_a, doc_b: sentences; may be left out where vectors [n, D] of the sentences are given (normalised on a copy).
     max_size: most sentences of a bead, both sides together: 4 allows 1-1, 1-2, 2-1, 1-3, 3-1 and 2-2.
     segments: how beads of several sentences on a side get their vector: "text" embeds the joined sentences (max_size - 1 times
-    the work), "mean" takes the mean of the sentences' vectors. Ready vectors have no text, so theirs are means.
-    deletion: the price of a sentence without partner, as a quantile (0 to 1) of the costs of random pairs: the lower, the more
+    the work), "mean" takes the mean of the sentences' vectors. Given vectors have no text, so "mean" is used.
+    deletion: cost of a sentence without a partner, as a quantile (0 to 1) of the costs of random pairs: lower gives more
     deletions. encoder: what `mexma_rt.load` returns; None takes the bundled default model. progress: bars on stderr.
 
     Memory: the vectors of all segments, n x (max_size - 1) x D x 4 bytes a side. Sentences of more than max_length tokens are
-    cut, with a TruncationWarning, and so are longer segments. Raises InputError for what cannot be used.
+    cut, with a TruncationWarning, and so are longer segments. Raises InputError for unusable input.
     """
     check_choice("segments", segments, SEGMENTS)
     if type(max_size) is not int or not 2 <= max_size <= MOST:
@@ -133,7 +133,7 @@ def _segments(document: _Document, sizes: int, how: str, encoder: Embeds | None,
 
 
 def _embed_quietly(encoder: Embeds, texts: list[str], progress: bool | None) -> np.ndarray:
-    """Without the warning of cut texts: their positions would mean nothing to the caller, and the lines have had theirs."""
+    """Embed without the warning of cut texts: positions of segments mean nothing to the caller, who was told of cut lines."""
     if (report := getattr(encoder, "embed_report", None)) is not None:
         return report(texts, progress=progress).vectors
     return encoder.embed(texts, progress=progress)

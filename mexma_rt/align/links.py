@@ -1,4 +1,4 @@
-"""From a similarity matrix to links: the four methods of `align_words`, on one matrix at a time.
+"""Turns a similarity matrix into links: the four methods of `align_words`.
 
 inter, itermax and match are Argmax, IterMax and Match of Jalili Sabet et al., "SimAlign" (Findings of EMNLP 2020, section
 2.2), and give the links of its program. ot is entropic optimal transport (Cuturi, NIPS 2013) between uniform weights.
@@ -11,7 +11,7 @@ import numpy as np
 from mexma_rt.errors import require_extra
 
 METHODS = ("inter", "itermax", "match", "ot")
-ROUNDS = 2  # of itermax: the default of its program
+ROUNDS = 2  # rounds of itermax: the default of its program
 DISCOUNT = 0.9  # of a similarity in the second round, where one of the two is linked already: the paper's alpha
 
 # Of entropies 0.02, 0.05, 0.1 and shares 0.2 to 0.5, where the error rate against eflomal was least with the bundled model:
@@ -29,7 +29,7 @@ def find_links(similarity: np.ndarray, method: str) -> np.ndarray:
 
 
 def inter(similarity: np.ndarray) -> np.ndarray:
-    """Pairs that are each other's most similar; of equal ones the first."""
+    """Pairs that are each other's most similar; among equals the first."""
     n, m = similarity.shape
     links = np.zeros((n, m), bool)
     target, source = similarity.argmax(axis=1), similarity.argmax(axis=0)
@@ -39,7 +39,7 @@ def inter(similarity: np.ndarray) -> np.ndarray:
 
 
 def itermax(similarity: np.ndarray) -> np.ndarray:
-    """`inter`, then again over the pairs of which one side at most is linked, those with one at a discount."""
+    """`inter`, then again over pairs with at most one linked side; those with one are discounted."""
     links = inter(similarity)
     if min(similarity.shape) <= 2:  # as its program has it
         return links
@@ -53,7 +53,7 @@ def itermax(similarity: np.ndarray) -> np.ndarray:
 
 
 def match(similarity: np.ndarray) -> np.ndarray:
-    """The one-to-one links of the greatest total similarity: every item of the shorter side has one."""
+    """The one-to-one links with the greatest total similarity: every item of the shorter side is linked."""
     require_extra("align", "scipy")
     from scipy.optimize import linear_sum_assignment
 
@@ -63,7 +63,7 @@ def match(similarity: np.ndarray) -> np.ndarray:
 
 
 def transport(similarity: np.ndarray) -> np.ndarray:
-    """Pairs that hold at least SHARE of what their row or their column sends, in the geometric mean of the two."""
+    """Pairs that receive at least SHARE of the mass of their row and column, in the geometric mean of the two."""
     plan = sinkhorn(similarity)
     share = plan / np.sqrt(plan.sum(axis=1, keepdims=True) * plan.sum(axis=0, keepdims=True))
     return share >= SHARE

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mexma_rt.embedding.encoder import Encoder
 
 UNITS = ("piece", "word")
-SLAB_PAIRS = 512  # sentence pairs whose token vectors are in memory together: some 100 MB at 1,024 dimensions
+SLAB_PAIRS = 512  # sentence pairs whose token vectors are in memory at once: some 100 MB at 1,024 dimensions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,15 +63,15 @@ def align_words(
     src, tgt: each sentence a str, or a list of its words. The words of a str are what stands between white space; where a
     script puts none between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), they are its characters with their marks
     (see mexma_rt/align/wordsplit.py). `WordAlignment.source_words` says what was counted.
-    method: "inter" links what is each other's most similar (fewest links, most precise); "itermax" does so a second time over
-    what is left; "match" is the one-to-one matching of greatest similarity (every word of the shorter side is linked; needs
-    mexma-rt[align]); "ot" links what an entropic optimal transport between the two sides moves most to each other.
+    method: "inter" links mutual nearest neighbours (fewest links, most precise); "itermax" does so a second time over
+    the rest; "match" is the one-to-one matching of greatest similarity (every word of the shorter side is linked; needs
+    mexma-rt[align]); "ot" links the pairs between which an entropic optimal transport moves the most mass.
     unit: "word" links the mean vectors of words; "piece" links pieces, and two words if any of their pieces are.
     threshold: links of a lower cosine are left out.
     encoder: what `mexma_rt.load` returns; None takes the bundled default model. batch_tokens, progress: as for `embed`.
 
-    Sentences of more than max_length tokens are cut, and one TruncationWarning says so. Raises InputError for texts or
-    arguments that cannot be used, BackendError for an engine without token vectors.
+    Sentences of more than max_length tokens are cut, with one TruncationWarning. Raises InputError for unusable texts or
+    arguments, BackendError for an engine without token vectors.
     """
     check_choice("method", method, METHODS)
     check_choice("unit", unit, UNITS)
@@ -144,7 +144,7 @@ def _units(sentence: _Sentence, tokens: TokenVectors, unit: str) -> tuple[list[r
     spans = np.array(sentence.spans, np.int64).reshape(-1, 2)
     first = np.searchsorted(spans[:, 1], tokens.offsets[:, 0], side="right")
     last = np.searchsorted(spans[:, 0], tokens.offsets[:, 1], side="left")
-    used = np.flatnonzero(first < last)  # not the bare mark of a word's start, nor what lies in no word
+    used = np.flatnonzero(first < last)  # skip the bare mark of a word's start, and pieces outside of any word
     pieces = [range(a, b) for a, b in zip(first[used].tolist(), last[used].tolist(), strict=True)]
     vectors = tokens.vectors[used]
     if unit == "piece":

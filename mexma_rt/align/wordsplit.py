@@ -1,8 +1,8 @@
-"""What a word is to `align_words`: what stands between white space and, in scripts that put none between words, a character.
+"""Splits text into words for `align_words`: at white space and, in scripts without it, into characters.
 
 In Chinese and Japanese each character is a word. In Thai, Lao, Khmer and Burmese it is an orthographic cluster: a letter with
-its vowel signs, tone marks and subscript letters. Those are smaller than words; for better ones give the lists of words of a
-segmenter of the language (for example jieba, fugashi, pythainlp, khmer-nltk) instead of strings.
+its vowel signs, tone marks and subscript letters. Those are smaller than words; for better results pass lists of words
+from a segmenter of the language (such as jieba, fugashi, pythainlp, khmer-nltk) instead of strings.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def split_words(text: str) -> list[tuple[int, int]]:
 
 
 def join_words(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Words given as a list -> the text that has them, and their spans: a space between, but none between spaceless scripts."""
+    """Join a list of words to (text, spans of the words): with spaces, but none between scripts that use none."""
     text, spans = "", []
     for word in words:
         if text and word and not (_SPACELESS.match(text[-1]) and _SPACELESS.match(word[0])):

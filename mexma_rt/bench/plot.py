@@ -1,4 +1,4 @@
-"""The picture of `mexma bench embed`: how fast each route is beside the first one."""
+"""Plot of `mexma bench embed`: the speed of each route relative to the first."""
 
 from __future__ import annotations
 

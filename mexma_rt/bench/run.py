@@ -1,6 +1,6 @@
-"""How fast routes from texts to vectors are, beside each other: rounds are interleaved, and ratios are taken inside a round.
+"""Compares the speed of routes from texts to vectors: rounds are interleaved, and ratios are taken within a round.
 
-The speed of a machine drifts, so a single figure says little; the median of ratios inside a round says more.
+A machine's speed drifts, so the median of ratios within rounds says more than a single figure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GEMM_SIZE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """A way from texts to vectors: the command of a process that speaks the protocol of benchworker.py."""
+    """A way from texts to vectors: the command of a process that speaks the protocol of worker.py."""
 
     name: str
     command: tuple[str, ...]
@@ -117,7 +117,7 @@ class _Taken:
 def _take(
     file: Path, workers: Mapping[str, _Worker], rounds: int, singles: int, scratch: str, tell: Callable[[str], object]
 ) -> _Taken:
-    """Warm up on the file, then rounds in which every route has its turn, then one text at a time."""
+    """Warm up on the file, then run rounds in which every route takes a turn, then one text at a time."""
     vectors, peaks = {}, {}
     for name, worker in workers.items():
         tell(f"{file.stem}: warm up {name}")

@@ -1,7 +1,7 @@
 """One route of the embedding benchmark in a process of its own: `python -m mexma_rt.bench.worker MODEL PRECISION DEVICE`.
 
-A process each, so that peak memory is the route's own, and so that a peer may live in another environment (see
-benchmarks/embed_peers.py). The parent (bench.py) sends JSON lines, one job each, and gets a JSON line for each.
+Each route has its own process, so that peak memory is its own and a peer may use another environment (see
+benchmarks/embed_peers.py). The parent (run.py) sends one job per JSON line and gets a JSON line for each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def serve(load: Callable[[], tuple[Embed, dict[str, Any]]]) -> None:
     each of the first N texts is embedded alone, and the answer is N seconds.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keeps what libraries print out of the answers
 
     def answer(**data: Any) -> None:
         print(json.dumps(data), file=answers, flush=True)

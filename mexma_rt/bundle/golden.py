@@ -1,7 +1,7 @@
-"""The golden vectors of a bundle: what the exporter saw, to be seen again on every machine.
+"""Golden vectors of a bundle: what the exporter computed, to be reproduced on every machine.
 
-A few sentences and the vectors of length 1 that the source checkpoint gave for them in fp32. A back end that is opened and
-returns numbers may still return wrong ones (a broken driver, a miscompiled kernel, a damaged library); this is what shows it.
+A few sentences and the unit vectors that the source checkpoint gives for them in fp32. A back end that opens and returns
+numbers may still return wrong ones (a broken driver, a miscompiled kernel, a damaged library); these reveal it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Golden:
         return {"texts": list(self.texts), "vectors": list(map(list, self.vectors)), "precision_note": self.precision_note}
 
     def lowest_cosine(self, vectors: np.ndarray) -> float:
-        """Of vectors [n, D] to the golden ones, by sentence; NaN if one is not finite."""
+        """Lowest cosine of vectors [n, D] to the golden ones, row by row; NaN if a number is not finite."""
         golden, vectors = np.array(self.vectors), vectors.astype(np.float64)
         lengths = np.linalg.norm(golden, axis=1) * np.linalg.norm(vectors, axis=1)
         return float(((golden * vectors).sum(axis=1) / np.where(lengths > 0, lengths, 1)).min())

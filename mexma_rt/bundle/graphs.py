@@ -1,4 +1,4 @@
-"""What every graph of a bundle takes and gives: the names of its tensors, and the token ids in them."""
+"""Inputs and outputs of every graph of a bundle: tensor names, and special token ids."""
 
 INPUTS = INPUT_IDS, ATTENTION_MASK = ("input_ids", "attention_mask")  # int64 [B, L] each, padded on the right
 # float32 [B, D], not normalised, and float32 [B, L, D]. (Not "embedding": torch's exporter uses that name inside the graph.)

@@ -1,4 +1,4 @@
-"""Models of MEXMA's form that are published as checkpoints: what they are, and what to type to make them bundles.
+"""Published checkpoints of MEXMA's form, and the commands that turn them into bundles.
 
 A checkpoint holds PyTorch weights, which this runtime does not read; `mexma-export` fetches and converts it, and compares the
 result with it. The figures of a model are its authors', as others quote them; none was measured here.
@@ -57,7 +57,7 @@ KNOWN = (
 
 
 def find_known(name: str) -> KnownModel | None:
-    """The known model of this hub name, in whatever case (the hub makes no difference); None if there is none."""
+    """The known model of this hub name, in any case (the hub ignores case); None if it is unknown."""
     return next((model for model in KNOWN if model.name.lower() == name.lower()), None)
 
 
@@ -82,7 +82,7 @@ def export_command(source: str, revision: str | None = None) -> str:
 
 
 def how_to_convert(source: str, revision: str | None = None) -> str:
-    """What to type, from the installation to the loaded model."""
+    """The lines to type, from installation to the loaded model."""
     return (
         f"    {INSTALL}\n    {export_command(source, revision)}\nand load the folder that this writes:\n"
         f"    mexma_rt.load({bundle_name(source)!r})"

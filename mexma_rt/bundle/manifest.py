@@ -1,6 +1,6 @@
 """`mexma.json`, the contract between mexma-export, which writes a bundle, and the runtime, which reads it.
 
-A bundle is a folder: the tokenizer, one ONNX graph a precision, and this manifest, which has the hash of every other file.
+A bundle is a folder: the tokenizer, one ONNX graph per precision, and this manifest, which has the hash of every other file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REMEDY = (
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """What the manifest says of one file."""
+    """Size and hash of one file."""
 
     sha256: str
     bytes: int
@@ -41,7 +41,7 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is said of a model folder: everything that the runtime must know before it opens a file of it."""
+    """The description of a model folder: all that the runtime must know before it opens any of its files."""
 
     name: str
     dimensions: int
@@ -59,7 +59,7 @@ class Manifest:
     vocabulary: Mapping[str, Any] | None = None  # what was trimmed
 
     def to_json(self) -> dict[str, Any]:
-        """The content of the file, in the order in which it is written; what is not known is left out."""
+        """The content of the file, in the order of writing; unknown entries are left out."""
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -83,7 +83,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, content: Any, path: Path) -> Manifest:
-        """The manifest of what was read from the file `path`. Raises BundleError with what is wrong and where."""
+        """The manifest for the JSON read from the file `path`. Raises BundleError that says what is wrong and where."""
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise BundleError(f"{path}: the format is {found!r}, not {FORMAT!r}: this is no mexma-rt bundle.")
@@ -145,7 +145,7 @@ class Bundle(Manifest):
 
 
 def hash_of_files(files: Mapping[str, FileEntry]) -> str:
-    """16 hex digits that are equal if, and only if, all files of two bundles are: they give the same vectors then."""
+    """16 hex digits, equal exactly if all files of two bundles are equal, so that they give the same vectors."""
     hashes = {path: entry.sha256 for path, entry in sorted(files.items())}
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
 

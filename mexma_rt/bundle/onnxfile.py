@@ -1,7 +1,7 @@
 """The tensors that an ONNX file holds, read without an ONNX library.
 
 The wire format is that of protocol buffers (protobuf.dev/programming-guides/encoding), the fields are those of onnx.proto3.
-Only what `mexma-export` writes is read: initialisers of the main graph, as raw bytes, inside the file or in one beside it.
+It reads only what `mexma-export` writes: initialisers of the main graph, as raw bytes, in the file or in one beside it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a bundle is (bundled name, path or hub name), and whether every byte of it is what its manifest says."""
+"""Finds a bundle (bundled name, path or hub name) and verifies its files against the manifest."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def open_bundle(model: str | os.PathLike[str], *, revision: str | None = None, o
 
     `model` is a bundled name, the path of a folder, or a hub name "org/name" (looked up in that order). Only a hub name
     may use the network, and not with `offline=True`; `revision` (branch, tag or commit) is for hub names only.
-    The source weights of a hub model are not fetched. Raises BundleError; that of a checkpoint (facebook/MEXMA, or any XLM-R)
-    says how to make a bundle of it, and no weights were fetched to find that out.
+    The source weights of a hub model are not fetched. Raises BundleError; for a checkpoint (facebook/MEXMA, or any XLM-R)
+    it says how to make a bundle of it, without having fetched weights.
     """
     folder = _local_folder(model)
     if folder is None:
@@ -69,7 +69,7 @@ def _accepted_forms() -> str:
 
 
 def _open_from_hub(name: str, *, revision: str | None, offline: bool) -> Bundle:
-    """Fetch the manifest, then the files it lists except the source weights; verify those. Cached by huggingface_hub."""
+    """Fetch the manifest, then the listed files except the source weights, and verify them. Cached by huggingface_hub."""
     if known := find_known(name):
         raise BundleError(
             f"{known.name} is not a bundle but a checkpoint ({known.backbone}, {known.bytes / 1e9:.1f} GB), whose PyTorch "

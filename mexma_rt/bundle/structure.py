@@ -1,7 +1,7 @@
-"""Graphs of standard operators, written at first use: a compact bundle runs where the operators of its graph are unknown.
+"""Builds graphs of standard operators at first use, so that a compact bundle runs where its own graph's operators are unknown.
 
-A bundle may carry the *structure* of an fp32 or fp16 graph (`structure/fp32.onnx`, some kilobytes): every operator, and no
-weight, for these stay in the compact graph (weights.py). `built_graph` writes the weights beside a copy of the structure, in
+A bundle may carry the *structure* of an fp32 or fp16 graph (`structure/fp32.onnx`, some kilobytes): every operator and no
+weights, which stay in the compact graph (weights.py). `built_graph` writes the weights beside a copy of the structure, in
 the user's cache: MEXMA_RT_CACHE, else XDG_CACHE_HOME/mexma-rt, else ~/.cache/mexma-rt.
 """
 
@@ -30,7 +30,7 @@ def buildable(bundle: Bundle) -> tuple[str, ...]:
 
 
 def built_graph(bundle: Bundle, precision: str) -> Path:
-    """The path of the graph of a buildable precision in the cache, written if it is not there whole.
+    """Return the path of a buildable precision's graph in the cache, building it unless it is there and undamaged.
 
     Raises FileError (the cache cannot be written), BundleError (structure and weights do not fit).
     """
@@ -69,7 +69,7 @@ def write_built(structure: Path, graph: Path, folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where graphs are written that are made at first use."""
+    """The folder for graphs that are built at first use."""
     named, home = os.environ.get("MEXMA_RT_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if named:
         return Path(named)
@@ -92,7 +92,7 @@ def _must_not_be_whole(folder: Path) -> None:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether the folder holds what was once written there, by its hashes."""
+    """Whether the folder's files match the hashes that were written with them."""
     try:
         said = (folder / HASH).read_text(encoding="ascii").split()
         return said == [sha256_of(folder / DATA), sha256_of(folder / GRAPH)]

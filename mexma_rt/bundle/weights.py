@@ -1,4 +1,4 @@
-"""The encoder's weights, read back from a graph that holds them: {name of the checkpoint: float32 array}.
+"""Reads the encoder's weights back from a graph that holds them, as {name in the checkpoint: float32 array}.
 
 The graphs that mexma-export writes itself keep every tensor's name. w4 and w8 hold steps and scales of blocks, mixed int8 steps
 and scales of words and fp16 products, fused all in float32. The numbers are those that the graph computes with; a product's

@@ -1,7 +1,7 @@
-"""Work on a Ray cluster: on many machines, or on this one with several processes.
+"""Work on a Ray cluster, of many machines or of processes on this one.
 
 The driver (the process that was called) reads the input, writes the output and keeps the state, so that there is one writer
-and a killed driver resumes as without Ray. The workers only compute: one that is killed has its task done again by another.
+and a killed driver resumes as without Ray. The workers only compute: the task of a killed one is repeated by another.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from mexma_rt.errors import BackendError, InputError, MexmaError, require_extra
 from mexma_rt.version import __version__
 
 LOCAL = "local"
-# Of a cluster that is started here: texts and vectors on their way. Ray takes 30 % of the memory if it is not told.
+# Object store of a cluster started here, for texts and vectors in transit. Ray would take 30 % of the memory.
 OBJECT_STORE_BYTES = 256 << 20
 CONNECT_SECONDS = 10.0
-WORKER_THREADS = 4  # processors of a worker, if the call does not say: fewer copies of a model than one for each
+WORKER_THREADS = 4  # default processors per worker: fewer copies of the model than with one each
 LOGGERS = "ray", "ray.data"
 
 
 @contextlib.contextmanager
 def session(address: str, *, cpus: int | None = None) -> Iterator[Any]:
-    """Gives the module `ray`, connected to the cluster at `address`, and leaves the process as it was.
+    """Yield the module `ray`, connected to the cluster at `address`; afterwards the process is as it was.
 
     address: "local" starts a cluster of processes on this machine (with `cpus` of its processors, all if None) and stops it at
     the end; "auto" is the cluster that this machine belongs to; HOST:PORT another one. If the process is connected already,
@@ -66,7 +66,7 @@ def session(address: str, *, cpus: int | None = None) -> Iterator[Any]:
 
 
 def worker_threads(ray: Any, asked: int | None = None) -> int:
-    """Processors of a worker. Raises BackendError if the cluster has not as many."""
+    """Processors of a worker. Raises BackendError if the cluster has fewer."""
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if asked is not None and asked > cpus:
         raise BackendError(f"The Ray cluster has {cpus} CPUs, but a worker was to have {asked} threads. Type --threads {cpus}.")
@@ -90,7 +90,7 @@ def _connect(ray: Any, address: str, cpus: int | None, folder: str | None) -> No
 
 
 def check_address(address: str) -> None:
-    """What `session` raises without ray, for an address of another kind, and if nobody answers: called before long work."""
+    """Raise what `session` would raise for this address, or without ray; called before long work."""
     require_extra("ray", "ray")
     if address.startswith("ray://"):
         raise InputError(
@@ -118,7 +118,7 @@ def _check_answers(address: str) -> None:
 
 @contextlib.contextmanager
 def explained(ray: Any) -> Iterator[None]:
-    """What a worker raised, as if it had been raised here; what Ray itself raises, in words."""
+    """Raise a worker's error as if it had occurred here, and Ray's own errors as BackendError with an explanation."""
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -140,7 +140,7 @@ def _last_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _host_unchanged() -> Iterator[None]:
-    """Ray sets variables, handlers and hooks of its process; afterwards they are as before."""
+    """Restore the variables, handlers and hooks that Ray sets in its process."""
     environment, hook, faults = dict(os.environ), sys.excepthook, faulthandler.is_enabled()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     loggers = [(logger, logger.handlers[:], logger.level) for logger in (logging.root, *map(logging.getLogger, LOGGERS))]
@@ -153,7 +153,7 @@ def _host_unchanged() -> Iterator[None]:
         sys.excepthook = hook
         if not faults:
             faulthandler.disable()
-        with contextlib.suppress(ValueError):  # handlers belong to the main thread
+        with contextlib.suppress(ValueError):  # only the main thread may set handlers
             for number, handler in handlers.items():
                 if signal.getsignal(number) is not handler:
                     signal.signal(number, handler)
@@ -164,5 +164,5 @@ def _host_unchanged() -> Iterator[None]:
 
 @functools.cache
 def _token() -> str:
-    """One for all clusters of this process, because Ray reads it once."""
+    """One token for all clusters of this process, because Ray reads it once."""
     return secrets.token_hex(32)

@@ -1,4 +1,4 @@
-"""Slabs of a file embedded by the actors of a Ray Data pipeline: read here, computed anywhere, written here in their order.
+"""Embeds slabs of a file with the actors of a Ray Data pipeline: read here, computed anywhere, written here in order.
 
 The slabs, and so the batches and the bytes, are those of one machine. Reading is one task on the driver's machine, so that only
 it needs the input; the model must be found under the same name on every machine (bundled, a shared folder, or the hub).
@@ -25,7 +25,7 @@ from mexma_rt.errors import BackendError
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterEncoder:
-    """What `embed_file.embed_file` needs of an encoder, for one that is loaded by the workers of a cluster."""
+    """What `embed_file` needs of an encoder, for one that the workers of a cluster load."""
 
     ray: Any
     options: dict[str, Any]  # of mexma_rt.load, back end, device and precision as one worker's `auto` chose them
@@ -36,7 +36,7 @@ class ClusterEncoder:
 
     @classmethod
     def of(cls, ray: Any, options: dict[str, Any]) -> ClusterEncoder:
-        """Load the model in one worker, to learn what runs."""
+        """Load the model in one worker, to find out what runs."""
         threads = worker_threads(ray, options.get("threads"))
         options = {**options, "threads": threads}
         with explained(ray):
@@ -53,7 +53,7 @@ class ClusterEncoder:
         )
 
     def embed_report(self, texts: list[str], **keywords: Any) -> Embedded:
-        """Only for no texts: refuses arguments that cannot be used."""
+        """Called without texts only: rejects unusable arguments."""
         assert not texts
         with explained(self.ray):
             report = self.ray.get(self.ray.remote(_empty).options(**_resources(self.options)).remote(self.options, keywords))
@@ -87,13 +87,13 @@ class ClusterEncoder:
 
 
 def _resources(options: dict[str, Any]) -> dict[str, Any]:
-    """Of a worker: its threads, and a GPU if one was asked for: by its name, or by an engine that runs nowhere else."""
+    """Resources of a worker: its threads, and a GPU if one was requested by device or by an engine that needs one."""
     on_gpu = str(options.get("device")).startswith("cuda") or options.get("backend") in ENGINES
     return {"num_cpus": options["threads"], "num_gpus": 1 if on_gpu else 0}
 
 
 def _context(data: Any) -> Any:
-    """Ray Data without bars, in the order of the file, and every slab a block of its own, so that workers share them evenly."""
+    """Configure Ray Data: no bars, file order, and one block per slab, so that workers share them evenly."""
     context = data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -109,7 +109,7 @@ def _read(batch: dict[str, Any], reading: embed_file.Reading) -> Iterator[dict[s
 
 
 def _worker(**arguments: Any) -> type:
-    """The actor with its arguments: as such they would lie in the object store, which a restart could not rely on."""
+    """The actor with its arguments bound: Ray would put them into the object store, which may be gone at a restart."""
 
     class Worker(_Worker):
         def __init__(self) -> None:

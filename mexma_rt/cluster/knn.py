@@ -1,4 +1,4 @@
-"""Exact neighbours on a Ray cluster: each pair of blocks is a task, and their keys are merged where the call was made.
+"""Exact neighbours on a Ray cluster: workers search pairs of blocks, and the caller merges their keys.
 
 A pair gives the same keys on any machine, and a merge is the same in any order (blocks.py), so the files are those of one
 machine. Workers read the blocks themselves: the vectors must be under the same path everywhere.
@@ -24,7 +24,7 @@ from mexma_rt.knn.pair_search import BlockPair
 from mexma_rt.knn.plan import SCAN_BYTES, Plan
 from mexma_rt.knn.vector_files import VectorFiles
 
-AHEAD = 2  # tasks for each worker that are sent before their turn, so that none waits
+AHEAD = 2  # tasks queued for each worker, so that none waits
 
 
 def knn_files_on(
@@ -46,7 +46,7 @@ def knn_files_on(
 
 
 def check_device(device: str) -> None:
-    """Raise InputError for a device that the workers do not search on."""
+    """Raise InputError for a device that the workers cannot use."""
     if device not in ("cpu", "auto"):
         raise InputError(f"device={device!r} is not offered on a Ray cluster: its workers search on their CPUs.")
 

@@ -207,7 +207,7 @@ def _first_reading(source: str | os.PathLike[str], field: str | None, progress: 
 
 
 def _slabs(texts: Iterable[str], most_rows: int, most_characters: int) -> Iterator[list[str]]:
-    """Yield slabs of consecutive texts, bounded in texts and (beyond the first text) in characters; without texts, an empty slab."""
+    """Yield consecutive texts in slabs, bounded in texts and (beyond the first) in characters; without texts, an empty slab."""
     slab: list[str] = []
     characters = 0
     for text in texts:

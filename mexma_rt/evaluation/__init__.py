@@ -1,4 +1,4 @@
-"""How good an encoder is: xsim and xsim++ error rates, retrieval accuracy, and their pictures."""
+"""Evaluation of encoders: xsim and xsim++ error rates, retrieval accuracy, and their plots."""
 
 from mexma_rt.doors import doors
 

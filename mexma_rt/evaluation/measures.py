@@ -1,4 +1,4 @@
-"""How well two aligned sets of sentence vectors find each other: xsim and xsim++ errors, and retrieval accuracy."""
+"""Retrieval between two aligned sets of sentence vectors: xsim and xsim++ error rates, and accuracy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mexma_rt.mining.candidates import ScoredNeighbours
 class XsimResult:
     """error_rate is 100 * errors / total, in percent; predictions [n] are the rows of y that were found.
 
-    by_type (with error_types only): errors by what was found: an altered copy of the right line, by how it was altered, or
-    "Misaligned", anything else.
+    by_type (with error_types only): number of errors by what was found: the kind of alteration for an altered copy of the right
+    line, else "Misaligned".
     """
 
     error_rate: float
@@ -40,10 +40,10 @@ def xsim(
 ) -> XsimResult:
     """Return how often x[i] does not find y[i] by margin, as LASER's xsim (facebookresearch/LASER, source/xsim.py).
 
-    x [n, D] and y [m, D] are of any length and never modified. One direction, x -> y: the candidates of x[i] are its k
-    nearest rows of y; the highest margin wins, the nearest of equals. Without text, m must be n. With text, the m lines
-    of y, a row found also counts as right when its line equals line i, and y may go on after row n with lines that have
-    no partner.
+    x [n, D] and y [m, D] need not be normalised and are never modified. One direction, x -> y: the candidates of x[i] are its k
+    nearest rows of y; the highest margin wins, among equals the nearest. Without text, m must be n. With text, the m lines
+    of y, a row found also counts as right when its line equals line i, and y may continue after row n with lines that
+    have no partner.
 
     xsim++ (Chen et al., ACL 2023, arXiv 2306.12907): y and text are the n right lines and then their altered copies, and
     error_types says of each copy which line it was made of and how; `mexma_rt.evaluation.read_augmented` reads both from
@@ -76,8 +76,8 @@ def xsim_both(
 def retrieval_accuracy(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Return the percentage of rows whose nearest row by cosine is their partner: (x -> y, y -> x).
 
-    x and y are [n, D], of any length and never modified. This is the protocol of the Tatoeba test set (Artetxe and
-    Schwenk, TACL 2019, arXiv 1812.10464). Of equal cosines the lower index is taken.
+    x and y are [n, D], of any norm, and never modified. This is the protocol of the Tatoeba test set (Artetxe and
+    Schwenk, TACL 2019, arXiv 1812.10464). Ties go to the lower index.
     """
     x, y = _aligned(x, y, pool=False)
     _, index_xy, _, index_yx = mutual_neighbours(x, y, 1, progress=False)

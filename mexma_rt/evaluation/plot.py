@@ -1,4 +1,4 @@
-"""Pictures of xsim over many languages: bars of every language, or a heat map of all pairs."""
+"""Plots of xsim over many languages: a bar per language, or a heat map of all pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mexma_rt.files.pictures import COLOURS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BAR, CELL = 0.2, 0.2  # inches of a language
+BAR, CELL = 0.2, 0.2  # inches per language
 
 
 def bars(rows: Sequence[dict[str, Any]], title: str, mean: float) -> Figure:
