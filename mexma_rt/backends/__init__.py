@@ -1,4 +1,4 @@
-"""The seam between the pipeline and the engines: one abstract back end, one file per engine, and the choice among them.
+"""Back ends: one abstract class, one file per engine, and the choice among them.
 
 A named device, back end or precision runs or raises; only "auto" chooses, and its choice carries a reason. An engine that
 mexma-export built into the bundle comes first on a GPU.
@@ -23,7 +23,7 @@ DEVICES = ("cpu", "cuda")
 FOR_CPU = ("fused", "int8", "mixed", "w8", "w4")  # graphs of operators that onnxruntime has for the CPU
 PRECISIONS = ("fp32", "fp16", *FOR_CPU)
 
-# Cells that could be computed in the time that a run takes whatever its size. Two AVX2 cores, onnxruntime, shapes from 1 x 16
+# Fixed cost of a run, in cells that could be computed in that time. Two AVX2 cores, onnxruntime, shapes from 1 x 16
 # to 64 x 16: 17 cells for the bundled model (1.15 ms on one thread, which computes 14,900 cells/s), 5 for XLM-R-base.
 RUN_CELLS = 16
 GPU_RUN_CELLS = 512  # assumed until benchmarks/GPU_TODO.md has measured it: about 0.5 ms of launches at 1 M cells/s
@@ -36,11 +36,11 @@ class Backend(ABC):
     device: str
     precision: str
     reason: str  # why this engine, device and precision
-    lanes: int = 1  # how many threads should call `run` at a time, for the most sentences per second
+    lanes: int = 1  # number of threads that should call `run` at a time, for the highest throughput
 
     @property
     def run_cells(self) -> int:
-        """Cells that could be computed in the time that a run takes whatever its size: what `pack` weighs padding against."""
+        """Fixed cost of a run, in cells that could be computed in that time: `pack` weighs padding against it."""
         return RUN_CELLS if self.device == "cpu" else GPU_RUN_CELLS
 
     @abstractmethod
@@ -57,7 +57,7 @@ class Backend(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One combination of back end, device and precision: whether it runs here, and why (not)."""
+    """One combination of back end, device and precision: whether it runs here, and why or why not."""
 
     backend: str
     device: str
@@ -124,8 +124,8 @@ def open_backend(
 
 
 def describe_choices(bundle: Bundle, prove: Callable[[Backend], str]) -> tuple[Choice, ...]:
-    """Open every combination: what runs here and why the others do not. `prove` runs one, and says in words what that showed,
-    or raises MexmaError.
+    """Try every combination: which run here, and why the others do not. `prove` runs one and returns the result as text, or
+    raises MexmaError.
     """
     combinations = [("onnxruntime", device, precision) for device in DEVICES for precision in bundle.graphs]
     combinations += [(engine, "cuda", "fp16") for engine in ENGINES]

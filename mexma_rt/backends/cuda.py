@@ -1,7 +1,6 @@
-"""CUDA without torch, as far as an engine needs it: one stream, memory on the device, pinned memory here, captured graphs.
+"""The parts of CUDA that an engine needs, without torch: a stream, device and pinned memory, captured graphs.
 
-Thin on purpose: each method is one or two calls of the module `cuda.bindings.runtime`, and an error of any of them is raised
-in CUDA's words.
+A thin layer: each method is one or two calls of `cuda.bindings.runtime`, and errors are raised in CUDA's words.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ class Cuda:
         try:
             work()
         except BaseException:
-            with contextlib.suppress(BackendError):  # the stream must leave the capture; the first error is the one to tell
+            with contextlib.suppress(BackendError):  # the stream must leave the capture; the first error is the one to report
                 self._call("cudaStreamEndCapture", self._stream)
             raise
         recorded = self._call("cudaStreamEndCapture", self._stream)

@@ -68,7 +68,7 @@ def device_sm() -> int:
 
 
 def new_logger(trt: Any) -> Any:
-    """A logger that keeps errors for our messages and prints nothing."""
+    """A logger that keeps errors for error messages and prints nothing."""
 
     class Collector(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""A batch -> the executions of an engine that compute it: which optimisation profile takes which rows, padded to what shape.
+"""Splits a batch into executions of an engine: which optimisation profile takes which rows, padded to what shape.
 
-Numpy only, and nothing of a GPU: this is the part of the TensorRT back end that can be proved anywhere.
+This part of the TensorRT back end uses numpy only, so it can be tested without a GPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The JSON beside an engine (`rtx.engine` -> `rtx.engine.json`): what it was built from, with, and for.
 
-An engine runs only with the library version that built it and on the GPU architectures (SM) it was built for; given to another
-one it fails late, with words that explain nothing. So the sidecar is read and checked before the engine is deserialised.
+An engine runs only with the library version that built it and on the GPU architectures (SM) it was built for; elsewhere it
+fails late, with errors that explain nothing. So the sidecar is read and checked before the engine is deserialised.
 Needs neither TensorRT nor a GPU.
 """
 
@@ -44,7 +44,7 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """What is known of an engine file."""
+    """Description of an engine file."""
 
     library: str  # the Python module: "tensorrt" or "tensorrt_rtx"
     version: str  # of the library, in full

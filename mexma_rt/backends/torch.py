@@ -1,4 +1,4 @@
-"""The torch back end: packed sentences without padding, flash attention in fp16 on CUDA. For whoever has torch and no engine.
+"""The torch back end: packed sentences without padding, flash attention in fp16 on CUDA. For machines without an engine.
 
 Torch is loaded here alone (and by packed_encoder.py and packed_attention.py beside it), only where "torch" was named or
 "auto" found a GPU and nothing faster. Reads the bundle's model.safetensors, not its graphs.
@@ -101,7 +101,7 @@ class Torch(Backend):
 
 
 def why_not_torch(bundle: Bundle) -> str | None:
-    """Why "auto" need not try torch on a GPU: "" if there is nothing to tell (no GPU on this machine), None if it should try.
+    """Why "auto" skips torch on a GPU: "" without a GPU (nothing to report), None if it should try.
 
     Nothing heavy is imported: a torch that is built without CUDA shows in its version.
     """
@@ -119,7 +119,7 @@ def why_not_torch(bundle: Bundle) -> str | None:
 
 
 def advice(error: str) -> str:
-    """What to type after an error of CUDA by its text."""
+    """What to type after a CUDA error, judging by its text."""
     if "out of memory" in error:
         return "Type a smaller batch_tokens, or free the GPU: nvidia-smi lists who holds its memory."
     if "no kernel image" in error or "not compatible with the current PyTorch" in error:
@@ -172,7 +172,7 @@ def _precision(device: str, precision: str) -> tuple[str, str]:
 
 
 def _attention(torch: Any, where: str, precision: str, head_size: int) -> tuple[str, str]:
-    """The way to attend (packed_attention.py), and why."""
+    """Kind of attention (packed_attention.py), and why."""
     if where == "cpu":
         return "padded", ""
     if precision != "fp16":

@@ -1,4 +1,4 @@
-"""Lines of text files larger than memory, plain or compressed, and what to say when a data file is damaged."""
+"""Reads lines of text files larger than memory, plain or compressed, and explains damaged files."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def unpacking_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def shown_name(path: str | os.PathLike[str]) -> str:
-    """How errors name an input."""
+    """Name of an input in error messages."""
     return "standard input" if os.fspath(path) == STDIN else str(path)
 
 
 @contextlib.contextmanager
 def damage_explained(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns what the libraries raise at damaged or unreadable files into FileError."""
+    """Turn library errors about damaged or unreadable files into FileError."""
     try:
         yield
     except (FileError, InputError):
@@ -134,7 +134,7 @@ class _Unpacked(io.RawIOBase):
 
 
 class _Xz(_Unpacked):
-    """All streams of an .xz file, with a bound on the memory that it may ask for, which the library's own reader has not."""
+    """All streams of an .xz file, with a memory limit, which the library's own reader lacks."""
 
     def unpack(self, size: int) -> None:
         while not self.plain:

@@ -1,4 +1,4 @@
-"""What pictures have in common: their colours, the check before the long work, and how a file is written."""
+"""Common parts of plots: colours, the check before long work, and writing the file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ COLOURS = ("#1a1a40", "#e07b39", "#6fb1a0", "#8064a2", "#c9b458", "#888888")  # 
 
 
 def check_plot(path: str | os.PathLike[str]) -> None:
-    """Raise InputError or MissingExtraError if the picture cannot be drawn: called before the long work."""
+    """Raise InputError or MissingExtraError if the plot cannot be drawn; called before long work."""
     if Path(path).suffix.removeprefix(".") not in FORMATS:
         raise InputError(f"{path}: a picture ends in .png, .svg or .pdf. Type another name.")
     require_extra("plot", "matplotlib")
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a picture, complete or not at all, without dates, so that equal results give equal files."""
+    """Write a plot, complete or absent, without dates, so that equal results give equal files."""
     kind = Path(path).suffix.removeprefix(".")
     stream = io.BytesIO()
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]

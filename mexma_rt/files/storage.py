@@ -1,4 +1,4 @@
-"""How vectors are stored: what a row holds, and how to come back to numbers that can be compared.
+"""Storage formats of vectors: what a row holds, and how to restore comparable numbers.
 
 | precision | array holds                              | back to float32 [n, D] (`Encoder.restore`)          |
 |-----------|------------------------------------------|-----------------------------------------------------|
@@ -12,7 +12,7 @@
 Names and bytes are those of sentence-transformers' quantize_embeddings, given the same ranges. The ranges of int8 and uint8,
 per dimension, are part of the bundle and never of the batch, so that rows of two calls, two files and two machines can be
 compared; a component outside its range gets the outermost bucket. They are of vectors of length 1 with all D dimensions: with
-`truncate_dim` the first columns are kept of the very same rows, not made longer to length 1, which would leave the ranges.
+`truncate_dim` the first columns of these rows are kept without renormalising, which would leave the ranges.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SIGNS = ("binary", "ubinary")
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Least and greatest value of each of D dimensions, over the vectors of length 1 of many sentences."""
+    """Lowest and highest value of each of D dimensions, over the vectors of length 1 of many sentences."""
 
     minimum: tuple[float, ...]
     maximum: tuple[float, ...]
@@ -50,7 +50,7 @@ class Ranges:
 
     @property
     def start_and_step(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where the first bucket begins and how wide each is, float32 [D] twice. A dimension without extent has steps of 1."""
+        """Where the first bucket begins and how wide each is, float32 [D] twice. A constant dimension has a step of 1."""
         start = np.array(self.minimum, np.float32)
         step = (np.array(self.maximum, np.float32) - start) / 255
         return start, np.where(step == 0, np.float32(1), step)
@@ -69,7 +69,7 @@ def read_ranges(value: Any, dimensions: int) -> Ranges:
 
 
 def check_storage(precision: str, normalize: bool) -> None:
-    """Raise InputError for an unknown storage, or one that would lose the lengths of vectors that are not normalised."""
+    """Raise InputError for an unknown storage, or one that would lose the lengths of unnormalised vectors."""
     if precision not in STORAGES:
         raise InputError(
             f"precision={precision!r} is no storage of vectors. Known: {', '.join(STORAGES)}. "
@@ -87,7 +87,7 @@ def stored_columns(dimensions: int, precision: str) -> int:
 
 
 def finish(raw: np.ndarray, *, normalize: bool, precision: str, truncate_dim: int | None, ranges: Ranges | None) -> np.ndarray:
-    """Raw sentence vectors [n, D] as a call asked for them: cut, normalised and stored; see the table above."""
+    """Raw sentence vectors [n, D] truncated, normalised and stored as requested; see the table above."""
     if precision in BUCKETS:
         buckets = _buckets(normalized(raw), _needed(ranges, precision))[:, :truncate_dim]
         return buckets.astype(np.uint8) if precision == "uint8" else (buckets - 128).astype(np.int8)

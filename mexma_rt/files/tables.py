@@ -1,4 +1,4 @@
-"""Tables written row by row, of any length: TSV, JSON Lines or parquet by the name of the file, complete or not there."""
+"""Writes tables row by row, of any length: TSV, JSON Lines or parquet by file name; the file is complete or absent."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mexma_rt.files.atomic import atomic_write
 from mexma_rt.files.texts import JSON_SUFFIXES, PACKED
 
 ROWS = 65_536  # of a parquet row group
-NO_TABLES = {".csv", ".json", ".npy", ".npz", ".xlsx"}  # endings that promise what is not written
+NO_TABLES = {".csv", ".json", ".npy", ".npz", ".xlsx"}  # endings of formats that are not written
 
 Row = Sequence[object]
 Write = Callable[[Row], object]
 
 
 def check_table(path: str | os.PathLike[str]) -> None:
-    """Raise InputError or MissingExtraError if a table cannot be written under this name: called before the long work."""
+    """Raise InputError or MissingExtraError if a table cannot be written under this name; called before long work."""
     kind, packed = _endings(path)
     if kind in NO_TABLES:
         raise InputError(f"{path}: a table is written as .tsv, .jsonl or .parquet, by its name. Type another ending.")
@@ -39,12 +39,12 @@ def check_table(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def table(path: str | os.PathLike[str] | None, columns: Mapping[str, type]) -> Iterator[Write]:
-    """Give a function that appends a row. columns: name -> float, int or str; any value may be None.
+    """Yield a function that appends a row. columns: name -> float, int or str; any value may be None.
 
     path: NAME.jsonl or .ndjson writes an object per row, .parquet a table (zstd), anything else tab-separated text under a
     header, where numbers have six decimals, None is an empty cell, and tabs and line ends inside a text become spaces.
     .tsv and .jsonl may end in .gz, .xz or .zst. None is standard output, as TSV. The file appears when the block ends.
-    JSON has no infinity: it is null there.
+    JSON has no infinity, which becomes null.
     """
     if path is None:
         yield _tsv(sys.stdout.buffer, columns)
@@ -62,7 +62,7 @@ def table(path: str | os.PathLike[str] | None, columns: Mapping[str, type]) -> I
 
 
 def _endings(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """What the table is, and how it is packed: (".jsonl", ".gz") of x.jsonl.gz."""
+    """Format and compression of a table: (".jsonl", ".gz") of x.jsonl.gz."""
     name = Path(path)
     packed = name.suffix if name.suffix in PACKED else ""
     return (name.with_suffix("").suffix if packed else name.suffix), packed
@@ -71,7 +71,7 @@ def _endings(path: str | os.PathLike[str]) -> tuple[str, str]:
 @contextlib.contextmanager
 def _packer(raw: BinaryIO, packed: str) -> Iterator[BinaryIO]:
     if packed == ".gz":
-        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as stream:  # no time: the same bytes every time
+        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as stream:  # no timestamp, so that the bytes repeat
             yield stream  # type: ignore[misc]
     elif packed == ".xz":
         with lzma.LZMAFile(raw, "wb") as stream:

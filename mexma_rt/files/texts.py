@@ -20,7 +20,7 @@ def read_texts(path: str | os.PathLike[str], field: str | None = None) -> Iterat
 
     .parquet: the column `field`. Anything else, also .gz, .xz and .zst, and "-" for standard input: with a `field`, JSON Lines,
     each an object whose `field` is the text; without one, plain text with one sentence per line.
-    Raises InputError (with line or row) for a text that is missing or no text, FileError, MissingExtraError.
+    Raises InputError (with line or row) for a missing text or a value of another type, FileError, MissingExtraError.
     """
     name = Path(path).name
     plain = name.removesuffix(Path(name).suffix) if Path(name).suffix in PACKED else name

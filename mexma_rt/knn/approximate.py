@@ -1,7 +1,6 @@
-"""Nearest neighbours of corpora too large for exact search: IVF-PQ finds candidates, exact inner products decide among them.
+"""Nearest neighbours of corpora too large for exact search: IVF-PQ finds candidates, exact inner products rank them.
 
-Every score that comes out is exact; what is approximate is only which rows were looked at. `measure_recall` says how much
-that costs on a sample.
+All returned scores are exact; only the choice of candidate rows is approximate. `measure_recall` measures its cost on a sample.
 """
 
 from __future__ import annotations
@@ -88,10 +87,10 @@ def approximate_neighbours(
 
 
 def measure_recall(x: np.ndarray, y: np.ndarray, found: Neighbours, *, rows: int = 1000, seed: int = 0) -> Recall:
-    """Compare with exact search for `rows` random rows of each side (all, if there are fewer).
+    """Compare with exact search on `rows` random rows of each side (all, if there are fewer).
 
-    A neighbour counts as found if its score reaches that of the true k-th nearest (within 1e-5, a rounding): of rows that are
-    equally near, any will do.
+    A neighbour counts as found if its score reaches that of the true k-th nearest (within 1e-5, a rounding): among rows
+    that are equally near, any counts.
     """
     k = found[0].shape[1]
     rng = np.random.default_rng(seed)
@@ -117,7 +116,7 @@ def search_part(queries: np.ndarray, part: tuple[Any, np.ndarray], first: int, k
         block = np.ascontiguousarray(queries[start : start + QUERIES], np.float32)
         probes, everywhere = (_probes(faiss, number) for number in (min(settings.nprobe, index.nlist), index.nlist))
         rows = index.search(block, count, params=probes)[1]
-        short = (rows[:, : min(k, len(vectors))] < 0).any(axis=1)  # their lists had fewer than k rows: look into all lists
+        short = (rows[:, : min(k, len(vectors))] < 0).any(axis=1)  # their lists had fewer than k rows: search all lists
         if short.any():
             rows[short] = index.search(block[short], count, params=everywhere)[1]
         query, place = np.nonzero(rows >= 0)
@@ -134,7 +133,7 @@ def _probes(faiss: Any, nprobe: int) -> Any:
 def _search_parts(
     folder: Path, index: Index, queries: Index, k: int, settings: IvfPq, advance: Callable[[int], object]
 ) -> np.ndarray:
-    """Keys [q, k] of all parts of `index`. What the parts so far gave is kept in `folder` after each one."""
+    """Keys [q, k] of all parts of `index`. The result so far is saved in `folder` after each part."""
     folder.mkdir(exist_ok=True)
     job: dict[str, Any] = {
         "k": k,
@@ -186,6 +185,6 @@ def _folder(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
     except OSError as error:
         raise FileError(f"{path} cannot be made: {error.strerror}.") from None
     with resumable.locked(path / "lock", path):
-        for leftover in path.rglob(".*.tmp"):  # of a run that was killed while it wrote
+        for leftover in path.rglob(".*.tmp"):  # left by a run that was killed while writing
             leftover.unlink()
         yield path

@@ -1,11 +1,11 @@
-"""One pair of blocks of vectors -> the best neighbours of both, from one product: the step that every kind of kNN repeats.
+"""Finds the best neighbours between two blocks of vectors, both ways from one product: the step that every kNN search repeats.
 
     xy, yx = block_neighbours(x_block, y_block, k, x_start=i, y_start=j)     # pure: the same bytes here and on any machine
     xy = merge_neighbours(xy_of_one_block, xy_of_another)                    # associative, the same in any order
     scores, index = neighbours_of(xy)                                        # float32 [n, k], int64 [n, k]
 
-However the two sides are cut into blocks, and in whichever order these are merged, the result is that of one block. It does not
-depend on the number of threads or the BLAS either: see exact.py.
+The result is the same however the two sides are cut into blocks and in whatever order these are merged, and does not depend on
+the number of threads or the BLAS: see exact.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SPARE = 2
 
 
 class Scan(Protocol):
-    """Where the products are made: `mexma_rt.knn.tiles.scan`, or a device's, which takes what was sent to it too."""
+    """Scans products: `mexma_rt.knn.tiles.scan`, or a device's function, which also accepts vectors already sent to it."""
 
     def __call__(
         self,
@@ -63,7 +63,7 @@ CPU = Device(scan=scan_tiles, name="cpu", reason="named", precision="float32", s
 
 
 def choose_device(device: str) -> Device:
-    """The device of that name, "cpu", "cuda", "cuda:1" or "auto"; errors as those of `mexma_rt.knn.gpu.open_devices`."""
+    """The device named "cpu", "cuda", "cuda:1" or "auto"; raises the errors of `mexma_rt.knn.gpu.open_devices`."""
     if device == "cpu":
         return CPU
     from mexma_rt.knn import gpu
@@ -83,7 +83,7 @@ def choose_device(device: str) -> Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Vectors [n, D] ready for a product: without the rows that have k equals before them, and what is known of the rest."""
+    """Vectors [n, D] prepared for a product: rows with k equal rows before them are left out, and the rest is measured."""
 
     vectors: np.ndarray  # [p, D], p <= n
     rows: np.ndarray  # [p]: which of the n rows these are
@@ -144,16 +144,16 @@ def absorb_blocks(
     advance: Callable[[int], object] = lambda cells: None,
     where: Device | None = None,
 ) -> int:
-    """Merge the neighbours in a pair of blocks into keys by_x [n, k] and by_y [m, k], in place: what is known already makes the
-    search faster than `block_neighbours` with a merge, and the result is the same. by_y may be None: only those of x are
-    sought. advance is told how many cells are done.
+    """Merge the neighbours in a pair of blocks into keys by_x [n, k] and by_y [m, k], in place: known neighbours make the
+    search faster than `block_neighbours` with a merge, with the same result. With by_y=None only neighbours of
+    x are searched. advance is called with the number of cells done.
 
     Equal rows of a block must come with equal keys, as they do if both have seen the same. where: of `choose_device`, whose
     precision the blocks must have been made for; None is the CPU. Returns how many rows of both sides the scan did not
     prove; they were recomputed.
     """
     where = where or CPU
-    unsought = np.full(len(y.rows), np.inf, np.float32)  # a floor that no cell reaches: the scan passes the columns by
+    unsought = np.full(len(y.rows), np.inf, np.float32)  # a floor that no cell reaches, so the scan skips the columns
     few_x, few_y = by_x[x.rows], None if by_y is None else by_y[y.rows]
     x_error, y_error = scan_error(x.lengths, x.rounding, y.lengths, y.rounding, x.vectors.shape[1], where.precision)
     scanned_x, scanned_y = where.scan(

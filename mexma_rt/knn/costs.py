@@ -1,7 +1,7 @@
-"""What a search costs, from sizes alone: products, bytes, hours, blocks; exact, or by IVF-PQ candidates. And the embedding.
+"""Estimates the cost of a search from its sizes (products, bytes, hours, blocks), exact or by IVF-PQ, and of embedding.
 
-The rates are those of one core and were measured once (benchmarks/results/plan.md, which also compares what this predicts with
-what was measured). Seconds are CPU seconds of one core: divide by cores.
+Rates are per core and were measured once (benchmarks/results/plan.md, which also compares predictions with
+measurements). Seconds are CPU seconds of one core: divide by cores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CODE_ROUNDS, CODE_TRAINING = 25, 256  # and for the code words, with at most so 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Of one core. The defaults are those of benchmarks/results/plan.md: AVX2, shared with other work."""
+    """Rates of one core. The defaults come from benchmarks/results/plan.md: AVX2, shared with other work."""
 
     exact_flops: float  # FLOP per second of a whole exact search
     faiss_flops: float  # and of training, adding and finding lists
@@ -31,7 +31,7 @@ MEASURED = Rates(exact_flops=22e9, faiss_flops=23e9, code_byte=1.4e-9, component
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one way to search both directions, k nearest."""
+    """Cost of searching both directions for the k nearest."""
 
     cpu_seconds: float
     read_bytes: float  # of vectors and codes
@@ -42,8 +42,8 @@ class Cost:
 
 
 def exact_cost(n: int, m: int, dimensions: int, k: int, memory_bytes: int, rates: Rates, *, apart: bool) -> Cost:
-    """Of `mexma knn`: n x m rows of float32. apart: on a cluster, where a task reads an outer block and as many inner ones as
-    have its size, and memory_bytes is that of a worker.
+    """Cost of `mexma knn`: n x m rows of float32. apart: on a cluster, where a task reads an outer block and as many inner ones
+    as have its size, and memory_bytes is that of a worker.
     """
     plan = make_plan(min(n, m), max(n, m), dimensions, k, memory_bytes)
     run = max(1, plan.outer_block // plan.inner_block)
@@ -60,7 +60,7 @@ def exact_cost(n: int, m: int, dimensions: int, k: int, memory_bytes: int, rates
 
 
 def ivfpq_cost(n: int, m: int, dimensions: int, k: int, memory_bytes: int, settings: IvfPq, rates: Rates) -> Cost:
-    """Of `approximate_neighbours` with both indexes built."""
+    """Cost of `approximate_neighbours`, building both indexes."""
     seconds = read = index = 0.0
     tasks = 0
     block: list[int] = []

@@ -1,10 +1,10 @@
-"""Exact scores of neighbours that a faster scan found, and the proof that it missed none.
+"""Computes exact scores of neighbours that a faster scan found, and proves that it missed none.
 
 A scan rounds: a BLAS differently in the middle and at the edge of a matrix, so that equal sentences do not tie and results
 depend on tiles and threads; a GPU in half precision by far more. So the scan only names candidates, a few more than k. Their
 scores are computed in float64 and rounded to float32 once. A row is proved if its k-th exact score exceeds the last candidate's
 scan score by more than the scan can err; the few rows that are not are recomputed, with every cell that could matter.
-The result depends on the vectors alone, whatever the scan, its blocks and its precision.
+The result depends only on the vectors, not on the scan, its blocks or its precision.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def compute_anew(
 
 
 def hash_factors(dimensions: int) -> np.ndarray:
-    """Odd numbers uint64 [D], always the same."""
+    """Fixed odd numbers, uint64 [D]."""
     return np.random.default_rng(7).integers(0, 2**63, dimensions, np.uint64) | np.uint64(1)
 
 
@@ -171,7 +171,7 @@ def hashes_of(vectors: np.ndarray) -> np.ndarray:
 def repeated(vectors: np.ndarray, k: int, hashes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return which rows have k equal rows or more before them, and for each of these the first of its equals.
 
-    They need no product. As neighbours they lose against those before them; their own neighbours are those of the first.
+    They need no product: as neighbours they lose to the earlier rows, and their own neighbours are those of the first.
     hashes: those of `hashes_of`, where they are known.
     """
     if hashes is None:

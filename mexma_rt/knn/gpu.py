@@ -1,7 +1,7 @@
 """The scan on GPUs, in half precision, by torch if it is installed or cupy (gpu_arrays.py has their operations).
 
-The runtime needs neither of the two. They are loaded in functions, and only where "cuda" or "auto" was asked for. What is found
-here is re-scored and proved by exact.py, so a device changes times, not results.
+The runtime requires neither. They are imported in functions, only for "cuda" or "auto". Candidates found here are re-scored and
+proved by exact.py, so a device changes speed, not results.
 
 Products of tiles, as in tiles.py, of which each row and column looks into the groups of cells whose maximum beats what it knows
 already. Where it knows too little for that (its first tile), it takes the k best groups and the k best cells in them, where
@@ -46,7 +46,7 @@ class Devices:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What is known of vectors [n, D] after they were sent. sent: for the scan."""
+    """Measurements of vectors [n, D], taken while they were sent. sent: the vectors for the scan."""
 
     lengths: np.ndarray  # float64 [n]
     rounding: np.ndarray  # float64 [n]: |vector - its rounding|
@@ -98,7 +98,7 @@ class Sent:
         self.held: dict[tuple[int, int], Any] = {}  # (device, start) -> [rows up to a whole number of groups, D]
 
     def of(self, vectors: np.ndarray) -> Sent:
-        """Other vectors, which are sent when a scan asks for them."""
+        """The same devices for other vectors, which are sent when a scan needs them."""
         return Sent(self.arrays, vectors)
 
     def piece(self, number: int, start: int) -> Any:
@@ -202,7 +202,7 @@ class Best:
         self.scores[rows] = best
 
     def settle(self) -> None:
-        """Ask for more from here on: cells that equal the k-th best are no better than it."""
+        """Raise the bar: from here on, cells that equal the k-th best do not count."""
         self.above = self.ops.higher(self.floor, self.ops.single(self.scores[:, -1]))
         self.fresh = False
 

@@ -1,4 +1,4 @@
-"""The array operations that a scan on a GPU is made of, by torch or by cupy: one class each, with the same methods.
+"""Array operations of the GPU scan, one class each for torch and cupy, with the same methods.
 
 Each holds one device. `send` goes through page-locked memory in two halves, so that a copy runs while the next piece is packed.
 """
@@ -40,7 +40,7 @@ class TorchArrays:
         self.total_bytes = self.free_bytes()  # before the search takes any
 
     def free_bytes(self) -> int:
-        """Of the device, with what torch keeps of it but does not use."""
+        """Free bytes of the device, including memory that torch reserves but does not use."""
         if not self.device.startswith("cuda"):
             return self.memory
         unused = self.torch.cuda.memory_reserved(self.device) - self.torch.cuda.memory_allocated(self.device)
@@ -306,7 +306,7 @@ class CupyCopies:
 
 @contextlib.contextmanager
 def explained(library: str, device: str) -> Iterator[None]:
-    """What a library raises on a device becomes a BackendError that says what to type."""
+    """Turn a library's error on a device into a BackendError that says what to type."""
     try:
         yield
     except BackendError:

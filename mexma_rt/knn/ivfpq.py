@@ -1,4 +1,4 @@
-"""An IVF-PQ index of vectors on the disk, in parts that fit into memory; faiss does the work.
+"""An IVF-PQ index of vectors on disk, in parts that fit in memory, built with faiss.
 
 faiss divides the vectors into `nlist` lists around centroids and keeps `m` bytes of each (product quantisation: Jégou, Douze
 and Schmid, TPAMI 2011). One training serves all parts. A part is a range of rows: its codes in one file, its vectors where
@@ -29,7 +29,7 @@ READ_ROWS = 65536
 
 @dataclass(frozen=True, kw_only=True)
 class IvfPq:
-    """What the index and the search depend on. The names are those of faiss.
+    """Settings of the index and the search, with faiss's names.
 
     nlist: lists of the index; None takes the power of two below 4 sqrt(rows) that the rows can train.
     m: bytes per vector, a divisor of the dimensions; None takes about a quarter of them.
@@ -107,7 +107,7 @@ def part_size(rows: int, dimensions: int, m: int, memory_bytes: int) -> int:
 def build(
     folder: Path, vectors: np.ndarray, settings: IvfPq, *, name: str, memory_bytes: int, advance: Callable[[int], object]
 ) -> Index:
-    """Train, add and write what is not in `folder` yet; what is there is checked against the vectors [n, D], read once.
+    """Train, fill and write the parts missing from `folder`; existing parts are checked against the vectors [n, D], read once.
 
     Raises InputError if the folder has an index with other settings, FileError if its vectors were others or it is damaged.
     """

@@ -1,14 +1,14 @@
-"""Neighbours as whole numbers that sort: the k best of any parts, merged in any order, are the k smallest.
+"""Encodes neighbours as sortable integers: the k best of several parts, merged in any order, are the k smallest.
 
-The key of a neighbour has the score, in an order-preserving form and turned round, in its upper 32 bits and the index in the
-lower. Ascending keys are falling scores, and of equal scores rising indices.
+A key has the score, in an order-preserving and inverted form, in its upper 32 bits and the index in the lower. Ascending keys
+mean descending scores, and ascending indices for equal scores.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-EMPTY = np.uint64(0xFFFF_FFFF_FFFF_FFFF)  # behind every neighbour: none found yet
+EMPTY = np.uint64(0xFFFF_FFFF_FFFF_FFFF)  # sorts after every neighbour: none found yet
 MOST_ROWS = 2**32 - 1  # of a side, because an index has 32 bits of the key
 MATRIX = 1 << 18  # keys sorted at a time
 
@@ -30,7 +30,7 @@ def neighbours_of(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def no_neighbours(n: int, k: int) -> np.ndarray:
-    """Keys [n, k] of rows that have seen nothing yet."""
+    """Keys [n, k] of rows without neighbours yet."""
     return np.full((n, k), EMPTY)
 
 

@@ -1,7 +1,7 @@
-"""Several matrix products at a time, each with one thread of the BLAS, in place of one product with all of its threads.
+"""Runs several matrix products at a time with one BLAS thread each, instead of one product with all threads.
 
-Between two products the BLAS's threads keep the cores busy waiting for the next one (OpenBLAS: some 28 ms), and whoever works
-there has to share with them. A lane that makes its own products and works on them itself waits for nobody.
+Between products, BLAS threads spin on their cores (OpenBLAS: some 28 ms) and slow whatever else runs there. A lane that makes
+its own products and processes them itself does not wait.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from mexma_rt.cores import usable_cores
 
 _lock = threading.Lock()
-_users = 0  # searches at work in this process: the first takes the BLAS's threads away, the last gives them back
+_users = 0  # running searches of this process: the first limits the BLAS's threads, the last restores them
 _allowed = 0  # threads that it had
 _limit: Any = None
 

@@ -22,7 +22,7 @@ def margin_scores(cosine: np.ndarray, x_mean: np.ndarray, y_mean: np.ndarray, ma
     """Return float64 scores of candidate pairs from their cosines and neighbour means, all of shapes that broadcast.
 
     With mean = (x_mean + y_mean) / 2, "ratio" is cosine / mean, "distance" is cosine - mean and "absolute" is the cosine.
-    Where the mean is not positive the ratio has no meaning (division would turn the order round) and is set to 0.
+    Where the mean is not positive the ratio is meaningless (division would invert the order) and is set to 0.
     """
     check_choice("margin", margin, MARGINS)
     cosine = np.asarray(cosine, np.float64)

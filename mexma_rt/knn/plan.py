@@ -1,8 +1,8 @@
-"""How a search larger than memory is cut: blocks, bytes, reads and time, from sizes and the memory that may be used.
+"""Plans a search larger than memory: blocks, bytes, reads and time, from its sizes and the memory allowed.
 
 Blocks of one side, the outer one, are held in turn, while the other side is read past each of them: so every byte of the outer
 side is read once, and of the inner side once for each outer block. That is least with the smaller side outside and blocks as
-large as the memory holds. The inner side is read there and back again, so that the block at each turn is read once less.
+large as the memory holds. The inner side is read alternately forwards and backwards, which saves a block at each turn.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class Plan:
 
     @property
     def rows_read(self) -> int:
-        """Of both sides, beside the first reading that checks them."""
+        """Rows read of both sides, after the first pass that checks them."""
         passes, inner = len(self.blocks), self.inner_blocks
-        last, first = (stop - start for start, stop in (inner[-1], inner[0]))  # of the inner side: where it turns round
+        last, first = (stop - start for start, stop in (inner[-1], inner[0]))  # of the inner side: where the direction changes
         return self.outer_rows + passes * self.inner_rows - passes // 2 * last - (passes - 1) // 2 * first
 
     def text(self, seconds: float) -> str:
-        """What will be done, in one line; seconds as estimated."""
+        """The plan in one line, with the estimated seconds."""
         return (
             f"{self.outer_rows:,} x {self.inner_rows:,} rows of {self.columns} dimensions, k={self.k}: {self.flops:.3g} FLOP "
             f"in {len(self.blocks)} x {len(self.inner_blocks)} blocks of {self.outer_block:,} x {self.inner_block:,} rows; "
@@ -72,8 +72,8 @@ class Plan:
 
 
 def make_plan(outer_rows: int, inner_rows: int, columns: int, k: int, memory_bytes: int) -> Plan:
-    """Choose the blocks. Raises InputError if the memory is not enough for the least of them, saying what would be."""
-    keys = 8 * (3 * k + 8)  # of a row: known, scanned and settled neighbours
+    """Choose the blocks. Raises InputError if the memory is too small for any, saying how much is needed."""
+    keys = 8 * (3 * k + 8)  # of a row: known, scanned and proved neighbours
     row = columns * 4 + keys + 64  # and its length, hash, order and place
     fixed = BASE_BYTES + SCAN_BYTES + SETTLED * usable_cores() * 8 * (2 * k + 6) * 6
     widest = min(outer_rows, memory_bytes // row)
@@ -106,7 +106,7 @@ def make_plan(outer_rows: int, inner_rows: int, columns: int, k: int, memory_byt
 
 
 def flops_per_second(columns: int) -> float:
-    """The rate of float32 products on this machine now, by a tenth of a second of them."""
+    """Rate of float32 products on this machine, measured for a tenth of a second."""
     side = np.full((2048, columns), 0.5, np.float32)
     out = np.empty((2048, 2048), np.float32)
     best, until = 0.0, time.perf_counter() + 0.1 * usable_cores()
@@ -118,7 +118,7 @@ def flops_per_second(columns: int) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 43 s, 12 min, 3.4 h, 5.1 days."""
+    """Seconds as text: 43 s, 12 min, 3.4 h, 5.1 days."""
     for size, unit, digits in ((86400, "days", 1), (3600, "h", 1), (60, "min", 0)):
         if seconds >= 2 * size:
             return f"{seconds / size:.{digits}f} {unit}"

@@ -1,7 +1,7 @@
 """Exact nearest neighbours by inner product, in both directions from one matrix product, with numpy alone.
 
-Here is the call for arrays in memory, with its checks; blocks.py has the step that it repeats, tiles.py and exact.py how that
-is fast and exact, and on_disk.py the same for vectors larger than memory.
+This is the search in memory, with its checks; blocks.py has the step that it repeats, tiles.py and exact.py make that fast and
+exact, and on_disk.py searches vectors larger than memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Neighbours:
     device: str
     reason: str  # why this device
     precision: str  # of the scan; scores are exact whatever it is
-    computed_anew: int  # rows of both sides for which the scan was not proved to have missed nothing
+    computed_anew: int  # rows of both sides whose scan result could not be proved complete
 
 
 def mutual_neighbours(
@@ -68,7 +68,7 @@ def neighbours(
     progress: bool | None = None,
     device: str = "cpu",
 ) -> Neighbours:
-    """The same search as `mutual_neighbours`, with what was run and how many rows had to be computed again to be exact."""
+    """Like `mutual_neighbours`, but also says what ran and how many rows had to be recomputed to be exact."""
     x, y = _checked(x, y)
     check_k(k, {"x": len(x), "y": len(y)}, "rows")
     where = choose_device(device)
@@ -92,8 +92,8 @@ def neighbours(
 def nearest(x: np.ndarray, y: np.ndarray, k: int, *, memory_bytes: int = 256 << 20) -> tuple[np.ndarray, np.ndarray]:
     """Return the k nearest rows of y for every row of x only: (scores [n, k] float32, index [n, k] int64).
 
-    Those of `mutual_neighbours`, to the bit, without its work for the other direction; x may have any number of rows. Raises
-    as it does.
+    Bit for bit those of `mutual_neighbours`, without the work for the other direction; x may have any number of rows. Raises
+    the same errors.
     """
     x, y = _checked(x, y)
     check_k(k, {"y": len(y)}, "rows")

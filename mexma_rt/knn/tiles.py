@@ -1,9 +1,9 @@
-"""Similarities tile by tile, and the best of each row and column of all tiles: the scan, nearly at the speed of the product.
+"""The CPU scan: similarities tile by tile and the best of each row and column, at nearly the speed of the matrix product.
 
 One pass over a tile is enough for both directions: the maxima over groups of 16 rows in each column. A column looks into a
 group that beats its k-th best so far; so do the rows of a group, which ask about the same because rows are kept sorted by that.
-Cells are looked into by the hundred, so nearly all the time goes into the matrix product. Threads take whole tiles, side by
-side: each makes the product of its own and looks into it (lanes.py says why).
+Few cells are inspected, by the hundred at a time, so nearly all time goes into the matrix product. Each
+thread computes and inspects whole tiles of its own (lanes.py says why).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def scan(
         tile[len(keys) :] = -np.inf
         tile[:, c:] = -np.inf
         column_entry = entry(by_y[j : j + c], y_floor[j : j + c])
-        with lock:  # tiles end in any order, so an equal of the k-th best may yet have a lower index than it
+        with lock:  # tiles finish in any order, so a tie with the k-th best may still have a lower index
             row_entry = np.nextafter(entry(keys, x_floor[row_index]), np.float32(-np.inf))
         absorb_tile(tile, keys, row_index, row_entry, by_y[j : j + c], j, column_entry, lock)
         return len(keys) * c
@@ -108,13 +108,13 @@ def absorb_tile(
     """
     r, c, columns, k = len(by_row), len(by_column), tile.shape[1], by_row.shape[1]
     maxima = np.empty((len(tile) // GROUP, columns), np.float32)
-    fresh = bool(np.isneginf(row_entry).any())  # then the rows look at all cells
+    fresh = bool(np.isneginf(row_entry).any())  # then the rows inspect all cells
     group_entry = np.full((len(tile) // GROUP, GROUP), np.inf, np.float32)
     group_entry.ravel()[:r] = np.inf if fresh else row_entry
     lowest = group_entry.min(axis=1)[:, None]
 
     def absorb_columns(start: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Merge some columns; returns what rows find there, or None if they must look at all cells."""
+        """Merge some columns; returns what rows find there, or None if they must inspect all cells."""
         part = slice(start, min(start + PART, c))
         keys, best, above = by_column[part], maxima[:, part], column_entry[part]
         _seed(above, best.T, k)

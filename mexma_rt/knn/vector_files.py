@@ -1,7 +1,6 @@
-"""Vectors on the disk: a .npy file, or a folder of shards as `embed_file` writes it, read by ranges of rows.
+"""Vectors on disk: a .npy file, or a folder of shards as `embed_file` writes it, read by ranges of rows.
 
-Read with plain reads into memory of our own, not mapped: pages of a map count as the process's memory, and when they go is the
-system's choice.
+They are read into buffers, not mapped: mapped pages count as the process's memory, and the system decides when to drop them.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class VectorFiles:
-    """One side of a search, [rows, columns]; `unit`: rows are brought to length 1 as they are read (zeros stay zeros)."""
+    """One side of a search, [rows, columns]; `unit`: rows are scaled to length 1 as they are read (zeros stay zeros)."""
 
     name: str
     shards: tuple[Shard, ...]
@@ -74,7 +73,7 @@ class VectorFiles:
     def check(self) -> tuple[str, float]:
         """Read everything once: returns the SHA-256 of all rows and the largest absolute component (1 for rows of length 1).
 
-        Raises InputError for NaN and infinity, so that a long job does not end in them.
+        Raises InputError for NaN and infinity, so that a long job does not fail on them.
         """
         digest, largest = hashlib.sha256(), 0.0
         for shard in self.shards:
@@ -102,7 +101,7 @@ def open_vectors(path: str | os.PathLike[str], *, unit: bool) -> VectorFiles:
         raise FileError(f"{path} does not exist. Vectors come from: mexma embed FILE -o {path}")
     if not path.is_dir():
         shard = _shard(path, 0)
-        if shard.dtype.kind == "i":  # nothing in the file says what they are; of `mexma embed` they are codes
+        if shard.dtype.kind == "i":  # the file does not say what they are; those of `mexma embed` are quantised
             raise InputError(_codes(path, str(shard.dtype)))
         return VectorFiles(name=str(path), shards=(shard,), unit=unit)
     try:
