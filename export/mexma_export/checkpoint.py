@@ -89,7 +89,7 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     if (folder / MANIFEST).exists() and not (pipeline.encoder / WEIGHTS).is_file():
         raise FileError(
             f"{folder} is a bundle without its weights, and an export needs those: name the checkpoint that it was exported "
-            "from. (Building an engine takes a bundle: mexma-export engine BUNDLE rtx)"
+            "from. (Building an engine takes a bundle: mexma-export BUNDLE --engine rtx)"
         )
     tokenizer = _load_tokenizer(pipeline.encoder)
     _check_fit(folder, tokenizer, config.get("vocab_size"))

@@ -57,9 +57,7 @@ def _tiny(side: Side) -> MiningWarning | None:
 
 def _zeros(side: Side, cosine: np.ndarray) -> MiningWarning | None:
     """cosine [n, k] to the neighbours: only a vector of zeros has exactly 0 to all of them."""
-    count = sum(
-        int((cosine[start : start + BLOCK] == 0).all(axis=1).sum()) for start in range(0, len(cosine), BLOCK)
-    )
+    count = sum(int((cosine[start : start + BLOCK] == 0).all(axis=1).sum()) for start in range(0, len(cosine), BLOCK))
     if not count:
         return None
     return MiningWarning(

@@ -273,7 +273,7 @@ def bad(kind: str) -> tuple[str, dict[str, Any]]:
         ("text", "text.npy is no .npy file"),
         ("cut", "cut.npy is cut off"),
         ("exists", "folder exists already. Choose another name, or delete it: rm -r folder"),
-        ("file", "y.npy is a file's name"),
+        ("file", "y.npy is the name of a file"),
         ("empty folder", "folder without vectors.json"),
         ("ubinary", "sign bits"),
         ("binary", r"folder holds sign bits \(binary\)"),
@@ -299,6 +299,6 @@ def test_the_command_says_what_it_does_and_what_is_wrong() -> None:
     result = CliRunner().invoke(main, ["knn", "x.npy", "y.npy", "-o", "out"])
     assert result.exit_code == 1 and "out exists already" in result.stderr
     result = CliRunner().invoke(main, ["knn", "x.npy", "y.npy", "-o", "out2", "--memory", "lots"])
-    assert result.exit_code == 2 and "is no amount of memory" in result.stderr
+    assert result.exit_code == 2 and "is not an amount of memory" in result.stderr
     with pytest.raises(FileError, match=r"x\.npy is no folder of neighbours"):
         open_neighbours("x.npy")
