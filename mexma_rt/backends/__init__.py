@@ -230,7 +230,9 @@ def _cpu_precision(bundle: Bundle) -> tuple[str, str]:
     for precision in (default, *(name for name in bundle.graphs if name not in (default, "fp16"))):
         parity = bundle.parity.get(precision)
         if isinstance(parity, dict) and parity.get("passed") is True:
-            why = f"its parity report passed: lowest cosine {parity.get('min_cosine')} over {parity.get('sentences')} sentences"
+            lowest = parity.get("min_cosine")
+            digits = f"{lowest:.6f}" if isinstance(lowest, float) else lowest
+            why = f"its parity report passed: lowest cosine {digits} over {parity.get('sentences')} sentences"
             if precision == default:
                 return precision, f"{precision} is the bundle's default precision, and {why}"
             return precision, f"{precision}, because {why}; that of the default {default} is missing or did not pass"

@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+VERBOSE = "mexma_rt.verbose"  # in the meta of a command's context
+
+
+def is_verbose() -> bool:
+    """Whether the command that runs was given --verbose."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(VERBOSE))
+
+
+def _keep_verbose(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.meta[VERBOSE] = value
+
+
 _MODEL = [
     click.option(
         "--model", default="mexma-mini", show_default=True, help="Model: a bundled name, a bundle folder or a hub name."
@@ -45,6 +58,9 @@ _MODEL = [
         "--batch-tokens", type=click.IntRange(min=1), help="Most tokens in a batch: more is faster, and takes more memory."
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=_keep_verbose, help="Say in full what ran, and why there."
+    ),
 ]
 _MARGIN = [
     click.option("--margin", type=click.Choice(MARGINS), default="ratio", show_default=True, help="Margin that scores a pair."),
@@ -110,9 +126,10 @@ class LoadedEncoder:
 
 
 def describe(report: EmbedReport, name: str) -> str:
-    """A report as text: counts, speed, where it ran and why, cut sentences."""
+    """A report as text: counts, speed, where it ran, cut sentences; with --verbose why it ran there."""
+    repeated = "" if report.distinct == report.sentences else f" ({report.distinct:,} distinct)"
     text = (
-        f"{name}: {report.sentences:,} sentences ({report.distinct:,} distinct) in {report.seconds:.1f} s, "
+        f"{name}: {report.sentences:,} sentences{repeated} in {report.seconds:.1f} s, "
         f"{report.sentences_per_second:,.0f} per second; {ran(report)}"
     )
     if report.truncated:
@@ -125,8 +142,9 @@ def describe(report: EmbedReport, name: str) -> str:
 
 
 def ran(report: EmbedReport) -> str:
-    """Which model ran where, and why."""
-    return f"{report.model}, {report.precision} on {report.device} by {report.backend} ({report.reason})"
+    """Which model ran where; with --verbose by which engine, and why there."""
+    why = f" by {report.backend} ({report.reason})" if is_verbose() else ""
+    return f"{report.model}, {report.precision} on {report.device}{why}"
 
 
 def report_dict(report: EmbedReport, name: str) -> dict[str, Any]:

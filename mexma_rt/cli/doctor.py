@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from dataclasses import asdict
 from functools import partial
@@ -11,9 +12,10 @@ from typing import Any
 
 import click
 
-from mexma_rt.cli.common import echo_json, model_options
+from mexma_rt.cli.common import echo_json, is_verbose, model_options
 
 PACKAGES = ("numpy", "onnxruntime", "tokenizers", "click", "tqdm", "huggingface_hub", "threadpoolctl")
+MAIN = ("mexma-rt", "python", "onnxruntime", "numpy")  # of them, without --verbose
 SENTENCE = "Hello world"
 
 
@@ -34,7 +36,10 @@ def doctor(as_json: bool, **options: Any) -> None:
     versions = {"mexma-rt": mexma_rt.__version__, "python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
     if not as_json:  # before the model is loaded, so that it is there if loading fails
-        click.echo("  ".join(f"{name} {number}" for name, number in versions.items()) + f"\n{platform.platform()}")
+        shown = versions if is_verbose() else {name: versions[name] for name in MAIN}
+        click.echo("  ".join(f"{name} {number}" for name, number in shown.items()) + f"  {platform.system()}")
+        if is_verbose():
+            click.echo(platform.platform())
 
     clash = clash_of_packages()
     if clash and not as_json:
@@ -76,17 +81,30 @@ def doctor(as_json: bool, **options: Any) -> None:
         return
     click.echo(
         f"model {bundle.name}: {bundle.dimensions} dimensions, {encoder.max_length} of at most "
-        f"{bundle.max_length_limit} tokens, {len(bundle.files)} files, {megabytes:.1f} MB\n  {bundle.folder}"
-        f"{f', commit {bundle.revision}' if bundle.revision else ''}\n"
-        f"loaded in {load_seconds:.2f} s; sizes and hashes of its files are right; one sentence takes "
-        f"{1000 * report.seconds:.1f} ms\n"
-        f"runs {report.precision} on {report.device} by {report.backend}, because {report.reason}\n  {proof}"
+        f"{bundle.max_length_limit} tokens, {len(bundle.files)} files, {megabytes:.1f} MB, sizes and hashes right\n"
+        f"  {bundle.folder}{f', commit {bundle.revision}' if bundle.revision else ''}\n"
+        f"runs {report.precision} on {report.device} by {report.backend}"
+        f"{f', because {report.reason}' if is_verbose() else ''}\n  loaded in {load_seconds:.2f} s, one sentence takes "
+        f"{1000 * report.seconds:.1f} ms\n  {proof}"
     )
-    for choice in choices:
-        state = "works" if choice["usable"] else "no   "
-        click.echo(f"  {state}  {choice['backend']} {choice['device']:<4} {choice['precision']:<4}  {choice['reason']}")
+    for line in _listed(choices):
+        click.echo(line)
     if wrong is not None:
         raise wrong
+
+
+def _listed(choices: list[dict[str, Any]]) -> list[str]:
+    """A line for each way to run the model; without --verbose those that do not work, with the first sentence of why."""
+    lines, refused = [], dict[str, list[str]]()
+    for choice in choices:
+        way = f"{choice['backend']} {choice['device']:<4} {choice['precision']:<4}"
+        if choice["usable"] or is_verbose():
+            lines.append(f"  {'works' if choice['usable'] else 'no   '}  {way}  {choice['reason']}")
+        else:
+            why = re.split(r"\n|(?<=\.) | \(", choice["reason"])[0].removesuffix(".")
+            refused.setdefault(why, []).append(" ".join(way.split()))
+    lines += [f"  no     {', '.join(ways)}: {why}" for why, ways in refused.items()]
+    return lines + (["  (what to type for these: mexma doctor --verbose)"] if refused else [])
 
 
 def _version(package: str) -> str:

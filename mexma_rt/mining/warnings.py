@@ -22,7 +22,10 @@ BLOCK = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class MiningWarning:
-    """kind: "tiny", "zeros", "identical" or "near-duplicates". share: of the lines concerned (tiny: their number)."""
+    """kind: "tiny", "zeros", "identical" or "near-duplicates"; side: "source", "target" or "both".
+
+    share: of the lines concerned (tiny: the fewest lines).
+    """
 
     kind: str
     side: str
@@ -34,24 +37,24 @@ def find_warnings(
     source: Side, target: Side, x: np.ndarray, y: np.ndarray, neighbours: ScoredNeighbours
 ) -> tuple[MiningWarning, ...]:
     """x, y: unit vectors [p, D], [q, D] of the compared lines; the warnings, most important first."""
-    found = [_tiny(side) for side in (source, target)]
+    found = [_tiny(source, target)]
     found += [_zeros(side, cosine) for side, cosine in ((source, neighbours.cosine_xy), (target, neighbours.cosine_yx))]
     found.append(_identical(source, target, neighbours))
     found += [_near_duplicates(side, vectors) for side, vectors in ((source, x), (target, y))]
     return tuple(warning for warning in found if warning is not None)
 
 
-def _tiny(side: Side) -> MiningWarning | None:
-    size = len(side.pool)
-    if size >= FEW_LINES:
+def _tiny(source: Side, target: Side) -> MiningWarning | None:
+    few = [side for side in (source, target) if len(side.pool) < FEW_LINES]
+    if not few:
         return None
+    counts = " and ".join(f"the {side.name} {len(side.pool):,}" for side in few)
     return MiningWarning(
         kind="tiny",
-        side=side.name,
-        share=size,
-        message=f"The {side.name} has {size:,} different lines, fewer than {FEW_LINES:,}: among so few some pair always stands "
-        "out, so that a score proves little, also between lines that are no translations. Read the pairs, raise the threshold, "
-        "or mine larger corpora. For documents that run parallel, align them instead.",
+        side="both" if len(few) == 2 else few[0].name,
+        share=min(len(side.pool) for side in few),
+        message=f"Fewer than {FEW_LINES:,} different lines ({counts}): among so few some pair always stands out, so a score "
+        "proves little. Read the pairs, raise the threshold, or align documents that run parallel instead.",
     )
 
 

@@ -49,7 +49,7 @@ def test_auto_on_a_machine_without_cuda_says_why(bundle, monkeypatch):
     assert backend.reason == (
         "auto: cuda was refused (The installed onnxruntime has no CUDA (it has CPUExecutionProvider).); "
         f"{default} is the bundle's default precision, and its parity report passed: lowest cosine "
-        f"{bundle.parity[default]['min_cosine']} over 20 sentences"
+        f"{bundle.parity[default]['min_cosine']:.6f} over 20 sentences"
     )
 
 
@@ -59,7 +59,7 @@ def test_auto_leaves_a_precision_whose_parity_did_not_pass(bundle):
     chosen = open_backend(dataclasses.replace(bundle, parity={**failed, **fine}), device="cpu")
     assert chosen.precision == "fp32"
     assert chosen.reason == (
-        "device='cpu' was named; fp32, because its parity report passed: lowest cosine 0.99999 over 20 sentences; that of "
+        "device='cpu' was named; fp32, because its parity report passed: lowest cosine 0.999990 over 20 sentences; that of "
         "the default int8 is missing or did not pass"
     )
     unknown = open_backend(dataclasses.replace(bundle, parity={}), device="cpu")

@@ -59,7 +59,7 @@ def test_wrong_vectors_fail(tiny_bundle: Path, tmp_path: Path, golden: dict, as_
         assert report["runs"]["proved"] is False
         assert not [choice for choice in report["choices"] if choice["usable"]]
     else:
-        assert "no     onnxruntime cpu  fp32  onnxruntime computes wrong vectors" in result.stdout
+        assert "no     onnxruntime cpu fp32: onnxruntime computes wrong vectors" in result.stdout
 
 
 def test_a_bundle_without_golden_vectors_says_so(tiny_bundle: Path, tmp_path: Path) -> None:

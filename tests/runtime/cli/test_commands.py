@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,8 +52,7 @@ def test_embed_writes_what_the_library_gives(
     result = mexma("embed", "src.txt", "-o", "v.npy", "--model", tiny_bundle)
     vectors = np.load("v.npy", allow_pickle=False)
     np.testing.assert_array_equal(vectors, encoder.embed(corpora[0]))
-    assert "src.txt: 20 sentences (20 distinct)" in result.stdout
-    assert "int8 on cpu by onnxruntime (auto: " in result.stdout
+    assert re.search(r"^src.txt: 20 sentences in [\d.]+ s, [\d,]+ per second; tiny, int8 on cpu$", result.stdout, re.M)
     assert "v.npy: float32 [20, 32]" in result.stdout
 
 
@@ -126,7 +126,7 @@ def test_mine_writes_the_pairs_of_the_library(
     assert result.stdout.startswith(f"{len(pairs)} pairs of 20 x 20 lines with distance >= 0.01 (intersect, k=3) in ")
     assert result.stdout.endswith("p.tsv\n")
     assert "src.txt: 20 sentences" in result.stderr and "tgt.txt: 20 sentences" in result.stderr
-    assert "warning: The source has 20 different lines, fewer than 1,000" in result.stderr
+    assert "warning: Fewer than 1,000 different lines (the source 20 and the target 20)" in result.stderr
 
 
 def test_mine_without_output_prints_pure_tsv(tiny_bundle: Path, corpora: tuple[list[str], list[str]]) -> None:
@@ -224,10 +224,14 @@ def test_xsim_of_two_files_and_of_a_folder(
 
 
 def test_doctor(tiny_bundle: Path, encoder: mexma_rt.Encoder) -> None:
-    text = mexma("doctor", "--model", tiny_bundle).stdout
+    short = mexma("doctor", "--model", tiny_bundle).stdout
+    assert f"mexma-rt {mexma_rt.__version__}" in short and "auto: " not in short and "pip install" not in short
+    assert "works  onnxruntime cpu  int8" in short and "  no     tensorrt cuda fp16" in short
+    assert max(map(len, short.splitlines())) < 170  # the folder of the bundle is one of them
+    text = mexma("doctor", "--model", tiny_bundle, "--verbose").stdout
     assert f"mexma-rt {mexma_rt.__version__}" in text and f"numpy {np.__version__}" in text
     assert "model tiny: 32 dimensions, 128 of at most 512 tokens" in text
-    assert "sizes and hashes of its files are right" in text
+    assert "sizes and hashes right" in text
     assert "runs int8 on cpu by onnxruntime, because auto: " in text
     assert "works  onnxruntime cpu  int8" in text
     report = json.loads(mexma("doctor", "--model", tiny_bundle, "--json", "--precision", "fp32").stdout)
