@@ -4,7 +4,7 @@
 
 noisy.fr and noisy.en are 40 lines with ten faults: a block of five that slipped by one line, two sides that are equal, a blank
 line, an advertisement, a repetition, a "yes" that became a paragraph. FOLDER (or a temporary one) gets kept.tsv, dropped.tsv,
-and report.html, the page of `mexma mine` about the two sides as they came. Real bitexts have millions of lines and go the same way.
+and report.html, the page of `mexma mine` about the two sides. A bitext of millions of lines goes the same way.
 """
 
 from __future__ import annotations

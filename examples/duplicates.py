@@ -2,7 +2,8 @@
 
     python examples/duplicates.py
 
-Every text is compared with its nearest ones; those that are each other's near neighbours with a high cosine are joined to groups.
+Every text is compared with its nearest ones. Two are joined where their cosine is above what both have on average with their
+neighbours: a margin, as in mining, since what a high cosine is differs between models.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 
 import mexma_rt as mexma
 
-LEAST = 0.6  # cosine; look at the pairs around yours before you choose it
+LEAST = 1.1  # margin; look at the pairs around yours before you choose it
 HEADLINES = [
     "The central bank raised interest rates on Thursday",
     "La banque centrale a relevé les taux d'intérêt jeudi",
@@ -25,7 +26,7 @@ HEADLINES = [
     "L'équipe de football a gagné la finale en prolongation",
     "Heavy rain caused floods in the north of the country",
     "As chuvas fortes causaram inundações no norte do país",
-    "The museum opens a new exhibition of old maps",
+    "Rents fell in most large cities",
     "Farmers expect a good harvest this year",
 ]
 
@@ -33,7 +34,10 @@ HEADLINES = [
 def groups(texts: list[str], least: float, k: int = 4) -> list[list[int]]:
     """Rows that belong together, the largest group first; a text without a near one is in no group."""
     vectors = mexma.embed(texts)
-    all_scores, index, _, _ = mexma.knn.mutual_neighbours(vectors, vectors, k=k + 1)  # the row itself is among them
+    cosine, index, _, _ = mexma.knn.mutual_neighbours(vectors, vectors, k=k + 1)
+    itself = index == np.arange(len(texts))[:, None]  # every row finds itself
+    means = np.where(itself, 0, cosine).sum(axis=1) / k
+    margins = 2 * cosine / (means[:, None] + means[index])
     parent = list(range(len(texts)))
 
     def root(row: int) -> int:
@@ -41,9 +45,8 @@ def groups(texts: list[str], least: float, k: int = 4) -> list[list[int]]:
             row = parent[row]
         return row
 
-    for row, (scores, nearest) in enumerate(zip(all_scores, index, strict=True)):
-        for other in nearest[(scores >= least) & (nearest > row)].tolist():
-            parent[root(other)] = root(row)
+    for row, column in np.argwhere((margins >= least) & ~itself).tolist():
+        parent[root(index[row, column])] = root(row)
     roots = np.array([root(row) for row in range(len(texts))])
     sets = [np.flatnonzero(roots == each).tolist() for each in np.unique(roots)]
     return sorted((rows for rows in sets if len(rows) > 1), key=len, reverse=True)

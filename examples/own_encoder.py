@@ -2,8 +2,8 @@
 
     python examples/own_encoder.py
 
-This one counts groups of three letters, which is enough for languages as close as Spanish and Portuguese. In its place may stand a
-model of sentence-transformers, an API, or vectors that you have: mexma.mine(source_vectors=..., target_vectors=...).
+This one counts groups of three letters, which is enough for languages as close as Spanish and Portuguese. In its place may
+stand a model of sentence-transformers, an API, or vectors that you have: mexma.mine(source_vectors=..., target_vectors=...).
 """
 
 from __future__ import annotations
