@@ -38,7 +38,7 @@ class Lengths:
 
 def histogram(edges: np.ndarray, everything: np.ndarray, kept: np.ndarray, threshold: float) -> str:
     """Bars of kept pairs before bars of all best candidates; the threshold as a line."""
-    width, height, left, bottom = 620, 400, 46, 34
+    width, height, left, bottom = 620, 430, 46, 34
     top = max(1, int(everything.max()), int(kept.max()))
     step, plot = (width - left - 8) / len(kept), height - bottom - 22
 
@@ -55,7 +55,7 @@ def histogram(edges: np.ndarray, everything: np.ndarray, kept: np.ndarray, thres
                     f'width="{step - 1:.1f}" height="{tall:.1f}" rx="1"><title>{label}</title></rect>'
                 )
 
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Histogram of scores">']
+    parts = [f'<svg class="wide" viewBox="0 0 {width} {height}" role="img" aria-label="Histogram of scores">']
     for share in (0.5, 1):
         y = height - bottom - share * plot
         parts.append(f'<line class="axis" x1="{left}" x2="{width - 8}" y1="{y:.1f}" y2="{y:.1f}"/>')

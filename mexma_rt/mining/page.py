@@ -61,6 +61,7 @@ th,td{text-align:left;vertical-align:top;padding:6px 14px 6px 0;border-top:1px s
 th{font-weight:500;color:var(--soft);width:11.5rem}
 @media (max-width:720px){main{padding:24px 14px}.charts{grid-template-columns:1fr;gap:0}.pair{grid-template-columns:1fr}
 .card{padding:16px}th{width:38%}.pair .score small{display:inline;margin-left:.7em}}
+@media (max-width:480px){svg.wide{font-size:19px}}
 @media print{:root{--bg:#fff;--card:#fff;--ink:#000;--soft:#555;--line:#ccc;--accent:#2f4bb0;--mute:#bbb;--warn:#7a4200;
 --warn-bg:#fff;--bad:#a03030}@page{margin:14mm}body{font-size:9.5pt;line-height:1.4}main{max-width:none;padding:0}
 h1{font-size:18pt}h2,.divider,h2+p{break-after:avoid}.tiles{grid-template-columns:repeat(5,1fr);gap:8px;margin:14px 0}
