@@ -26,7 +26,12 @@ from mexma_rt.cli.edges import EdgesCommand
 from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 
 
-@click.command("mexma-export", cls=EdgesCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "mexma-export",
+    cls=EdgesCommand,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: mexma-export checkpoint bundle --precision fp32,mixed",
+)
 @click.argument("checkpoint")
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option(

@@ -19,7 +19,7 @@ MAIN = ("mexma-rt", "python", "onnxruntime", "numpy")  # of them, without --verb
 SENTENCE = "Hello world"
 
 
-@click.command()
+@click.command(epilog="Example: mexma doctor --verbose")
 @model_options
 def doctor(as_json: bool, **options: Any) -> None:
     """Load the model, verify its files, say what runs where and why, and compare its vectors with the bundle's golden ones.

@@ -11,7 +11,7 @@ from mexma_rt.cli.common import clean_stdout, describe, echo_json, model_options
 from mexma_rt.files.storage import STORAGES
 
 
-@click.command()
+@click.command(epilog="Example: mexma embed sentences.txt -o vectors.npy")
 @click.argument("file")
 @click.option(
     "-o", "--output", metavar="FILE", required=True, help="File to write, .npy or .parquet: one row for each row of FILE."

@@ -11,7 +11,7 @@ from mexma_rt.cli.common import echo_json, margin_options, model_options
 from mexma_rt.mining.filter import BACKGROUND
 
 
-@click.command("filter")
+@click.command("filter", epilog="Example: mexma filter bitext.fr bitext.en -o kept.tsv --dropped dropped.tsv")
 @click.argument("source")
 @click.argument("target")
 @click.option(

@@ -10,7 +10,7 @@ import click
 from mexma_rt.cli.common import Memory, clean_stdout, echo_json
 
 
-@click.command()
+@click.command(epilog="Example: mexma knn a.npy b.npy -o neighbours --memory 2GB")
 @click.argument("source")
 @click.argument("target")
 @click.option("-o", "--output", metavar="FOLDER", required=True, help="New folder for the four arrays.")

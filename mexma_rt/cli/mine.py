@@ -45,7 +45,7 @@ PAIR_COLUMNS = {
 _DEFAULTS = ", ".join(f"{value} for {margin}" for margin, value in DEFAULT_THRESHOLD.items())
 
 
-@click.command()
+@click.command(epilog="Example: mexma mine french.txt english.txt -o pairs.tsv --show 5")
 @click.argument("source", required=False)
 @click.argument("target", required=False)
 @click.option(

@@ -11,7 +11,7 @@ from mexma_rt.cli.common import echo_json
 from mexma_rt.cli.knn import Memory
 
 
-@click.command()
+@click.command(epilog="Example: mexma plan 1000000000 1000000000 --machines 100")
 @click.argument("rows_x", type=click.IntRange(min=1))
 @click.argument("rows_y", type=click.IntRange(min=1))
 @click.option("--dimensions", type=click.IntRange(min=1), default=256, show_default=True, help="Dimensions of the vectors.")

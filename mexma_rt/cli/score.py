@@ -27,7 +27,7 @@ SCORE_COLUMNS = {"score": float, "source": str, "target": str}
 Slab = tuple[list[tuple[str, str]], np.ndarray]  # pairs and their scores
 
 
-@click.command()
+@click.command(epilog="Example: mexma score french.txt english.txt -o scores.tsv")
 @click.argument("source")
 @click.argument("target")
 @click.option(

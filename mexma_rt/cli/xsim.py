@@ -18,7 +18,7 @@ ERROR_COLUMNS = {"source": str, "target": str, "sentences": int, "errors": int, 
 Row = dict[str, Any]
 
 
-@click.command()
+@click.command(epilog="Example: mexma xsim folder --target eng --plot bars.png")
 @click.argument("source")
 @click.argument("target", required=False)
 @click.option("--target", "language", default="eng", show_default=True, help="With a folder: compare with LANGUAGE.txt.")

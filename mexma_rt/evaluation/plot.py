@@ -58,11 +58,12 @@ def heat_map(errors: np.ndarray, languages: Sequence[str], title: str) -> Figure
     axes.set_ylabel("searched with (X)")
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
     if len(names) <= 16:
+        digits = 8 if len(names) <= 10 else 6
         for i, row in enumerate(order):
             for j, column in enumerate(order):
                 if i != j:
                     dark = errors[row, column] > 0.55 * np.nanmax(errors)
                     text = f"{errors[row, column]:.1f}"
-                    axes.text(j, i, text, ha="center", va="center", fontsize=6, color="white" if dark else "black")
+                    axes.text(j, i, text, ha="center", va="center", fontsize=digits, color="white" if dark else "black")
     figure.colorbar(image, ax=axes, shrink=0.75, aspect=40, pad=0.01, label="error X → Y, %")
     return figure

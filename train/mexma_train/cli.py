@@ -54,7 +54,7 @@ def execution(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@main.command()
+@main.command(epilog="Example: mexma-train tokenizer pairs.tsv.xz tokenizer.json")
 @click.argument("pairs", nargs=-1, required=True)
 @click.argument("tokenizer", type=PATH)
 @click.option("--recipe", type=PATH, help="Recipe whose sizes to use (default: TokenizerConfig's).")
@@ -72,7 +72,7 @@ def tokenizer(pairs: tuple[str, ...], tokenizer: Path, recipe: Path | None) -> N
     click.echo(f"{tokenizer}: {trained.get_vocab_size()} pieces from {len(lines)} lines")
 
 
-@main.command()
+@main.command(epilog="Example: mexma-train prepare pairs.tsv.xz shards --tokenizer tokenizer.json")
 @click.argument("pairs", nargs=-1, required=True)
 @click.argument("shards", type=PATH)
 @click.option("--tokenizer", required=True, type=PATH, help="Tokenizer to use, a tokenizer.json.")
@@ -100,7 +100,7 @@ def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, **options: An
     click.echo(json.dumps(meta, indent=1, ensure_ascii=False))
 
 
-@main.command()
+@main.command(epilog="Example: mexma-train teach shards --teacher use.onnx")
 @click.argument("shards", type=PATH)
 @click.option("--teacher", "model", required=True, help="An .onnx file, strings in and vectors out, or a mexma-rt bundle.")
 @click.option(
@@ -123,7 +123,7 @@ def teach(shards: Path, model: str, dimensions: int, like: str | None, threads: 
     click.echo(json.dumps(taught.about, indent=1, ensure_ascii=False))
 
 
-@main.command()
+@main.command(epilog="Example: mexma-train run train/recipes/mini.py shards runs/mini")
 @click.argument("recipe", type=PATH)
 @click.argument("shards", type=PATH)
 @click.argument("out", type=PATH)
@@ -158,7 +158,7 @@ def run(
         _end(train(loaded, shards, out, device=world, minutes=minutes), out, world)
 
 
-@main.command()
+@main.command(epilog="Example: mexma-train resume runs/mini")
 @click.argument("out", type=PATH)
 @click.option("--shards", type=PATH, help="Where the shards are now (default: where they were).")
 @execution
@@ -177,7 +177,7 @@ def resume(out: Path, shards: Path | None, device: str, minutes: float | None, t
 main.add_command(evaluate)
 
 
-@main.command()
+@main.command(epilog="Example: mexma-train plot runs/mini")
 @click.argument("out", type=PATH)
 @click.argument("picture", type=PATH, required=False)
 def plot(out: Path, picture: Path | None) -> None:

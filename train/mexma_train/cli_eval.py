@@ -16,7 +16,7 @@ DEFAULT_TOKENS = f"[default: {CHECKPOINT_MAX_TOKENS}; a bundle's own]"
 NEEDED = ("flores", "tatoeba", "out")
 
 
-@click.command("eval")
+@click.command("eval", epilog="Example: mexma-train eval runs/mini/checkpoint fra.tsv deu.tsv")
 @click.argument("model", type=str)
 @click.argument("pairs", nargs=-1)
 @click.option("--suite", is_flag=True, help="The whole evaluation; MODEL may be a bundle too, such as mexma-mini. No PAIRS.")
