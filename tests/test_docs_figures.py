@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,6 +174,27 @@ def test_a_file_of_results_says_when_on_what_and_how(path):
     text = path.read_text(encoding="utf-8")
     assert re.search(r"20\d\d-\d\d-\d\d|\d{1,2} \w+ 20\d\d", text), "no date"
     assert re.search(r"python (-m )?\S+|`benchmarks/\w+\.py`|mexma-\w+ ", text), "no command"
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_commands_of_all_have_their_scripts_and_flags(quick):
+    spec = importlib.util.spec_from_file_location("benchmarks_all", ROOT / "benchmarks/all.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmarks_all"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    places = {"model": "m", "out": "o", "flores": "f", "tatoeba": "t"}
+    for name, job in module.JOBS.items():
+        assert job.needs or not any("{flores}" in line or "{tatoeba}" in line for line in job.commands), name
+        for words in module.commands_of(job, quick=quick, **places):
+            if words[0] == "-m":
+                found = importlib.util.find_spec(words[1])
+                assert found and (not found.submodule_search_locations or importlib.util.find_spec(f"{words[1]}.__main__")), (
+                    words
+                )
+                continue
+            source = (ROOT / words[0]).read_text(encoding="utf-8")
+            for flag in (word for word in words if word.startswith("-")):
+                assert f'"{flag}"' in source, f"{words[0]} has no {flag}"
 
 
 def test_every_script_of_benchmarks_says_how_it_is_called():
