@@ -5,9 +5,9 @@
 
 --quick is meant for less than an hour on two cores: fewer rows, rounds and languages, so its figures are for a look, and do not
 belong in benchmarks/results/. Without it every benchmark has the size of the published file. Those that need test sets are left
-out, and said so, unless --flores (LANG.txt) and --tatoeba (LANG.tsv) name them. OUT, a new folder, gets the files of results, and
-all.json: which command ran when, for how long, on which machine, with which versions and commit. Benchmarks of training, of GPUs
-and of corpora that are not shipped are not here: their scripts say how they are called.
+out, and said so, unless --flores (LANG.txt) and --tatoeba (LANG.tsv) name them. OUT, a new folder, gets the files of results
+and all.json: which command ran when, for how long, on which machine, with which versions and commit. Benchmarks of training, of
+GPUs and of corpora that are not shipped are not here: their scripts say how they are called.
 """
 
 from __future__ import annotations
