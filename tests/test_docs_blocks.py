@@ -7,7 +7,6 @@ that command itself; in README.md and docs/ the lines of `mexma` run, too.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shlex
@@ -18,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -109,22 +109,51 @@ def run_lines(block: Block) -> None:
             assert result.exit_code == 0, f"{block.page}:{block.line}: {shlex.join(words)}\n{result.output}{result.exception!r}"
 
 
-def test_the_service_of_the_production_page_answers(folder):
-    (block,) = (b for b in blocks_of(ROOT / "docs/production.md") if b.order and b.order["key"] == "file")
-    assert len(block.text.splitlines()) <= 36
+def names_of_file(page: str, file: str) -> dict[str, object]:
+    """Run a block that is a file of its own; gives its names. Skips where a package that it needs is not installed."""
+    (block,) = (b for b in blocks_of(ROOT / page) if b.order and b.order["value"] == file)
     for package in block.order["needs"].split():
-        pytest.importorskip(package, reason=f"{package} is not installed (pip: mexma-rt[dev])")
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    names: dict[str, object] = {"__name__": file.removesuffix(".py")}
+    exec(compile("\n" * block.line + block.text, f"{page}:{file}", "exec"), names)
+    return names
+
+
+def test_the_service_of_the_production_page_answers(folder):
+    names = names_of_file("docs/production.md", "service_app.py")
     from fastapi.testclient import TestClient
 
-    spec = importlib.util.spec_from_loader("service_app", loader=None)
-    app = importlib.util.module_from_spec(spec)
-    exec(compile(block.text, "service_app.py", "exec"), app.__dict__)
-    with TestClient(app.app) as client:
+    with TestClient(names["app"]) as client:
         answer = client.post("/embed", json={"texts": ["Hello world", "Bonjour"]})
         assert answer.status_code == 200 and len(answer.json()) == 2
         assert answer.json()[0] == pytest.approx(mexma_rt.embed(["Hello world", "Bonjour"])[0].tolist(), abs=1e-5)
         assert client.post("/embed", json={"texts": "no list"}).status_code == 422
         assert client.post("/embed", content=b'{"texts": ["\\ud800"]}').status_code == 422
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("file", ["st.py", "fast.py"])
+def test_a_peer_loads_the_bundle_and_gives_its_vectors(folder, file):
+    names = names_of_file("docs/interop.md", file)
+    ours = mexma_rt.load("bundle/", precision="fp32").embed(["Hello world", "Bonjour le monde"])
+    assert np.abs(np.array(names["theirs"]) - ours).max() < 1e-5
+
+
+@pytest.mark.peers
+def test_the_adapter_of_langchain(folder):
+    adapter = names_of_file("docs/interop.md", "lang.py")["MexmaEmbeddings"]()
+    from langchain_core.vectorstores import InMemoryVectorStore
+
+    store = InMemoryVectorStore.from_texts(["Where is the station?", "I like soup."], adapter)
+    assert store.similarity_search("Où est la gare ?", k=1)[0].page_content == "Where is the station?"
+
+
+@pytest.mark.peers
+def test_the_adapter_of_llama_index(folder):
+    adapter = names_of_file("docs/interop.md", "llama.py")["MexmaEmbedding"]()
+    texts = ["Where is the station?", "I like soup."]
+    np.testing.assert_allclose(adapter.get_text_embedding_batch(texts), mexma_rt.embed(texts), atol=1e-5)
+    assert adapter.get_query_embedding(texts[0]) == pytest.approx(mexma_rt.embed(texts)[0].tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("page", pages([page for page in LINKED if "```bash" in page.read_text("utf-8")]))
