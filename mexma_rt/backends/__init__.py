@@ -37,6 +37,7 @@ class Backend(ABC):
     precision: str
     reason: str  # why this engine, device and precision
     lanes: int = 1  # number of threads that should call `run` at a time, for the highest throughput
+    longest: int | None = None  # tokens of a sentence that it takes; None: as many as the model
 
     @property
     def run_cells(self) -> int:
@@ -73,9 +74,13 @@ def open_backend(
     backend: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    prove: Callable[[Backend], str] | None = None,
 ) -> Backend:
     """Open the named engine, or the first usable one: the bundle's TensorRT engines, onnxruntime on cuda, torch on cuda,
     onnxruntime on the cpu. (torch comes behind onnxruntime on cuda until the two have been measured side by side.)
+
+    `prove` is asked of every TensorRT engine, whose numbers depend on the machine that built it: it says in words what it saw,
+    or raises BackendError; "auto" then goes on to the next.
 
     Raises BackendError or MissingExtraError with what is missing, BundleError for an engine of another graph.
     """
@@ -90,10 +95,10 @@ def open_backend(
             "Name one of those, or export the bundle again with this precision."
         )
     if backend in ENGINES:
-        return _open_named_engine(bundle, backend, device, precision)
+        return _open_named_engine(bundle, backend, device, precision, prove)
     refused = ""
     if backend == "auto" and device != "cpu" and precision in ("auto", "fp16"):
-        engine, refused = _first_engine(bundle)
+        engine, refused = _first_engine(bundle, prove)
         if engine is not None:
             return engine
     so_far = f"{refused}; " if refused else ""
@@ -142,17 +147,26 @@ def describe_choices(bundle: Bundle, prove: Callable[[Backend], str]) -> tuple[C
     return tuple(choices)
 
 
-def _open_named_engine(bundle: Bundle, backend: str, device: str, precision: str) -> Backend:
+def _open_named_engine(
+    bundle: Bundle, backend: str, device: str, precision: str, prove: Callable[[Backend], str] | None
+) -> Backend:
     if device == "cpu":
         raise BackendError(f"backend={backend!r} runs on cuda only. Leave device='cpu' out, or name backend='onnxruntime'.")
     if precision not in ("auto", "fp16"):
         raise BackendError(f"backend={backend!r} computes in fp16 only. Leave precision={precision!r} out, or name 'fp16'.")
+    return _open_engine(bundle, backend, prove, why=f"backend={backend!r} was named; its engines are in fp16")
+
+
+def _open_engine(bundle: Bundle, name: str, prove: Callable[[Backend], str] | None, *, why: str) -> Backend:
     from mexma_rt.backends.tensorrt import TensorRT
 
-    return TensorRT(bundle, engine=backend, reason=f"backend={backend!r} was named; its engines are in fp16")
+    engine = TensorRT(bundle, engine=name, reason=why)
+    if prove is not None:
+        engine.reason += f"; {prove(engine)}"
+    return engine
 
 
-def _first_engine(bundle: Bundle) -> tuple[Backend | None, str]:
+def _first_engine(bundle: Bundle, prove: Callable[[Backend], str] | None) -> tuple[Backend | None, str]:
     """(the first engine of the bundle that runs here, "") or (None, why those of the bundle do not; "" if it has none)."""
     from mexma_rt.backends.sidecar import engine_path
 
@@ -160,11 +174,9 @@ def _first_engine(bundle: Bundle) -> tuple[Backend | None, str]:
     for name in ENGINES:
         if not engine_path(bundle.folder, name).is_file():
             continue
-        from mexma_rt.backends.tensorrt import TensorRT
-
         so_far = "".join(f"{words}; " for words in refused)
         try:
-            return TensorRT(bundle, engine=name, reason=f"auto: {so_far}the bundle has an engine for {name}, in fp16"), ""
+            return _open_engine(bundle, name, prove, why=f"auto: {so_far}the bundle has an engine for {name}, in fp16"), ""
         except MexmaError as error:
             refused.append(f"{name} was refused ({_first_line(error)})")
     return None, "; ".join(refused)

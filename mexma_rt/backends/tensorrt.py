@@ -61,6 +61,7 @@ class TensorRT(Backend):
         self._trt, self._cuda_runtime = load_library(engine), load_cuda(engine)
         path, sidecar = _checked_sidecar(bundle, engine, self._trt)
         self._profiles, self._dimensions, self._lock = sidecar.profiles, bundle.dimensions, threading.Lock()
+        self.longest = max(profile.length for profile in self._profiles)
         self._log = new_logger(self._trt)
         with first_gpu(self._cuda_runtime):
             self._open(path, sidecar)

@@ -28,9 +28,12 @@ class Golden:
         """The entry `golden` of a manifest."""
         return {"texts": list(self.texts), "vectors": list(map(list, self.vectors)), "precision_note": self.precision_note}
 
-    def lowest_cosine(self, vectors: np.ndarray) -> float:
-        """Lowest cosine of vectors [n, D] to the golden ones, row by row; NaN if a number is not finite."""
-        golden, vectors = np.array(self.vectors), vectors.astype(np.float64)
+    def lowest_cosine(self, vectors: np.ndarray, rows: np.ndarray | slice = slice(None)) -> float:
+        """Lowest cosine of vectors [n, D] to the golden ones, row by row; NaN if a number is not finite.
+
+        rows: numbers [n] of the golden sentences that the vectors belong to; by default all.
+        """
+        golden, vectors = np.array(self.vectors)[rows], vectors.astype(np.float64)
         lengths = np.linalg.norm(golden, axis=1) * np.linalg.norm(vectors, axis=1)
         return float(((golden * vectors).sum(axis=1) / np.where(lengths > 0, lengths, 1)).min())
 

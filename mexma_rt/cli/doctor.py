@@ -51,9 +51,9 @@ def doctor(as_json: bool, **options: Any) -> None:
     encoder.embed_report([SENTENCE], batch_tokens=batch_tokens)  # the first run also sets up the engine
     report = encoder.embed_report([SENTENCE], batch_tokens=batch_tokens).report
     bundle = encoder.bundle
-    choices = [asdict(choice) for choice in describe_choices(bundle, partial(prove, encoder))]
+    choices = [asdict(choice) for choice in describe_choices(bundle, partial(prove, bundle, encoder.tokenizer))]
     try:
-        proof, wrong = prove(encoder, encoder.backend), None
+        proof, wrong = prove(bundle, encoder.tokenizer, encoder.backend), None
     except BackendError as error:
         proof, wrong = str(error), error
     megabytes = sum(entry.bytes for entry in bundle.files.values()) / 1e6

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,17 +57,19 @@ def load(
             f"max_length={length!r} must be a whole number of tokens from 3 (<s>, one piece, </s>) to "
             f"{bundle.max_length_limit}, the limit of {bundle.name!r}."
         )
-    encoder = Encoder(
+    tokenizer = Tokenizer(bundle.folder / TOKENIZER)
+    proof = partial(prove, bundle, tokenizer)
+    opened = open_backend(bundle, device=device, backend=backend, precision=precision, threads=threads, prove=proof)
+    if opened.name == "onnxruntime" and opened.precision not in bundle.graphs:
+        proof(opened)  # a graph that was built on this machine: no parity gate has seen this file
+    return Encoder(
         bundle=bundle,
-        tokenizer=Tokenizer(bundle.folder / TOKENIZER),
-        backend=open_backend(bundle, device=device, backend=backend, precision=precision, threads=threads),
+        tokenizer=tokenizer,
+        backend=opened,
         max_length=length,
         deterministic=deterministic,
         source=Source.of(model, offline=offline, threads=threads),
     )
-    if encoder.backend.name == "onnxruntime" and encoder.backend.precision not in bundle.graphs:
-        prove(encoder, encoder.backend)  # a graph that was built on this machine: no parity gate has seen this file
-    return encoder
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+import numpy as np
 
+from mexma_rt.backends import ENGINES, Backend
 from mexma_rt.bundle.golden import LEAST_COSINE
+from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.bundle.structure import buildable
 from mexma_rt.bundle.weights import holder
+from mexma_rt.embedding.tokenizer import Tokenizer
 from mexma_rt.errors import BackendError
 
-if TYPE_CHECKING:
-    from mexma_rt.backends import Backend
-    from mexma_rt.embedding.encoder import Encoder
 
+def prove(bundle: Bundle, tokenizer: Tokenizer, backend: Backend) -> str:
+    """Run the golden sentences of a bundle through a back end, together and each alone; returns the result in words.
 
-def prove(encoder: Encoder, engine: Backend) -> str:
-    """Run the golden sentences of the encoder's bundle through an engine; returns the result as text.
-
-    Raises BackendError if a vector differs from the bundle's. A bundle without golden vectors is only run on one sentence.
+    Together and alone, because an engine has kernels of its own for each of its profiles. Raises BackendError if a vector
+    differs from the bundle's. A bundle without golden vectors is only run on one sentence.
     """
-    golden = encoder.bundle.golden
-    precision = engine.precision
-    if precision in buildable(encoder.bundle):  # it has the rounded weights of the graph that it is built from
-        precision = holder(encoder.bundle)
-    measured = encoder.bundle.parity.get(precision, {}).get("min_cosine", 1.0)
+    golden, precision = bundle.golden, backend.precision
+    if precision in buildable(bundle):  # it has the rounded weights of the graph that it is built from
+        precision = holder(bundle)
+    measured = bundle.parity.get(precision, {}).get("min_cosine", 1.0)
     least = min(LEAST_COSINE[precision], 1 - 2 * (1 - measured))
-    texts = list(golden.texts) if golden else [""]
-    vectors = replace(encoder, backend=engine, max_length=encoder.bundle.max_length).embed_report(texts).vectors
+    tokens = tokenizer.encode(list(golden.texts) if golden else [""], bundle.max_length)
+    fits = np.flatnonzero(tokens.lengths <= (backend.longest or bundle.max_length))
+    batches = [fits, *fits[:, None]] if len(fits) > 1 else [fits]
+    vectors = [backend.run(*tokens.batch(rows)) for rows in batches if len(rows)]
     if golden is None:
         return "computed a vector, which could not be compared: the bundle has no golden vectors (export it again to have them)"
-    lowest = golden.lowest_cosine(vectors)
+    if not len(fits):
+        return f"not compared: every golden sentence of the bundle is longer than {backend.longest} tokens"
+    lowest = min(golden.lowest_cosine(found, rows) for rows, found in zip(batches, vectors, strict=True))
     if not lowest >= least:
         raise BackendError(
-            f"{engine.name} computes wrong vectors in {engine.precision} on {engine.device}: of {len(texts)} golden sentences "
-            f"of the bundle the lowest cosine is {lowest:.6f}, and {least:g} is needed. Do not use it: update or reinstall "
-            f"{engine.name} and its drivers, or name another device, backend or precision."
+            f"{backend.name} computes wrong vectors in {backend.precision} on {backend.device}: of {len(fits)} golden "
+            f"sentences of the bundle the lowest cosine is {lowest:.6f}, and {least:g} is needed. Do not use it: "
+            f"{_remedy(bundle, backend)}, or name another device, backend or precision."
         )
-    return f"{len(texts)} golden sentences: lowest cosine {lowest:.6f}, needed {least:g}"
+    return f"{len(fits)} golden sentences: lowest cosine {lowest:.6f}, needed {least:g}"
+
+
+def _remedy(bundle: Bundle, backend: Backend) -> str:
+    if backend.name in ENGINES:
+        return f"build the engine again (mexma-export {bundle.folder} --engine {backend.name})"
+    return f"update or reinstall {backend.name} and its drivers"

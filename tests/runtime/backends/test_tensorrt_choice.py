@@ -233,6 +233,62 @@ def test_auto_says_why_engines_were_refused(wide: Device, monkeypatch, mixed_bun
     assert wide.opened == []
 
 
+# ---- numbers decide
+
+
+def with_golden(folder: Path, vectors: np.ndarray) -> Path:
+    """The bundle, as if its checkpoint had given these vectors [5, 32] for its five golden sentences."""
+    manifest = json.loads((folder / "mexma.json").read_text())
+    manifest["golden"]["vectors"] = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).tolist()
+    (folder / "mexma.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_an_engine_that_computes_the_bundles_vectors_is_opened_and_says_so(wide: Device, mixed_bundle: Path) -> None:
+    with_golden(mixed_bundle, np.tile(np.arange(1, 33.0), (5, 1)))  # the stand-in's vectors all point there
+    assert load(mixed_bundle).backend.reason == (
+        "auto: the bundle has an engine for tensorrt, in fp16; 5 golden sentences: lowest cosine 1.000000, needed 0.9999"
+    )
+
+
+def test_an_engine_with_wrong_numbers_is_refused(wide: Device, mixed_bundle: Path) -> None:
+    """The golden vectors are those of the model, and the stand-in computes others."""
+    with pytest.raises(
+        BackendError,
+        match=r"tensorrt computes wrong vectors in fp16 on cuda: of 5 golden sentences of the bundle the lowest cosine is "
+        r"-?0\.\d+, and 0\.9999 is needed\. Do not use it: build the engine again \(mexma-export .* --engine tensorrt\)",
+    ):
+        load(mixed_bundle, backend="tensorrt")
+    backend = load(mixed_bundle).backend
+    assert (backend.name, backend.device) == ("onnxruntime", "cpu")
+    assert "tensorrt was refused (tensorrt computes wrong vectors" in backend.reason
+    assert "rtx was refused (rtx computes wrong vectors" in backend.reason
+
+
+@pytest.mark.parametrize("wrong", ["alone", "together"])
+def test_every_size_of_batch_is_looked_at(wide: Device, mixed_bundle: Path, wrong: str) -> None:
+    """Profiles have kernels of their own: one sentence may be right and a batch wrong, or the other way round."""
+    with_golden(mixed_bundle, np.tile(np.arange(1, 33.0), (5, 1)))
+    wide.answer = lambda sums: -sums if (len(sums) == 1) == (wrong == "alone") else sums
+    with pytest.raises(BackendError, match=r"the lowest cosine is -1\.0"):
+        load(mixed_bundle, backend="tensorrt")
+
+
+def test_an_engine_for_shorter_sentences_is_compared_by_those_it_takes(monkeypatch, mixed_bundle: Path) -> None:
+    stand_in = Device(dimensions=32)
+    install(monkeypatch, stand_in, [(8, 4)])
+    folder = with_golden(mixed_bundle, np.tile(np.arange(1, 33.0), (5, 1)))
+    put_engine(
+        folder,
+        "tensorrt",
+        [(8, 4)],
+        graph_sha256=json.loads((folder / "mexma.json").read_text())["files"]["onnx/model.onnx"]["sha256"],
+        outputs=[output("sentence_embedding", "float32", -1, 32), output("last_hidden_state", "float32", -1, -1, 32)],
+    )
+    reason = load(folder, backend="tensorrt").backend.reason
+    assert reason.endswith("not compared: every golden sentence of the bundle is longer than 4 tokens")
+
+
 def run_once(engine: Backend) -> str:
     engine.run(np.array([[0, 2]]), np.array([[1, 1]]))
     return "ran"
