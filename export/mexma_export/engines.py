@@ -17,6 +17,7 @@ from typing import Any
 from mexma_export.sidecar import write_sidecar
 from mexma_export.trt_compat import RTX_SM, architectures_for, count_in_engine, count_in_network, use_timing_cache
 from mexma_rt.backends.nvidia import load_library, made, new_logger
+from mexma_rt.backends.profiles import runs_as_graph
 from mexma_rt.backends.sidecar import Profile, Sidecar, TensorInfo, check_sidecar, engine_path, graph_hash, read_sidecar
 from mexma_rt.bundle.graphs import INPUTS, SENTENCE, TOKENS
 from mexma_rt.bundle.opening import read_manifest, verify_files
@@ -146,6 +147,8 @@ def build_engine(
         for index, number in enumerate(architectures):
             if not config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{number}"), index):
                 raise BackendError(f"{trt.__name__} {trt.__version__} refused SM {number}. Leave it out of --sm.")
+        if any(map(runs_as_graph, profiles)):
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # else its executions cannot be captured
     else:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells names only
         use_timing_cache(trt, config, timing_cache)

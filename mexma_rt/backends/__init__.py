@@ -6,12 +6,14 @@ mexma-export built into the bundle comes first on a GPU.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from mexma_rt.backends.nvidia import gpu_number
 from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.bundle.structure import buildable
 from mexma_rt.bundle.weights import holder
@@ -20,6 +22,7 @@ from mexma_rt.errors import BackendError, MexmaError
 ENGINES = ("tensorrt", "rtx")  # of TensorRT, on cuda, in fp16
 BACKENDS = ("onnxruntime", *ENGINES, "torch")
 DEVICES = ("cpu", "cuda")
+_GPU = re.compile(r"cuda:\d+", re.ASCII)  # one of several
 FOR_CPU = ("fused", "int8", "mixed", "w8", "w4")  # graphs of operators that onnxruntime has for the CPU
 PRECISIONS = ("fp32", "fp16", *FOR_CPU)
 
@@ -84,7 +87,7 @@ def open_backend(
 
     Raises BackendError or MissingExtraError with what is missing, BundleError for an engine of another graph.
     """
-    _check_known("device", device, DEVICES)
+    _check_known("device", device if _GPU.fullmatch(device) is None else "cuda", DEVICES)
     _check_known("backend", backend, BACKENDS)
     _check_known("precision", precision, PRECISIONS)
     if backend == "torch":
@@ -98,7 +101,7 @@ def open_backend(
         return _open_named_engine(bundle, backend, device, precision, prove)
     refused = ""
     if backend == "auto" and device != "cpu" and precision in ("auto", "fp16"):
-        engine, refused = _first_engine(bundle, prove)
+        engine, refused = _first_engine(bundle, gpu_number(device), prove)
         if engine is not None:
             return engine
     so_far = f"{refused}; " if refused else ""
@@ -154,19 +157,21 @@ def _open_named_engine(
         raise BackendError(f"backend={backend!r} runs on cuda only. Leave device='cpu' out, or name backend='onnxruntime'.")
     if precision not in ("auto", "fp16"):
         raise BackendError(f"backend={backend!r} computes in fp16 only. Leave precision={precision!r} out, or name 'fp16'.")
-    return _open_engine(bundle, backend, prove, why=f"backend={backend!r} was named; its engines are in fp16")
+    return _open_engine(
+        bundle, backend, gpu_number(device), prove, why=f"backend={backend!r} was named; its engines are in fp16"
+    )
 
 
-def _open_engine(bundle: Bundle, name: str, prove: Callable[[Backend], str] | None, *, why: str) -> Backend:
+def _open_engine(bundle: Bundle, name: str, gpu: int, prove: Callable[[Backend], str] | None, *, why: str) -> Backend:
     from mexma_rt.backends.tensorrt import TensorRT
 
-    engine = TensorRT(bundle, engine=name, reason=why)
+    engine = TensorRT(bundle, engine=name, reason=why, gpu=gpu)
     if prove is not None:
         engine.reason += f"; {prove(engine)}"
     return engine
 
 
-def _first_engine(bundle: Bundle, prove: Callable[[Backend], str] | None) -> tuple[Backend | None, str]:
+def _first_engine(bundle: Bundle, gpu: int, prove: Callable[[Backend], str] | None) -> tuple[Backend | None, str]:
     """(the first engine of the bundle that runs here, "") or (None, why those of the bundle do not; "" if it has none)."""
     from mexma_rt.backends.sidecar import engine_path
 
@@ -176,7 +181,7 @@ def _first_engine(bundle: Bundle, prove: Callable[[Backend], str] | None) -> tup
             continue
         so_far = "".join(f"{words}; " for words in refused)
         try:
-            return _open_engine(bundle, name, prove, why=f"auto: {so_far}the bundle has an engine for {name}, in fp16"), ""
+            return _open_engine(bundle, name, gpu, prove, why=f"auto: {so_far}the bundle has an engine for {name}, in fp16"), ""
         except MexmaError as error:
             refused.append(f"{name} was refused ({_first_line(error)})")
     return None, "; ".join(refused)
@@ -210,7 +215,7 @@ def _open(bundle: Bundle, device: str, precision: str, threads: int | None, *, w
     if precision == "auto":
         precision, chosen = _auto_precision(bundle, device)
         why = f"{why}; {chosen}"
-    elif device == "cuda" and precision in FOR_CPU:
+    elif device != "cpu" and precision in FOR_CPU:
         raise BackendError(
             f"The {precision} graph is made for the CPU; on cuda use precision='fp16' or 'fp32' "
             f"(this bundle has {', '.join(bundle.graphs)})."
@@ -253,4 +258,5 @@ def _cpu_precision(bundle: Bundle) -> tuple[str, str]:
 
 def _check_known(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in ("auto", *known):
-        raise BackendError(f"There is no {what} {value!r}. Known: auto, {', '.join(known)}.")
+        more = " (one GPU of several: cuda:1)" if what == "device" else ""
+        raise BackendError(f"There is no {what} {value!r}. Known: auto, {', '.join(known)}{more}.")

@@ -16,16 +16,16 @@ from mexma_rt.errors import BackendError
 
 
 @contextlib.contextmanager
-def first_gpu(runtime: Any) -> Iterator[None]:
-    """Make the first visible GPU the current one of this thread, and give the thread its own back afterwards.
+def on_gpu(runtime: Any, number: int) -> Iterator[None]:
+    """Make a visible GPU the current one of this thread, and give the thread its own back afterwards.
 
     Engine, stream and memory must be on one GPU, and other libraries of the process may have chosen another.
     """
     before = _call(runtime, "cudaGetDevice")
-    if before == 0:
+    if before == number:
         yield
         return
-    _call(runtime, "cudaSetDevice", 0)
+    _call(runtime, "cudaSetDevice", number)
     try:
         yield
     finally:

@@ -51,19 +51,30 @@ def load_cuda(engine: str) -> Any:
         ) from error
 
 
-def device_sm() -> int:
-    """The compute capability of the first visible GPU (8.9 is 89), asked of the driver. Raises BackendError without one."""
+def gpu_number(device: str) -> int:
+    """1 of "cuda:1"; 0, the first visible GPU, of "cuda" and of "auto"."""
+    return int(device.partition(":")[2] or 0)
+
+
+def gpu_name(number: int) -> str:
+    """What a back end calls its device: "cuda" for the first visible GPU, "cuda:1" for the second."""
+    return f"cuda:{number}" if number else "cuda"
+
+
+def device_sm(number: int = 0) -> int:
+    """The compute capability of a visible GPU (8.9 is 89), asked of the driver. Raises BackendError without one."""
     major, minor, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
+        failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), number)
         # 75 and 76: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
         failed = failed or driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
         failed = failed or driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
     except OSError as error:
         raise BackendError(f"This machine has no NVIDIA driver ({error}), so no GPU to run on.") from error
     if failed:
-        raise BackendError(f"The NVIDIA driver finds no usable GPU (CUDA error {failed}). Type: nvidia-smi")
+        which = f" for cuda:{number}, counted from cuda:0" if number else ""
+        raise BackendError(f"The NVIDIA driver finds no usable GPU{which} (CUDA error {failed}). Type: nvidia-smi")
     return major.value * 10 + minor.value
 
 

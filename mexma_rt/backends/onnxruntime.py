@@ -12,6 +12,7 @@ import numpy as np
 
 from mexma_rt.backends import Backend
 from mexma_rt.backends.external import check_external_files
+from mexma_rt.backends.nvidia import gpu_number
 from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, SENTENCE, TOKENS
 from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.bundle.structure import built_graph
@@ -51,20 +52,20 @@ class OnnxRuntime(Backend):
         if precision in bundle.graphs:
             path = bundle.folder / bundle.graphs[precision]
             check_external_files(bundle, bundle.graphs[precision])
-        if device == "cuda":
+        if device != "cpu":
             _require_cuda_provider(onnxruntime.get_available_providers())
             _load_cuda_libraries()
         if precision not in bundle.graphs:  # last, for it takes seconds at first use
             path = built_graph(bundle, precision)
             self.reason += f"; built from the bundle's {holder(bundle)} graph: {path.parent}"
         # TF32 keeps 10 bits of a factor's 23: an fp32 graph would not give the CPU's vectors.
-        on_cuda = [(CUDA, {"use_tf32": "0"}), "CPUExecutionProvider"]
-        providers = on_cuda if device == "cuda" else ["CPUExecutionProvider"]
+        on_cuda = [(CUDA, {"device_id": str(gpu_number(device)), "use_tf32": "0"}), "CPUExecutionProvider"]
+        providers = ["CPUExecutionProvider"] if device == "cpu" else on_cuda
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BackendError(f"onnxruntime {onnxruntime.__version__} cannot open {path} on {device}: {error}") from error
-        if device == "cuda" and self._session.get_providers()[0] != CUDA:
+        if device != "cpu" and self._session.get_providers()[0] != CUDA:
             raise BackendError(f"onnxruntime could not start CUDA: no GPU, no driver, or a library is missing.{_PIP}")
         self._has_switch = SWITCH in [value.name for value in self._session.get_overridable_initializers()]
         dimensions = {output.name: output.shape[-1] for output in self._session.get_outputs()}.get(SENTENCE)

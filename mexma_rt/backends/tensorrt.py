@@ -1,8 +1,8 @@
-"""The TensorRT back end: a bundle's engine of `tensorrt` or `tensorrt_rtx` on the first visible GPU, without torch.
+"""The TensorRT back end: a bundle's engine of `tensorrt` or `tensorrt_rtx` on one GPU, without torch.
 
 Built by `mexma-export BUNDLE --engine tensorrt|rtx`. The sidecar beside the engine is read and checked before the engine is
-opened. Each optimisation profile has an execution context of its own, all share one stream and one set of buffers, and the
-smallest profiles run as CUDA graphs: profiles.py decides what runs where.
+opened. Each optimisation profile has an execution context of its own, all share one stream, one set of buffers and the memory
+that the kernels work in, and the smallest profiles run as CUDA graphs: profiles.py decides what runs where.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from mexma_rt.backends import Backend
-from mexma_rt.backends.cuda import Cuda, first_gpu
-from mexma_rt.backends.nvidia import MODULES, device_sm, load_cuda, load_library, made, new_logger
+from mexma_rt.backends.cuda import Cuda, on_gpu
+from mexma_rt.backends.kernel_cache import cache_path, read_cache, write_cache
+from mexma_rt.backends.nvidia import MODULES, device_sm, gpu_name, load_cuda, load_library, made, new_logger
 from mexma_rt.backends.profiles import Piece, pad, plan, runs_as_graph
 from mexma_rt.backends.sidecar import (
     Profile,
@@ -49,25 +50,27 @@ class _Lane:
 class TensorRT(Backend):
     """One engine. Threads may share it; their batches run one after the other."""
 
-    device = "cuda"
     precision = PRECISION
 
-    def __init__(self, bundle: Bundle, *, engine: str, reason: str) -> None:
-        """`engine` is "tensorrt" or "rtx". Raises MissingExtraError, BackendError (what is missing or does not fit this
-        machine), BundleError (an engine of another graph, or damaged) and FileError.
+    def __init__(self, bundle: Bundle, *, engine: str, reason: str, gpu: int = 0) -> None:
+        """`engine` is "tensorrt" or "rtx"; `gpu` counts the visible ones from 0.
+
+        Raises MissingExtraError, BackendError (what is missing or does not fit this machine), BundleError (an engine of another
+        graph, or damaged) and FileError.
         """
-        self.name, self.reason = engine, reason
+        self.name, self.reason, self.device, self._gpu = engine, reason, gpu_name(gpu), gpu
         require_extra(engine, MODULES[engine], "cuda")
         self._trt, self._cuda_runtime = load_library(engine), load_cuda(engine)
-        path, sidecar = _checked_sidecar(bundle, engine, self._trt)
+        sm = device_sm(gpu)
+        path, sidecar = _checked_sidecar(bundle, engine, self._trt, sm)
         self._profiles, self._dimensions, self._lock = sidecar.profiles, bundle.dimensions, threading.Lock()
         self.longest = max(profile.length for profile in self._profiles)
         self._log = new_logger(self._trt)
-        with first_gpu(self._cuda_runtime):
-            self._open(path, sidecar)
+        with on_gpu(self._cuda_runtime, gpu):
+            self._open(path, sidecar, sm)
         weakref.finalize(self, self._cuda.release)
 
-    def _open(self, path: Path, sidecar: Sidecar) -> None:
+    def _open(self, path: Path, sidecar: Sidecar, sm: int) -> None:
         trt, log = self._trt, self._log
         self._runtime = made(lambda: trt.Runtime(log), trt, log, "start")
         self._engine = made(lambda: self._runtime.deserialize_cuda_engine(path.read_bytes()), trt, log, f"open {path}")
@@ -75,8 +78,12 @@ class TensorRT(Backend):
         self._cuda = Cuda(self._cuda_runtime)
         try:
             self._allocate(sidecar)
-            self._lanes = [self._new_lane(index) for index in range(len(self._profiles))]
+            kernels = self._engine.create_runtime_config().create_runtime_cache() if self.name == "rtx" else None
+            known = kernels is not None and read_cache(kernels, cache_path(path, sm))
+            self._lanes = [self._new_lane(index, kernels) for index in range(len(self._profiles))]
             self._warm_up()
+            if kernels is not None and not known and (why := write_cache(kernels, cache_path(path, sm))):
+                self.reason += f"; note: {why}"
         except BackendError as error:
             self._cuda.release()
             raise BackendError(
@@ -90,7 +97,7 @@ class TensorRT(Backend):
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         rows, length = input_ids.shape
         vectors = np.empty((rows, self._dimensions), dtype=np.float32)
-        with self._lock, first_gpu(self._cuda_runtime):
+        with self._lock, on_gpu(self._cuda_runtime, self._gpu):
             for piece in plan(rows, length, self._profiles):
                 part = slice(piece.start, piece.stop)
                 try:
@@ -135,7 +142,10 @@ class TensorRT(Backend):
         return self._pinned_ids[:cells].reshape(shape), self._pinned_mask[:cells].reshape(shape), vectors
 
     def _allocate(self, sidecar: Sidecar) -> None:
-        """One set of buffers, large enough for every profile: their addresses never change, as CUDA graphs require."""
+        """One set of buffers, large enough for every profile: their addresses never change, as CUDA graphs require.
+
+        What the kernels work in is ours too: a library that allocates while a graph is captured cannot be captured.
+        """
         self._addresses = {
             tensor.name: self._cuda.memory(_largest_bytes(tensor, self._profiles))
             for tensor in (*sidecar.inputs, *sidecar.outputs)
@@ -144,14 +154,24 @@ class TensorRT(Backend):
         self._pinned_ids, self._pinned_mask = (self._cuda.pinned(cells, np.int64) for _ in INPUTS)
         rows = max(profile.batch for profile in self._profiles)
         self._pinned_vectors = self._cuda.pinned(rows * self._dimensions, np.float32)
+        sizes = (self._engine.get_device_memory_size_for_profile_v2(index) for index in range(len(self._profiles)))
+        self._scratch_bytes = max(*sizes, 1)
+        self._scratch = self._cuda.memory(self._scratch_bytes)  # one for all: the stream runs one after the other
 
-    def _new_lane(self, index: int) -> _Lane:
-        # The default strategy would give each context the memory of the largest profile.
-        strategy = self._trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+    def _new_lane(self, index: int, kernels: Any) -> _Lane:
+        how = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if kernels is not None:
+            strategy, how = how, self._engine.create_runtime_config()
+            how.set_execution_context_allocation_strategy(strategy)
+            how.set_runtime_cache(kernels)
+            if runs_as_graph(self._profiles[index]):
+                # The default compiles for a shape in the background, with a general kernel meanwhile: the graph would keep that.
+                how.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
         what = f"make room for the profile {self._profiles[index]}"
-        context = made(lambda: self._engine.create_execution_context(strategy), self._trt, self._log, what)
+        context = made(lambda: self._engine.create_execution_context(how), self._trt, self._log, what)
         self._require(context.set_optimization_profile_async(index, self._cuda.stream), f"could not {what}")
         self._cuda.synchronize()
+        context.set_device_memory(self._scratch, self._scratch_bytes)
         for name, address in self._addresses.items():
             self._require(context.set_tensor_address(name, address), f"refused a buffer for {name}")
         return _Lane(context=context)
@@ -170,10 +190,16 @@ class TensorRT(Backend):
             if index not in graphs:
                 continue
             try:
+                self._require_capturable(lane.context)
                 lane.graph = self._cuda.capture(lambda lane=lane, shape=shape: self._enqueue(lane, shape))  # type: ignore[misc]
             except BackendError as error:
                 self.reason += f"; note: profile {profile} runs without a CUDA graph, slower for small batches ({error})"
             self._check_empty_text(piece)
+
+    def _require_capturable(self, context: Any) -> None:
+        """TensorRT-RTX can tell; engines that it built before mexma-export asked for our memory are not."""
+        if self.name == "rtx" and not context.is_stream_capturable(self._cuda.stream):
+            raise BackendError("it says that this engine cannot be captured. Build it again: mexma-export BUNDLE --engine rtx")
 
     def _check_empty_text(self, piece: Piece) -> None:
         vector = self._execute(piece, np.array([[BOS, EOS]]), np.array([[1, 1]]))
@@ -191,9 +217,9 @@ class TensorRT(Backend):
             raise BackendError(f"{self._trt.__name__} {what}: {reason}")
 
 
-def _checked_sidecar(bundle: Bundle, engine: str, trt: Any) -> tuple[Path, Sidecar]:
+def _checked_sidecar(bundle: Bundle, engine: str, trt: Any, sm: int) -> tuple[Path, Sidecar]:
     """The engine file of a bundle and its sidecar, once everything that can be known without opening it fits this machine."""
-    path, sm = engine_path(bundle.folder, engine), device_sm()
+    path = engine_path(bundle.folder, engine)
     target = f" --sm {sm}" if engine == "rtx" else ""
     build = f"mexma-export {bundle.folder} --engine {engine}{target}"
     if PRECISION not in bundle.graphs:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mexma_rt.backends import Backend
-from mexma_rt.backends.nvidia import device_sm
+from mexma_rt.backends.nvidia import device_sm, gpu_name, gpu_number
 from mexma_rt.bundle.manifest import WEIGHTS, Bundle
 from mexma_rt.errors import BackendError, BundleError, InputError, MexmaError, require_extra
 
@@ -48,8 +48,8 @@ class Torch(Backend):
         require_extra("torch", "torch", "safetensors")
         torch = self._torch = importlib.import_module("torch")
         where, why = _device(torch, device)
-        self.device = where.partition(":")[0]
-        self.precision, also = _precision(self.device, precision)
+        self.device = where if where == "cpu" else gpu_name(gpu_number(where))
+        self.precision, also = _precision(where.partition(":")[0], precision)
         if threads is not None and self.device == "cpu":
             raise InputError(
                 f"threads={threads!r}: the threads of torch belong to the whole process, which this library leaves alone. "
@@ -59,7 +59,7 @@ class Torch(Backend):
         self._encoder = _load_encoder(bundle, torch, where, self.precision)
         heads = self._encoder.config.num_attention_heads
         self._attention, how = _attention(torch, where, self.precision, bundle.dimensions // heads)
-        self.lanes = 2 if self.device == "cuda" else 1  # while the GPU computes one batch, the other is packed and sent
+        self.lanes = 1 if self.device == "cpu" else 2  # while the GPU computes one batch, the other is packed and sent
         self.reason = "; ".join(part for part in (reason, why, also, how) if part)
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
@@ -150,7 +150,7 @@ def _device(torch: Any, device: str) -> tuple[str, str]:
         return ("cuda:0", "torch sees a GPU") if seen else ("cpu", "torch sees no GPU")
     if device == "cpu":
         return "cpu", ""
-    number = int(device.partition(":")[2] or 0)
+    number = gpu_number(device)
     if not seen:
         built = "has CUDA, but sees no GPU or driver" if torch.version.cuda else "is built without CUDA"
         raise BackendError(

@@ -60,7 +60,7 @@ def our_routes(bundle: Bundle, model: str, device: str = "cpu") -> list[Route]:
     """This runtime, in each precision of a bundle: on the CPU all but fp16, which it computes by way of fp32, on cuda the two
     that are made for it."""
     command = (sys.executable, "-m", "mexma_rt.bench.worker", model)
-    names = [name for name in bundle.graphs if (name in ("fp32", "fp16") if device == "cuda" else name != "fp16")]
+    names = [name for name in bundle.graphs if (name in ("fp32", "fp16") if device.startswith("cuda") else name != "fp16")]
     return [Route(name=f"mexma embed, {name}", command=(*command, name, device)) for name in names]
 
 

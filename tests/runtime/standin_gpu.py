@@ -2,11 +2,16 @@
 
 It holds "device" memory at real addresses, does queued work only when the stream is awaited, checks every address, and its
 engine computes vectors that can be computed by hand: dimension d of a sentence is (d + 1) times the sum of its ids.
+
+It is as strict as the real ones. A context takes a profile before addresses and shapes, and runs when every tensor has an
+address, every input a shape and the kernels their memory. A capture may hold an execution only if the context has run in that
+shape before, and its memory is the user's. Functions of CUDA answer tuples of the length that the real ones have.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import sys
 import time
@@ -24,6 +29,9 @@ from mexma_rt.bundle.opening import open_bundle
 D, SM, VERSION = 3, 89, "11.4.0.106"
 PROFILES = [(1, 16), (6, 32), (3, 96)]  # the first two run as CUDA graphs
 LIMIT = 1 << 20  # bytes of the stand-in's device
+# Functions that answer (error, value); the others answer (error,).
+ANSWERING = {"cudaGetDevice", "cudaStreamCreateWithFlags", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaMalloc"}
+ANSWERING |= {"cudaMallocHost", "cudaGetErrorString"}
 
 
 class Device:
@@ -40,6 +48,8 @@ class Device:
         self.current = 0  # GPU
         self.fail: dict[str, int] = {}  # function -> CUDA error
         self.refuse: set[str] = set()  # methods of a context that answer False
+        self.gpu = 0  # where stream and memory are
+        self.compiled = 0  # kernels that RTX had to compile
         self.running = 0
         self.opened: list[bytes] = []
         self.answer = lambda sums: sums
@@ -60,17 +70,19 @@ def cuda_runtime(device: Device) -> Any:
 
     def function(name: str) -> Any:
         def call(*arguments: Any) -> tuple[Any, ...]:
-            assert device.current == 0 or name in anywhere, f"{name} on another GPU"
+            assert device.current == device.gpu or name in anywhere, f"{name} on another GPU"
             device.calls.append(name)
+            failed = (None,) if name in ANSWERING else ()
             if error := device.fail.get(name, 0):
                 if name == "cudaStreamEndCapture":
                     device.recording = None
-                return (error, None)
+                return (error, *failed)
             if name == "cudaMalloc" and sum(map(len, device.blocks.values())) + arguments[0] > LIMIT:
                 return (2, None)
             result = work[name](*arguments)
-            return (0,) if result is None else (0, result)
+            return (0, result) if name in ANSWERING else (0,)
 
+        call.__signature__ = inspect.signature(work[name])  # type: ignore[attr-defined]
         return call
 
     def allocate(where: dict[int, np.ndarray], size: int, fill: int) -> int:
@@ -86,7 +98,7 @@ def cuda_runtime(device: Device) -> Any:
         device.put(lambda: destination.__setitem__(slice(None), origin))
 
     def begin(stream: int, mode: str) -> None:
-        assert mode == "thread" and device.recording is None and not device.queue
+        assert stream in device.handles and mode == "thread" and device.recording is None and not device.queue
         device.recording = []
 
     def end(stream: int) -> Any:
@@ -120,14 +132,14 @@ def cuda_runtime(device: Device) -> Any:
         "cudaGetDevice": lambda: device.current,
         "cudaSetDevice": choose,
         "cudaStreamCreateWithFlags": lambda flags: new(next(streams)),
-        "cudaStreamDestroy": device.handles.remove,
+        "cudaStreamDestroy": lambda stream: device.handles.remove(stream),
         "cudaStreamSynchronize": synchronize,
         "cudaStreamBeginCapture": begin,
         "cudaStreamEndCapture": end,
         "cudaGraphInstantiate": lambda graph, flags: new(("ready", graph[1])),
         "cudaGraphLaunch": launch,
-        "cudaGraphDestroy": device.handles.remove,
-        "cudaGraphExecDestroy": device.handles.remove,
+        "cudaGraphDestroy": lambda graph: device.handles.remove(graph),
+        "cudaGraphExecDestroy": lambda graph: device.handles.remove(graph),
         "cudaMalloc": lambda size: allocate(device.blocks, size, 0xAB),
         "cudaFree": lambda address: device.blocks.__delitem__(address),
         "cudaMallocHost": lambda size: allocate(device.pinned, size, 0xCD),
@@ -146,12 +158,17 @@ def cuda_runtime(device: Device) -> Any:
 def library(device: Device, name: str, version: str, profiles: list[tuple[int, int]]) -> Any:
     """A module `tensorrt` or `tensorrt_rtx`: logger, runtime, engine, context."""
 
+    def scratch(profile: int) -> int:
+        """Bytes that the kernels of a profile work in."""
+        return profiles[profile][0] * profiles[profile][1]
+
     class Logger:
         INTERNAL_ERROR, ERROR, WARNING = "internal", "error", "warning"
 
     class Context:
-        def __init__(self, log: Any) -> None:
+        def __init__(self, log: Any, kernels: Any) -> None:
             self.log, self.profile, self.shapes, self.addresses = log, None, {}, {}
+            self.kernels, self.memory, self.ran = kernels, 0, None
 
         def allowed(self, name: str) -> bool:
             if name in device.refuse:
@@ -160,14 +177,25 @@ def library(device: Device, name: str, version: str, profiles: list[tuple[int, i
 
         def set_optimization_profile_async(self, index: int, stream: int) -> bool:
             assert stream in device.handles and index < len(profiles)
-            self.profile = index
+            self.profile, self.shapes, self.ran = index, {}, None
             return self.allowed("set_optimization_profile_async")
 
-        def set_tensor_address(self, name: str, address: int) -> bool:
-            self.addresses[name] = address
+        def set_device_memory(self, memory: int, size: int) -> None:
+            assert size >= scratch(self.profile), "less than get_device_memory_size_for_profile_v2 says"
+            device.view(device.blocks, memory, size)
+            self.memory = memory
+
+        def set_tensor_address(self, name: str, memory: int) -> bool:
+            assert self.profile is not None, "an address before the profile"
+            self.addresses[name] = memory
             return self.allowed("set_tensor_address")
 
+        def is_stream_capturable(self, stream: int) -> bool:
+            assert name == "tensorrt_rtx", "TensorRT-RTX alone has it"
+            return stream in device.handles and "is_stream_capturable" not in device.refuse
+
         def set_input_shape(self, name: str, shape: tuple[int, int]) -> bool:
+            assert self.profile is not None, "a shape before the profile"
             batch, length = profiles[self.profile]
             assert 1 <= shape[0] <= batch and 2 <= shape[1] <= length, f"{shape} is outside the profile"
             if name != "input_ids" and not self.allowed("set_input_shape"):
@@ -175,10 +203,17 @@ def library(device: Device, name: str, version: str, profiles: list[tuple[int, i
             self.shapes[name] = shape
             return True
 
-        def execute_async_v3(self, stream: int) -> bool:
-            assert device.current == 0
+        def execute_async_v3(self, stream_handle: int) -> bool:
+            assert device.current == device.gpu and stream_handle in device.handles
             device.calls.append("execute")
+            assert set(self.addresses) == set(Engine.names) and self.memory, "an address or the kernels' memory is missing"
+            assert len(self.shapes) == 2
             (shape,) = set(self.shapes.values())  # both inputs have one
+            if device.recording is not None:
+                assert self.ran == shape, "a capture without an execution in that shape before"
+            self.ran = shape
+            if self.kernels is not None:
+                self.kernels.need(self.profile, shape)
             rows, cells, width = shape[0], shape[0] * shape[1], device.dimensions
 
             def tensor(name: str, size: int, dtype: type) -> np.ndarray:
@@ -208,9 +243,56 @@ def library(device: Device, name: str, version: str, profiles: list[tuple[int, i
         def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, int]]:
             return [(1, 2), profiles[index], profiles[index]]
 
-        def create_execution_context(self, strategy: str) -> Any:
-            assert strategy == "on change"
-            return Context(self.log) if "create_execution_context" not in device.refuse else None
+        def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+            return scratch(profile_index)
+
+        def create_runtime_config(self) -> Any:
+            assert name == "tensorrt_rtx"
+            return Config()
+
+        def create_execution_context(self, how: Any) -> Any:
+            kernels = None
+            if name == "tensorrt_rtx":
+                assert isinstance(how, Config)
+                how, kernels = how.strategy, how.cache
+            assert how == "user managed"
+            return Context(self.log, kernels) if "create_execution_context" not in device.refuse else None
+
+    class Cache:
+        """Kernels by profile and shape."""
+
+        def __init__(self) -> None:
+            self.known: set[str] = set()
+
+        def need(self, profile: int, shape: tuple[int, int]) -> None:
+            device.compiled += f"{profile} {shape}" not in self.known
+            self.known.add(f"{profile} {shape}")
+
+        def serialize(self) -> bytes:
+            return json.dumps([version, sorted(self.known)]).encode()
+
+        def deserialize(self, blob: bytes) -> bool:
+            try:
+                written_by, known = json.loads(blob)
+            except ValueError:
+                return False
+            if written_by != version:
+                return False
+            self.known |= set(known)
+            return True
+
+    class Config:
+        strategy, cache, dynamic_shapes_kernel_specialization_strategy = "static", None, "lazy"
+
+        def create_runtime_cache(self) -> Cache:
+            return Cache()
+
+        def set_runtime_cache(self, cache: Cache) -> bool:
+            self.cache = cache
+            return True
+
+        def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+            self.strategy = strategy
 
     class Runtime:
         def __init__(self, log: Any) -> None:
@@ -223,7 +305,8 @@ def library(device: Device, name: str, version: str, profiles: list[tuple[int, i
     module: Any = ModuleType(name)
     module.__spec__, module.__version__ = ModuleSpec(name, None), version
     module.ILogger, module.Runtime = Logger, Runtime
-    module.ExecutionContextAllocationStrategy = SimpleNamespace(ON_PROFILE_CHANGE="on change")
+    module.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+    module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
     return module
 
 
@@ -235,7 +318,7 @@ def install(monkeypatch: pytest.MonkeyPatch, device: Device, profiles: list[tupl
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda_runtime(device))
     monkeypatch.setitem(sys.modules, "tensorrt", library(device, "tensorrt", VERSION, profiles))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", library(device, "tensorrt_rtx", "1.7.1.116", profiles))
-    monkeypatch.setattr(tensorrt, "device_sm", lambda: SM)
+    monkeypatch.setattr(tensorrt, "device_sm", lambda number=0: SM)
 
 
 def sha(content: bytes) -> str:

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from mexma_rt import BackendError, BundleError, InputError, load
-from mexma_rt.backends import describe_choices, open_backend
+from mexma_rt.backends import GPU_RUN_CELLS, describe_choices, open_backend
 from mexma_rt.bundle.opening import open_bundle
 from mexma_rt.cores import _quota, usable_cores
 
@@ -69,7 +69,7 @@ def test_auto_leaves_a_precision_whose_parity_did_not_pass(bundle):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"device": "tpu"}, "There is no device 'tpu'. Known: auto, cpu, cuda."),
+        ({"device": "tpu"}, "There is no device 'tpu'. Known: auto, cpu, cuda (one GPU of several: cuda:1)."),
         ({"backend": "tensorflow"}, "There is no backend 'tensorflow'. Known: auto, onnxruntime, tensorrt, rtx, torch."),
         ({"precision": "fp8"}, "There is no precision 'fp8'. Known: auto, fp32, fp16, fused, int8, mixed, w8, w4."),
         ({"precision": "fp16"}, "precision='fp16' is not in the bundle 'tiny', which has fp32, int8."),
@@ -125,10 +125,11 @@ def test_named_cuda_without_the_provider_gives_the_pip_line(bundle, monkeypatch)
 class FakeSession:
     """Stands for onnxruntime-gpu's session: on a machine without CUDA libraries it runs on the CPU without an error."""
 
-    provider = "CPUExecutionProvider"
+    provider, gpu = "CPUExecutionProvider", "0"
 
     def __init__(self, path, options, *, providers, enable_fallback):
-        assert providers == [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]  # fp32 is fp32
+        on_cuda = {"device_id": self.gpu, "use_tf32": "0"}  # fp32 is fp32
+        assert providers == [("CUDAExecutionProvider", on_cuda), "CPUExecutionProvider"]
         assert enable_fallback == 0  # or onnxruntime prints, and runs elsewhere
         self.real = onnxruntime.capi.onnxruntime_inference_collection.InferenceSession(path)
 
@@ -148,6 +149,19 @@ def test_a_session_that_silently_fell_back_to_the_cpu_is_refused(bundle, monkeyp
     with pytest.raises(BackendError, match="onnxruntime could not start CUDA: no GPU, no driver, or a library") as caught:
         open_backend(bundle, device="cuda")
     assert "pip install 'mexma-rt[cuda]'" in str(caught.value)
+
+
+def test_the_second_gpu(bundle, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(FakeSession, "provider", "CUDAExecutionProvider")
+    monkeypatch.setattr(FakeSession, "gpu", "1")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
+    backend = open_backend(bundle, device="cuda:1")
+    assert (backend.name, backend.device, backend.run_cells) == ("onnxruntime", "cuda:1", GPU_RUN_CELLS)
+    assert backend.reason.startswith("device='cuda:1' was named")
+    for wrong in ("cuda:", "cuda:x", "cuda:-1", "cpu:1"):
+        with pytest.raises(BackendError, match="There is no device"):
+            open_backend(bundle, device=wrong)
 
 
 def test_missing_cuda_libraries_are_named_and_not_printed(bundle, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mexma_rt import BackendError, load
-from mexma_rt.backends import tensorrt
+from mexma_rt.backends import GPU_RUN_CELLS, kernel_cache, open_backend, tensorrt
 from mexma_rt.backends.tensorrt import TensorRT
 
 from ..standin_gpu import D, Device, batch, by_hand, install, make_bundle, put_engine
@@ -107,7 +107,17 @@ def test_the_whole_pipeline_on_an_engine(device: Device, tiny_bundle: Path, tmp_
     np.testing.assert_array_equal(result.vectors, np.array(ids)[:, None] * [1, 2, 3])
     report = result.report
     assert (report.backend, report.device, report.precision) == ("tensorrt", "cuda", "fp16")
-    assert report.reason == "backend='tensorrt' was named; its engines are in fp16"
+    assert report.reason.startswith("backend='tensorrt' was named; its engines are in fp16; computed a vector, which could not")
+
+
+def test_an_engine_on_the_second_gpu(device: Device, tmp_path: Path) -> None:
+    """Every call is made there, and the thread has its own GPU back afterwards."""
+    device.gpu = 1
+    backend = open_backend(make_bundle(tmp_path), backend="tensorrt", device="cuda:1")
+    ids, mask = batch([7, 50])
+    np.testing.assert_array_equal(backend.run(ids, mask), by_hand(ids, mask))
+    assert (backend.device, device.current) == ("cuda:1", 0)
+    assert backend.run_cells == GPU_RUN_CELLS
 
 
 def test_another_current_gpu_of_the_process_stays_current(device: Device, tmp_path: Path) -> None:
@@ -181,15 +191,51 @@ def test_without_small_profiles_nothing_is_captured(monkeypatch, tmp_path: Path)
 
 def test_buffers_are_made_once_and_freed_with_the_back_end(device: Device, tmp_path: Path) -> None:
     backend = opened(tmp_path)
-    # input_ids and attention_mask for 3x96 tokens, vectors for 6 rows, states for 3x96 tokens
-    assert sorted(map(len, device.blocks.values())) == sorted([288 * 8, 288 * 8, 6 * D * 4, 288 * D * 4])
+    # input_ids and attention_mask for 3x96 tokens, vectors for 6 rows, states for 3x96 tokens, what the kernels work in
+    assert sorted(map(len, device.blocks.values())) == sorted([288 * 8, 288 * 8, 6 * D * 4, 288 * D * 4, 288])
     assert sorted(map(len, device.pinned.values())) == sorted([288 * 8, 288 * 8, 6 * D * 4])
     for lengths in ([96] * 7, [2], [32] * 6):
         backend.run(*batch(lengths))
-    assert device.calls.count("cudaMalloc") == 4 and device.calls.count("cudaMallocHost") == 3
+    assert device.calls.count("cudaMalloc") == 5 and device.calls.count("cudaMallocHost") == 3
     del backend
     gc.collect()
     assert (device.blocks, device.pinned, device.handles) == ({}, {}, set())
+
+
+# ---- TensorRT-RTX
+
+
+def test_rtx_compiles_its_kernels_once(device: Device, tmp_path: Path) -> None:
+    opened(tmp_path, "rtx")
+    assert device.compiled == 2  # of the two profiles that were warmed up
+    kept = tmp_path / "engines" / "rtx.engine.sm89.kernels"
+    backend = opened(tmp_path, "rtx")
+    assert device.compiled == 2 and backend.reason == "a test"
+    kept.write_bytes(b"of another version, or damaged")
+    opened(tmp_path, "rtx")
+    assert device.compiled == 4
+    opened(tmp_path, "rtx")
+    assert device.compiled == 4  # they were written anew
+
+
+def test_where_kernels_cannot_be_kept_it_is_said(device: Device, tmp_path: Path, monkeypatch) -> None:
+    def full(path: Path) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kernel_cache, "atomic_write", full)
+    backend = opened(tmp_path, "rtx")
+    assert "note: its kernels are compiled at every load, because they cannot be kept: [Errno 28] No space" in backend.reason
+    ids, mask = batch([7])
+    np.testing.assert_array_equal(backend.run(ids, mask), by_hand(ids, mask))
+
+
+def test_an_rtx_engine_that_cannot_be_captured_runs_without_graphs(device: Device, tmp_path: Path) -> None:
+    device.refuse.add("is_stream_capturable")
+    backend = opened(tmp_path, "rtx")
+    assert "cudaStreamBeginCapture" not in device.calls
+    assert "1x16 runs without a CUDA graph, slower for small batches (it says that this engine cannot be" in backend.reason
+    ids, mask = batch([7])
+    np.testing.assert_array_equal(backend.run(ids, mask), by_hand(ids, mask))
 
 
 # ---- failures while it opens

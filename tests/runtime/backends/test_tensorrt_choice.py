@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import inspect
 import json
 import re
 import shutil
@@ -317,6 +318,9 @@ def test_the_stand_in_has_the_names_of_cuda_python() -> None:
 
     played = vars(cuda_runtime(Device()))
     assert [name for name in played if not hasattr(real, name)] == []
+    for name in (name for name in played if inspect.isfunction(played[name]) and name != "cudaGetErrorString"):
+        taken, real_ones = (inspect.signature(function).parameters for function in (played[name], getattr(real, name)))
+        assert len(taken) == len(real_ones), name
     for enum in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
         assert [name for name in vars(played[enum]) if not hasattr(getattr(real, enum), name)] == []
 
@@ -329,13 +333,54 @@ def test_the_stand_in_has_the_names_of_the_library() -> None:
 
     played = library(Device(), "tensorrt_rtx", "1", [(1, 16)])
     engine = played.Runtime(None).deserialize_cuda_engine(b"")
-    context = engine.create_execution_context("on change")
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy("user managed")
+    context = engine.create_execution_context(config)
     pairs = [(played.Runtime, tensorrt_rtx.Runtime), (type(engine), tensorrt_rtx.ICudaEngine)]
-    pairs += [(type(context), tensorrt_rtx.IExecutionContext)]
+    pairs += [(type(context), tensorrt_rtx.IExecutionContext), (type(config), tensorrt_rtx.IRuntimeConfig)]
+    pairs += [(type(config.create_runtime_cache()), tensorrt_rtx.IRuntimeCache)]
     for stand_in, real in pairs:
-        names = [name for name in vars(stand_in) if not name.startswith("_") and name not in ("names", "allowed")]
+        ours = ("names", "allowed", "need", "strategy", "cache")
+        names = [name for name in vars(stand_in) if not name.startswith("_") and name not in ours]
         assert names and [name for name in names if not hasattr(real, name)] == []
-    assert tensorrt_rtx.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+        for name in names:
+            method = vars(stand_in)[name]
+            if inspect.isfunction(method):  # the others are properties, or take what comes
+                most = len(inspect.signature(method).parameters)
+                assert most in parameters(getattr(real, name).__doc__), name
+    assert tensorrt_rtx.ExecutionContextAllocationStrategy.USER_MANAGED
+    assert tensorrt_rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert tensorrt_rtx.BuilderFlag.REQUIRE_USER_ALLOCATION
+
+
+def parameters(doc: str) -> set[int]:
+    """How many parameters a method of pybind has, `self` included, by each signature that its docstring lists."""
+    lists = re.findall(r"\((self: .*)\) ->", doc)
+    assert lists, doc
+    return {len(re.findall(r"(?:^|, )\w+: ", listed)) for listed in lists}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("cudaGetDevice", ()),
+        ("cudaSetDevice", (0,)),
+        ("cudaMalloc", (16,)),
+        ("cudaMallocHost", (16,)),
+        ("cudaStreamCreateWithFlags", (1,)),
+        ("cudaStreamSynchronize", (0,)),
+    ],
+)
+def test_failed_calls_answer_as_many_values_as_those_of_cuda_python(name: str, arguments: tuple[int, ...]) -> None:
+    real = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings: pip install 'mexma-rt[rtx]'")
+    from ..standin_gpu import cuda_runtime
+
+    without_gpu()
+    device = Device()
+    device.fail[name] = 35  # what a machine without a driver says
+    played = getattr(cuda_runtime(device), name)(*arguments)
+    answered = getattr(real, name)(*arguments)
+    assert int(answered[0]) != 0 and answered[1:] == played[1:]
 
 
 def without_gpu() -> None:
@@ -371,11 +416,11 @@ def test_a_real_engine_is_refused_where_there_is_no_gpu(tiny_checkpoint: Path, t
     build_bundle_engine(tmp_path, engine="rtx", sm=[86], profiles=parse_profiles("1x16"))
     with pytest.raises(BackendError, match=r"no NVIDIA driver|no usable GPU"):
         load(tmp_path, backend="rtx")
-    monkeypatch.setattr(tensorrt, "device_sm", lambda: 89)
+    monkeypatch.setattr(tensorrt, "device_sm", lambda number=0: 89)
     with pytest.raises(BackendError, match=r"built for SM 86, but this GPU has SM 89\. .*--engine rtx --sm 89$"):
         load(tmp_path, backend="rtx")
-    monkeypatch.setattr(tensorrt, "device_sm", lambda: 86)
-    monkeypatch.setattr(tensorrt, "first_gpu", lambda runtime: contextlib.nullcontext())  # it would tell the same, earlier
+    monkeypatch.setattr(tensorrt, "device_sm", lambda number=0: 86)
+    monkeypatch.setattr(tensorrt, "on_gpu", lambda runtime, number: contextlib.nullcontext())  # it would tell the same, earlier
     with pytest.raises(BackendError, match=r"tensorrt_rtx .* could not open .*rtx\.engine: .*(?i:cuda)"):
         load(tmp_path, backend="rtx")
 

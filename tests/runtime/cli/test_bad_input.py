@@ -133,7 +133,10 @@ def test_unknown_device_model_and_length(monkeypatch: pytest.MonkeyPatch, tiny_b
 
     monkeypatch.setattr(mexma_rt, "load", encoder.load)
     arguments = ["embed", "two.txt", "-o", "v.npy", "--model", str(tiny_bundle)]
-    assert fails(1, *arguments, "--device", "tpu") == "mexma: There is no device 'tpu'. Known: auto, cpu, cuda.\n"
+    assert (
+        fails(1, *arguments, "--device", "tpu")
+        == "mexma: There is no device 'tpu'. Known: auto, cpu, cuda (one GPU of several: cuda:1).\n"
+    )
     assert "mexma: There is no precision 'fp64'" in fails(1, *arguments, "--precision", "fp64")
     assert "mexma: There is no backend 'tensorflow'. Known: auto, onnxruntime, tensorrt, rtx, torch." in fails(
         1, *arguments, "--backend", "tensorflow"
