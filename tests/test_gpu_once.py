@@ -78,6 +78,12 @@ def test_a_run_that_was_stopped_in_every_stage_is_the_whole_one(told: list[dict[
     assert beside["updates"] == 6 and beside["largest_relative_difference"] < 1e-6
 
 
+def test_a_process_group_of_one_gives_the_bare_models_gradient(told: list[dict[str, Any]]) -> None:
+    (group,) = of(told, "run", "process group")
+    assert group["sum"] == [1, 1, 1] and set(group["gradients_apart"]) == {"ddp", "fsdp"}
+    assert max(group["gradients_apart"].values()) < 1e-5
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the phases would not fail")
 def test_a_phase_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
     run = started(tmp_path, "--only", "gemm,bindings")

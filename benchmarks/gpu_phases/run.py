@@ -1,7 +1,8 @@
 """A short run of mexma-train on the device: stopped and resumed, beside one that was not, and beside the CPU's first updates.
 
 --shards: a folder of `mexma-train prepare`; without it the pairs are made up, and its tokenizer trained on them. A small model
-goes through all three stages: what counts is that each of them holds on the device.
+goes through all three stages: what counts is that each of them holds on the device. A process group of one tells whether NCCL
+starts there, and whether gradients through DDP and FSDP2 are those of the bare model.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from telling import flags, say
+from torch import nn
 
 from mexma_train.cli import main as mexma_train
+from mexma_train.parallel import World, all_sum, distribute, whole
 
 RECIPE = """
 from mexma_train.config import *
@@ -62,6 +67,30 @@ def main() -> None:
             call("run", recipe, shards, root / "cpu", "--device", "cpu", "--minutes", 0.2, "--threads", 8, *how)
             both = list(zip(whole, losses(root / "cpu"), strict=False))
             say(what="the CPU's first updates", compared=[{**a, "on_cpu": b["loss"]} for a, b in both[:10]])
+        group_of_one(torch.device(device, 0) if device == "cuda" else torch.device(device), root / "store")
+
+
+def group_of_one(device: torch.device, store: Path) -> None:
+    """NCCL (gloo on the CPU) in this process alone: a sum, and a gradient of a small network through DDP and through FSDP2."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    bound = {"device_id": device} if device.type == "cuda" else {}
+    dist.init_process_group(backend, init_method=store.as_uri(), rank=0, world_size=1, **bound)
+    try:
+        world = World(device=device, size=2)  # so that parallel.py does its part; the group has one process all the same
+        summed = all_sum(torch.ones(3, device=device), world).tolist()
+        gradients = {how: gradient(world, how) for how in ("", "ddp", "fsdp")}
+        apart = {how: float((gradients[how] - gradients[""]).abs().max()) for how in ("ddp", "fsdp")}
+        say(what="process group of one", backend=backend, sum=summed, gradients_apart=apart)
+    finally:
+        dist.destroy_process_group()
+
+
+def gradient(world: World, how: str) -> torch.Tensor:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)).to(world.device)
+    module = distribute(model, list(model), world, how) if how else model
+    module(torch.ones(4, 16, device=world.device)).square().sum().backward()
+    return torch.cat([whole(parameter.grad).flatten() for parameter in model.parameters() if parameter.grad is not None]).cpu()
 
 
 def made_up(root: Path, recipe: Path, sets: Path, rows: int) -> Path:

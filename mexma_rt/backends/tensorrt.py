@@ -165,7 +165,7 @@ class TensorRT(Backend):
             how.set_execution_context_allocation_strategy(strategy)
             how.set_runtime_cache(kernels)
             if runs_as_graph(self._profiles[index]):
-                # The default compiles for a shape in the background, with a general kernel meanwhile: the graph would keep that.
+                # The default compiles in the background and uses a general kernel meanwhile, which the graph would keep.
                 how.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
         what = f"make room for the profile {self._profiles[index]}"
         context = made(lambda: self._engine.create_execution_context(how), self._trt, self._log, what)
