@@ -83,9 +83,9 @@ def fastembed(bundle: Path) -> Embed:
 def openvino(bundle: Path) -> Embed:
     import openvino as ov
 
+    from mexma_rt.backends import BATCH_TOKENS
     from mexma_rt.bundle.manifest import TOKENIZER
     from mexma_rt.bundle.opening import read_manifest
-    from mexma_rt.embedding.encoder import BATCH_TOKENS
     from mexma_rt.embedding.packing import pack
     from mexma_rt.embedding.tokenizer import Tokenizer
 

@@ -52,7 +52,9 @@ ALL = (
     Phase(name="bindings", seconds=20, decides="whether cuda.py's calls hold: pinned memory, copies, capture, launch"),
     Phase(name="attention", seconds=100, decides="which way to attend is fastest, and whether all agree, backward too"),
     Phase(
-        name="embedding", seconds=120, decides="the torch back end beside sentence-transformers, BATCH_TOKENS, GPU_RUN_CELLS"
+        name="embedding",
+        seconds=120,
+        decides="the torch back end beside sentence-transformers, GPU_BATCH_TOKENS, GPU_RUN_CELLS",
     ),
     Phase(name="training", seconds=120, decides="packed training beside padded, and its share of the peak"),
     Phase(name="mining", seconds=90, decides="the search beside its matrix product, and where its time goes"),

@@ -31,12 +31,12 @@ FP16 = "fp16"  # the graph's name in a bundle's manifest
 
 
 def default_profiles(length_limit: int) -> tuple[Profile, ...]:
-    """One query at a time, and three lengths with 16,384 tokens a batch, so that each needs about the same memory.
+    """One query or passage, a few of them, and three lengths with 16,384 tokens a batch, which need about the same memory.
 
     32 tokens hold most sentences (web sentences: median 25 tokens, mean 30), 128 is a bundle's default length, and the position
     table ends at `length_limit`, so that no input finds no profile. The batch of 16,384 tokens is a first value, not measured.
     """
-    wanted = [(1, 32), (512, 32), (128, 128), (32, length_limit)]
+    wanted = [(1, 32), (1, 128), (8, 64), (512, 32), (128, 128), (32, length_limit)]
     return tuple(dict.fromkeys(Profile(batch=batch, length=min(length, length_limit)) for batch, length in wanted))
 
 

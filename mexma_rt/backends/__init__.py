@@ -29,6 +29,7 @@ PRECISIONS = ("fp32", "fp16", *FOR_CPU)
 # Fixed cost of a run, in cells that could be computed in that time. Two AVX2 cores, onnxruntime, shapes from 1 x 16
 # to 64 x 16: 17 cells for the bundled model (1.15 ms on one thread, which computes 14,900 cells/s), 5 for XLM-R-base.
 RUN_CELLS = 16
+BATCH_TOKENS, GPU_BATCH_TOKENS = 4096, 16384  # cells of a batch; that of GPUs is what engines are tuned for, not measured
 GPU_RUN_CELLS = 512  # assumed until benchmarks/GPU_TODO.md has measured it: about 0.5 ms of launches at 1 M cells/s
 
 
@@ -46,6 +47,11 @@ class Backend(ABC):
     def run_cells(self) -> int:
         """Fixed cost of a run, in cells that could be computed in that time: `pack` weighs padding against it."""
         return RUN_CELLS if self.device == "cpu" else GPU_RUN_CELLS
+
+    @property
+    def batch_tokens(self) -> int:
+        """Cells of a batch where nobody says how many."""
+        return BATCH_TOKENS if self.device == "cpu" else GPU_BATCH_TOKENS
 
     @abstractmethod
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

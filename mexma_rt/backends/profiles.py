@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from mexma_rt.backends.sidecar import Profile
 from mexma_rt.errors import BackendError
 
 SHORTEST = 2  # an empty text is <s> </s>; engines are built for 2 tokens and more
-# Tensor cores want fp16 matrices in multiples of 8 (NVIDIA, Deep Learning Performance Guide), and a few shapes that repeat
-# spare the work that a change of shape costs.
+# Tensor cores want fp16 matrices in multiples of 8 (NVIDIA, Deep Learning Performance Guide). Those of an encoder have rows x
+# tokens rows: a length is filled up only as far as that product needs, for nearly all of 30 tokens would be 32.
 ALIGN = 8
 # A profile of so few tokens always runs at its full shape, as a CUDA graph: there, starting the kernels takes longer than
 # padding does. A first value, not measured.
@@ -61,7 +62,8 @@ def plan(rows: int, length: int, profiles: Sequence[Profile]) -> list[Piece]:
             chosen = max(long_enough, key=lambda index: (profiles[index].batch, -profiles[index].length))
         profile = profiles[chosen]
         stop = start + min(left, profile.batch)
-        aligned = -(-max(length, SHORTEST) // ALIGN) * ALIGN
+        step = ALIGN // gcd(stop - start, ALIGN)
+        aligned = -(-max(length, SHORTEST) // step) * step
         shape = (stop - start, min(aligned, profile.length))
         if runs_as_graph(profile):
             shape = (profile.batch, profile.length)

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from mexma_rt.backends import BATCH_TOKENS
 from mexma_rt.bundle.manifest import TOKENIZER, Bundle
 from mexma_rt.bundle.opening import open_bundle
-from mexma_rt.embedding.encoder import BATCH_TOKENS
 from mexma_rt.embedding.packing import pack
 from mexma_rt.embedding.tokenizer import Tokenizer
 from mexma_rt.errors import InputError

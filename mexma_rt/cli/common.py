@@ -41,7 +41,7 @@ _MODEL = [
     ),
     click.option("--revision", help="Branch, tag or commit of a hub model.  [default: its main branch]"),
     click.option("--offline", is_flag=True, help="Use only the local cache for a hub model; no network."),
-    click.option("--device", default="auto", show_default=True, help="Device that computes: cpu, cuda (cuda:1: the second GPU) or auto."),
+    click.option("--device", default="auto", show_default=True, help="Device that computes: cpu, cuda, cuda:1 or auto."),
     click.option("--backend", default="auto", show_default=True, help="Back end: onnxruntime, tensorrt, rtx, torch or auto."),
     click.option(
         "--precision",

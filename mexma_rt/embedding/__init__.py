@@ -5,7 +5,7 @@ from mexma_rt.doors import doors
 
 __getattr__, __all__ = doors(
     __name__,
-    encoder="BATCH_TOKENS DEFAULT_MODEL Encoder load shared_encoder",
+    encoder="DEFAULT_MODEL Encoder load shared_encoder",
     files="FileReport Reading embed_file",
     packing="pack",
     proof="prove",

@@ -59,7 +59,7 @@ def test_architectures_are_parsed() -> None:
 
 
 def test_default_profiles_reach_the_end_of_the_position_table() -> None:
-    assert [str(profile) for profile in default_profiles(512)] == ["1x32", "512x32", "128x128", "32x512"]
+    assert [str(profile) for profile in default_profiles(512)] == ["1x32", "1x128", "8x64", "512x32", "128x128", "32x512"]
     for limit in (8, 32, 128, 200, 512, 8192):
         profiles = default_profiles(limit)
         assert max(profile.length for profile in profiles) == limit and len(set(profiles)) == len(profiles)

@@ -117,7 +117,7 @@ def test_an_engine_on_the_second_gpu(device: Device, tmp_path: Path) -> None:
     ids, mask = batch([7, 50])
     np.testing.assert_array_equal(backend.run(ids, mask), by_hand(ids, mask))
     assert (backend.device, device.current) == ("cuda:1", 0)
-    assert backend.run_cells == GPU_RUN_CELLS
+    assert (backend.run_cells, backend.batch_tokens) == (GPU_RUN_CELLS, 16384)
 
 
 def test_another_current_gpu_of_the_process_stays_current(device: Device, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_a_failing_run_names_batch_and_profile_and_the_next_run_is_right(device:
     ids, mask = batch([40, 50])
     backend.run(ids, mask)
     device.refuse.add("set_input_shape")  # of the second input only: the first has taken the new shape
-    with pytest.raises(BackendError, match=r"batch of 2 sentences x 60 tokens, in its profile 3x96: .* refused the shape 2x64"):
+    with pytest.raises(BackendError, match=r"batch of 2 sentences x 60 tokens, in its profile 3x96: .* refused the shape 2x60"):
         backend.run(*batch([60, 20]))
     device.refuse.clear()
     np.testing.assert_array_equal(backend.run(ids, mask), by_hand(ids, mask))

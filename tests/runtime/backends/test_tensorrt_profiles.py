@@ -13,7 +13,8 @@ from mexma_rt import BackendError
 from mexma_rt.backends.profiles import GRAPH_CELLS, Piece, pad, plan, runs_as_graph
 from mexma_rt.backends.sidecar import Profile
 
-DEFAULT = tuple(Profile(batch=batch, length=length) for batch, length in [(1, 32), (512, 32), (128, 128), (32, 512)])
+SHAPES = [(1, 32), (1, 128), (8, 64), (512, 32), (128, 128), (32, 512)]
+DEFAULT = tuple(Profile(batch=batch, length=length) for batch, length in SHAPES)
 
 
 def piece(profile: int, start: int, stop: int, *shape: int) -> Piece:
@@ -24,12 +25,13 @@ def piece(profile: int, start: int, stop: int, *shape: int) -> Piece:
     ("rows", "length", "pieces"),
     [
         (1, 5, [piece(0, 0, 1, 1, 32)]),  # a query: the full shape of the small profile
-        (1, 33, [piece(2, 0, 1, 1, 40)]),  # 128x128 and 32x512 have the same area: the shorter
-        (2, 5, [piece(1, 0, 2, 2, 8)]),  # not padded to the full shape of a large profile, but to 8 tokens
-        (512, 32, [piece(1, 0, 512, 512, 32)]),
-        (513, 30, [piece(1, 0, 512, 512, 32), piece(0, 512, 513, 1, 32)]),  # what is left is planned anew
-        (1300, 20, [piece(1, 0, 512, 512, 24), piece(1, 512, 1024, 512, 24), piece(1, 1024, 1300, 276, 24)]),
-        (70, 512, [piece(3, 0, 32, 32, 512), piece(3, 32, 64, 32, 512), piece(3, 64, 70, 6, 512)]),
+        (1, 33, [piece(1, 0, 1, 1, 128)]),  # and a passage
+        (9, 33, [piece(4, 0, 9, 9, 40)]),  # 128x128 and 32x512 have the same area: the shorter; 9 x 33 cells are made 9 x 40
+        (2, 5, [piece(2, 0, 2, 2, 8)]),  # not padded to the full shape of a large profile, but to 16 cells
+        (512, 32, [piece(3, 0, 512, 512, 32)]),
+        (513, 30, [piece(3, 0, 512, 512, 30), piece(0, 512, 513, 1, 32)]),  # what is left is planned anew
+        (1300, 21, [piece(3, 0, 512, 512, 21), piece(3, 512, 1024, 512, 21), piece(3, 1024, 1300, 276, 22)]),
+        (70, 512, [piece(5, 0, 32, 32, 512), piece(5, 32, 64, 32, 512), piece(5, 64, 70, 6, 512)]),
         (0, 7, []),
     ],
 )
@@ -40,7 +42,7 @@ def test_plans_of_the_default_profiles(rows: int, length: int, pieces: list[Piec
 def test_a_length_that_is_no_multiple_of_8_ends_the_padding() -> None:
     (only,) = plan(50, 99, (Profile(batch=64, length=99),))
     assert only.shape == (50, 99)
-    assert plan(50, 1, (Profile(batch=64, length=99),))[0].shape == (50, 8)
+    assert plan(50, 1, (Profile(batch=64, length=99),))[0].shape == (50, 4)
     assert plan(300, 1, (Profile(batch=300, length=2),))[0].shape == (300, 2)  # engines take no single token
 
 
@@ -65,6 +67,7 @@ def test_every_row_is_computed_once_in_a_shape_that_the_engine_has(rows, length,
             assert part.shape == (chosen.batch, chosen.length)
         else:
             assert part.shape[0] == part.stop - part.start and part.shape[1] < length + 8
+            assert part.shape[0] * part.shape[1] % 8 == 0 or part.shape[1] == chosen.length
         holding = [p for p in profiles if p.length >= length and p.batch >= rows - done]
         if holding:
             assert part.stop == rows
@@ -76,7 +79,7 @@ def test_every_row_is_computed_once_in_a_shape_that_the_engine_has(rows, length,
 
 
 def test_small_profiles_run_as_graphs() -> None:
-    assert [runs_as_graph(profile) for profile in DEFAULT] == [True, False, False, False]
+    assert [runs_as_graph(profile) for profile in DEFAULT] == [True, True, False, False, False, False]
     assert runs_as_graph(Profile(batch=1, length=GRAPH_CELLS)) and not runs_as_graph(Profile(batch=1, length=GRAPH_CELLS + 1))
 
 
