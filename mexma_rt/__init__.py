@@ -149,7 +149,7 @@ def embed(
         progress=progress,
         out=out,
     )
-    warn_if_truncated(result.report, encoder.bundle.max_length_limit, stacklevel=2)
+    warn_if_truncated(result.report, stacklevel=2)
     return result.vectors
 
 
@@ -169,8 +169,9 @@ def embed_file(
     """Embed a file of any size to vectors on disk, in bounded memory; row i of the output is row i of the input.
 
     source: UTF-8 text with one sentence per line (plain, .gz, .xz, .zst, or "-" for standard input), JSON Lines with
-    the text in `field`, or a .parquet file with the text in the column `field`. No row is skipped: a blank line
-    gets a vector like any other text; a missing text (null) is an error.
+    the text in `field`, or a .parquet file with the text in the column `field` ("translation.fr": of a nested one). A pipe is
+    copied beside the output first. No row is skipped: a blank line gets a vector like any other text; a missing text (null)
+    is an error.
     output: a .parquet name gives a table with the column `vector` (fixed-size lists), any other a .npy file, to open with
     np.load(output, mmap_mode="r"). `shard_rows` writes a new folder of vectors-00000.npy and so on, listed in vectors.json.
     precision: of the stored rows, as for `Encoder.embed`: "float32", "float16", "int8", "uint8", "binary" or "ubinary".

@@ -44,6 +44,10 @@ class TruncationWarning(UserWarning):
     """Some texts were longer than the model's maximum length and were cut; the report says which."""
 
 
+class LineEndWarning(UserWarning):
+    """A file has other line ends than those that are read, so that its lines may not be what its owner takes for them."""
+
+
 def require_extra(extra: str, *modules: str) -> None:
     """Raise MissingExtraError unless every top-level module of an optional extra can be found (nothing is imported)."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]

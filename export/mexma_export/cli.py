@@ -6,7 +6,6 @@ Exit codes: 0 written; 1 the parity gate or the checkpoint failed; 2 the command
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from mexma_export.parity import load_sentences
 from mexma_export.trim import Vocabulary
 from mexma_export.usage import parse_languages
 from mexma_rt.backends import ENGINES
+from mexma_rt.cli.common import json_text
 from mexma_rt.cli.edges import EdgesCommand
 from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 
@@ -124,7 +124,7 @@ def main(
     that name is ./doctor.)"""
     if checkpoint == "doctor" and bundle is None and engine is None:
         examination = examine()
-        click.echo(json.dumps(examination.as_data(), ensure_ascii=False) if as_json else examination.as_text())
+        click.echo(json_text(examination.as_data()) if as_json else examination.as_text())
         return
     if engine is not None:
         if bundle is not None:
@@ -171,7 +171,7 @@ def main(
         _fail(error, as_json)
     finally:
         bar.close()
-    click.echo(json.dumps(_as_data(report), ensure_ascii=False) if as_json else _as_text(report))
+    click.echo(json_text(_as_data(report)) if as_json else _as_text(report))
 
 
 def _engine(bundle: Path, engine: str, sm: str | None, profiles: str | None, timing_cache: Path | None, as_json: bool) -> None:
@@ -188,7 +188,7 @@ def _engine(bundle: Path, engine: str, sm: str | None, profiles: str | None, tim
     except MexmaError as error:
         _fail(error, as_json)
     if as_json:
-        click.echo(json.dumps({"engine": str(path)} | asdict(sidecar)))
+        click.echo(json_text({"engine": str(path)} | asdict(sidecar)))
         return
     click.echo(
         f"{path}: {sidecar.engine_bytes / 1e6:.1f} MB in {sidecar.build_seconds:.0f} s\n"
@@ -206,7 +206,7 @@ def _triton(bundle: Path, target: Path, precisions: list[str] | None, as_json: b
     except MexmaError as error:
         _fail(error, as_json)
     if as_json:
-        click.echo(json.dumps(asdict(report) | {"path": str(report.path)}))
+        click.echo(json_text(asdict(report) | {"path": str(report.path)}))
         return
     for phrase in report.left_out:
         click.echo(f"left out: {phrase}", err=True)
@@ -218,7 +218,7 @@ def _triton(bundle: Path, target: Path, precisions: list[str] | None, as_json: b
 
 def _fail(error: MexmaError, as_json: bool) -> NoReturn:
     if as_json:
-        click.echo(json.dumps({"error": type(error).__name__, "message": str(error)}, ensure_ascii=False))
+        click.echo(json_text({"error": type(error).__name__, "message": str(error)}))
     click.echo(f"Error: {error}", err=True)
     sys.exit(2 if isinstance(error, InputError | MissingExtraError) else 1)
 

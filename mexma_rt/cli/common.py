@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mexma_rt.embedding.report import how_to_keep
 from mexma_rt.knn.margin import MARGINS
 
 if TYPE_CHECKING:
@@ -135,8 +136,7 @@ def describe(report: EmbedReport, name: str) -> str:
     if report.truncated:
         text += (
             f"\n{name}: {len(report.truncated):,} sentences had more than {report.max_length} tokens and were cut, the first "
-            f"in line {report.truncated[0] + 1}. To keep more, type --max-length {max(report.truncated_lengths)} "
-            "(the model's limit allowing)"
+            f"in line {report.truncated[0] + 1}. {how_to_keep(report, '--max-length {}')}"
         )
     return text
 
@@ -159,7 +159,13 @@ def clean_stdout(ray: str | None) -> AbstractContextManager[object]:
 
 def echo_json(result: dict[str, Any]) -> None:
     """Print one JSON object. Raises ValueError at NaN and infinity, which JSON does not have."""
-    click.echo(json.dumps(result, ensure_ascii=False, indent=1, allow_nan=False))
+    click.echo(json_text(result, indent=1))
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    r"""JSON that every reader takes: bytes of a file's name that are not UTF-8 are \\xNN, not halves of a surrogate pair."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    return re.sub("[\udc80-\udcff]", lambda half: f"\\\\x{ord(half[0]) - 0xDC00:02x}", text)
 
 
 def read_both(source: str, target: str, output: str | None) -> tuple[list[str], list[str]]:
@@ -172,10 +178,11 @@ def read_both(source: str, target: str, output: str | None) -> tuple[list[str], 
 
 def check_both(source: str, target: str, output: str | None) -> None:
     """Raise UsageError if both files are standard input, or FileError or InputError if the table cannot be written."""
-    from mexma_rt.files.atomic import STDIN, check_output
+    from mexma_rt.files.atomic import check_output
     from mexma_rt.files.tables import check_table
+    from mexma_rt.files.unpacking import is_stdin
 
-    if source == target == STDIN:
+    if is_stdin(source) and is_stdin(target):
         raise click.UsageError("Only one of SOURCE and TARGET can be standard input.")
     if output:
         check_table(output)

@@ -11,6 +11,7 @@ import io
 import os
 import select
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -35,6 +36,7 @@ class EdgesCommand(click.Command):
             return super().main(*arguments, **keywords)
         closed = sys.stdout is None
         output = open_streams()
+        warnings.showwarning = _Told()
         try:
             if closed:
                 raise OutputError(CLOSED)
@@ -45,6 +47,15 @@ class EdgesCommand(click.Command):
         except OutputError as error:
             click.echo(f"{self.name}: {error}", err=True)
             sys.exit(1)
+
+
+class _Told(set[str]):
+    """Shows a warning once (a file may be read twice), without the place in the source, which means nothing to a user."""
+
+    def __call__(self, message: Warning | str, *place: Any, **named: Any) -> None:
+        if str(message) not in self:
+            self.add(str(message))
+            click.echo(f"warning: {message}", err=True)
 
 
 def open_streams() -> io.TextIOWrapper:

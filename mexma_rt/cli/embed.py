@@ -16,7 +16,7 @@ from mexma_rt.files.storage import STORAGES
 @click.option(
     "-o", "--output", metavar="FILE", required=True, help="File to write, .npy or .parquet: one row for each row of FILE."
 )
-@click.option("--field", metavar="NAME", help="Field (JSON Lines) or column (.parquet) of FILE that holds the text.")
+@click.option("--field", metavar="NAME", help="Field (JSON Lines) or column (.parquet) that holds the text; nested: a.b")
 @click.option(
     "--storage",
     type=click.Choice(list(STORAGES)),

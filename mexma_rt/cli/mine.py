@@ -23,6 +23,7 @@ from mexma_rt.cli.common import (
     report_sides,
 )
 from mexma_rt.files.atomic import check_output
+from mexma_rt.files.endings import check_ending, visible
 from mexma_rt.files.tables import check_table, table
 from mexma_rt.mining.candidates import RETRIEVALS, OneToOne
 from mexma_rt.mining.found import MiningReport, Pair, Search
@@ -110,6 +111,7 @@ def mine(
     settings = {name: options.pop(name) for name in ("margin", "k", "retrieval", "threshold", "index")}
     encoder = LoadedEncoder(options)
     if report_file:
+        check_ending(report_file, "a page is written as .html", (".html", ".htm"))
         check_output(report_file, [name for name in (source, target, source_vectors, target_vectors) if name])
         if output and Path(report_file).resolve() == Path(output).resolve():
             raise click.UsageError(f"{report_file} cannot be both the table and the page. Choose another name for one of them.")
@@ -139,8 +141,9 @@ def mine(
         if report_file and tally is not None:
             below = list(search.described(search.below(matching, EXAMPLES // 2)))
             lowest = list(search.described(search.lowest(EXAMPLES)))
-            ran = list(zip(names, encoder.reports, strict=False))
-            write_page(report_file, render_page(tally, report, names=names, below=below, lowest=lowest, embedded=ran))
+            ran = list(zip(map(visible, names), encoder.reports, strict=False))
+            shown = visible(names[0]), visible(names[1])
+            write_page(report_file, render_page(tally, report, names=shown, below=below, lowest=lowest, embedded=ran))
     _tell(report, listed, encoder, names, output, report_file, show, as_json)
 
 

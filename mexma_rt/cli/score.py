@@ -21,6 +21,7 @@ from mexma_rt.cli.common import (
     report_sides,
 )
 from mexma_rt.files.atomic import check_output
+from mexma_rt.files.endings import check_ending
 from mexma_rt.files.tables import table
 
 SCORE_COLUMNS = {"score": float, "source": str, "target": str}
@@ -108,6 +109,7 @@ def _among_themselves(
         check_output(save, [source, target])
         if output and Path(save).resolve() == Path(output).resolve():
             raise click.UsageError(f"{save} cannot have both the scores and the background. Choose another name for one.")
+        check_ending(save, "a background is written as .npz", (".npz",))
     lines = read_both(source, target, output)
     vectors: dict[str, Any] = {}
     if save and len(lines[0]) == len(lines[1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mexma_rt.cli.common import LoadedEncoder, describe, echo_json, margin_options, model_options, ran
+from mexma_rt.embedding.report import how_to_keep
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,11 +113,11 @@ def _tell(encoder: LoadedEncoder, goal: str | None) -> None:
     cut = [(name, report) for name, report in runs if report.truncated]
     if cut:
         most, worst = max(cut, key=lambda run: len(run[1].truncated))
-        longest = max(length for _, report in cut for length in report.truncated_lengths)
+        lengths = tuple(length for _, report in cut for length in report.truncated_lengths)
         click.echo(
             f"{sum(len(report.truncated) for _, report in cut):,} sentences of {len(cut)} files had more than "
-            f"{worst.max_length} tokens and were cut, most of them, {len(worst.truncated):,}, in {most}. To keep all, type "
-            f"--max-length {longest} (the model's limit allowing)",
+            f"{worst.max_length} tokens and were cut, most of them, {len(worst.truncated):,}, in {most}. "
+            f"{how_to_keep(replace(worst, truncated_lengths=lengths), '--max-length {}')}",
             err=True,
         )
 
@@ -215,12 +217,13 @@ def _files(
 ) -> tuple[dict[str, Path], Path | None]:
     """The files to compare, by language, and the file to compare them with (None: with each other)."""
     from mexma_rt.errors import FileError, InputError
+    from mexma_rt.files.endings import visible
 
     folder = Path(source)
     if target is not None:
         if languages is not None or all_pairs:
             raise click.UsageError(f"--{'languages' if languages else 'all-pairs'} is for a folder, but two files were given.")
-        return {folder.stem: folder}, Path(target)
+        return {visible(folder.stem): folder}, Path(target)
     if not folder.is_dir():
         raise click.UsageError(f"{source} is not a folder: give TARGET as well, the file of its translations.")
     goal = folder / f"{language}.txt"
@@ -228,7 +231,7 @@ def _files(
         raise FileError(
             f"{goal} does not exist, but --target {language} compares with it. Type --target with another language."
         )
-    found = {file.stem: file for file in sorted(folder.glob("*.txt")) if all_pairs or file != goal}
+    found = {visible(file.stem): file for file in sorted(folder.glob("*.txt")) if all_pairs or file != goal}
     if not found:
         beside = "" if all_pairs else f" besides {goal.name}: there is nothing to compare with it"
         raise InputError(f"{folder} has no .txt file{beside}.")

@@ -10,7 +10,8 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,6 +65,7 @@ class ClusterEncoder:
         import ray.data
 
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        reading = replace(reading, source=str(Path(reading.source).absolute()))  # tasks have a current folder of their own
         files = {path: entry.sha256 for path, entry in self.bundle.files.items()}
         worker = {"options": self.options, "keywords": keywords, "expected": (asdict(self.empty), files)}
         with _context(ray.data), explained(ray):

@@ -36,5 +36,5 @@ async def aembed(encoder: Encoder, texts: Iterable[str], *, stacklevel: int, **k
     if cut:
         indices, lengths = zip(*cut, strict=True)
         report = replace(done[0].report, sentences=len(items), truncated=indices, truncated_lengths=lengths)
-        warn_if_truncated(report, encoder.bundle.max_length_limit, stacklevel=stacklevel + 1)
+        warn_if_truncated(report, stacklevel=stacklevel + 1)
     return done[0].vectors if len(done) == 1 else np.concatenate([result.vectors for result in done])

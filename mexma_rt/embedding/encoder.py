@@ -135,7 +135,7 @@ class Encoder(Portable):
             progress=progress,
             out=out,
         )
-        warn_if_truncated(result.report, self.bundle.max_length_limit, stacklevel=2)
+        warn_if_truncated(result.report, stacklevel=2)
         return result.vectors
 
     def embed_report(
@@ -350,6 +350,7 @@ class Encoder(Portable):
             precision=self.backend.precision,
             reason=self.backend.reason,
             deterministic=self.deterministic,
+            max_length_limit=self.bundle.max_length_limit,
         )
         return Embedded(vectors=vectors, report=report)
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,9 +22,10 @@ from mexma_rt.bundle.manifest import hash_of_files
 from mexma_rt.embedding.report import Embedded, EmbedReport
 from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_rt.files import resumable
-from mexma_rt.files.lines import STDIN, damage_explained, unpacking_bytes
+from mexma_rt.files.spool import reads_once, spooled
 from mexma_rt.files.storage import STORAGES, check_storage, stored_columns
 from mexma_rt.files.texts import read_texts
+from mexma_rt.files.unpacking import unpacking_bytes
 from mexma_rt.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -91,17 +91,12 @@ def embed_file(
     if shard_rows is not None and (type(shard_rows) is not int or shard_rows < 1):
         raise InputError(f"shard_rows={shard_rows!r} must be a whole number of at least 1.")
     target = resumable.check_target(output, source, shard_rows)
-    if shard_rows is None and target.suffix == ".parquet":
+    if shard_rows is None and target.suffix.lower() == ".parquet":
         require_extra("files", "pyarrow")
-    if source != STDIN:  # bad input leaves no trace, not even an empty folder
-        texts = _first_reading(source, field, progress)
-    with resumable.work_folder(target) as folder:
-        if source == STDIN:  # it is read twice, so it is copied: to disk, not to memory
-            source = _spool(folder, target)
-            try:
-                texts = _first_reading(source, field, progress)
-            except InputError as error:
-                raise InputError(str(error).replace(str(source), "standard input")) from None
+    texts = None if reads_once(source) else _first_reading(source, field, progress)  # bad input leaves no trace, no folder
+    with resumable.work_folder(target) as folder, spooled((source,), folder, target) as (source,):
+        if texts is None:
+            texts = _first_reading(source, field, progress)
         encoder = load()
         keywords: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
         keywords["batch_tokens"] = batch_tokens
@@ -111,7 +106,7 @@ def embed_file(
             columns=stored_columns(int(truncate_dim or encoder.dimensions), precision),
             dtype=np.dtype(STORAGES[precision]),
             shard_rows=shard_rows,
-            parquet=shard_rows is None and target.suffix == ".parquet",
+            parquet=shard_rows is None and target.suffix.lower() == ".parquet",
         )
         job = _job(texts, encoder, empty, layout, **keywords)
         state = resumable.resume(folder, job) or {"job": job, "done": 0, "counts": dict.fromkeys(COUNTS, 0), "truncated": []}
@@ -124,9 +119,7 @@ def embed_file(
             resumable.check_room(target, layout, resumed)
             if announce is not None and (texts.slabs > 1 or resumed):
                 announce(_announcement(texts, encoder, layout, source, output, resumed))
-            reading = Reading(
-                source=str(Path(source).absolute()), field=field, texts=texts, done=resumed, slab=(SLAB_ROWS, SLAB_CHARACTERS)
-            )
+            reading = Reading(source=str(source), field=field, texts=texts, done=resumed, slab=(SLAB_ROWS, SLAB_CHARACTERS))
             with progress_bar(progress, total=texts.rows - resumed, desc="embed", unit="row") as advance:
                 _write_slabs(over(encoder, reading, keywords), folder, target, layout, state, advance)
             index = {"rows": layout.rows, "columns": layout.columns, "storage": precision, "model": job["model"]}
@@ -225,23 +218,6 @@ def _hash(digest: Any, slab: list[str]) -> int:
     digest.update(lengths.tobytes())
     digest.update("".join(slab).encode())
     return int(lengths.sum())
-
-
-def _spool(folder: Path, target: Path) -> Path:
-    """A copy of standard input."""
-    path = folder / "stdin.txt"
-    with resumable.explained(target):
-        path.write_bytes(b"")
-    for block in _blocks(sys.stdin.buffer):
-        with resumable.explained(target), path.open("ab") as stream:
-            stream.write(block)
-    return path
-
-
-def _blocks(stream: BinaryIO) -> Iterator[bytes]:
-    with damage_explained(STDIN):
-        while block := stream.read(2**20):
-            yield block
 
 
 def _job(texts: Texts, encoder: Encoder, empty: EmbedReport, layout: resumable.Layout, **settings: Any) -> dict[str, Any]:

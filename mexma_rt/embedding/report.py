@@ -29,6 +29,7 @@ class EmbedReport:
     precision: str
     reason: str  # why this back end, device and precision
     deterministic: bool = False  # as load() was told
+    max_length_limit: int | None = None  # the most tokens that the model takes; None: not known
 
     @property
     def padding(self) -> float:
@@ -48,19 +49,23 @@ class Embedded:
     report: EmbedReport
 
 
-def warn_if_truncated(report: EmbedReport, limit: int, stacklevel: int) -> None:
-    """Issue one TruncationWarning for a call that cut texts. `limit` is the model's longest input in tokens; `stacklevel`
-    counts from the caller, as in warnings.warn.
-    """
+def how_to_keep(report: EmbedReport, option: str) -> str:
+    """What to type where texts were cut, never more than the model takes. option: "--max-length {}"."""
+    longest = max(report.truncated_lengths)
+    limit = longest if report.max_length_limit is None else report.max_length_limit
+    remedies = [f"To keep more, type {option.format(min(longest, limit))}."] if limit > report.max_length else []
+    if longest > limit:
+        remedies.append(f"The model takes no more than {limit} tokens: split longer texts into sentences.")
+    return " ".join(remedies)
+
+
+def warn_if_truncated(report: EmbedReport, stacklevel: int) -> None:
+    """One TruncationWarning for a call that cut texts; `stacklevel` counts from the caller, as in warnings.warn."""
     if report.truncated:
-        longest = max(report.truncated_lengths)
-        remedy = f"To keep more, type load(..., max_length={min(longest, limit)})." if limit > report.max_length else ""
-        if longest > limit:
-            remedy += f" The model takes no more than {limit} tokens: split longer texts into sentences."
         warnings.warn(
             f"{len(report.truncated)} of {report.sentences} texts were longer than max_length={report.max_length} tokens "
             f"and were cut; the first has index {report.truncated[0]} and {report.truncated_lengths[0]} tokens; "
-            f"embed_report() lists them all. {remedy.strip()}",
+            f"embed_report() lists them all. {how_to_keep(report, 'load(..., max_length={})')}",
             TruncationWarning,
             stacklevel=stacklevel + 1,
         )

@@ -57,6 +57,6 @@ def encode(
         progress=show_progress_bar,
         out=None,
     )
-    warn_if_truncated(result.report, encoder.bundle.max_length_limit, stacklevel=3)
+    warn_if_truncated(result.report, stacklevel=3)
     vectors = result.vectors if again else np.ascontiguousarray(result.vectors[:, :truncate_dim])
     return vectors[0] if single else vectors

@@ -296,7 +296,7 @@ class Service:
         if call.cut and call.report is not None:
             indices, lengths = zip(*call.cut, strict=True)
             report = replace(call.report, sentences=len(call.texts), truncated=indices, truncated_lengths=lengths)
-            warn_if_truncated(report, self.encoder.bundle.max_length_limit, stacklevel=3)
+            warn_if_truncated(report, stacklevel=3)
         settings: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
         return finish(call.raw, ranges=self.encoder.bundle.ranges, **settings)
 

@@ -6,11 +6,14 @@ from mexma_rt.doors import doors
 __getattr__, __all__ = doors(
     __name__,
     atomic="atomic_write check_output move_file move_folder read_lines sha256_of",
+    endings="check_ending check_folder_name visible",
     folders="must_be_new new_folder",
-    lines="STDIN byte_lines damage_explained shown_name text_lines unpacking_bytes",
+    lines="byte_lines damage_explained text_lines",
     pictures="COLOURS check_plot save",
     resumable="INDEX Layout",
+    spool="reads_once spooled",
     storage="BUCKETS Ranges SIGNS STORAGES check_storage finish normalized read_ranges restore stored_columns",
     tables="check_table table",
     texts="read_texts",
+    unpacking="is_stdin shown_name unpacking_bytes",
 )

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mexma_rt.errors import FileError, InputError
-from mexma_rt.files.lines import STDIN, text_lines
+from mexma_rt.files.lines import text_lines
+from mexma_rt.files.unpacking import is_stdin
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
@@ -28,7 +29,7 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
     if not folder.is_dir():
         raise FileError(f"{path} cannot be written: the folder {folder} does not exist. Type: mkdir -p {folder}")
     for name in inputs:
-        if name != STDIN and path.exists() and Path(name).exists() and path.samefile(name):
+        if not is_stdin(name) and path.exists() and Path(name).exists() and path.samefile(name):
             raise InputError(f"{path} is an input as well as the output. Choose another name for the output.")
     if not os.access(path if _is_special(path) else folder, os.W_OK):
         raise FileError(f"{path} cannot be written: no permission in {folder}. Choose another folder for the output.")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mexma_rt.errors import FileError, InputError, MexmaError
 from mexma_rt.files.atomic import move_folder
+from mexma_rt.files.endings import check_folder_name
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, the largest file that is allowed
 
@@ -28,11 +29,12 @@ def must_be_new(target: Path) -> None:
 def new_folder(target: Path, *, check: Callable[[Path], object] = must_be_new, tidy: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends without an error; an existing target is replaced whole.
 
-    `check(target)` raises what forbids this. It is called before the block, and again before the renaming, because another
-    process may have been faster. After an error or Ctrl-C nothing new is left. A kill leaves the hidden folder
-    `.NAME.HOST-PID-TOKEN.partial`, which nothing reads; `tidy` first removes those of dead processes of this machine. Raises
-    FileError for every OSError, also of the block.
+    `check(target)` raises what forbids this, as does a name that ends as a file's. It is called before the block, and again
+    before the renaming, because another process may have been faster. After an error or Ctrl-C nothing new is left. A kill
+    leaves the hidden folder `.NAME.HOST-PID-TOKEN.partial`, which nothing reads; `tidy` first removes those of dead processes
+    of this machine. Raises FileError for every OSError, also of the block.
     """
+    check_folder_name(target)
     target = target.absolute()
     check(target)
     if tidy:

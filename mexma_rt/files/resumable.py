@@ -22,6 +22,7 @@ import numpy as np
 
 from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_rt.files.atomic import atomic_write, check_output, move_file, move_folder
+from mexma_rt.files.endings import check_ending, check_folder_name
 
 INDEX = "vectors.json"  # in a folder of shards
 TABLE_ROWS = 8192  # rows of a parquet row group
@@ -62,11 +63,10 @@ def check_target(output: str | os.PathLike[str], source: str | os.PathLike[str],
             raise FileError(
                 f"{output} is a device or a pipe, but vectors are written to a file, so that an interrupted run can resume."
             )
-    elif path.suffix in (".npy", ".parquet"):
-        raise InputError(
-            f"This writes a folder of several arrays, and {output} is the name of a file. Leave out {path.suffix}."
-        )
-    elif not path.is_dir():  # a folder can be left by a run that was killed just before its last step
+        check_ending(output, "vectors are written as .npy or .parquet", (".npy", ".parquet"))
+        return path
+    check_folder_name(output)
+    if not path.is_dir():  # a folder can be left by a run that was killed just before its last step
         check_output(output, [source])
         if path.exists():
             raise FileError(f"{output} is a file, but shards are written to a folder. Choose another name.")

@@ -15,10 +15,11 @@ from typing import Any, BinaryIO
 
 from mexma_rt.errors import InputError, require_extra
 from mexma_rt.files.atomic import atomic_write
+from mexma_rt.files.endings import check_ending
 from mexma_rt.files.texts import JSON_SUFFIXES, PACKED
 
 ROWS = 65_536  # of a parquet row group
-NO_TABLES = {".csv", ".json", ".npy", ".npz", ".xlsx"}  # endings of formats that are not written
+TABLES = "a table is written as .tsv, .jsonl or .parquet"
 
 Row = Sequence[object]
 Write = Callable[[Row], object]
@@ -27,8 +28,7 @@ Write = Callable[[Row], object]
 def check_table(path: str | os.PathLike[str]) -> None:
     """Raise InputError or MissingExtraError if a table cannot be written under this name; called before long work."""
     kind, packed = _endings(path)
-    if kind in NO_TABLES:
-        raise InputError(f"{path}: a table is written as .tsv, .jsonl or .parquet, by its name. Type another ending.")
+    check_ending(Path(path).with_suffix("") if packed else path, TABLES, (".tsv", ".txt", ".parquet", *JSON_SUFFIXES))
     if kind == ".parquet":
         require_extra("files", "pyarrow")
         if packed:
@@ -63,7 +63,7 @@ def table(path: str | os.PathLike[str] | None, columns: Mapping[str, type]) -> I
 
 def _endings(path: str | os.PathLike[str]) -> tuple[str, str]:
     """Format and compression of a table: (".jsonl", ".gz") of x.jsonl.gz."""
-    name = Path(path)
+    name = Path(os.fspath(path).lower())
     packed = name.suffix if name.suffix in PACKED else ""
     return (name.with_suffix("").suffix if packed else name.suffix), packed
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 from mexma_rt.errors import InputError, require_extra
-from mexma_rt.files.lines import LONGEST_LINE, damage_explained, shown_name, text_lines
+from mexma_rt.files.first_bytes import PARQUET
+from mexma_rt.files.lines import LONGEST_LINE, damage_explained, text_lines
+from mexma_rt.files.unpacking import is_stdin, shown_name
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 PACKED = (".gz", ".xz", ".zst")
@@ -19,18 +23,26 @@ def read_texts(path: str | os.PathLike[str], field: str | None = None) -> Iterat
     """The texts of `path`, each a row; nothing is skipped, and a blank line is the row of an empty text.
 
     .parquet: the column `field`. Anything else, also .gz, .xz and .zst, and "-" for standard input: with a `field`, JSON Lines,
-    each an object whose `field` is the text; without one, plain text with one sentence per line.
+    each an object whose `field` is the text; without one, plain text with one sentence per line. "translation.fr" is the field
+    "fr" of the object or structure "translation".
     Raises InputError (with line or row) for a missing text or a value of another type, FileError, MissingExtraError.
     """
-    name = Path(path).name
+    name = Path(path).name.lower()
     plain = name.removesuffix(Path(name).suffix) if Path(name).suffix in PACKED else name
-    if plain.endswith(".parquet"):
+    if plain.endswith(".parquet") or _is_parquet(path):
         return _column(Path(path), field)
     if field is not None:
         return _json_lines(path, field)
     if plain.endswith(JSON_SUFFIXES):
         raise InputError(f"{path} is JSON Lines: say which field has the text with field='NAME' (command line: --field NAME).")
     return text_lines(path)
+
+
+def _is_parquet(path: str | os.PathLike[str]) -> bool:
+    if is_stdin(path) or not Path(path).is_file():
+        return False
+    with damage_explained(path), Path(path).open("rb") as stream:
+        return stream.read(len(PARQUET)) == PARQUET
 
 
 def _json_lines(path: str | os.PathLike[str], field: str) -> Iterator[str]:
@@ -42,33 +54,67 @@ def _json_lines(path: str | os.PathLike[str], field: str) -> Iterator[str]:
             raise InputError(f"{place} is not JSON ({error}). With a field given, each line must be one JSON object.") from None
         if not isinstance(row, dict):
             raise InputError(f"{place} is a JSON {type(row).__name__}, but each line must be one object with {field!r}.")
-        if field not in row:
-            raise InputError(f"{place} has no field {field!r}. It has: {', '.join(list(row)[:20]) or 'none'}.")
-        yield _checked(row[field], field, place)
+        keys = path_of(row, field)
+        if keys is None:
+            raise InputError(f"{place} has no field {field!r}. It has: {_listed(row)}.")
+        for key in keys:
+            row = row[key]
+        yield _checked(row, field, place)
+
+
+def path_of(fields: Mapping[str, Any], field: str) -> list[str] | None:
+    """The keys that lead to a field of nested mappings: ["translation", "fr"] of "translation.fr"; None if there is none.
+
+    A key that has the dot itself goes before a nested one.
+    """
+    if field in fields:
+        return [field]
+    dots = [place for place, character in enumerate(field) if character == "."]
+    for dot in reversed(dots):
+        inner = fields.get(field[:dot])
+        rest = path_of(inner, field[dot + 1 :]) if isinstance(inner, Mapping) else None
+        if rest is not None:
+            return [field[:dot], *rest]
+    return None
+
+
+def _listed(fields: Mapping[str, Any], most: int = 20) -> str:
+    names = [
+        f"{name}.{inner}" if inner else name
+        for name, value in fields.items()
+        for inner in (value if isinstance(value, Mapping) and value else [""])
+    ]
+    return ", ".join(names[:most]) or "none"
 
 
 def _column(path: Path, field: str | None) -> Iterator[str]:
     require_extra("files", "pyarrow")
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     with damage_explained(path):
-        schema = pq.read_schema(path)
-        names = schema.names
-        if field is None or field not in names:
-            has = f"{path} has the columns {', '.join(names) or '(none)'}"
+        names = {child.name: _children(child.type) for child in pq.read_schema(path)}
+        keys = None if field is None else path_of(names, field)
+        if field is None or keys is None:
+            has = f"{path} has the columns {_listed(names)}"
             asks = "say which has the text" if field is None else f"but none called {field!r}. Say which has the text"
             raise InputError(f"{has}{': ' if field is None else ', '}{asks} with field='NAME' (command line: --field NAME).")
-        kind = schema.field(field).type
+        kind = reduce(lambda fields, key: fields[key], keys, names)
+        if isinstance(kind, Mapping):
+            raise InputError(f"{path}: the column {field!r} is a structure, not a text. Name one of: {_listed({field: kind})}.")
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
             raise InputError(f"{path}: the column {field!r} is of type {kind}, but text is needed there.")
         # A buffer makes pyarrow stream the column chunks; otherwise it loads them, and a row group can be gigabytes. As a
         # dictionary, a text that a small file repeats a million times is in memory once.
-        with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False, read_dictionary=[field]) as table:
+        name = ".".join(keys)
+        with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False, read_dictionary=[name]) as table:
             row = 0
-            for batch in table.iter_batches(batch_size=BATCH, columns=[field]):
-                column = batch.column(0)
+            for batch in table.iter_batches(batch_size=BATCH, columns=[name]):
+                column = batch.column(keys[0])
+                for key in keys[1:]:
+                    column = pc.struct_field(column, [key])  # null where the structure is
                 column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
                 distinct = column.dictionary.to_pylist()
                 for index in column.indices.to_pylist():
@@ -77,8 +123,17 @@ def _column(path: Path, field: str | None) -> Iterator[str]:
                     row += 1
 
 
+def _children(kind: Any) -> Any:
+    """The type of a column, or of a structure the types of its fields by their names."""
+    import pyarrow as pa
+
+    return {child.name: _children(child.type) for child in kind} if pa.types.is_struct(kind) else kind
+
+
 def _checked(text: object, field: str, place: str) -> str:
     if not isinstance(text, str):
+        if isinstance(text, dict):
+            raise InputError(f"{place}: {field!r} is an object, not a text. Name one of its fields: {_listed({field: text})}.")
         what = "missing (null)" if text is None else f"of type {type(text).__name__}"
         raise InputError(f"{place}: {field!r} is {what}, but a text is needed. Drop the row, or give it '' as an empty text.")
     if len(text) > LONGEST_LINE:

@@ -14,7 +14,8 @@ from statistics import median
 import numpy as np
 
 from mexma_rt.errors import InputError
-from mexma_rt.files.lines import shown_name, text_lines
+from mexma_rt.files.lines import text_lines
+from mexma_rt.files.unpacking import shown_name
 
 REASONS = ("kept", "blank", "identical", "duplicate", "length ratio", "score")
 KEPT, BLANK, IDENTICAL, DUPLICATE, LENGTH, SCORE = range(6)

@@ -16,8 +16,9 @@ import numpy as np
 from mexma_rt.errors import FileError, InputError
 from mexma_rt.files import resumable
 from mexma_rt.files.atomic import check_output
-from mexma_rt.files.lines import STDIN
+from mexma_rt.files.spool import spooled
 from mexma_rt.files.tables import check_table, table
+from mexma_rt.files.unpacking import is_stdin
 from mexma_rt.mining.background import Background, model_identity, open_background
 from mexma_rt.mining.bitext import KEPT, REASONS, SCORE, Bitext, first_reading, slabs
 from mexma_rt.mining.pairs import check_threshold
@@ -78,7 +79,7 @@ def filter_bitext(
     least = check_threshold(threshold, margin)
     _check_arguments(source, target, output, dropped, threshold, top, max_ratio)
     final = Path(output).resolve()
-    with resumable.work_folder(final) as folder:
+    with resumable.work_folder(final) as folder, spooled((source, target), folder, final) as (source, target):
         bitext = first_reading(source, target, folder, background_lines, max_ratio)
         if background is None and not bitext.sample:
             counts = np.bincount(bitext.reasons, minlength=len(REASONS)).tolist()
@@ -125,8 +126,8 @@ def _check_arguments(
     top: float | None,
     max_ratio: float,
 ) -> None:
-    if STDIN in (str(source), str(target)):
-        raise InputError("A bitext is read more than once, so standard input cannot be filtered. Write it to a file first.")
+    if is_stdin(source) and is_stdin(target):
+        raise InputError("Only one of the two sides can be standard input. Name a file for the other.")
     if threshold is not None and top is not None:
         raise InputError("threshold and top both say how many pairs are kept. Give one of them.")
     if top is not None and not 0 < top <= 1:

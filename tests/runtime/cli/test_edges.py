@@ -101,7 +101,15 @@ def test_news_that_nobody_can_read_stop_nothing(folder: Path, tiny_bundle: Path)
 
 def test_standard_input_that_is_closed(folder: Path, tiny_bundle: Path) -> None:
     """It is an error where it is read, and nothing elsewhere; a file must not get its number."""
-    readers = ["embed - -o v.npy", "mine - b.txt", "score a.txt -", "align - b.txt", "xsim - b.txt"]
+    readers = [
+        "embed - -o v.npy",
+        "embed /dev/stdin -o v.npy",
+        "filter - b.txt -o k.tsv",
+        "mine - b.txt",
+        "score a.txt -",
+        "align - b.txt",
+        "xsim - b.txt",
+    ]
     others = ["embed a.txt -o e.npy", "score a.txt b.txt", "knn a.npy a.npy -o n1"]
     ended = runs(ENTRY, [command(form, tiny_bundle) for form in readers + others], folder, stdin="closed")
     for form, run in zip(readers, ended, strict=False):
@@ -138,6 +146,14 @@ def test_a_shell_that_closes_and_fills_them(folder: Path) -> None:
     status, said = shell("models --json | head -c 5 | cat > head.txt; exit ${PIPESTATUS[0]}")
     assert said.count("\n") <= 1 and "Traceback" not in said and (folder / "head.txt").read_text() == '{\n "m'
     assert shell("emebd 2>&-") == (2, "")
+
+
+def test_warnings_are_one_line(folder: Path, tiny_bundle: Path) -> None:
+    (folder / "mac.txt").write_bytes(b"the cat\ra dog\rsnow")
+    (run,) = runs(ENTRY, [command("embed mac.txt -o e.npy", tiny_bundle)], folder)
+    assert (run.status, np.load(folder / "e.npy").shape) == (0, (1, 32))
+    assert run.stderr.startswith("warning: mac.txt has 2 carriage returns and 0 line feeds. Only a line feed ends a line")
+    assert run.stderr.count("\n") == 1
 
 
 def test_a_pipe_that_must_not_block_is_waited_for(folder: Path, tiny_bundle: Path) -> None:

@@ -195,7 +195,7 @@ def test_what_ran_and_what_was_cut_is_said_in_two_lines_of_many_files(
         ran, cut = mexma(*more).stderr.splitlines()
         assert ran.startswith("3 files: 90 sentences in 0.3 s, 300 per second; stub, fp32 on cpu")
         assert cut.startswith("3 sentences of 2 files had more than 9 tokens and were cut, most of them, 2, in ")
-        assert "bbb" in cut and cut.endswith("To keep all, type --max-length 17 (the model's limit allowing)")
+        assert "bbb" in cut and cut.endswith("To keep more, type --max-length 17.")
     one = mexma("--languages", "bbb").stderr.splitlines()
     assert [line.partition(":")[0] for line in one] == ["d/eng.txt", "d/bbb.txt", "d/bbb.txt"]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,67 @@ def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, field, library in (("in.zst", None, "zstandard"), ("in.parquet", "t", "pyarrow")):
         with pytest.raises(MissingExtraError, match=rf"{library} is not installed.*\n    pip install 'mexma-rt\[files\]'"):
             list(read_texts(name, field))
+
+
+NESTED = [
+    {"id": 1, "translation": {"en": "one", "fr": "un"}, "deep": {"a": {"b.c": "x"}}, "dotted.name": "p"},
+    {"id": 2, "translation": {"en": "two", "fr": "deux"}, "deep": {"a": {"b.c": "y"}}, "dotted.name": "q"},
+]
+FIELDS = {
+    "translation.fr": ["un", "deux"],
+    "translation.en": ["one", "two"],
+    "deep.a.b.c": ["x", "y"],
+    "dotted.name": ["p", "q"],
+}
+
+
+def write_json(rows: list[dict]) -> str:
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return "in.jsonl"
+
+
+def write_parquet(rows: list[dict]) -> str:
+    pa = pytest.importorskip("pyarrow", reason="part of mexma-rt[files]")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows), "in.parquet")
+    return "in.parquet"
+
+
+@pytest.mark.parametrize("write", [write_json, write_parquet])
+def test_nested_fields(write: Callable[[list[dict]], str]) -> None:
+    name = write(NESTED)
+    for field, texts in FIELDS.items():
+        assert list(read_texts(name, field)) == texts
+    many = [{"t": {"fr": f"text {i % 7}", "en": "same"}} for i in range(5000)]  # more than a batch, and a dictionary
+    assert list(read_texts(write(many), "t.fr")) == [row["t"]["fr"] for row in many]
+
+
+@pytest.mark.parametrize("write", [write_json, write_parquet])
+def test_bad_nested_fields(write: Callable[[list[dict]], str]) -> None:
+    has = r"id, translation\.en, translation\.fr, deep\.a, dotted\.name"
+    for field, message in {
+        "translation.de": "(has no field|but none called) 'translation.de'",
+        "translation": r"'translation' is (an object|a structure), not a text\. Name one of.*: translation\.en, trans",
+        "deep.a": r"'deep\.a' is (an object|a structure), not a text\. Name one of.*: deep\.a\.b\.c",
+        "id.x": "(has no field|but none called) 'id.x'",
+        "translation.fr.x": "(has no field|but none called) 'translation.fr.x'",
+        "id": r"'id' is of type int",
+        ".fr": "(has no field|but none called) '.fr'",
+    }.items():
+        with pytest.raises(InputError, match=message) as caught:
+            list(read_texts(write(NESTED), field))
+        if "(has no" in message:
+            assert re.search(has, str(caught.value))
+    missing = [{"t": {"fr": "un"}}, {"t": {"fr": None}}]
+    with pytest.raises(InputError, match=r"'t\.fr' is missing \(null\)"):
+        list(read_texts(write(missing), "t.fr"))
+    missing = [{"t": {"fr": "un"}}, {"t": None}]
+    with pytest.raises(InputError, match=r"line 2 has no field 't\.fr'|row 1 \(counted from 0\): 't\.fr' is missing \(null\)"):
+        list(read_texts(write(missing), "t.fr"))
+
+
+def test_a_name_with_the_dot_goes_before_a_nested_one() -> None:
+    both = [{"a": {"b": "nested"}, "a.b": "flat"}]
+    assert list(read_texts(write_json(both), "a.b")) == ["flat"]
+    assert list(read_texts(write_parquet(both), "a.b")) == ["flat"]

@@ -1,0 +1,37 @@
+"""What the ending of a file's name promises: one list for all outputs, so that no name promises what is not written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mexma_rt.errors import InputError
+
+FORMATS = {
+    *(".gz", ".xz", ".zst", ".bz2", ".zip", ".lz4", ".7z", ".tar", ".tgz"),
+    *(".txt", ".tsv", ".csv", ".json", ".jsonl", ".ndjson", ".html", ".htm", ".md", ".xml", ".yaml", ".yml"),
+    *(".npy", ".npz", ".parquet", ".arrow", ".feather", ".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".faiss", ".sqlite"),
+    *(".pt", ".pth", ".safetensors", ".onnx", ".xlsx", ".xls", ".ods", ".docx", ".pdf", ".png", ".svg", ".jpg"),
+}
+
+
+def check_ending(path: str | os.PathLike[str], written: str, allowed: tuple[str, ...]) -> None:
+    """Raise InputError if the name ends as a format that is not among `allowed`.
+
+    written: "a table is written as .tsv, .jsonl or .parquet". Names without an ending, or with one that promises no format
+    (x.fra-eng), are allowed.
+    """
+    ending = Path(path).suffix.lower()
+    if ending in FORMATS and ending not in allowed:
+        raise InputError(f"{path}: {written}, by its name. Type another ending.")
+
+
+def check_folder_name(path: str | os.PathLike[str]) -> None:
+    """Raise InputError if the name of a folder to write ends as that of a file."""
+    if (ending := Path(path).suffix).lower() in FORMATS:
+        raise InputError(f"This writes a folder, and {path} is the name of a file. Leave out {ending}.")
+
+
+def visible(name: str) -> str:
+    """A file's name as text that any encoding of Unicode takes: bytes of it that are not UTF-8 become \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,87 @@
+"""What the first bytes of a file say that it is, whatever its name says."""
+
+from __future__ import annotations
+
+import codecs
+
+HEAD = 512  # bytes that are looked at: a tar archive says what it is at byte 257
+PACKED = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
+PARQUET = b"PAR1"
+
+_OTHERS = {  # what is no text with one sentence per line, and what to do about it
+    b"PK\x03\x04": ("a zip archive (.npz, .xlsx and .docx are such, too)", "Unpack it: unzip FILE"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", "Unpack it: 7z x FILE"),
+    b"\x04\x22\x4d\x18": ("compressed with lz4, which is not read", "Unpack it: lz4 -d FILE NEW"),
+    PARQUET: ("a parquet file, not lines of text", "mexma embed reads its texts: name their column with --field NAME."),
+    b"\x93NUMPY": (
+        "a numpy array, not lines of text",
+        "Vectors go to --source-vectors, --target-vectors and mexma knn.",
+    ),
+    b"%PDF-": ("a PDF document, not lines of text", "Extract its text: pdftotext FILE NEW"),
+    b"ARROW1": ("an Arrow file, not lines of text", "Save its table as parquet, and name the column of the texts."),
+}
+_MARKS = {  # the longer ones first: that of UTF-32LE begins as that of UTF-16LE
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def packing(head: bytes) -> str:
+    """How the file is packed: .gz, .xz or .zst; "" for other files, packed ones that are not read included."""
+    if head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:  # a frame to skip, with which pzstd begins
+        return ".zst"
+    return next((ending for magic, ending in PACKED.items() if head.startswith(magic)), "")
+
+
+def no_text(head: bytes) -> str:
+    """Why a file (unpacked, if it was packed) with this head is no UTF-8 text, and what to type: "is ... . Type ..."; "" if it
+    may be one.
+    """
+    for magic, (what, remedy) in _OTHERS.items():
+        if head.startswith(magic):
+            return f"is {what}. {remedy}"
+    if packing(head):
+        return f"holds another packed file ({packing(head)[1:]}). Unpack it once more."
+    if head.startswith(b"BZh") and head[4:10] == b"1AY&SY":
+        return "is compressed with bzip2, which is not read. Unpack it: bunzip2 -k FILE"
+    if head[257:262] == b"ustar":
+        return "is a tar archive of files, not lines of text. Unpack it: tar -xf FILE"
+    if encoding := wide_encoding(head):
+        how = "its first bytes say" if encoding in _MARKS.values() else "its NUL bytes show"
+        return f"is {encoding}, as {how}, and UTF-8 is needed. Convert it: iconv -f {encoding} -t UTF-8 FILE > NEW"
+    if b"\0" in head and not _is_utf8(head):
+        return "is binary data, not lines of text. Look at it: head -c 200 FILE | xxd"
+    return ""
+
+
+def wide_encoding(head: bytes) -> str:
+    """UTF-16 or UTF-32 by the mark that a file begins with; with LE or BE, if it has none but characters of so many bytes.
+
+    Without a mark: all characters are printable, and of UTF-16 an eighth is ASCII (spaces, line ends), whose other byte is NUL.
+    """
+    for mark, encoding in _MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    if b"\0" not in head:
+        return ""
+    for encoding, width in (("UTF-32LE", 4), ("UTF-32BE", 4), ("UTF-16LE", 2), ("UTF-16BE", 2)):
+        if len(head) < HEAD and len(head) % width:  # the whole file
+            continue
+        try:
+            text = codecs.getincrementaldecoder(encoding)().decode(head)
+        except UnicodeDecodeError:
+            continue
+        readable = all(character.isprintable() or character in "\t\r\n" for character in text)
+        if readable and 8 * sum(map(str.isascii, text)) >= len(text) > 1 and ("\n" in text or b"\n" not in head):
+            return encoding
+    return ""
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True

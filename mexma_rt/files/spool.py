@@ -1,0 +1,57 @@
+"""Input that gives its bytes only once (standard input, pipes, <(process substitution)), copied where it is read twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from mexma_rt.errors import FileError, InputError
+from mexma_rt.files.lines import damage_explained
+from mexma_rt.files.resumable import explained
+from mexma_rt.files.unpacking import is_stdin, shown_name
+
+Name = str | os.PathLike[str]
+
+
+def reads_once(path: Name) -> bool:
+    """Whether an input is no regular file: what was read of it is gone, and it may be another thing in another process."""
+    return is_stdin(path) or (Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir())
+
+
+@contextlib.contextmanager
+def spooled(sources: tuple[Name, ...], folder: Path, target: Path) -> Iterator[tuple[Name, ...]]:
+    """The sources as files that can be read again: themselves, or copies of what they give, in `folder`, which is `target`'s.
+
+    Errors inside the block name the sources, not the copies. Raises FileError if a source cannot be read or a copy not written.
+    """
+    copies = {source: folder / f"input-{number}" for number, source in enumerate(sources) if reads_once(source)}
+    for source, copy in copies.items():
+        _copy(source, copy, target)
+    try:
+        yield tuple(copies.get(source, source) for source in sources)
+    except (FileError, InputError) as error:
+        text = str(error)
+        for source, copy in copies.items():
+            text = text.replace(str(copy), shown_name(source))
+        if text == str(error):
+            raise
+        raise type(error)(text) from error.__cause__
+
+
+def _copy(source: Name, copy: Path, target: Path) -> None:
+    with explained(target):
+        copy.write_bytes(b"")
+    for block in _blocks(source):
+        with explained(target), copy.open("ab") as stream:
+            stream.write(block)
+
+
+def _blocks(source: Name) -> Iterator[bytes]:
+    with damage_explained(source), contextlib.ExitStack() as stack:
+        stream: BinaryIO = sys.stdin.buffer if is_stdin(source) else stack.enter_context(Path(source).open("rb"))
+        while block := stream.read(2**20):
+            yield block

@@ -1,0 +1,142 @@
+"""What commands advise can be typed: lengths that the model takes, names that say what is written; names of any bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from mexma_rt.cli import main
+
+TEXTS = ["the cat", "a dog barks", "one more house", "snow in may", "the seventh day", "twelve"]
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(f"{name}.txt").write_text("".join(f"{text} {name}\n" for text in TEXTS), encoding="utf-8")
+    np.save("a.npy", np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32))
+
+
+def mexma(bundle: Path, line: str, status: int = 0) -> Result:
+    words = line.split()
+    model = [] if words[0] in ("knn", "models") else ["--model", str(bundle)]
+    result = CliRunner().invoke(main, [*words, *model])
+    assert result.exit_code == status, result.output
+    return result
+
+
+@pytest.mark.parametrize(
+    ("words", "length", "advice"),
+    [
+        (20, "", None),
+        (300, "", "To keep more, type --max-length 302."),
+        (4000, "", "To keep more, type --max-length 512. The model takes no more than 512 tokens: split longer texts"),
+        (
+            4000,
+            "--max-length 512",
+            "were cut, the first in line 7. The model takes no more than 512 tokens: split longer texts",
+        ),
+    ],
+)
+def test_a_length_that_is_advised_can_be_typed(words: int, length: str, advice: str | None, tiny_bundle: Path) -> None:
+    """The tiny model takes 512 tokens; "cat" is at least one of them each time."""
+    long = "t " * (words - 1) + "t"
+    with Path("a.txt").open("a") as a, Path("b.txt").open("a") as b:
+        a.write(f"{long}\n")
+        b.write("short\n")
+    commands = [
+        "embed a.txt -o v.npy",
+        "mine a.txt b.txt -o m.tsv",
+        "score a.txt b.txt",
+        "align a.txt b.txt",
+        "xsim a.txt b.txt",
+    ]
+    for command in commands:
+        result = mexma(tiny_bundle, f"{command} {length}")
+        assert (advice or "") in result.output and ("--max-length" in result.output) == (
+            advice is not None and "--max" in advice
+        )
+    if advice is not None and "--max-length" in advice:
+        typed = advice.split("--max-length ")[1].split(".")[0]
+        mexma(tiny_bundle, f"embed a.txt -o v.npy --max-length {typed}")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("embed a.txt -o x.txt", "x.txt: vectors are written as .npy or .parquet, by its name. Type another ending."),
+        ("embed a.txt -o x.npy.gz", "x.npy.gz: vectors are written as .npy or .parquet"),
+        ("embed a.txt -o x.npz", "x.npz: vectors are written as .npy or .parquet"),
+        ("embed a.txt -o x.pt", "x.pt: vectors are written as .npy or .parquet"),
+        ("embed a.txt -o x.CSV", "x.CSV: vectors are written as .npy or .parquet"),
+        ("embed a.txt -o x.npy --shard-rows 2", "This writes a folder, and x.npy is the name of a file. Leave out .npy."),
+        ("embed a.txt -o x.txt --shard-rows 2", "This writes a folder, and x.txt is the name of a file. Leave out .txt."),
+        ("knn a.npy a.npy -o x.npz", "This writes a folder, and x.npz is the name of a file."),
+        ("models --checkpoint x.safetensors", "This writes a folder, and x.safetensors is the name of a file."),
+        (
+            "mine a.txt b.txt -o x.npy",
+            "x.npy: a table is written as .tsv, .jsonl or .parquet, by its name. Type another ending.",
+        ),
+        ("mine a.txt b.txt -o x.tsv.bz2", "x.tsv.bz2: a table is written as .tsv"),
+        ("mine a.txt b.txt -o x.zip", "x.zip: a table is written as .tsv"),
+        ("mine a.txt b.txt -o m.tsv --report x.pdf", "x.pdf: a page is written as .html, by its name. Type another ending."),
+        ("score a.txt b.txt -o x.xlsx", "x.xlsx: a table is written as .tsv"),
+        ("score a.txt b.txt --save-background x.npy", "x.npy: a background is written as .npz"),
+        ("filter a.txt b.txt -o x.json", "x.json: a table is written as .tsv"),
+        ("filter a.txt b.txt -o k.tsv --dropped x.CSV.gz", "x.CSV: a table is written as .tsv"),
+        ("align a.txt b.txt -o x.html", "x.html: a table is written as .tsv"),
+        ("xsim a.txt b.txt -o x.csv", "x.csv: a table is written as .tsv"),
+        ("xsim a.txt b.txt --plot x.jpg", "x.jpg: a picture ends in .png, .svg or .pdf."),
+    ],
+)
+def test_a_name_that_promises_another_format_is_refused(command: str, message: str, tiny_bundle: Path) -> None:
+    before = sorted(Path().iterdir())
+    assert f"mexma: {message}" in mexma(tiny_bundle, command, 1).stderr
+    assert sorted(Path().iterdir()) == before
+
+
+def test_names_that_promise_nothing_or_the_right_thing(tiny_bundle: Path) -> None:
+    for name in ("v", "v.fra-eng", "v.NPY", "v.2026"):
+        mexma(tiny_bundle, f"embed a.txt -o {name}")
+        assert np.load(name).shape == (6, 32)
+    pq = pytest.importorskip("pyarrow.parquet", reason="part of mexma-rt[files]")
+    mexma(tiny_bundle, "embed a.txt -o v.PARQUET")
+    assert pq.read_table("v.PARQUET").column_names == ["vector"]
+    for name in ("s", "s.txt", "s.fra-eng", "s.TSV"):
+        mexma(tiny_bundle, f"score a.txt b.txt -o {name}")
+        assert Path(name).read_text(encoding="utf-8").startswith("score\tsource\ttarget\n")
+    mexma(tiny_bundle, "score a.txt b.txt -o s.JSONL")
+    assert json.loads(Path("s.JSONL").read_text(encoding="utf-8").splitlines()[0])["source"] == "the cat a"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names there are Unicode")
+def test_names_of_other_bytes_than_utf8(tiny_bundle: Path) -> None:
+    """A name in Latin-1 is written with its bytes, in JSON that strict readers take, and in pages and tables."""
+    name = os.fsdecode(b"caf\xe9")
+    Path(f"{name}.txt").write_bytes(Path("a.txt").read_bytes())
+    forms = {
+        f"embed {name}.txt -o {name}.npy": ("file", r"caf\xe9.txt"),
+        f"mine {name}.txt b.txt -o {name}.tsv --threshold=-inf --report {name}.html": ("output", r"caf\xe9.tsv"),
+        f"score {name}.txt b.txt -o {name}.jsonl": ("output", r"caf\xe9.jsonl"),
+        f"filter {name}.txt b.txt -o {name}k.tsv --threshold=-inf": ("output", r"caf\xe9k.tsv"),
+        f"align {name}.txt b.txt -o {name}d.tsv": ("output", r"caf\xe9d.tsv"),
+        f"xsim {name}.txt b.txt -o {name}x.tsv": ("target", "b.txt"),
+        f"knn {name}.npy {name}.npy -o {name}n": ("output", r"caf\xe9n"),
+    }
+    for form, (key, value) in forms.items():
+        said = mexma(tiny_bundle, f"{form} --json").stdout
+        said.encode("utf-8")  # halves of surrogate pairs cannot be
+        report = json.loads(said)
+        assert report[key] == value, form
+        json.dumps(report, ensure_ascii=False).encode("utf-8")
+    assert r"caf\xe9.txt" in Path(f"{name}.html").read_text(encoding="utf-8")
+    assert Path(f"{name}x.tsv").read_text(encoding="utf-8").splitlines()[1].startswith("caf\\xe9\tb\t")
+    error = mexma(tiny_bundle, f"embed {name}.xyz -o v.npy", 1)
+    assert "does not exist" in error.output

@@ -1,0 +1,146 @@
+"""Inputs that can be read only once: pipes, named pipes, standard input, packed or not; the result is that of the same file."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from mexma_rt.cli import main
+
+from ..streams import ROOT
+
+if not hasattr(os, "mkfifo"):
+    pytest.skip("needs named pipes", allow_module_level=True)
+
+A = [f"the {word} is number {i}" for i, word in enumerate(["cat", "dog", "house", "snow", "seventh day", "train"] * 5)]
+B = [f"{line}, she said" for line in A]
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, lines in (("a", A), ("b", B)):
+        Path(f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        os.mkfifo(f"{name}.pipe")
+
+
+@contextmanager
+def writing(**pipes: bytes) -> Iterator[None]:
+    """a= and b=: what comes out of a.pipe and b.pipe."""
+    threads = [threading.Thread(target=_write, args=item) for item in pipes.items()]
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        thread.join()
+
+
+def _write(name: str, data: bytes) -> None:
+    with Path(f"{name}.pipe").open("wb") as stream:
+        stream.write(data)
+
+
+def mexma(bundle: Path, line: str, status: int = 0, stdin: bytes | None = None) -> Result:
+    result = CliRunner().invoke(main, [*line.split(), "--model", str(bundle)], input=stdin)
+    assert result.exit_code == status, result.output
+    return result
+
+
+def text(name: str) -> bytes:
+    return Path(f"{name}.txt").read_bytes()
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress])
+def test_embed_of_a_pipe(pack: type, tiny_bundle: Path) -> None:
+    mexma(tiny_bundle, "embed a.txt -o file.npy")
+    with writing(a=pack(text("a"))):
+        mexma(tiny_bundle, "embed a.pipe -o pipe.npy")
+    for name in ("-", "/dev/stdin"):
+        mexma(tiny_bundle, f"embed {name} -o stdin.npy", stdin=pack(text("a")))
+        assert Path("stdin.npy").read_bytes() == Path("file.npy").read_bytes()
+    assert Path("pipe.npy").read_bytes() == Path("file.npy").read_bytes()
+    assert sorted(path.name for path in Path().iterdir() if path.name.startswith(".")) == []
+
+
+def test_embed_of_piped_tables(tiny_bundle: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="part of mexma-rt[files]")
+    import pyarrow.parquet as pq
+
+    mexma(tiny_bundle, "embed a.txt -o file.npy")
+    pq.write_table(pa.table({"t": A}), "a.table")
+    lines = "".join(f'{{"t": "{line}"}}\n' for line in A).encode()
+    for data in (Path("a.table").read_bytes(), lines, gzip.compress(lines)):
+        with writing(a=data):
+            mexma(tiny_bundle, "embed a.pipe --field t -o pipe.npy")
+        assert Path("pipe.npy").read_bytes() == Path("file.npy").read_bytes()
+        mexma(tiny_bundle, "embed - --field t -o stdin.npy", stdin=data)
+        assert Path("stdin.npy").read_bytes() == Path("file.npy").read_bytes()
+    mexma(tiny_bundle, "embed a.table --field t -o named.npy")  # by its first bytes, whatever its name
+    assert Path("named.npy").read_bytes() == Path("file.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "filter {} {} -o {}.tsv --dropped {}d.tsv --threshold=-inf",
+        "mine {} {} -o {}.tsv --threshold=-inf",
+        "score {} {} -o {}.tsv",
+        "score {} {} -o {}.tsv --save-background {}.npz",
+        "align {} {} -o {}.tsv",
+        "align {} {} -o {}.tsv --words",
+        "xsim {} {} -o {}.tsv",
+    ],
+)
+def test_two_sides(form: str, tiny_bundle: Path) -> None:
+    mexma(tiny_bundle, form.format("a.txt", "b.txt", "file", "file"))
+    expected = Path("file.tsv").read_bytes()
+    with writing(a=gzip.compress(text("a")), b=text("b")):
+        mexma(tiny_bundle, form.format("a.pipe", "b.pipe", "pipe", "pipe"))
+    mexma(tiny_bundle, form.format("-", "b.txt", "first", "first"), stdin=text("a"))
+    mexma(tiny_bundle, form.format("a.txt", "/dev/stdin", "second", "second"), stdin=gzip.compress(text("b")))
+    for name in ("pipe", "first", "second"):
+        found = Path(f"{name}.tsv").read_bytes()
+        # xsim names the sides by their files
+        assert found == expected or (form.startswith("xsim") and found.split(b"\t")[-3:] == expected.split(b"\t")[-3:])
+    both = mexma(
+        tiny_bundle, form.format("-", "/dev/stdin", "third", "third"), 1 if form[:4] in ("filt", "xsim") else 2, b"x\n"
+    )
+    assert "can be standard input" in both.output or form.startswith("xsim")
+
+
+def test_errors_name_the_pipe_and_leave_nothing(tiny_bundle: Path) -> None:
+    before = sorted(Path().iterdir())
+    with writing(a=b"fine\n\xff\n"):
+        assert "a.pipe, line 2, byte 1: 0xff is not valid" in mexma(tiny_bundle, "embed a.pipe -o v.npy", 1).stderr
+    with writing(a=gzip.compress(text("a"))[:-9]):
+        assert "a.pipe is damaged or not complete" in mexma(tiny_bundle, "embed a.pipe -o v.npy", 1).stderr
+    with writing(a=text("a"), b=text("b")[:100]):
+        said = mexma(tiny_bundle, "filter a.pipe b.pipe -o k.tsv", 1).stderr
+    assert "b.pipe ends after 4 lines, but a.pipe goes on: the files must be line-aligned" in said
+    wide = "\ufeffone\n".encode("utf-16-le")
+    assert "mexma: standard input is UTF-16, as its first bytes say" in mexma(tiny_bundle, "embed - -o v.npy", 1, wide).stderr
+    assert sorted(Path().iterdir()) == before
+
+
+def test_process_substitution_of_a_shell(tiny_bundle: Path) -> None:
+    """The real thing, where the name /dev/fd/63 is one of this process alone."""
+    Path("a.gz").write_bytes(gzip.compress(text("a")))
+    run = f"\"$PYTHON\" -c 'from mexma_rt.cli import main; main()' embed --model {tiny_bundle}"
+    script = f"{run} <(zcat a.gz) -o pipe.npy && cat a.gz | {run} /dev/stdin -o stdin.npy"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    mexma(tiny_bundle, "embed a.txt -o file.npy")
+    assert np.load("file.npy").shape == (30, 32)
+    assert Path("pipe.npy").read_bytes() == Path("stdin.npy").read_bytes() == Path("file.npy").read_bytes()
