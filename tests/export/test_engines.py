@@ -112,6 +112,9 @@ def fake_library(monkeypatch: pytest.MonkeyPatch, name: str = "tensorrt", versio
             calls.append(("sm", capability, index, self.num_compute_capabilities))
             return True
 
+        def set_flag(self, flag: str) -> None:
+            calls.append(("flag", flag))
+
         def create_timing_cache(self, blob: bytes) -> Any:
             calls.append(("cache", blob))
             return SimpleNamespace(blob=blob)
@@ -181,6 +184,7 @@ def fake_library(monkeypatch: pytest.MonkeyPatch, name: str = "tensorrt", versio
     module.LayerType, module.DataType = SimpleNamespace(MATRIX_MULTIPLY="product"), Type
     module.ProfilingVerbosity, module.LayerInformationFormat = SimpleNamespace(DETAILED="detailed"), SimpleNamespace(JSON=1)
     module.ComputeCapability = enum.Enum("ComputeCapability", ["NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120"])
+    module.BuilderFlag = SimpleNamespace(REQUIRE_USER_ALLOCATION="user allocation")
     module.calls = calls
     monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(trt_compat, "device_sm", lambda: 90)
@@ -390,6 +394,20 @@ def test_arguments_are_checked_before_anything_is_loaded(graph: Path, tmp_path: 
         build_engine(graph, tmp_path / "no" / "x.engine", engine="rtx", length_limit=512)
     with pytest.raises(InputError, match="is an input as well as the output"):
         build_engine(graph, graph, engine="rtx", length_limit=512)
+
+
+@pytest.mark.parametrize(
+    ("engine", "version", "profiles", "flags"),
+    [
+        ("rtx", "1.7.1.116", "1x32,64x64", [("flag", "user allocation")]),
+        ("rtx", "1.7.1.116", "64x64", []),  # nothing is captured
+        ("tensorrt", "11.4.0.106", "1x32,64x64", []),  # it needs no flag for that
+    ],
+)
+def test_memory_is_the_users_where_rtx_is_captured(monkeypatch, graph: Path, engine, version, profiles, flags) -> None:
+    trt = fake_library(monkeypatch, "tensorrt_rtx" if engine == "rtx" else "tensorrt", version)
+    build(graph, engine, profiles=parse_profiles(profiles))
+    assert [call for call in trt.calls if call[0] == "flag"] == flags
 
 
 def test_rtx_architectures_and_its_missing_timing_cache(monkeypatch, graph: Path, tmp_path: Path) -> None:
