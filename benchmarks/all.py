@@ -78,7 +78,7 @@ JOBS = {
     ),
     "plan": Job(
         commands=("benchmarks/plan.py -o {out}/plan.md",),
-        quick="--rows 20000 30000 40000 --memory 100000000 --queries 2000",
+        quick="--rows 20000 30000 40000 --queries 2000",
     ),
 }
 

@@ -125,8 +125,9 @@ def _build_engine(engine: str) -> str:
 
 
 def _run_onnxruntime(provider: str) -> str:
-    import onnxruntime
+    from mexma_rt.backends.quiet import import_onnxruntime
 
+    onnxruntime = import_onnxruntime()
     where = "cuda" if provider == CUDA else "cpu"
     available = onnxruntime.get_available_providers()
     remedy = f"\nType:\n    {KEEP_GPU}\n(onnxruntime and onnxruntime-gpu overwrite each other: only the second may stay)"

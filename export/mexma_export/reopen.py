@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from mexma_rt.backends.onnxruntime import SWITCH
+from mexma_rt.backends.quiet import import_onnxruntime
 from mexma_rt.bundle.graphs import INPUTS, OUTPUTS, SENTENCE
 from mexma_rt.errors import BundleError
 
@@ -24,6 +24,7 @@ Runner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 def open_graph(path: Path) -> Runner:
     """Open an ONNX graph on the CPU; of a graph with two branches (fused.py) the vectors are those of the short one."""
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns of an input with a value, the switch of the fused graphs
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -13,6 +13,7 @@ import numpy as np
 from mexma_rt.backends import Backend
 from mexma_rt.backends.external import check_external_files
 from mexma_rt.backends.nvidia import gpu_number
+from mexma_rt.backends.quiet import import_onnxruntime
 from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, SENTENCE, TOKENS
 from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.bundle.structure import built_graph
@@ -37,8 +38,7 @@ class OnnxRuntime(Backend):
     def __init__(self, bundle: Bundle, *, device: str, precision: str, threads: int | None, reason: str) -> None:
         if threads is not None and (type(threads) is not int or threads < 1):
             raise InputError(f"threads={threads!r} must be a whole number of at least 1, or None for all usable cores.")
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         self.device, self.precision, self.reason = device, precision, reason + _warn_of_clash()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # fatal only: errors reach the caller as exceptions
@@ -118,8 +118,7 @@ def _require_cuda_provider(available: list[str]) -> None:
 
 def _load_cuda_libraries() -> None:
     """Load CUDA and cuDNN from their pip packages, or raise BackendError with what onnxruntime says is missing."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     said = io.StringIO()
     with contextlib.redirect_stdout(said):  # it prints, and libraries do not print
         getattr(onnxruntime, "preload_dlls", lambda: None)()  # since onnxruntime 1.21

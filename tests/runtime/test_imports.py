@@ -96,6 +96,19 @@ def test_a_session_uses_no_network_changes_nothing_and_says_nothing(tiny_bundle)
     assert (result.stdout, result.stderr) == ("", "")
 
 
+def test_onnxruntime_keeps_no_device_id_and_reports_nothing(tiny_bundle, tmp_path, monkeypatch):
+    for name in (
+        "CI",
+        "ORT_DISABLE_TELEMETRY",
+        "ORT_RUNNING_UNIT_TESTS",
+        "XDG_CACHE_HOME",
+    ):  # each of them turns it off, or moves it
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("import sys, mexma_rt; mexma_rt.load(sys.argv[1]).embed(['Hello world'])", str(tiny_bundle))
+    assert list(tmp_path.iterdir()) == []  # a plain `import onnxruntime` of 1.29 and later makes .cache/Microsoft here
+
+
 def test_the_hub_client_is_loaded_only_for_a_hub_name(tiny_bundle):
     code = "import sys, mexma_rt; mexma_rt.load(sys.argv[1]); print('huggingface_hub.file_download' in sys.modules)"
     assert run(code, str(tiny_bundle)).stdout.strip() == "False"

@@ -50,8 +50,9 @@ def open_teacher(model: str | Path, threads: int | None = None) -> Teacher:
 
 
 def _open_onnx(path: Path, threads: int | None) -> Teacher:
-    import onnxruntime
+    from mexma_rt.backends.quiet import import_onnxruntime
 
+    onnxruntime = import_onnxruntime()
     if not path.is_file():
         raise FileError(f"{path} is not a file. Check the name; the current folder is {Path.cwd()}.")
     options = onnxruntime.SessionOptions()
