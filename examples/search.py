@@ -1,4 +1,4 @@
-"""Search across languages: questions in English find answers in nine other languages, and a picture shows what lies near.
+"""Search across languages: questions in English find answers in eight other languages, and a picture shows what lies near.
 
     python examples/search.py [PICTURE.png]
 
