@@ -1,13 +1,14 @@
-"""How the reference shows docstrings: a line that starts with the names of arguments and a colon becomes an item of a list."""
+"""How the reference shows docstrings: arguments, at the start of a line or sentence, become items of a list."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import griffe
 
-ITEM = re.compile(r"^((?:[a-z_]+(?:, )?)+): ", re.M)
+ITEM = re.compile(r"(?:^|(?<=\. ))((?:[a-z_]+(?:, )?)+): ", re.M)
 
 
 class Items(griffe.Extension):
@@ -16,10 +17,17 @@ class Items(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Change the docstring of a module, class, function or attribute."""
         if obj.docstring:
-            obj.docstring.value = listed(obj.docstring.value)
+            named = {each.name for each in obj.parameters} if isinstance(obj, griffe.Function) else set()
+            obj.docstring.value = listed(obj.docstring.value, named)
 
 
-def listed(text: str) -> str:
+def listed(text: str, arguments: Collection[str]) -> str:
     """The same text with its items as a list; `a, b: what` starts one, which goes on to the next item or blank line."""
     first, _, rest = text.partition("\n")
-    return first + "\n" + ITEM.sub(lambda match: f"\n- `{match[1]}`: ", rest) if rest else text
+
+    def item(match: re.Match[str]) -> str:
+        names = match[1].split(", ")
+        starts_line = match.start() == 0 or rest[match.start() - 1] == "\n"
+        return f"\n- `{match[1]}`: " if starts_line or set(names) <= set(arguments) else match[0]
+
+    return f"{first}\n{ITEM.sub(item, rest)}" if rest else text
