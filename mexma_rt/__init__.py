@@ -131,6 +131,7 @@ def embed(
     batch_tokens: int | None = None,
     progress: bool | None = None,
     out: np.ndarray | None = None,
+    prompt: str | None = None,
 ) -> np.ndarray:
     """Embed n sentences with the bundled default model or another; returns float32 [n, D]. The model is loaded once and kept.
 
@@ -148,6 +149,7 @@ def embed(
         batch_tokens=batch_tokens,
         progress=progress,
         out=out,
+        prompt=prompt,
     )
     warn_if_truncated(result.report, stacklevel=2)
     return result.vectors

@@ -21,6 +21,15 @@ TOKENIZER_CONFIG = {
     "mask_token": "<mask>",
     "model_max_length": 96,
 }
+WORD_PIECE_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "unk_token": "[UNK]",
+    "pad_token": "[PAD]",
+    "mask_token": "[MASK]",
+    "model_max_length": 96,
+}
 
 
 def sentence_transformers(folder: Path, pooling: dict[str, object] | None, *more: str) -> None:
@@ -37,16 +46,48 @@ def sentence_transformers(folder: Path, pooling: dict[str, object] | None, *more
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
 
 
-def make_model(folder: Path, kind: str) -> Any:
+def add_dense(folder: Path, place: str, width: int, dimensions: int, activation: str, *, bias: bool = True) -> None:
+    """A random dense layer as sentence-transformers writes it, at the place that modules.json names."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = {"in_features": width, "out_features": dimensions, "bias": bias, "activation_function": activation}
+    (folder / place).mkdir()
+    (folder / place / "config.json").write_text(json.dumps(config))
+    random = torch.Generator().manual_seed(2)
+    tensors = {"linear.weight": torch.randn(dimensions, width, generator=random) / 8}
+    if bias:
+        tensors["linear.bias"] = torch.randn(dimensions, generator=random)
+    save_file(tensors, folder / place / "model.safetensors")
+
+
+def word_pieces() -> Any:
+    """A WordPiece tokenizer of the characters of the tests' sentences, as LaBSE's and distiluse's are made."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    characters = sorted({c for _, text in sys.modules["tiny"].SENTENCES for c in text if not c.isspace()})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters), "the", "##er"]
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.add_special_tokens(pieces[:5])
+    return tokenizer
+
+
+def make_model(folder: Path, kind: str, *, word_piece: bool = False) -> Any:
     """Write a random encoder "xlm-roberta", "bert" or "distilbert" with the tiny model's pieces; returns it, in fp32.
 
     2 layers of 32, 4 heads, 322 pieces; texts have up to 96 tokens. BERT's configuration names another pad_token_id than its
-    tokenizer, as multilingual-e5-small's and paraphrase-multilingual-MiniLM's do.
+    tokenizer, as multilingual-e5-small's and paraphrase-multilingual-MiniLM's do. word_piece: with `word_pieces` instead.
     """
     import torch
     from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, XLMRobertaConfig, XLMRobertaModel
 
-    shape: dict[str, Any] = {"vocab_size": 322, "initializer_range": 0.3}
+    tokenizer = word_pieces() if word_piece else None
+    shape: dict[str, Any] = {"vocab_size": tokenizer.get_vocab_size() if tokenizer else 322, "initializer_range": 0.3}
     bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     makers: dict[str, Any] = {
         "xlm-roberta": lambda: XLMRobertaModel(
@@ -61,7 +102,11 @@ def make_model(folder: Path, kind: str) -> Any:
         torch.manual_seed(1)
         model = makers[kind]()
     model.save_pretrained(folder)
-    tiny = sys.modules["tiny"]  # tests/tiny.py
-    shutil.copy(tiny.TOKENIZER, folder / "tokenizer.json")
-    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
+    if tokenizer:
+        tokenizer.enable_padding(length=64)  # as the files of many such models have it
+        tokenizer.enable_truncation(16)
+        tokenizer.save(str(folder / "tokenizer.json"))
+    else:
+        shutil.copy(sys.modules["tiny"].TOKENIZER, folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text(json.dumps(WORD_PIECE_CONFIG if tokenizer else TOKENIZER_CONFIG))
     return model.eval()

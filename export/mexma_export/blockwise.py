@@ -20,7 +20,8 @@ from onnx import TensorProto, helper
 
 from mexma_export.blocks import Blocks, quantise_blocks
 from mexma_export.compact import WORDS, MixedWriter
-from mexma_export.fused import CONTRIB, save_graph
+from mexma_export.fused import CONTRIB, PLAIN, save_graph
+from mexma_export.head import Head
 from mexma_rt.bundle.graphs import INPUTS
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class BlockWriter(MixedWriter):
 
     opset, ir_version = 21, 10  # the oldest that have INT4
 
-    def __init__(self, model: XLMRobertaModel, forms: Mapping[str, Form]) -> None:
-        super().__init__(model)
+    def __init__(self, model: XLMRobertaModel, forms: Mapping[str, Form], head: Head = PLAIN) -> None:
+        super().__init__(model, head)
         self.forms = forms
 
     def words(self) -> str:
@@ -89,7 +90,7 @@ def product_names(model: XLMRobertaModel) -> list[str]:
     return [name for name, weight in model.named_parameters() if name.startswith("encoder.") and weight.ndim == 2]
 
 
-def export_blocks(model: XLMRobertaModel, path: Path, forms: Mapping[str, Form]) -> None:
+def export_blocks(model: XLMRobertaModel, path: Path, forms: Mapping[str, Form], head: Head = PLAIN) -> None:
     """Write a graph with these forms (w4, w8) to `path`; the model is left as it was. Raises BundleError for an activation
     other than gelu, or widths that are no multiple of a block."""
-    save_graph(BlockWriter(model, forms).model(), path)
+    save_graph(BlockWriter(model, forms, head).model(), path)

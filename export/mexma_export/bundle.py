@@ -23,10 +23,12 @@ import numpy as np
 from mexma_export.folder import new_folder
 from mexma_export.golden import describe_source, golden_vectors, vector_ranges
 from mexma_export.graph_format import GRAPHS, OPSET, OPSETS
+from mexma_export.head import Head
 from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, load_sentences, require_passed
-from mexma_export.peers import peer_files
+from mexma_export.peers import dense_weights, peer_files
 from mexma_export.precisions import gate_graphs, torch_runner, write_graphs
 from mexma_rt.bundle.manifest import MANIFEST, PARITY, TOKENIZER, WEIGHTS, FileEntry, Manifest
+from mexma_rt.bundle.safetensors_folder import write_safetensors
 from mexma_rt.errors import InputError, require_extra
 from mexma_rt.files.atomic import sha256_of
 
@@ -130,9 +132,11 @@ def export_bundle(
             shutil.copyfile(source.folder / "README.md", folder / "README.md")
         # not tokenizer.save: what it raises when the disk is full is a plain Exception
         (folder / TOKENIZER).write_bytes(source.tokenizer.to_str(pretty=False).encode())
-        peers = peer_files(source.config, max_length=length, length_limit=source.max_length_limit)
+        peers = peer_files(source, max_length=length, length_limit=source.max_length_limit)
         for path, content in peers.items():
             _write_json(folder / path, content)
+        for path, tensors in dense_weights(source.pipeline).items():
+            write_safetensors(folder / path, tensors)
         report = {"max_length": length, "reference": reference.to_json()} | {p: r.full() for p, r in results.items()}
         if forms:
             report["products"] = forms
@@ -140,6 +144,7 @@ def export_bundle(
             report["refused"] = {p: r.full() for p, r in refused.items()}
         _write_json(folder / PARITY, report)
 
+        plain = source.pipeline.head == Head()
         tell("fresh process", 0, 1)
         check_in_fresh_process(folder)
         files = _hash_files(folder)
@@ -148,12 +153,17 @@ def export_bundle(
             dimensions=source.dimensions,
             max_length=length,
             max_length_limit=source.max_length_limit,
+            pooling=source.pipeline.head.pooling,
+            dense=tuple(path.partition("/")[0] for path in dense_weights(source.pipeline)),
+            normalize=source.pipeline.normalize,
+            prompts=source.pipeline.prompts,
+            special_ids=source.special_ids,
             default_precision=default,
             languages=tuple(source.languages),
             source={"name": source.name, "sha256": source.sha256},
             graphs={precision: GRAPHS[precision] for precision in chosen},
             parity={precision: result.summary() for precision, result in results.items()},
-            golden=golden_vectors(torch_runner(source), source.tokenizer, length),
+            golden=golden_vectors(torch_runner(source), source.tokenizer, length, what="<s> states" if plain else "vectors"),
             ranges=vector_ranges(vectors, describe_source(sentences, shipped)),
             files=files,
             created={p.replace("-", "_"): installed_version(p) for p in ("mexma-rt", "torch", "onnx", "onnxruntime")},
@@ -230,8 +240,8 @@ def _length(wanted: int | None, limit: int, owner: int | None) -> int:
         return min(owner or DEFAULT_MAX_LENGTH, limit)
     if not 3 <= wanted <= limit:
         raise InputError(
-            f"max length {wanted} is outside 3 to {limit}: the position table has {limit + 2} rows, of which XLM-R leaves "
-            f"the first 2 unused. Type --max-length {limit} or less."
+            f"max length {wanted} is outside 3 to {limit}: the position table has rows for {limit} tokens. "
+            f"Type --max-length {limit} or less."
         )
     return wanted
 

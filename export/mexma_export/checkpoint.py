@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mexma_export.head import POOLINGS
 from mexma_export.pipeline import Pipeline, read_pipeline
 from mexma_rt.backends.checkpoint import INDEX, SPARE_ROWS, WEIGHTS, EncoderWeights, check_kind, read_encoder
-from mexma_rt.bundle.graphs import PAD
+from mexma_rt.bundle.graphs import PAD, SpecialIds
 from mexma_rt.bundle.known import find_known
 from mexma_rt.bundle.manifest import MANIFEST
 from mexma_rt.errors import BundleError, FileError
@@ -29,15 +30,16 @@ if TYPE_CHECKING:
     from transformers import XLMRobertaModel
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "README.md"]
-FILES += ["model-*.safetensors", INDEX]
+FILES += ["model-*.safetensors", INDEX, "*_Dense/model.safetensors"]
 FILES += [
     "modules.json",
     "*/config.json",
     "sentence_*_config.json",
     "config_sentence_transformers.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
 ]
-SPECIAL_IDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+PAD_NAMES = ("<pad>", "[PAD]")  # where no file names the token of padding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,24 +50,27 @@ class Checkpoint:
     name: str
     sha256: str  # of model.safetensors, or of the list of its shards with theirs
     config: dict[str, Any]  # in XLM-R's form
+    prefix: str  # of the names in the weights: "roberta.", "0.auto_model.", or ""
     rewritten: bool  # the weights are not one file in that form: it must be written, not copied
     model: XLMRobertaModel
     tokenizer: Tokenizer  # without truncation and padding
+    special_ids: SpecialIds
     pipeline: Pipeline
     kept: np.ndarray | None = None  # int64 [V]: the model's rows for the pieces of a trimmed tokenizer (trim.py); None: all
 
     @property
     def dimensions(self) -> int:
-        return int(self.config["hidden_size"])
+        """Of a sentence vector."""
+        return self.pipeline.head.dimensions(int(self.config["hidden_size"]))
 
     def read(self) -> EncoderWeights:
         """The encoder's weights as the files have them, read again."""
-        return read_encoder(self.pipeline.encoder, _read_config(self.pipeline.encoder), pad=PAD)
+        return read_encoder(self.pipeline.encoder, _read_config(self.pipeline.encoder), pad=self.special_ids.pad)
 
     @property
     def max_length_limit(self) -> int:
-        """Tokens the position table allows: XLM-R counts positions from padding id + 1 = 2."""
-        return int(self.config["max_position_embeddings"]) - 2
+        """Tokens the position table allows: XLM-R counts positions from padding id + 1, MEXMA's from 2."""
+        return int(self.config["max_position_embeddings"]) - self.special_ids.pad - 1
 
     @property
     def languages(self) -> list[str]:
@@ -91,33 +96,40 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
             f"{folder} is a bundle without its weights, and an export needs those: name the checkpoint that it was exported "
             "from. (Building an engine takes a bundle: mexma-export BUNDLE --engine rtx)"
         )
-    tokenizer = _load_tokenizer(pipeline.encoder)
+    tokenizer, special = _load_tokenizer(pipeline.encoder)
+    if config["model_type"] == "xlm-roberta" and config.get("pad_token_id", PAD) != special.pad:
+        raise BundleError(
+            f"{pipeline.encoder / 'config.json'}: pad_token_id is {config['pad_token_id']!r}, but the tokenizer pads with "
+            f"{special.pad}, and XLM-R's positions count from that. Copy the files of one model."
+        )
     _check_fit(folder, tokenizer, config.get("vocab_size"))
-    read = read_encoder(pipeline.encoder, config, pad=PAD)
+    read = read_encoder(pipeline.encoder, config, pad=special.pad)
     _check_fit(folder, tokenizer, read.config["vocab_size"])  # of the table, where config.json does not say it
     return Checkpoint(
         folder=folder,
         name=str(source) if folder != Path(source) else folder.resolve().name,
         sha256=_hash_of_weights(pipeline.encoder),
         config=read.config,
+        prefix=read.prefix,
         rewritten=read.converted or bool(read.prefix),
         model=_load_model(folder, read),
         tokenizer=tokenizer,
+        special_ids=special,
         pipeline=pipeline,
     )
 
 
 def check_supported(folder: Path, pipeline: Pipeline) -> None:
     """Raise BundleError for what the owner's `encode` would do and the bundle would not: every vector would be wrong."""
-    if pipeline.poolings != ("cls",):
+    if len(pipeline.poolings) != 1 or pipeline.poolings[0] not in POOLINGS:
         raise BundleError(
             f"{folder}: its sentence-transformers settings ask for the pooling {', '.join(pipeline.poolings) or 'none'}, but "
-            "the graphs give the state of <s> ('cls'): every vector would be wrong. Only 'cls' can be exported so far."
+            f"the graphs know {' or '.join(POOLINGS)}, one of them: every vector would be wrong. Such a model cannot be "
+            "exported."
         )
     asked = (
         (pipeline.default_prompt is not None, f"default_prompt_name {pipeline.default_prompt!r}", "puts a prompt before texts"),
         (pipeline.lower_case, "do_lower_case true", "lowers every text"),
-        (not pipeline.normalize, "no Normalize module", "leaves vectors as long as they are"),
         (not pipeline.include_prompt, "include_prompt false", "leaves the prompt's tokens out of the pooling"),
     )
     for found, what, does in asked:
@@ -162,8 +174,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{path}: not valid JSON ({error}). Copy the checkpoint again.") from error
     if not isinstance(config, dict):
         raise BundleError(f"{path}: holds no object, but {type(config).__name__}. Copy the checkpoint again.")
-    if check_kind(folder, config) == "xlm-roberta" and config.get("pad_token_id") != PAD:
-        raise BundleError(f"{path}: pad_token_id is {config.get('pad_token_id')!r}, but XLM-R's positions need 1.")
+    check_kind(folder, config)
     return config
 
 
@@ -174,7 +185,7 @@ def _hash_of_weights(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _load_tokenizer(folder: Path) -> Tokenizer:
+def _load_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialIds]:
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
@@ -187,14 +198,32 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception
         raise BundleError(f"{path}: not a readable tokenizer ({error}). Copy the checkpoint again.") from error
-    wrong = {name: tokenizer.token_to_id(name) for name, i in SPECIAL_IDS.items() if tokenizer.token_to_id(name) != i}
-    if wrong:
-        raise BundleError(f"{path}: special tokens have the ids {wrong}, but XLM-R has {SPECIAL_IDS}.")
+    padding = tokenizer.padding or {}
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    if (ids := tokenizer.encode("").ids) != [0, 2]:
-        raise BundleError(f"{path}: an empty text gives the ids {ids}, but XLM-R's <s> </s> are [0, 2].")
-    return tokenizer
+    if len(around := tokenizer.encode("").ids) != 2:
+        raise BundleError(
+            f"{path}: an empty text gives the ids {around}, but a sentence needs one token before it and one behind, as <s> "
+            "and </s> or [CLS] and [SEP]. Copy the tokenizer.json that the model was trained with."
+        )
+    names = [*_pad_tokens(folder), padding.get("pad_token"), *PAD_NAMES]
+    pad = next((i for name in names if name and (i := tokenizer.token_to_id(name)) is not None), None)
+    if pad is None:
+        raise BundleError(
+            f"{path}: nothing says which token pads (no {' or '.join(PAD_NAMES)}). Write "
+            '"pad_token" into tokenizer_config.json.'
+        )
+    return tokenizer, SpecialIds(bos=around[0], pad=pad, eos=around[1])
+
+
+def _pad_tokens(folder: Path) -> Iterator[str]:
+    """What tokenizer_config.json and special_tokens_map.json call the token of padding."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            said = json.loads((folder / name).read_text(encoding="utf-8"))["pad_token"]
+            yield said["content"] if isinstance(said, dict) else said
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not there, or not said there
 
 
 def _check_fit(folder: Path, tokenizer: Tokenizer, rows: int | None) -> None:

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto, helper
 
-from mexma_export.fused import CONTRIB, Writer, save_graph
+from mexma_export.fused import CONTRIB, PLAIN, Writer, save_graph
+from mexma_export.head import Head
 from mexma_rt.bundle.graphs import INPUTS
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ class MixedWriter(Writer):
 class Int8Writer(MixedWriter):
     """Word embeddings in int8 groups; products of uint8, weights per channel, inputs by their range at run time."""
 
-    def __init__(self, model: XLMRobertaModel) -> None:
-        super().__init__(model)
+    def __init__(self, model: XLMRobertaModel, head: Head = PLAIN) -> None:
+        super().__init__(model, head)
         self.quantised: set[str] = set()
 
     def _codes(self, names: Sequence[str]) -> list[str]:
@@ -124,19 +125,19 @@ class Int8Writer(MixedWriter):
         return self.node("QAttention", inputs, output, domain=CONTRIB, num_heads=self.heads)
 
 
-def export_fused(model: XLMRobertaModel, path: Path) -> None:
+def export_fused(model: XLMRobertaModel, path: Path, head: Head = PLAIN) -> None:
     """Write the fused fp32 graph of an XLM-R to `path` (and `<name>.data` beyond 1.8 GB); the model is left as it was.
 
     Raises BundleError for another activation.
     """
-    save_graph(Writer(model).model(), path)
+    save_graph(Writer(model, head).model(), path)
 
 
-def export_int8(model: XLMRobertaModel, path: Path) -> None:
+def export_int8(model: XLMRobertaModel, path: Path, head: Head = PLAIN) -> None:
     """Write the int8 graph of an XLM-R to `path`; the model is left as it was. Raises BundleError for another activation."""
-    save_graph(Int8Writer(model).model(), path)
+    save_graph(Int8Writer(model, head).model(), path)
 
 
-def export_mixed(model: XLMRobertaModel, path: Path) -> None:
+def export_mixed(model: XLMRobertaModel, path: Path, head: Head = PLAIN) -> None:
     """Write the mixed graph of an XLM-R to `path`; the model is left as it was. Raises BundleError for another activation."""
-    save_graph(MixedWriter(model).model(), path)
+    save_graph(MixedWriter(model, head).model(), path)

@@ -19,8 +19,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mexma_export.graph_format import ONE_FILE_BYTES
+from mexma_export.head import Head
 from mexma_rt.backends.onnxruntime import SWITCH
-from mexma_rt.bundle.graphs import INPUTS, OUTPUTS, PAD
+from mexma_rt.bundle.graphs import INPUTS, OUTPUTS
 from mexma_rt.errors import BundleError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 OPSET, IR_VERSION = 17, 8  # what onnxruntime 1.22, the oldest that the runtime takes, has long known
 CONTRIB = "com.microsoft"
+PLAIN = Head()
 
 
 class Writer:
@@ -35,16 +37,22 @@ class Writer:
 
     opset, ir_version = OPSET, IR_VERSION
 
-    def __init__(self, model: XLMRobertaModel) -> None:
-        config = model.config
+    def __init__(self, model: XLMRobertaModel, head: Head = PLAIN) -> None:
+        config, self.head = model.config, head
         if config.hidden_act != "gelu":
             raise BundleError(f"hidden_act is {config.hidden_act!r}, but the fused graphs know XLM-R's 'gelu' only.")
         self.weights: dict[str, Any] = dict(model.named_parameters())
         self.layers, self.heads = config.num_hidden_layers, config.num_attention_heads
         self.width, self.epsilon = config.hidden_size, config.layer_norm_eps
+        self.pad = config.pad_token_id
         self.casts: list[Any] = []  # of stored weights: outside the branches that read them
         self.nodes: list[Any] = []
         self.tensors: dict[str, Any] = {}
+
+    @property
+    def dimensions(self) -> int:
+        """Of a sentence vector."""
+        return self.head.dimensions(self.width)
 
     def tensor(self, name: str) -> np.ndarray:
         """A weight of the checkpoint, float32."""
@@ -91,11 +99,11 @@ class Writer:
     # The model.
 
     def embed(self) -> str:
-        pad, axis = self.store("pad_id", np.array(PAD)), self.store("axis", np.array(1))
+        pad, axis = self.store("pad_id", np.array(self.pad)), self.store("axis", np.array(1))
         padding = self.node("Equal", [INPUTS[0], pad], "is_padding")
         real = self.node("Cast", [self.node("Not", [padding], "is_real")], "real", to=TensorProto.INT64)
         counted = self.node("Mul", [self.node("CumSum", [real, axis], "counted_all"), real], "counted")
-        positions = self.node("Add", [counted, self.store("position_offset", np.array(PAD))], "positions")
+        positions = self.node("Add", [counted, self.store("position_offset", np.array(self.pad))], "positions")
         table = self.node("Gather", [self.keep("embeddings.position_embeddings.weight"), positions], "position_rows")
         row = self.store("embeddings.token_type_embeddings.weight", self.tensor("embeddings.token_type_embeddings.weight")[0])
         return self.norm(self.words(), table, "embeddings.LayerNorm", row, "embedded")
@@ -129,8 +137,9 @@ class Writer:
             mixed = self.node("MultiHeadAttention", inputs, f"{name}/mixed", domain=CONTRIB, num_heads=self.heads)
             rows = self.layer_after_attention(layer, rows, mixed, f"{name}/rows")
             sentence = self.node("Gather", [rows, self.store("first", np.array(0))], f"{name}/sentence", axis=1)
+            sentence = self.head.layers(self, sentence, name)
             shapes: list[tuple[str, list[str | int | None]]]
-            shapes = [(sentence, ["batch", self.width]), (rows, ["batch", None, self.width])]
+            shapes = [(sentence, ["batch", self.dimensions]), (rows, ["batch", None, self.width])]
             made = [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape) for output, shape in shapes]
             branches.append(helper.make_graph(self.nodes, branch, [], made))
         self.store(SWITCH, np.array(True))
@@ -147,22 +156,27 @@ class Writer:
             parts = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
             biases = np.concatenate([self.tensor(f"{part}.bias") for part in parts])
             bias = self.store(f"{layer}.attention.self.qkv.bias", biases)
-            if index == self.layers - 1:
+            if index == self.layers - 1 and self.head.pooling == "cls":
                 self.last_layer(layer, states, lengths, bias)
                 break
             weights = [f"{part}.weight" for part in parts]
             mixed = self.attention(states, weights, bias, lengths, f"{layer}/mixed")
             states = self.layer_after_attention(layer, states, mixed, layer)
+        else:  # another pooling needs the states of all tokens
+            vectors = self.head.layers(self, self.head.mean(self, states, INPUTS[1]), "sentence")
+            for value, output in zip((vectors, states), OUTPUTS, strict=True):
+                self.node("Identity", [value], output)
         return self._proto()
 
     def _proto(self) -> Any:
         shapes: list[list[str | int | None]]
-        shapes = [["batch", "length"], ["batch", "length"], ["batch", self.width], ["batch", "length", self.width]]
+        shapes = [["batch", "length"], ["batch", "length"], ["batch", self.dimensions], ["batch", "length", self.width]]
         kinds = [TensorProto.INT64] * 2 + [TensorProto.FLOAT] * 2
         named = zip([*INPUTS, *OUTPUTS], kinds, shapes, strict=True)
         tensors = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in named]
         switch = helper.make_tensor_value_info(SWITCH, TensorProto.BOOL, [])  # an input with a value: it need not be given
-        inputs, stored, nodes = [*tensors[:2], switch], list(self.tensors.values()), [*self.casts, *self.nodes]
+        inputs = [*tensors[:2], *([switch] if SWITCH in self.tensors else [])]
+        stored, nodes = list(self.tensors.values()), [*self.casts, *self.nodes]
         graph = helper.make_graph(nodes, "xlm-roberta", inputs, tensors[2:], stored)
         imports = [helper.make_opsetid("", self.opset), helper.make_opsetid(CONTRIB, 1)]
         return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="mexma-export")

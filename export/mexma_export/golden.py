@@ -12,7 +12,6 @@ import numpy as np
 
 from mexma_export.reopen import Runner
 from mexma_rt.bundle.golden import Golden
-from mexma_rt.bundle.graphs import EOS, PAD
 from mexma_rt.files.storage import Ranges
 
 if TYPE_CHECKING:
@@ -28,19 +27,19 @@ GOLDEN = (
 )
 DECIMALS = 7  # a number of a normalised vector is at most 1, where float32 has seven decimals
 PRECISION_NOTE = (
-    "Normalised <s> states of the source checkpoint in fp32, one sentence at a time, rounded to 7 decimals. A graph agrees as "
+    "Normalised {what} of the source checkpoint in fp32, one sentence at a time, rounded to 7 decimals. A graph agrees as "
     "far as its parity entry says: compare cosines with the lowest one there, not numbers."
 )
 
 
-def golden_vectors(reference: Runner, tokenizer: Tokenizer, max_length: int) -> Golden:
-    """The vectors [5, D] of five texts, which are cut at `max_length` tokens."""
+def golden_vectors(reference: Runner, tokenizer: Tokenizer, max_length: int, *, what: str = "<s> states") -> Golden:
+    """The vectors [5, D] of five texts, which are cut at `max_length` tokens; `what` they are, for the note."""
     vectors = []
     for text in GOLDEN:
         ids = tokenizer.encode(text).ids
-        row = np.array([ids if len(ids) <= max_length else [*ids[: max_length - 1], EOS]], dtype=np.int64)
-        vectors.append(_normalised(reference(row, (row != PAD).astype(np.int64))[0])[0])
-    return Golden(texts=GOLDEN, vectors=tuple(map(_decimals, vectors)), precision_note=PRECISION_NOTE)
+        row = np.array([ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]], dtype=np.int64)
+        vectors.append(_normalised(reference(row, np.ones_like(row))[0])[0])
+    return Golden(texts=GOLDEN, vectors=tuple(map(_decimals, vectors)), precision_note=PRECISION_NOTE.format(what=what))
 
 
 def vector_ranges(vectors: np.ndarray, source: str) -> Ranges:

@@ -1,7 +1,8 @@
 """Checkpoint -> the fp32 graph of standard ONNX operators. (The fused ones for onnxruntime on CPU: fused.py, compact.py.)
 
 All graphs take `input_ids` and `attention_mask` (int64 [B, L], padding on the right) and give, in this order,
-`sentence_embedding` (float32 [B, D], the last state of `<s>`, not normalised) and `last_hidden_state` (float32 [B, L, D]).
+`sentence_embedding` (float32 [B, D], not normalised: what head.py makes of the last states, for MEXMA the one of `<s>`) and
+`last_hidden_state` (float32 [B, L, D]).
 """
 
 from __future__ import annotations
@@ -16,23 +17,26 @@ from typing import TYPE_CHECKING
 import torch
 
 from mexma_export.graph_format import ONE_FILE_BYTES, OPSET
+from mexma_export.head import Head
 from mexma_rt.bundle.graphs import INPUTS, OUTPUTS
 
 if TYPE_CHECKING:
     from transformers import XLMRobertaModel
 
+PLAIN = Head()
+
 
 class SentenceEncoder(torch.nn.Module):
     """XLM-R with the two outputs of our graphs; any row, fully padded ones included, gives finite numbers."""
 
-    def __init__(self, model: XLMRobertaModel) -> None:
+    def __init__(self, model: XLMRobertaModel, head: Head = PLAIN) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.head = model, head
         self.eval()  # the exporters restore the wrapper's flag afterwards: without this dropout comes back on
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return states[:, 0], states
+        return self.head(states, attention_mask), states
 
 
 def export_standard(encoder: torch.nn.Module, path: Path, *, length_limit: int, opset: int = OPSET) -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mexma_export.graph_format import OPSET
-from mexma_export.graphs import export_standard
-from mexma_rt.bundle.graphs import PAD
+from mexma_export.graphs import PLAIN, export_standard
+from mexma_export.head import Head
 from mexma_rt.errors import BundleError
 
 if TYPE_CHECKING:
@@ -34,11 +34,12 @@ class HalfEncoder(nn.Module):
     the scores of padding, where -16 more is -inf. Raises BundleError for a weight that fp16 cannot hold, or another activation.
     """
 
-    def __init__(self, model: XLMRobertaModel) -> None:
+    def __init__(self, model: XLMRobertaModel, head: Head = PLAIN) -> None:
         super().__init__()
+        self.head = head
         if model.config.hidden_act != "gelu":
             raise BundleError(f"hidden_act is {model.config.hidden_act!r}, but the fp16 graph knows XLM-R's 'gelu' only.")
-        self.heads = model.config.num_attention_heads
+        self.heads, self.pad = model.config.num_attention_heads, int(model.config.pad_token_id or 0)
         self.model: Any = copy.deepcopy(model).half()
         for module in self.model.modules():
             if isinstance(module, nn.LayerNorm):
@@ -53,8 +54,8 @@ class HalfEncoder(nn.Module):
         self.eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        real = (input_ids != PAD).long()
-        positions = real.cumsum(dim=1) * real + PAD  # XLM-R counts from 2; padding stays at 1
+        real = (input_ids != self.pad).long()
+        positions = real.cumsum(dim=1) * real + self.pad  # XLM-R counts from 2; padding stays at 1
         table = self.model.embeddings
         states = table.word_embeddings(input_ids).float() + table.position_embeddings(positions).float()
         states = table.LayerNorm(states + table.token_type_embeddings.weight[0].float())
@@ -64,7 +65,7 @@ class HalfEncoder(nn.Module):
             states = layer.attention.output.LayerNorm(states + mixed.float())
             wide = nn.functional.gelu(layer.intermediate.dense(states.half()))
             states = layer.output.LayerNorm(states + layer.output.dense(wide).float())
-        return states[:, 0], states
+        return self.head(states, attention_mask), states
 
     def _attend(self, part: Any, states: Tensor, padding: Tensor) -> Tensor:
         """fp16 states [B, L, D], padding [B, 1, 1, L] (True: no token there) -> fp16 [B, L, D]."""
@@ -78,13 +79,13 @@ class HalfEncoder(nn.Module):
         return (weights.half() @ values).transpose(1, 2).flatten(2)
 
 
-def half_runner(model: XLMRobertaModel) -> Runner:
+def half_runner(model: XLMRobertaModel, head: Head = PLAIN) -> Runner:
     """The fp16 encoder in torch, for the parity gate: true fp16 arithmetic, in which an overflow shows.
 
     onnxruntime on CPU does not show it: it runs fp16 graphs in fp32, with casts around (a graph whose residual sums pass 65504
     gave finite vectors there, and NaN in torch).
     """
-    encoder = HalfEncoder(model)
+    encoder = HalfEncoder(model, head)
 
     def run(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
@@ -94,9 +95,9 @@ def half_runner(model: XLMRobertaModel) -> Runner:
     return run
 
 
-def export_half(model: XLMRobertaModel, path: Path, *, length_limit: int, opset: int = OPSET) -> None:
+def export_half(model: XLMRobertaModel, path: Path, head: Head = PLAIN, *, length_limit: int, opset: int = OPSET) -> None:
     """Write the fp16 graph of an XLM-R to `path` (and `<name>.data` beyond 1.8 GB); the model is left as it was.
 
     Raises BundleError for a weight beyond fp16's range or another activation than gelu.
     """
-    export_standard(HalfEncoder(model), path, length_limit=length_limit, opset=opset)
+    export_standard(HalfEncoder(model, head), path, length_limit=length_limit, opset=opset)

@@ -8,7 +8,7 @@ layer left out or another tokenizer would pass. So the loaded checkpoint itself 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -19,6 +19,7 @@ from mexma_export.checkpoint import Checkpoint, quiet_transformers
 from mexma_export.parity import ParityError, Sentence
 from mexma_export.pipeline import MODULES
 from mexma_export.precisions import torch_runner
+from mexma_rt.backends.checkpoint import POSITIONS, TIED, TYPES, WORDS, read_tensors
 from mexma_rt.errors import BundleError
 
 SAMPLE, BATCH = 128, 16  # sentences of the whole set; a misreading shows in every one
@@ -74,7 +75,7 @@ def compare_with_owner(source: Checkpoint, sentences: Sequence[Sentence], max_le
 
 def _ours(source: Checkpoint, texts: Sequence[str], max_length: int) -> np.ndarray:
     """float64 [n, D] of the loaded checkpoint, as the bundle's `encode` gives them."""
-    run, pad = torch_runner(source), int(source.config["pad_token_id"])
+    run, pad = torch_runner(source), source.special_ids.pad
     rows = cut_ids(source, texts, max_length)
     vectors = np.concatenate([run(*_batch(rows[i : i + BATCH], pad))[0] for i in range(0, len(rows), BATCH)])
     return _finished(vectors, source.pipeline.normalize)
@@ -85,7 +86,8 @@ def _theirs(source: Checkpoint, texts: list[str], max_length: int) -> tuple[np.n
     if not (source.folder / MODULES).is_file():
         return _by_transformers(source, texts, max_length, "the last state of the first token")
     if importlib.util.find_spec("sentence_transformers") is None:
-        how = f"pooling {source.pipeline.poolings[0]} as {MODULES} says (sentence-transformers is not installed)"
+        steps = ", ".join([source.pipeline.poolings[0], *(layer.name for layer in source.pipeline.dense)])
+        how = f"pooling {steps} as {MODULES} says (sentence-transformers is not installed)"
         return _by_transformers(source, texts, max_length, how)
     return _by_sentence_transformers(source, texts, max_length)
 
@@ -108,30 +110,74 @@ def _by_sentence_transformers(source: Checkpoint, texts: list[str], max_length: 
 
 def _by_transformers(source: Checkpoint, texts: list[str], max_length: int, how: str) -> tuple[np.ndarray, str, None]:
     import torch
-    from transformers import AutoModel
 
-    try:
-        loaded: Any = AutoModel.from_pretrained(
-            source.pipeline.encoder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # of any library below
-        raise _not_loaded(source, "transformers", error) from error
-    model, info = loaded
-    if missing := sorted(name for name in info["missing_keys"] if not name.startswith("pooler.")):
-        raise _not_loaded(source, "transformers", ValueError(f"it finds no weights for {missing[0]}"))
-    pad, rows = int(source.config["pad_token_id"]), cut_ids(source, texts, max_length)
+    model, note = _auto_model(source)
+    pad, rows = source.special_ids.pad, cut_ids(source, texts, max_length)
     vectors = []
     for start in range(0, len(rows), BATCH):
         ids, mask = map(torch.from_numpy, _batch(rows[start : start + BATCH], pad))
         with torch.inference_mode():
             states = model.eval()(input_ids=ids, attention_mask=mask).last_hidden_state
-        vectors.append(states[:, 0].numpy())
-    code = f"transformers {version('transformers')}, {type(model).__name__}, {how}"
+        vectors.append(_pooled(source, states.numpy(), mask.numpy()))
+    code = f"transformers {version('transformers')}, {type(model).__name__}{note}, {how}"
     return _finished(np.concatenate(vectors), source.pipeline.normalize), code, None
+
+
+def _auto_model(source: Checkpoint) -> tuple[Any, str]:
+    """(transformers' own model of the folder in fp32, a note where it did not load as it lies there and was helped)."""
+    import torch
+    from transformers import AutoModel
+
+    folder = source.pipeline.encoder
+    try:
+        loaded: Any = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        model, info = loaded
+        if not _needed(info["missing_keys"]):
+            return model, ""
+    except Exception:  # of any library below; the second try says what is wrong
+        pass
+    try:
+        return _helped(source)
+    except Exception as error:
+        raise _not_loaded(source, "transformers", error) from error
+
+
+def _helped(source: Checkpoint) -> tuple[Any, str]:
+    """AutoModel with what such folders leave to the reader: prefixes of the names, words tied to a head, sizes of tables."""
+    from transformers import AutoConfig, AutoModel
+
+    folder = source.pipeline.encoder
+    held, _ = read_tensors(folder)
+    tensors = {name.removeprefix(source.prefix): tensor.float() for name, tensor in held.items()}
+    tied = next((name for name in TIED if name in held and WORDS not in tensors), None)
+    if tied:
+        tensors[WORDS] = held[tied].float()
+    sizes = {"max_position_embeddings": len(tensors[POSITIONS])} | (
+        {"type_vocab_size": len(tensors[TYPES])} if TYPES in tensors else {}
+    )
+    model = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True, **sizes)).float()
+    if missing := _needed(model.load_state_dict(tensors, strict=False).missing_keys):
+        raise ValueError(f"it finds no weights for {missing[0]}")
+    notes = [f" without the prefix {source.prefix!r} of its weights"] if source.prefix else []
+    notes += [f" with {WORDS} of {tied}"] if tied else []
+    return model, " and".join(notes) or " with the sizes of its tables"
+
+
+def _needed(missing: Iterable[str]) -> list[str]:
+    return sorted(name for name in missing if not name.startswith("pooler."))
+
+
+def _pooled(source: Checkpoint, states: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """As modules.json says, in float64 and without head.py."""
+    wide = states.astype(np.float64)
+    rows = [row[:n] for row, n in zip(wide, mask.sum(axis=1), strict=True)]
+    vectors = np.stack([row.mean(axis=0) if source.pipeline.poolings == ("mean",) else row[0] for row in rows])
+    for layer in source.pipeline.dense:
+        vectors = vectors @ layer.weight.T.astype(np.float64) + layer.bias
+        vectors = np.tanh(vectors) if layer.activation == "Tanh" else vectors
+    return vectors
 
 
 def cut_ids(source: Checkpoint, texts: Sequence[str], max_length: int) -> list[list[int]]:

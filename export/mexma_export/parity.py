@@ -1,6 +1,6 @@
 """The parity gate: does an exported graph give the vectors of its source checkpoint, on real sentences?
 
-Shapes: n sentences, B rows of a batch, L tokens, D dimensions. All cosines are taken in float64 over raw `<s>` states.
+Shapes: n sentences, B rows of a batch, L tokens, D dimensions. All cosines are taken in float64 over raw sentence vectors.
 Plain cosine flatters when a model's vectors are nearly parallel; the centred cosine, after subtracting the mean source
 vector of the set, is therefore reported beside it (information, not gated).
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from mexma_export.reopen import Runner
 from mexma_rt.bundle.golden import LEAST_COSINE
-from mexma_rt.bundle.graphs import BOS, EOS, PAD, UNK
+from mexma_rt.bundle.graphs import XLMR, SpecialIds
 from mexma_rt.errors import InputError, MexmaError
 
 if TYPE_CHECKING:
@@ -130,47 +130,50 @@ def check_parity(
     *,
     max_length: int,
     length_limit: int,
+    special: SpecialIds = XLMR,
+    plain: bool = True,
     thresholds: Mapping[str, Thresholds] = THRESHOLDS,
     out: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Parity]:
     """Compare every graph (precision -> runner) with the reference; failing is data here (`Parity.failures`).
 
-    Sentences are cut at `max_length` tokens; buckets go up to `length_limit`. `out` [n, D] receives the reference's raw
-    sentence vectors. `progress(done, total)` counts batches.
+    `plain`: the sentence vector is the state of `<s>`, which must then agree among the token states too; of any other pooling
+    that state is one of many. Sentences are cut at `max_length` tokens; buckets go up to `length_limit`. `out` [n, D] receives
+    the reference's raw sentence vectors. `progress(done, total)` counts batches.
     """
     if not sentences:
         raise InputError("The parity gate needs at least one sentence; sentences=None takes the 562 shipped ones.")
     encoded = [e.ids for e in tokenizer.encode_batch([sentence.text for sentence in sentences])]
-    ids = [row if len(row) <= max_length else [*row[: max_length - 1], EOS] for row in encoded]
+    ids = [row if len(row) <= max_length else [*row[: max_length - 1], special.eos] for row in encoded]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
-    long_inputs = _bucket_inputs(ids, max_length, length_limit)
+    long_inputs = _bucket_inputs(ids, max_length, length_limit, special)
     probes = order[:: max(1, len(order) // PROBES)]
     total = len(batches) + len(long_inputs) + len(graphs)
 
-    runs = {name: _Run(graph, len(ids)) for name, graph in graphs.items()}
+    runs = {name: _Run(graph, len(ids), special.pad) for name, graph in graphs.items()}
     wanted = np.empty((0, 0))
     for step, rows in enumerate(batches):
-        batch = _pad([ids[i] for i in rows])
-        vectors, tokens = _run(reference, batch)
+        batch = _pad([ids[i] for i in rows], special.pad)
+        vectors, tokens = _run(reference, batch, special.pad)
         wanted = wanted if step else np.empty((len(ids), vectors.shape[1]))
         wanted[rows] = vectors
         for name, run in runs.items():
-            run.add(name, rows, batch, tokens)
+            run.add(name, rows, batch, vectors, tokens)
         if out is not None:
             out[rows] = vectors
         if progress:
             progress(step + 1, total)
     for step, (length, batch) in enumerate(long_inputs.items(), start=len(batches)):
-        vectors, _ = _run(reference, batch)
+        vectors, _ = _run(reference, batch, special.pad)
         for run in runs.values():
-            run.buckets[length] = float(_cosine(_run(run.graph, batch)[0], vectors).min())
+            run.buckets[length] = float(_cosine(_run(run.graph, batch, special.pad)[0], vectors).min())
         if progress:
             progress(step + 1, total)
     results = {}
     for step, (name, run) in enumerate(runs.items(), start=total - len(graphs)):
-        results[name] = run.judge(name, wanted, sentences, [ids[i] for i in probes], probes, thresholds[name])
+        results[name] = run.judge(name, wanted, sentences, [ids[i] for i in probes], probes, thresholds[name], plain)
         if progress:
             progress(step + 1, total)
     return results
@@ -200,25 +203,28 @@ def require_passed(results: Mapping[str, Parity]) -> None:
 class _Run:
     """What one graph gave, collected batch by batch."""
 
-    def __init__(self, graph: Runner, n: int) -> None:
-        self.graph = graph
+    def __init__(self, graph: Runner, n: int, pad: int) -> None:
+        self.graph, self.pad = graph, pad
         self.vectors: list[np.ndarray | None] = [None] * n
         self.first_states: list[np.ndarray] = []
         self.min_token_cosine = np.inf
         self.buckets: dict[int, float] = {}
 
-    def add(self, name: str, rows: Sequence[int], batch: np.ndarray, reference_tokens: np.ndarray) -> None:
-        vectors, tokens = _run(self.graph, batch)
-        if tokens.shape != reference_tokens.shape or vectors.shape != reference_tokens[:, 0].shape:
+    def add(self, name: str, rows: Sequence[int], batch: np.ndarray, wanted: np.ndarray, reference_tokens: np.ndarray) -> None:
+        vectors, tokens = _run(self.graph, batch, self.pad)
+        if tokens.shape != reference_tokens.shape or vectors.shape != wanted.shape:
             raise ParityError(
                 f"The {name} graph gives shapes {vectors.shape} and {tokens.shape}, the checkpoint "
-                f"{reference_tokens[:, 0].shape} and {reference_tokens.shape}: this is not an export of that model."
+                f"{wanted.shape} and {reference_tokens.shape}: this is not an export of that model."
             )
-        real = batch != PAD
+        real = batch != self.pad
         self.min_token_cosine = np.minimum(self.min_token_cosine, _cosine(tokens[real], reference_tokens[real]).min())
         self.first_states.append(_cosine(tokens[:, 0], reference_tokens[:, 0]))
         for row, vector in zip(rows, vectors, strict=True):
             self.vectors[row] = vector
+
+    def _alone(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        return _run(self.graph, _pad(rows, self.pad), self.pad)
 
     def judge(
         self,
@@ -228,14 +234,15 @@ class _Run:
         probe_ids: list[list[int]],
         probes: Sequence[int],
         limits: Thresholds,
+        plain: bool,
     ) -> Parity:
         got = np.stack(self.vectors).astype(np.float64)  # type: ignore[arg-type]
         cosine, mean = _cosine(got, wanted), wanted.mean(axis=0)
         first = np.concatenate(self.first_states)
         centred = _cosine(got - mean, wanted - mean)
-        alone = np.concatenate([_run(self.graph, _pad([row]))[0] for row in probe_ids])
-        padded = np.concatenate([_run(self.graph, _pad([row, [PAD] * (len(row) + 9)]))[0][:1] for row in probe_ids])
-        empty = _run(self.graph, _pad([probe_ids[-1], []]))
+        alone = np.concatenate([self._alone([row])[0] for row in probe_ids])
+        padded = np.concatenate([self._alone([row, [self.pad] * (len(row) + 9)])[0][:1] for row in probe_ids])
+        empty = self._alone([probe_ids[-1], []])
         worst = int(np.argmin(np.nan_to_num(cosine, nan=-1.0)))
         by_language: dict[str, float] = {}
         for sentence, value in zip(sentences, cosine, strict=True):
@@ -261,21 +268,24 @@ class _Run:
             by_language=dict(sorted(by_language.items())),
             worst=asdict(sentences[worst]) | {"cosine": float(cosine[worst])},
             thresholds=limits,
-            failures=_failures(figures, limits),
+            failures=_failures(figures, limits, plain),
             **figures,
         )
 
 
-def _failures(figures: Mapping[str, Any], limits: Thresholds) -> tuple[str, ...]:
+def _failures(figures: Mapping[str, Any], limits: Thresholds, plain: bool) -> tuple[str, ...]:
     """Each figure below its threshold as a phrase; NaN is below every threshold."""
     checks = [
         ("lowest cosine", figures["min_cosine"], limits.min_cosine),
         ("mean cosine", figures["mean_cosine"], limits.mean_cosine),
-        ("lowest cosine of <s> among the token states", figures["first_state_min_cosine"], limits.min_cosine),
-        ("mean cosine of <s> among the token states", figures["first_state_mean_cosine"], limits.mean_cosine),
         ("lowest cosine of a sentence alone against itself in a batch", figures["batch_min_cosine"], limits.min_cosine),
         ("lowest cosine with padding against without", figures["padding_min_cosine"], limits.min_cosine),
     ]
+    if plain:
+        checks += [
+            ("lowest cosine of <s> among the token states", figures["first_state_min_cosine"], limits.min_cosine),
+            ("mean cosine of <s> among the token states", figures["first_state_mean_cosine"], limits.mean_cosine),
+        ]
     if limits.min_token_cosine is not None:
         checks.append(("lowest cosine of a token state", figures["min_token_cosine"], limits.min_token_cosine))
     checks += [(f"lowest cosine at {n} tokens", value, limits.min_cosine) for n, value in figures["buckets"].items()]
@@ -285,13 +295,16 @@ def _failures(figures: Mapping[str, Any], limits: Thresholds) -> tuple[str, ...]
     return tuple(phrases)
 
 
-def _bucket_inputs(ids: Sequence[Sequence[int]], max_length: int, limit: int) -> dict[int, np.ndarray]:
+def _bucket_inputs(ids: Sequence[Sequence[int]], max_length: int, limit: int, special: SpecialIds) -> dict[int, np.ndarray]:
     """Length -> ids [3, length]: sentences joined and cut to exactly that length, each row from another place of the set."""
-    stream = [token for row in ids for token in row[1:-1]] or [UNK]
+    stream = [token for row in ids for token in row[1:-1]] or [special.eos]
     starts = [len(stream) * k // PER_BUCKET for k in range(PER_BUCKET)]
     stream *= 1 + -(-limit // len(stream))  # long enough for a cut of `limit` from every start
     lengths = {2, max_length, limit} | {2**k for k in range(3, 20) if 2**k <= limit}
-    return {n: np.array([[BOS, *stream[s : s + n - 2], EOS] for s in starts], dtype=np.int64) for n in sorted(lengths)}
+    return {
+        n: np.array([[special.bos, *stream[s : s + n - 2], special.eos] for s in starts], dtype=np.int64)
+        for n in sorted(lengths)
+    }
 
 
 def _without_nan(value: Any) -> Any:
@@ -301,16 +314,16 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def _pad(rows: Sequence[Sequence[int]]) -> np.ndarray:
+def _pad(rows: Sequence[Sequence[int]], pad: int) -> np.ndarray:
     """Rows of ids -> int64 [B, L], padded on the right."""
-    batch = np.full((len(rows), max(len(row) for row in rows)), PAD, dtype=np.int64)
+    batch = np.full((len(rows), max(len(row) for row in rows)), pad, dtype=np.int64)
     for i, row in enumerate(rows):
         batch[i, : len(row)] = row
     return batch
 
 
-def _run(runner: Runner, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return runner(batch, (batch != PAD).astype(np.int64))
+def _run(runner: Runner, batch: np.ndarray, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    return runner(batch, (batch != pad).astype(np.int64))
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

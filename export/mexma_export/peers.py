@@ -1,38 +1,63 @@
 """The files that make a bundle a sentence-transformers (and text-embeddings-inference) folder too.
 
-With them `SentenceTransformer(BUNDLE).encode(texts)` gives what `mexma_rt.load(BUNDLE).embed(texts)` gives: the `<s>` state
-of the torch weights, normalised. The module names are those that sentence-transformers 2 to 6 understand.
+With them `SentenceTransformer(BUNDLE).encode(texts)` gives what `mexma_rt.load(BUNDLE).encode(texts)` gives. The module names
+are those that sentence-transformers 2 to 6 understand.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mexma_export.checkpoint import Checkpoint
+    from mexma_export.pipeline import Pipeline
 
 _PACKAGE = "sentence_transformers.models"
+TORCH_NAMES = {"Tanh": "torch.nn.modules.activation.Tanh", "Identity": "torch.nn.modules.linear.Identity"}
 
 
-def peer_files(config: dict[str, Any], *, max_length: int, length_limit: int) -> dict[str, dict[str, Any] | list[Any]]:
+def peer_files(source: Checkpoint, *, max_length: int, length_limit: int) -> dict[str, dict[str, Any] | list[Any]]:
     """Relative path -> JSON content."""
+    config, pipeline = source.config, source.pipeline
+    kinds = ["Transformer", "Pooling", *["Dense"] * len(pipeline.dense), *(["Normalize"] if pipeline.normalize else [])]
+    paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], start=1))]
+    layers: dict[str, dict[str, Any] | list[Any]] = {
+        f"{path}/config.json": {
+            "in_features": layer.weight.shape[1],
+            "out_features": layer.weight.shape[0],
+            "bias": True,
+            "activation_function": TORCH_NAMES[layer.activation],
+        }
+        for path, layer in zip(paths[2:], pipeline.dense, strict=False)
+    }
+    if pipeline.normalize:
+        layers[f"{paths[-1]}/config.json"] = {}  # versions 2 to 5 have no settings and never read it
     return {
         # Only the encoder is promised, and no file of the checkpoint's folder may run code ("auto_map").
         # The type is that of the computation, not of the stored numbers, which may be bf16.
         "config.json": {k: v for k, v in config.items() if k != "auto_map"}
         | {"architectures": ["XLMRobertaModel"], "dtype": "float32"},
         "modules.json": [
-            {"idx": 0, "name": "0", "path": "", "type": f"{_PACKAGE}.Transformer"},
-            {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{_PACKAGE}.Pooling"},
-            {"idx": 2, "name": "2", "path": "2_Normalize", "type": f"{_PACKAGE}.Normalize"},
+            {"idx": i, "name": str(i), "path": path, "type": f"{_PACKAGE}.{kind}"}
+            for i, (kind, path) in enumerate(zip(kinds, paths, strict=True))
         ],
         "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
-        "config_sentence_transformers.json": {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        "config_sentence_transformers.json": {
+            "prompts": dict(pipeline.prompts),
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
         "1_Pooling/config.json": {
             "word_embedding_dimension": config["hidden_size"],
-            "pooling_mode_cls_token": True,
-            "pooling_mode_mean_tokens": False,
+            "pooling_mode_cls_token": pipeline.head.pooling == "cls",
+            "pooling_mode_mean_tokens": pipeline.head.pooling == "mean",
             "pooling_mode_max_tokens": False,
             "pooling_mode_mean_sqrt_len_tokens": False,
         },
-        "2_Normalize/config.json": {},  # versions 2 to 5 have no settings and never read it
+        **layers,
         # Not XLMRobertaTokenizerFast: since transformers 5 that class builds its own normaliser and pre-tokeniser
         # around the vocabulary, so that ids differ; this one takes tokenizer.json as it is.
         "tokenizer_config.json": {
@@ -41,12 +66,26 @@ def peer_files(config: dict[str, Any], *, max_length: int, length_limit: int) ->
             "padding_side": "right",
             "truncation_side": "right",
             "clean_up_tokenization_spaces": False,
-            "bos_token": "<s>",
-            "cls_token": "<s>",
-            "eos_token": "</s>",
-            "sep_token": "</s>",
-            "unk_token": "<unk>",
-            "pad_token": "<pad>",
-            "mask_token": "<mask>",
+            **_token_names(source),
         },
+    }
+
+
+def _token_names(source: Checkpoint) -> dict[str, str]:
+    """The special tokens of the tokenizer, by transformers' names for them."""
+    ids, tokenizer = source.special_ids, source.tokenizer
+    model = json.loads(tokenizer.to_str())["model"]
+    unknown = model.get("unk_token") or (None if model.get("unk_id") is None else tokenizer.id_to_token(model["unk_id"]))
+    mask = next((name for name in ("<mask>", "[MASK]") if tokenizer.token_to_id(name) is not None), None)
+    first, last, pad = (tokenizer.id_to_token(i) for i in (ids.bos, ids.eos, ids.pad))
+    names = {"bos_token": first, "cls_token": first, "eos_token": last, "sep_token": last, "unk_token": unknown}
+    names |= {"pad_token": pad, "mask_token": mask}
+    return {key: name for key, name in names.items() if name is not None}
+
+
+def dense_weights(pipeline: Pipeline) -> dict[str, dict[str, np.ndarray]]:
+    """Relative path -> tensors of each dense layer, as sentence-transformers names them."""
+    return {
+        f"{i}_Dense/model.safetensors": {"linear.weight": layer.weight, "linear.bias": layer.bias}
+        for i, layer in enumerate(pipeline.dense, start=2)
     }

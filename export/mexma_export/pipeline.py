@@ -8,11 +8,13 @@ Whatever of it is not known here is an error that names it: a step that is left 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mexma_export.head import Dense, Head, read_dense
 from mexma_rt.errors import BundleError
 
 MODULES, POOLING_FOLDER, PROMPTS = "modules.json", "1_Pooling", "config_sentence_transformers.json"
@@ -36,12 +38,18 @@ class Pipeline:
 
     encoder: Path  # the folder of config.json, weights and tokenizer
     poolings: tuple[str, ...] = ("cls",)  # several are put side by side
+    dense: tuple[Dense, ...] = ()  # behind the pooling
     include_prompt: bool = True  # False: the tokens of the prompt are left out of the pooling
     normalize: bool = True
     max_length: int | None = None  # tokens, special ones included; None: nothing says it
     lower_case: bool = False  # texts are lowered before they are cut into pieces
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None  # the name of the one that every text gets
+
+    @property
+    def head(self) -> Head:
+        """What the graphs compute of the encoder's states; only of a single pooling of POOLINGS."""
+        return Head(pooling=self.poolings[0], dense=self.dense)
 
 
 def read_pipeline(folder: Path) -> Pipeline:
@@ -57,17 +65,18 @@ def read_pipeline(folder: Path) -> Pipeline:
     try:
         modules = [(_kind(str(m["type"])), folder / str(m["path"])) for m in json.loads(path.read_text("utf-8"))]
         kinds = [kind for kind, _ in modules]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(path, error) from error
+    _check_order(path, kinds)
+    try:
         poolings = [_read(place / "config.json") for kind, place in modules if kind == "Pooling"]
+        dense = [(place, _read(place / "config.json")) for kind, place in modules if kind == "Dense"]
         encoder = next((place for kind, place in modules if kind == "Transformer"), folder)
         settings = next((_read(encoder / name) for name in SETTINGS if (encoder / name).is_file()), {})
         said = _read(folder / PROMPTS) if (folder / PROMPTS).is_file() else {}
         prompts = {str(name): str(text) for name, text in (said.get("prompts") or {}).items() if text}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(
-            f"{path}: what it says of the pooling cannot be read ({error}), so nothing says how this model makes a sentence "
-            f"vector. {COPY}"
-        ) from error
-    _check_order(path, kinds)
+        raise _unreadable(path, error) from error
     default = said.get("default_prompt_name")
     if default is not None and default not in (said.get("prompts") or {}):
         raise BundleError(
@@ -77,12 +86,20 @@ def read_pipeline(folder: Path) -> Pipeline:
     return Pipeline(
         encoder=encoder,
         poolings=_poolings(poolings[0]),
+        dense=tuple(read_dense(place, config) for place, config in dense),
         include_prompt=bool(poolings[0].get("include_prompt", True)),
         normalize="Normalize" in kinds,
         max_length=_length(encoder, settings),
         lower_case=bool(settings.get("do_lower_case", False)),
         prompts=prompts,
         default_prompt=default if prompts.get(default or "") else None,
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> BundleError:
+    return BundleError(
+        f"{path}: what it says of the pooling cannot be read ({error}), so nothing says how this model makes a sentence "
+        f"vector. {COPY}"
     )
 
 
@@ -100,15 +117,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_order(path: Path, kinds: list[str]) -> None:
-    if unknown := sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"}):
+    if unknown := sorted(set(kinds) - {"Transformer", "Pooling", "Dense", "Normalize"}):
         raise BundleError(
             f"{path} names the module {unknown[0]}, which this export does not know: its vectors would be other ones than the "
-            "model's. Only an encoder with the pooling 'cls', normalised, can be exported."
+            "model's. Known are an encoder, a pooling, dense layers and normalisation."
         )
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    if not re.fullmatch("Transformer Pooling( Dense)*( Normalize)?", " ".join(kinds)):
         raise BundleError(
-            f"{path} has the modules {', '.join(kinds) or 'none'} in this order. Known are one Transformer, one Pooling, and "
-            "then Normalize or not."
+            f"{path} has the modules {', '.join(kinds) or 'none'} in this order. Known are one Transformer, one Pooling, then "
+            "any Dense, and then Normalize or not."
         )
 
 

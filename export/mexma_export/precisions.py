@@ -45,6 +45,7 @@ def write_graphs(
     from mexma_export.trim import trimmed_embeddings
 
     (folder / "onnx").mkdir(exist_ok=True)
+    head = source.pipeline.head
     chosen: dict[str, dict[str, list[str]]] = {}
     for done, precision in enumerate(precisions):
         tell(f"export {precision}", done, len(precisions))
@@ -53,21 +54,23 @@ def write_graphs(
             forms = _forms(source, precision, sentences, thresholds, tell) if precision in BLOCK_BITS else {}
             with trimmed_embeddings(source.model, source.kept):
                 if precision == "fp32":
-                    export_standard(SentenceEncoder(source.model), path, length_limit=source.max_length_limit, opset=opset)
+                    export_standard(
+                        SentenceEncoder(source.model, head), path, length_limit=source.max_length_limit, opset=opset
+                    )
                 elif precision == "int8":
-                    export_int8(source.model, path)
+                    export_int8(source.model, path, head)
                 elif precision == "fused":
-                    export_fused(source.model, path)
+                    export_fused(source.model, path, head)
                 elif precision == "mixed":
-                    export_mixed(source.model, path)
+                    export_mixed(source.model, path, head)
                 elif precision in BLOCK_BITS:
-                    export_blocks(source.model, path, forms)
+                    export_blocks(source.model, path, forms, head)
                     chosen[precision] = _by_form(forms)
                     for name, structure in STRUCTURES.items():
                         if name not in precisions:
-                            export_structure(source.model, folder / structure, half=name == "fp16")
+                            export_structure(source.model, folder / structure, head, half=name == "fp16")
                 else:
-                    export_half(source.model, path, length_limit=source.max_length_limit, opset=opset)
+                    export_half(source.model, path, head, length_limit=source.max_length_limit, opset=opset)
         except (OSError, MexmaError):  # a full disk, before all: new_folder says so; and what we say ourselves
             raise
         except Exception as error:  # torch, onnx and onnxruntime each raise their own, often with pages of graph
@@ -96,6 +99,7 @@ def _forms(
         sentences,
         thresholds[precision],
         bits=BLOCK_BITS[precision],
+        pad=source.special_ids.pad,
         progress=lambda done, total: tell(f"sensitivity of {precision}", done, total),
     )
 
@@ -121,21 +125,22 @@ def gate_graphs(
 
     `out` [n, D] receives the checkpoint's sentence vectors.
     """
-    from mexma_export.half import half_runner
+    from mexma_export.half import PLAIN, half_runner
     from mexma_export.reopen import open_graph
     from mexma_export.trim import trimmed_embeddings
 
-    runners = {precision: open_graph(folder / GRAPHS[precision]) for precision in precisions}
+    plain = source.pipeline.head == PLAIN
+    runners = {precision: open_graph(folder / GRAPHS[precision], plain=plain) for precision in precisions}
     thresholds = dict(thresholds)
     for precision in BLOCK_BITS:  # what the runtime builds of it where its operators are unknown
         for kind in [kind for kind, path in STRUCTURES.items() if precision in precisions and (folder / path).is_file()]:
             with TemporaryDirectory(dir=folder) as work:
                 write_built(folder / STRUCTURES[kind], folder / GRAPHS[precision], Path(work))
                 name = f"{kind} built from {precision}"
-                runners[name], thresholds[name] = open_graph(Path(work) / GRAPH), thresholds[precision]
+                runners[name], thresholds[name] = open_graph(Path(work) / GRAPH, plain=plain), thresholds[precision]
     if "fp16" in runners:  # the file, in onnxruntime, and the arithmetic: onnxruntime on CPU hides an overflow
         with trimmed_embeddings(source.model, source.kept):
-            runners["fp16 in torch"] = half_runner(source.model)
+            runners["fp16 in torch"] = half_runner(source.model, source.pipeline.head)
         thresholds = {**thresholds, "fp16 in torch": thresholds["fp16"]}
     return check_parity(
         runners,
@@ -144,6 +149,8 @@ def gate_graphs(
         sentences,
         max_length=max_length,
         length_limit=source.max_length_limit,
+        special=source.special_ids,
+        plain=plain,
         thresholds=thresholds,
         out=out,
         progress=lambda done, total: tell("parity gate", done, total),
@@ -151,7 +158,7 @@ def gate_graphs(
 
 
 def torch_runner(source: Checkpoint) -> Runner:
-    """The reference: the model itself, not the wrapper that was exported, and the `<s>` row taken here.
+    """The reference: the model itself, not the wrapper that was exported, and its head.
 
     It is the whole model even where the graphs are trimmed: it gets the ids that the same pieces have there.
     """
@@ -161,7 +168,7 @@ def torch_runner(source: Checkpoint) -> Runner:
         ids = ids if source.kept is None else source.kept[ids]
         with torch.inference_mode():
             output = source.model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
-        states = output.last_hidden_state.numpy()
-        return states[:, 0], states
+            sentence = source.pipeline.head(output.last_hidden_state, torch.from_numpy(mask))
+        return sentence.numpy(), output.last_hidden_state.numpy()
 
     return run

@@ -57,6 +57,7 @@ def choose_forms(
     limits: Thresholds,
     *,
     bits: int,
+    pad: int = PAD,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Form]:
     """The forms of the words and every product of w4 or w8 (`bits`); where no choice passes, the last rungs, which the gate
@@ -67,14 +68,14 @@ def choose_forms(
     """
     names = [WORDS_WEIGHT, *product_names(model)]
     rungs = {name: ladder(name, _weight(model, name), bits) for name in names}
-    batches = calibration(tokenizer, sentences)
-    wanted = _vectors(run, batches)
+    batches = calibration(tokenizer, sentences, pad)
+    wanted = _vectors(run, batches, pad)
     held: dict[tuple[str, Form], Blocks] = {}
 
     def harm(forms: Mapping[str, Form]) -> tuple[float, float]:
         """1 - (lowest, mean) cosine of the sentence vectors with these products rounded, the others as they are."""
         with rounded(model, forms, held):
-            got = _vectors(run, batches)
+            got = _vectors(run, batches, pad)
         cosines = (got * wanted).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(wanted, axis=1)
         return 1 - float(cosines.min()), 1 - float(cosines.mean())
 
@@ -107,7 +108,7 @@ def choose_forms(
     return after(high)
 
 
-def calibration(tokenizer: Tokenizer, sentences: Sequence[Sentence]) -> list[np.ndarray]:
+def calibration(tokenizer: Tokenizer, sentences: Sequence[Sentence], pad: int = PAD) -> list[np.ndarray]:
     """Batches of ids int64 [B, L], padded on the right, of some sentences from everywhere in the list and the shortest."""
     rows = [encoding.ids[:TOKENS] for encoding in tokenizer.encode_batch([s.text for s in sentences])]
     spread = range(0, len(rows), max(1, len(rows) // SPREAD))[:SPREAD]
@@ -116,7 +117,7 @@ def calibration(tokenizer: Tokenizer, sentences: Sequence[Sentence]) -> list[np.
     batches = []
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        batch = np.full((len(part), len(part[-1])), PAD, np.int64)
+        batch = np.full((len(part), len(part[-1])), pad, np.int64)
         for row, ids in zip(batch, part, strict=True):
             row[: len(ids)] = ids
         batches.append(batch)
@@ -169,6 +170,6 @@ def _weight(model: XLMRobertaModel, name: str) -> np.ndarray:
     return array
 
 
-def _vectors(run: Runner, batches: Sequence[np.ndarray]) -> np.ndarray:
+def _vectors(run: Runner, batches: Sequence[np.ndarray], pad: int) -> np.ndarray:
     """Sentence vectors float64 [n, D]."""
-    return np.concatenate([run(ids, (ids != PAD).astype(np.int64))[0] for ids in batches]).astype(np.float64)
+    return np.concatenate([run(ids, (ids != pad).astype(np.int64))[0] for ids in batches]).astype(np.float64)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from mexma_export.fused import Writer
+from mexma_export.fused import PLAIN, Writer
+from mexma_export.head import Head
 from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, INPUTS, OUTPUTS
 from mexma_rt.bundle.structure import DATA
 
@@ -29,8 +30,8 @@ class StructureWriter(Writer):
 
     opset, ir_version = 17, 8  # 17 brought LayerNormalization
 
-    def __init__(self, model: XLMRobertaModel, *, half: bool) -> None:
-        super().__init__(model)
+    def __init__(self, model: XLMRobertaModel, head: Head = PLAIN, *, half: bool) -> None:
+        super().__init__(model, head)
         self.half, self.end = half, 0
         self.narrow = TensorProto.FLOAT16 if half else TensorProto.FLOAT
 
@@ -123,9 +124,13 @@ class StructureWriter(Writer):
         for index in range(self.layers):
             states = self.layer(f"encoder.layer.{index}", states, padding)
         self.node("Identity", [states], OUTPUTS[1])
-        self.node("Gather", [states, self.store("first", np.array(0))], OUTPUTS[0], axis=1)
+        if self.head.pooling == "mean":
+            vectors = self.head.mean(self, states, ATTENTION_MASK)
+        else:
+            vectors = self.node("Gather", [states, self.store("first", np.array(0))], "sentence", axis=1)
+        self.node("Identity", [self.head.layers(self, vectors, "sentence")], OUTPUTS[0])
         shapes: list[list[str | int | None]]
-        shapes = [["batch", "length"], ["batch", "length"], ["batch", self.width], ["batch", "length", self.width]]
+        shapes = [["batch", "length"], ["batch", "length"], ["batch", self.dimensions], ["batch", "length", self.width]]
         kinds = [TensorProto.INT64] * 2 + [TensorProto.FLOAT] * 2
         named = zip([*INPUTS, *OUTPUTS], kinds, shapes, strict=True)
         tensors = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in named]
@@ -134,7 +139,7 @@ class StructureWriter(Writer):
         return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="mexma-export")
 
 
-def export_structure(model: XLMRobertaModel, path: Path, *, half: bool) -> None:
+def export_structure(model: XLMRobertaModel, path: Path, head: Head = PLAIN, *, half: bool) -> None:
     """Write the structure of an fp32 or fp16 graph. Raises BundleError for an activation other than gelu."""
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(StructureWriter(model, half=half).model().SerializeToString())
+    path.write_bytes(StructureWriter(model, head, half=half).model().SerializeToString())

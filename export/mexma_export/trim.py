@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mexma_export.usage import LanguageUse, pieces_of
+from mexma_rt.bundle.graphs import BOS, EOS, UNK
 from mexma_rt.bundle.manifest import WEIGHTS
 from mexma_rt.errors import BundleError, InputError
 from mexma_rt.files.atomic import sha256_of
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from mexma_export.parity import Sentence
 
 SLAB = 1000  # lines tokenised at once: enough to keep the tokenizer's threads busy
-SPECIALS = 4  # <s> <pad> </s> <unk>, which load_checkpoint has found at 0 to 3
+SPECIALS = 4  # <s> <pad> </s> <unk> at 0 to 3: others are refused
 # Tensors with one row for each piece; a masked language model has the last three beside its encoder.
 PER_PIECE = ("embeddings.word_embeddings.weight", "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias")
 
@@ -98,6 +99,9 @@ def trim_vocabulary(
             f"The tokenizer is of the kind {kind}, and only Unigram ones (XLM-R's) can be trimmed: pieces of other kinds are "
             "built from each other. Export without --trim-vocab and --languages."
         )
+    around = tokenizer.encode("").ids
+    if data["model"]["unk_id"] != UNK or (around and (around[0], around[-1]) != (BOS, EOS)):
+        raise BundleError("Only tokenizers with XLM-R's special tokens at 0 to 3 can be trimmed. Export without --trim-vocab.")
     needed = _needed(data)
     by_table, known = pieces_of(tokenizer, languages) if languages else (set(), ())
     counts, files, sample = _counts(tokenizer, [Path(path) for path in corpus])

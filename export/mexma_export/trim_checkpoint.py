@@ -29,7 +29,8 @@ CARRIED: tuple[str, ...] = (
     "modules.json",
     "README.md",
 )
-CARRIED += ("config_sentence_transformers.json", "1_Pooling", "2_Normalize")
+CARRIED += ("config_sentence_transformers.json",)
+MODULES = "[1-9]_*"  # folders of the steps behind the encoder
 
 
 def trim_checkpoint(
@@ -50,7 +51,7 @@ def trim_checkpoint(
     source = load_checkpoint(checkpoint)
     trim = trim_vocabulary(source.tokenizer, corpus, languages, pieces=pieces)
     with new_folder(target) as folder:
-        for name in CARRIED:
+        for name in (*CARRIED, *(path.name for path in source.folder.glob(MODULES))):
             if (path := source.folder / name).is_dir():
                 shutil.copytree(path, folder / name)
             elif path.is_file():

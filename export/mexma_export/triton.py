@@ -80,7 +80,7 @@ def _graph_config(name: str, bundle: Bundle, precision: str) -> str:
         limits=f"at most {bundle.max_length_limit} tokens, <s> and </s> included.",
         batch=max(1, BATCH_TOKENS // bundle.max_length_limit),
         inputs=[(name, "TYPE_INT64", [-1]) for name in INPUTS],
-        outputs=[(SENTENCE, "TYPE_FP32", [d]), (TOKENS, "TYPE_FP32", [-1, d])],
+        outputs=[(SENTENCE, "TYPE_FP32", [d]), (TOKENS, "TYPE_FP32", [-1, -1 if bundle.dense else d])],
         instances=f"kind: {kind}",
     )
 

@@ -95,9 +95,9 @@ class Encoder(nn.Module):
         return states if rows_R is not None or back_T is None else states.index_select(0, back_T)
 
 
-def position_numbers(ids_T: np.ndarray, lengths_S: np.ndarray) -> np.ndarray:
+def position_numbers(ids_T: np.ndarray, lengths_S: np.ndarray, pad: int = PAD) -> np.ndarray:
     """Row of the position table of each token, as transformers counts: 2, 3, ... per sentence; a <pad> inside gets 1."""
-    real = ids_T != PAD
+    real = ids_T != pad
     counted = np.cumsum(real)
     before = np.concatenate([[0], counted])[np.cumsum(lengths_S) - lengths_S]
-    return np.where(real, counted - np.repeat(before, lengths_S) + PAD, PAD)
+    return np.where(real, counted - np.repeat(before, lengths_S) + pad, pad)

@@ -31,7 +31,7 @@ from mexma_rt.backends.sidecar import (
     manifest_graph_hash,
     read_sidecar,
 )
-from mexma_rt.bundle.graphs import ATTENTION_MASK, BOS, EOS, INPUT_IDS, INPUTS, PAD, SENTENCE
+from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, INPUTS, SENTENCE
 from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.errors import BackendError, BundleError, require_extra
 
@@ -63,6 +63,7 @@ class TensorRT(Backend):
         self._trt, self._cuda_runtime = load_library(engine), load_cuda(engine)
         sm = device_sm(gpu)
         path, sidecar = _checked_sidecar(bundle, engine, self._trt, sm)
+        self._special = bundle.special_ids
         self._profiles, self._dimensions, self._lock = sidecar.profiles, bundle.dimensions, threading.Lock()
         self.longest = max(profile.length for profile in self._profiles)
         self._log = new_logger(self._trt)
@@ -112,7 +113,7 @@ class TensorRT(Backend):
     def _execute(self, piece: Piece, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """The vectors [b, D] of one piece: a view of the pinned buffer, which the next piece overwrites."""
         host_ids, host_mask, host_vectors = self._host(piece.shape)
-        pad(input_ids, into=host_ids, value=PAD)
+        pad(input_ids, into=host_ids, value=self._special.pad)
         pad(attention_mask, into=host_mask, value=0)
         lane = self._lanes[piece.profile]
         if lane.graph is not None:
@@ -202,7 +203,7 @@ class TensorRT(Backend):
             raise BackendError("it says that this engine cannot be captured. Build it again: mexma-export BUNDLE --engine rtx")
 
     def _check_empty_text(self, piece: Piece) -> None:
-        vector = self._execute(piece, np.array([[BOS, EOS]]), np.array([[1, 1]]))
+        vector = self._execute(piece, np.array([[self._special.bos, self._special.eos]]), np.array([[1, 1]]))
         if not np.isfinite(vector).all():
             raise BackendError(
                 f"The engine gives vectors that are not finite, in its profile {self._profiles[piece.profile]}. "

@@ -1,7 +1,7 @@
 """The torch back end: packed sentences without padding, flash attention in fp16 on CUDA. For machines without an engine.
 
-Torch is loaded here alone (and by packed_encoder.py and packed_attention.py beside it), only where "torch" was named or
-"auto" found a GPU and nothing faster. Reads the bundle's model.safetensors, not its graphs.
+Torch is loaded here alone (and by packed_encoder.py, packed_attention.py and torch_head.py beside it), only where "torch" was
+named or "auto" found a GPU and nothing faster. Reads the bundle's model.safetensors, not its graphs.
 """
 
 from __future__ import annotations
@@ -55,10 +55,11 @@ class Torch(Backend):
                 f"threads={threads!r}: the threads of torch belong to the whole process, which this library leaves alone. "
                 f"Leave it out, and type torch.set_num_threads({threads}) before loading; or name backend='onnxruntime'."
             )
-        self._where, self._local = where, threading.local()
+        self._where, self._local, self._pad = where, threading.local(), bundle.special_ids.pad
         self._encoder = _load_encoder(bundle, torch, where, self.precision)
-        heads = self._encoder.config.num_attention_heads
-        self._attention, how = _attention(torch, where, self.precision, bundle.dimensions // heads)
+        config = self._encoder.config
+        self._attention, how = _attention(torch, where, self.precision, config.hidden_size // config.num_attention_heads)
+        self._head = importlib.import_module("mexma_rt.backends.torch_head").load_head(bundle, where)
         self.lanes = 1 if self.device == "cpu" else 2  # while the GPU computes one batch, the other is packed and sent
         self.reason = "; ".join(part for part in (reason, why, also, how) if part)
 
@@ -81,10 +82,12 @@ class Torch(Backend):
         try:
             with torch.inference_mode(), self._stream():
                 layout = make_layout(lengths_S, self._attention, self._where)
-                positions_T = position_numbers(ids_T, lengths_S)
+                positions_T = position_numbers(ids_T, lengths_S, self._pad)
                 ids, positions = (torch.from_numpy(array).to(self._where) for array in (ids_T, positions_T))
-                states = self._encoder(ids, positions, layout, None if tokens else layout.starts_S)
-                return states.float().cpu().numpy()
+                all_tokens = tokens or self._head.pooling != "cls"
+                states = self._encoder(ids, positions, layout, None if all_tokens else layout.starts_S)
+                vectors = states if tokens else self._head(states, lengths_S)
+                return vectors.float().cpu().numpy()
         except RuntimeError as error:  # running out of memory is one
             raise BackendError(
                 f"torch {torch.__version__} failed on a batch of {len(lengths_S)} sentences, {len(ids_T)} tokens, on "
@@ -219,7 +222,7 @@ def _config(bundle: Bundle) -> SimpleNamespace:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read ({error}). Export the bundle again with mexma-export.") from error
-    known = {"model_type": "xlm-roberta", "hidden_act": "gelu", "pad_token_id": 1, "type_vocab_size": 1}
+    known = {"model_type": "xlm-roberta", "hidden_act": "gelu", "pad_token_id": bundle.special_ids.pad, "type_vocab_size": 1}
     for key, value in known.items():
         if config.get(key, value if key != "model_type" else None) != value:
             raise BackendError(

@@ -79,7 +79,7 @@ def measure(
     `base` names the route that ratios refer to (the first, if left out). Each route warms up on every file before it is timed.
     """
     bundle = open_bundle(model)
-    tokenizer = Tokenizer(bundle.folder / TOKENIZER)
+    tokenizer = Tokenizer(bundle.folder / TOKENIZER, bundle.special_ids)
     lengths = {file: tokenizer.encode(read_lines(file), bundle.max_length).lengths for file in files}
     facts: dict[str, Any] = {"failed": {}, "files": {}}
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ from mexma_rt.doors import doors
 __getattr__, __all__ = doors(
     __name__,
     golden="Golden LEAST_COSINE",
-    graphs="ATTENTION_MASK BOS EOS INPUTS INPUT_IDS OUTPUTS PAD SENTENCE TOKENS UNK",
+    graphs="ATTENTION_MASK BOS EOS INPUTS INPUT_IDS OUTPUTS PAD SENTENCE TOKENS UNK XLMR SpecialIds",
     known="INSTALL KNOWN bundle_name export_command find_known",
     manifest="Bundle FileEntry MANIFEST Manifest PARITY TOKENIZER WEIGHTS hash_of_files",
     onnxfile="Tensor fields initialisers mapped read_tensor",

@@ -9,21 +9,22 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mexma_rt.bundle.golden import Golden, read_golden
+from mexma_rt.bundle.graphs import XLMR, SpecialIds
 from mexma_rt.errors import BundleError
 from mexma_rt.files.storage import Ranges, read_ranges
 
 FORMAT = "mexma-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 is still written of what a reader of 1 computes right
 MANIFEST = "mexma.json"
 PARITY = "parity.json"  # the full report of the parity gate
 TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"  # for training, sentence-transformers and the torch back end
-POOLING = "cls"  # the state of <s>
+POOLINGS = ("cls", "mean")  # the state of the first token; the mean of all tokens' states
 
 REMEDY = (
     "The bundle is incomplete or damaged: copy or download it again, or export it again with mexma-export. "
@@ -47,6 +48,11 @@ class Manifest:
     dimensions: int
     max_length: int  # default, in tokens, <s> and </s> included
     max_length_limit: int  # what the position table allows
+    pooling: str = "cls"  # of POOLINGS
+    dense: tuple[str, ...] = ()  # folders of the dense layers behind it, in their order
+    normalize: bool = True  # whether the owner's own `encode` gives vectors of length 1
+    prompts: Mapping[str, str] = field(default_factory=dict)  # name -> what is put before a text: "query" -> "query: "
+    special_ids: SpecialIds = XLMR  # of the tokenizer
     default_precision: str
     languages: tuple[str, ...] = ()  # trained on, ISO 639-3, English included; () if the checkpoint does not say
     source: Mapping[str, Any]  # name and sha256 of the checkpoint
@@ -62,12 +68,16 @@ class Manifest:
         """The content of the file, in the order of writing; unknown entries are left out."""
         content = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": self._version(),
             "name": self.name,
             "dimensions": self.dimensions,
             "max_length": self.max_length,
             "max_length_limit": self.max_length_limit,
-            "pooling": POOLING,
+            "pooling": self.pooling,
+            "dense": list(self.dense) or None,
+            "normalize": None if self.normalize else False,
+            "prompts": dict(self.prompts) or None,
+            "special_ids": None if self.special_ids == XLMR else asdict(self.special_ids),
             "default_precision": self.default_precision,
             "languages": list(self.languages),
             "source": dict(self.source),
@@ -80,6 +90,10 @@ class Manifest:
             "vocabulary": self.vocabulary and dict(self.vocabulary),
         }
         return {key: value for key, value in content.items() if value is not None}
+
+    def _version(self) -> int:
+        """The oldest whose readers compute this bundle as it is meant: one of 1 knows the state of XLM-R's <s>, normalised."""
+        return 1 if (self.pooling, self.dense, self.normalize, self.special_ids) == ("cls", (), True, XLMR) else 2
 
     @classmethod
     def from_json(cls, content: Any, path: Path) -> Manifest:
@@ -107,6 +121,11 @@ class Manifest:
             dimensions=dimensions,
             max_length=_field(content, "max_length", int, path),
             max_length_limit=_field(content, "max_length_limit", int, path),
+            pooling=_field(content, "pooling", str, path),
+            dense=tuple(_safe(name, path) for name in content.get("dense", [])),
+            normalize=_field({"normalize": True} | content, "normalize", bool, path),
+            prompts=_prompts(content.get("prompts", {}), path),
+            special_ids=_special_ids(content.get("special_ids", {}), path),
             default_precision=_field(content, "default_precision", str, path),
             languages=_languages(content.get("languages", []), path),
             source=_field(content, "source", dict, path),
@@ -118,8 +137,6 @@ class Manifest:
             created=content.get("created", {}),
             vocabulary=content.get("vocabulary"),
         )
-        pooling = _field(content, "pooling", str, path)
-        _check(pooling == POOLING, path, f"pooling is {pooling!r}, and only {POOLING!r} is known")
         manifest.check(path)
         return manifest
 
@@ -127,12 +144,14 @@ class Manifest:
         """Raise BundleError, naming the file `path`, unless the entries fit each other."""
         lengths = f"max_length {self.max_length} is not between 3 and max_length_limit {self.max_length_limit}"
         graphs = f"(graphs: {', '.join(self.graphs) or 'none'})"
+        _check(self.pooling in POOLINGS, path, f"pooling is {self.pooling!r}, and only {' and '.join(POOLINGS)} are known")
         _check(self.dimensions >= 1, path, f"dimensions is {self.dimensions}, not 1 or more")
         _check(3 <= self.max_length <= self.max_length_limit, path, lengths)
         _check(
             self.default_precision in self.graphs, path, f"default_precision {self.default_precision!r} has no graph {graphs}"
         )
-        for file in [TOKENIZER, *self.graphs.values()]:
+        layers = [f"{folder}/{part}" for folder in self.dense for part in ("config.json", WEIGHTS)]
+        for file in [TOKENIZER, *self.graphs.values(), *layers]:
             _check(file in self.files, path, f"{file} is needed but not listed under files")
 
 
@@ -165,6 +184,19 @@ def _languages(value: Any, path: Path) -> tuple[str, ...]:
     valid = isinstance(value, list) and all(isinstance(lang, str) and lang for lang in value)
     _check(valid, path, f"languages is {value!r}, not a list of language codes")
     return tuple(value)
+
+
+def _prompts(value: Any, path: Path) -> dict[str, str]:
+    valid = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    _check(valid, path, f"prompts is {value!r}, not names with texts")
+    return dict(value)
+
+
+def _special_ids(value: Any, path: Path) -> SpecialIds:
+    names = {entry.name for entry in fields(SpecialIds)}
+    valid = isinstance(value, dict) and value.keys() <= names and all(type(i) is int and i >= 0 for i in value.values())
+    _check(valid, path, f"special_ids is {value!r}, not ids of {', '.join(sorted(names))}")
+    return SpecialIds(**value)
 
 
 def _file_entry(name: str, entry: Any, path: Path) -> FileEntry:

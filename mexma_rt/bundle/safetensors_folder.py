@@ -7,6 +7,7 @@ format (github.com/huggingface/safetensors#format) is a length, a JSON header an
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,9 +28,8 @@ FILES = (
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
-    "1_Pooling/config.json",
-    "2_Normalize/config.json",
 )
+MODULE = re.compile(r"\d+_[A-Za-z]+/(config\.json|model\.safetensors)")  # steps behind the encoder: pooling, dense layers
 
 
 def write_checkpoint(bundle: Bundle, target: Path, *, from_graph: bool = False) -> Path:
@@ -40,7 +40,7 @@ def write_checkpoint(bundle: Bundle, target: Path, *, from_graph: bool = False) 
     FileError (it cannot be written; nothing is left then).
     """
     with new_folder(target) as work:
-        for name in (name for name in FILES if name in bundle.files):
+        for name in (name for name in bundle.files if name in FILES or MODULE.fullmatch(name)):
             (work / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(bundle.folder / name, work / name)
         if (bundle.folder / WEIGHTS).is_file() and not from_graph:

@@ -21,6 +21,7 @@ from mexma_rt.embedding.compute import compute
 from mexma_rt.embedding.files import FileReport, embed_file
 from mexma_rt.embedding.output import check_truncate_dim, copy_duplicates, distinct_rows, result_array
 from mexma_rt.embedding.processes import Portable, Source
+from mexma_rt.embedding.prompts import OF_DOCUMENTS, OF_QUERIES, named_prompt, with_first_prompt
 from mexma_rt.embedding.proof import prove
 from mexma_rt.embedding.report import Embedded, EmbedReport, warn_if_truncated
 from mexma_rt.embedding.similarity import cosines, pairwise_cosines
@@ -56,7 +57,7 @@ def load(
             f"max_length={length!r} must be a whole number of tokens from 3 (<s>, one piece, </s>) to "
             f"{bundle.max_length_limit}, the limit of {bundle.name!r}."
         )
-    tokenizer = Tokenizer(bundle.folder / TOKENIZER)
+    tokenizer = Tokenizer(bundle.folder / TOKENIZER, bundle.special_ids)
     proof = partial(prove, bundle, tokenizer)
     opened = open_backend(bundle, device=device, backend=backend, precision=precision, threads=threads, prove=proof)
     if opened.name == "onnxruntime" and opened.precision not in bundle.graphs:
@@ -111,6 +112,7 @@ class Encoder(Portable):
         batch_tokens: int | None = None,
         progress: bool | None = None,
         out: np.ndarray | None = None,
+        prompt: str | None = None,
     ) -> np.ndarray:
         """Embed n sentences; returns [n, D] in the same order. An empty list gives [0, D].
 
@@ -122,6 +124,8 @@ class Encoder(Portable):
         and 16,384 on GPUs.
         progress: a bar on stderr; None shows it on a terminal if the job takes longer than a second.
         out: array or memmap [n, D] of the dtype of `precision` that receives the vectors and is returned.
+        prompt: the name of one of the model's prompts (`bundle.prompts`), whose text is put before each sentence: "query" of an
+        e5 that has it. MEXMA has none.
 
         Sentences of more than `max_length` tokens are cut, with one TruncationWarning; `embed_report` lists their indices.
         Raises InputError for unusable texts or arguments, BackendError if the engine fails.
@@ -134,6 +138,7 @@ class Encoder(Portable):
             batch_tokens=batch_tokens,
             progress=progress,
             out=out,
+            prompt=prompt,
         )
         warn_if_truncated(result.report, stacklevel=2)
         return result.vectors
@@ -148,10 +153,12 @@ class Encoder(Portable):
         batch_tokens: int | None = None,
         progress: bool | None = None,
         out: np.ndarray | None = None,
+        prompt: str | None = None,
     ) -> Embedded:
         """Like `embed`, but returns the vectors with a report instead of warning."""
+        before = named_prompt(self.bundle.prompts, prompt)
         return self.run(
-            check_texts(texts),
+            [before + text for text in check_texts(texts)] if before else check_texts(texts),
             normalize=normalize,
             precision=precision,
             truncate_dim=truncate_dim,
@@ -248,16 +255,23 @@ class Encoder(Portable):
         """The sentence-transformers spelling: a str gives [D], a list gives [n, D], as if it had loaded this bundle.
 
         Options are batch_size, show_progress_bar, prompt, precision, normalize_embeddings and truncate_dim, as there. The
-        bundle's sentence-transformers pipeline ends in a Normalize module, so vectors are normalised in any case;
-        `normalize_embeddings` matters after `truncate_dim`, where it normalises again. Raw vectors: embed(normalize=False).
-        `prompt` is put before each sentence. `precision` as for `embed`: int8 and uint8 by the ranges of the bundle.
-        `batch_size` is an upper bound of sentences per batch, besides the bound by tokens. Unsupported options (tensors,
-        token embeddings, named prompts) raise InputError, which says what to type instead.
+        bundle's sentence-transformers pipeline ends in a Normalize module where `bundle.normalize` is set (MEXMA's is), so its
+        vectors are normalised in any case; `normalize_embeddings` matters after `truncate_dim`, where it normalises again, and
+        for a model without that module, whose vectors are raw. Raw vectors of any model: embed(normalize=False).
+        `prompt` is put before each sentence, or the model's own prompt `prompt_name`. `precision` as for `embed`: int8 and
+        uint8 by the ranges of the bundle.
+        `batch_size` is an upper bound of sentences per batch, besides the bound by tokens. What is not offered (tensors,
+        token embeddings) raises InputError and says what to type instead.
         """
         return sentencetransformers.encode(self, sentences, **options)
 
-    # MEXMA has no prompts: queries and documents are computed alike.
-    encode_query = encode_document = encode
+    def encode_query(self, sentences: str | Iterable[str], **options: Any) -> np.ndarray:
+        """`encode` with the model's prompt "query" before each sentence, where it has one; MEXMA has no prompts."""
+        return self.encode(sentences, **with_first_prompt(options, self.bundle.prompts, OF_QUERIES))
+
+    def encode_document(self, sentences: str | Iterable[str], **options: Any) -> np.ndarray:
+        """`encode` with the model's prompt "document", "passage" or "corpus" before each sentence, where it has one."""
+        return self.encode(sentences, **with_first_prompt(options, self.bundle.prompts, OF_DOCUMENTS))
 
     def get_embedding_dimension(self) -> int:
         """sentence-transformers' name of `dimensions`."""

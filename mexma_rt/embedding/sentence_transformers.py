@@ -9,6 +9,7 @@ import numpy as np
 
 from mexma_rt.checks import check_count, check_texts
 from mexma_rt.embedding.output import check_truncate_dim
+from mexma_rt.embedding.prompts import named_prompt
 from mexma_rt.embedding.report import warn_if_truncated
 from mexma_rt.errors import InputError
 
@@ -39,8 +40,8 @@ def encode(
             f"output_value={output_value!r} is not offered: encode() gives 'sentence_embedding' only. For vectors of tokens "
             "type encoder.embed_tokens(sentences)."
         )
-    if prompt_name is not None:
-        raise InputError(f"prompt_name={prompt_name!r}: bundles have no named prompts. Type prompt='the text itself'.")
+    if prompt is None:  # as there: a text goes before a name
+        prompt = named_prompt(encoder.bundle.prompts, prompt_name)
     if batch_size is not None:
         check_count("batch_size", batch_size)
     check_truncate_dim(truncate_dim, encoder.dimensions)
@@ -49,7 +50,7 @@ def encode(
     again = normalize_embeddings or precision not in ("float32", "float16")  # the other storages keep directions only
     result = encoder.run(
         [prompt + text for text in texts] if prompt else texts,
-        normalize=True,
+        normalize=again or encoder.bundle.normalize,
         precision=precision,
         truncate_dim=truncate_dim if again else None,
         batch_tokens=None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mexma_rt.bundle.graphs import BOS, EOS, PAD
+from mexma_rt.bundle.graphs import PAD, XLMR, SpecialIds
 from mexma_rt.errors import BundleError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Tokens:
     ids: np.ndarray  # int32 [total]
     offsets: np.ndarray  # int64 [n + 1]
     full_lengths: np.ndarray  # int64 [n], before the cut
+    pad: int = PAD
 
     @property
     def lengths(self) -> np.ndarray:
@@ -50,7 +51,7 @@ class Tokens:
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         columns = np.arange(lengths.max())
         mask = columns < lengths[:, None]
-        input_ids = np.full(mask.shape, PAD, dtype=np.int64)
+        input_ids = np.full(mask.shape, self.pad, dtype=np.int64)
         input_ids[mask] = self.ids[(self.offsets[rows, None] + columns)[mask]]
         return input_ids, mask.astype(np.int64)
 
@@ -58,8 +59,10 @@ class Tokens:
 class Tokenizer:
     """The `tokenizer.json` of a bundle: `<s> ... </s>`, without padding and without truncation of its own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, special_ids: SpecialIds = XLMR) -> None:
         import tokenizers
+
+        self.special_ids, around = special_ids, [special_ids.bos, special_ids.eos]
 
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -67,9 +70,10 @@ class Tokenizer:
             raise BundleError(f"{path} is not a tokenizer that can be loaded: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        if (found := self._tokenizer.encode("").ids) != [BOS, EOS]:
+        if (found := self._tokenizer.encode("").ids) != around:
+            which = "(<s> </s>): it is no XLM-R tokenizer" if special_ids == XLMR else "as the manifest says"
             raise BundleError(
-                f"{path} encodes an empty sentence as {found}, not as {[BOS, EOS]} (<s> </s>): it is no XLM-R tokenizer. "
+                f"{path} encodes an empty sentence as {found}, not as {around} {which}. "
                 "Export the bundle again, from a checkpoint that has one."
             )
 
@@ -83,13 +87,14 @@ class Tokenizer:
             for encoding in self._tokenizer.encode_batch_fast(slab):
                 row = encoding.ids
                 full_lengths.append(len(row))
-                rows.append(row if len(row) <= max_length else [*row[: max_length - 1], EOS])
+                rows.append(row if len(row) <= max_length else [*row[: max_length - 1], self.special_ids.eos])
                 lengths.append(len(rows[-1]))
             ids.append(np.fromiter(chain.from_iterable(rows), dtype=np.int32))
         return Tokens(
             ids=np.concatenate(ids) if ids else np.empty(0, dtype=np.int32),
             offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
             full_lengths=np.array(full_lengths, dtype=np.int64),
+            pad=self.special_ids.pad,
         )
 
     def with_offsets(self, texts: list[str]) -> list[tokenizers.Encoding]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mexma_rt.bundle.graphs import EOS
 from mexma_rt.checks import check_texts
 from mexma_rt.embedding.compute import in_lanes
 from mexma_rt.embedding.packing import pack
@@ -84,8 +83,9 @@ def _embed_slab(encoder: Encoder, texts: list[str], normalize: bool, cells: int)
     ids = np.empty(starts[-1], np.int32)
     for row, encoding in enumerate(encodings):
         ids[starts[row] : starts[row + 1]] = encoding.ids[: kept[row]]
-    ids[starts[1:] - 1] = EOS  # also of those that were cut
-    tokens = Tokens(ids=ids, offsets=starts, full_lengths=full_lengths)
+    special = encoder.tokenizer.special_ids
+    ids[starts[1:] - 1] = special.eos  # also of those that were cut
+    tokens = Tokens(ids=ids, offsets=starts, full_lengths=full_lengths, pad=special.pad)
     states: list[np.ndarray] = [np.empty(0)] * len(texts)
 
     def run(batch: np.ndarray) -> int:

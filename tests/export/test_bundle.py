@@ -86,7 +86,7 @@ def test_int8_alone_without_weights(tiny_checkpoint: Path, tiny_bundle: Path, tm
         ({"precisions": "fp32"}, r"Precisions must be a list without repetition out of fp32, .* Type --precision "),
         ({"precisions": []}, r"Precisions must be a list without repetition out of fp32, .* Type --precision "),
         ({"precisions": ["int8"], "default_precision": "fp32"}, r"'fp32' is not among .* Type --precision int8,fp32"),
-        ({"max_length": 513}, r"max length 513 is outside 3 to 512: the position table has 514 rows"),
+        ({"max_length": 513}, r"max length 513 is outside 3 to 512: the position table has rows for 512 tokens"),
         ({"opset": 17}, r"Opset 17 is outside 18 to 23, which torch exports"),
         ({"opset": 24}, r"Opset 24 is outside 18 to 23.*out for 18"),
         ({"opset": "18"}, r"Opset '18' is outside"),

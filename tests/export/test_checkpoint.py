@@ -82,9 +82,9 @@ def test_a_hub_name_fetches_safe_files_only(tiny_checkpoint: Path, monkeypatch: 
         "revision": "v1",
         "allow_patterns": [
             *("config.json", "model.safetensors", "tokenizer.json", "README.md"),
-            *("model-*.safetensors", "model.safetensors.index.json"),
+            *("model-*.safetensors", "model.safetensors.index.json", "*_Dense/model.safetensors"),
             *("modules.json", "*/config.json", "sentence_*_config.json"),  # which say how the model pools and where it cuts
-            *("config_sentence_transformers.json", "tokenizer_config.json"),
+            *("config_sentence_transformers.json", "tokenizer_config.json", "special_tokens_map.json"),
         ],
     }
 
@@ -113,7 +113,7 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
         ({"architectures": ["XLMRobertaForSequenceClassification"]}, r"is a classifier or cross-encoder .*scores pairs"),
         ({"position_embedding_type": "relative_key"}, r"position_embedding_type is 'relative_key'"),
         ({"hidden_act": "relu"}, r"hidden_act is 'relu', but the encoders known here have 'gelu'"),
-        ({"pad_token_id": 0}, r"pad_token_id is 0, but XLM-R's positions need 1"),
+        ({"pad_token_id": 0}, r"pad_token_id is 0, but the tokenizer pads with 1, and XLM-R's positions count from that"),
         ({"vocab_size": 9999}, r"tokenizer\.json has 322 pieces, but config\.json says vocab_size 9999"),
         ({"vocab_size": 300}, r"tokenizer\.json has 322 pieces, but config\.json says vocab_size 300"),
         ({"vocab_size": 328}, r"word_embeddings\.weight has the shape \(322, 32\), and config\.json says \(328, 32\)"),
@@ -150,13 +150,11 @@ def test_nan_weights(folder: Path) -> None:
 
 def test_tokenizers_of_another_kind(folder: Path) -> None:
     path = folder / "tokenizer.json"
-    tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    tokenizer["post_processor"] = None
-    path.write_text(json.dumps(tokenizer), encoding="utf-8")
-    refuse(folder, BundleError, r"an empty text gives the ids \[\], but XLM-R's <s> </s> are \[0, 2\]")
-    text = (folder / "tokenizer.json").read_text(encoding="utf-8").replace("<pad>", "<padding>")
-    path.write_text(text, encoding="utf-8")
-    refuse(folder, BundleError, r"special tokens have the ids \{'<pad>': None\}, but XLM-R has")
+    before = path.read_text(encoding="utf-8")
+    path.write_text(json.dumps(json.loads(before) | {"post_processor": None}), encoding="utf-8")
+    refuse(folder, BundleError, r"an empty text gives the ids \[\], but a sentence needs one token before it and one behind")
+    path.write_text(before.replace("<pad>", "<padding>"), encoding="utf-8")
+    refuse(folder, BundleError, r"nothing says which token pads \(no <pad> or \[PAD\]\)\. Write \"pad_token\" into")
 
 
 def test_truncation_and_padding_in_the_file_are_switched_off(folder: Path) -> None:
@@ -173,11 +171,14 @@ def test_truncation_and_padding_in_the_file_are_switched_off(folder: Path) -> No
 @pytest.mark.parametrize(
     ("pooling", "more", "message"),
     [
-        ({"pooling_mode_mean_tokens": True}, (), "ask for the pooling mean, but the graphs give the state of <s>"),
-        ({"pooling_mode": "mean"}, ("Normalize",), "ask for the pooling mean, but"),
+        ({"pooling_mode_lasttoken": True}, (), "ask for the pooling lasttoken, but the graphs know cls or mean, one of them"),
+        ({"pooling_mode": "weightedmean"}, ("Normalize",), "ask for the pooling weightedmean, but"),
+        ({"pooling_mode": "first_and_last"}, ("Normalize",), "ask for the pooling first_and_last, but"),
         ({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}, (), "ask for the pooling cls, max"),
         ({}, (), "ask for the pooling none"),
-        ({"pooling_mode_cls_token": True}, ("Dense",), "names the module Dense, which this export does not know"),
+        ({"pooling_mode_cls_token": True}, ("LSTM",), "names the module LSTM, which this export does not know"),
+        ({"pooling_mode_cls_token": True}, ("Normalize", "Dense"), "has the modules Transformer, Pooling, Normalize, Dense in"),
+        ({"pooling_mode_cls_token": True}, ("Dense",), r"2_Dense/config\.json"),
         (None, (), r"what it says of the pooling cannot be read .*Copy the whole folder again"),
     ],
 )
@@ -200,7 +201,6 @@ def test_the_pooling_of_the_graphs_is_taken(folder: Path, pooling: dict[str, obj
 @pytest.mark.parametrize(
     ("pooling", "more", "files", "message"),
     [
-        (CLS, (), {}, "no Normalize module: this model's encode leaves vectors as long as they are"),
         (CLS | {"include_prompt": False}, ("Normalize",), {}, "include_prompt false: .*leaves the prompt's tokens out"),
         (
             CLS,

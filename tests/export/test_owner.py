@@ -83,10 +83,10 @@ def test_a_misread_checkpoint_is_refused(misread, folder: Path, gate: list[Sente
         compare_with_owner(checkpoint, gate, 128)
 
 
-def test_a_pooling_that_the_loader_would_let_through(folder: Path, tmp_path: Path, gate: list[Sentence], monkeypatch) -> None:
+def test_a_pooling_that_the_loader_misreads(folder: Path, tmp_path: Path, gate: list[Sentence], monkeypatch) -> None:
     pytest.importorskip("sentence_transformers", reason="the owner's code (pip: mexma-rt[bench])")
     sentence_transformers(folder, MEAN, "Normalize")
-    monkeypatch.setattr("mexma_export.checkpoint.check_supported", lambda *arguments: None)
+    monkeypatch.setattr("mexma_export.pipeline._poolings", lambda config: ("cls",))
     with pytest.raises(ParityError, match="reads the checkpoint otherwise than its owner's code"):
         export_bundle(folder, tmp_path / "bundle", sentences=gate)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]

@@ -58,6 +58,27 @@ def make_bundle(folder, **changes):
     return folder
 
 
+def test_what_a_manifest_of_version_1_leaves_out(folder):
+    bundle = open_bundle(folder)
+    assert (bundle.pooling, bundle.dense, bundle.normalize, bundle.prompts) == ("cls", (), True, {})
+    assert (bundle.special_ids.bos, bundle.special_ids.pad, bundle.special_ids.eos) == (0, 1, 2)
+    assert bundle.to_json()["format_version"] == 1
+    assert not bundle.to_json().keys() & {"dense", "normalize", "prompts", "special_ids"}
+
+
+def test_a_manifest_of_version_2_is_read_as_it_was_written(folder):
+    said = {
+        "pooling": "mean",
+        "normalize": False,
+        "prompts": {"query": "query: "},
+        "special_ids": {"bos": 101, "pad": 0, "eos": 102},
+    }
+    path = folder / "mexma.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | said | {"format_version": 2}))
+    written = open_bundle(folder).to_json()
+    assert {key: written[key] for key in said} == said and written["format_version"] == 2
+
+
 def test_a_whole_bundle_opens(folder):
     bundle = open_bundle(folder)
     assert (bundle.name, bundle.dimensions, bundle.max_length, bundle.max_length_limit) == ("hand-made", 32, 128, 512)
@@ -169,8 +190,8 @@ def test_a_manifest_of_another_format(folder, content):
     ("changes", "message"),
     [
         (
-            {"format_version": 2},
-            "format version 2, but this mexma-rt reads up to 1. Type:\n    pip install --upgrade mexma-rt",
+            {"format_version": 3},
+            "format version 3, but this mexma-rt reads up to 2. Type:\n    pip install --upgrade mexma-rt",
         ),
         ({"format_version": 0}, "format_version is 0, not 1 or more"),
         ({"format_version": True}, "format_version is True, not of type int"),
@@ -180,7 +201,13 @@ def test_a_manifest_of_another_format(folder, content):
         ({"max_length": 600}, "max_length 600 is not between 3 and max_length_limit 512"),
         ({"max_length": 2}, "max_length 2 is not between 3 and max_length_limit 512"),
         ({"max_length_limit": None}, "max_length_limit is None, not of type int"),
-        ({"pooling": "mean"}, "pooling is 'mean', and only 'cls' is known"),
+        ({"pooling": "max"}, "pooling is 'max', and only cls and mean are known"),
+        ({"dense": ["2_Dense"]}, "2_Dense/config.json is needed but not listed under files"),
+        ({"dense": ["../2_Dense"]}, "the path '../2_Dense' does not stay inside the bundle folder"),
+        ({"normalize": "no"}, "normalize is 'no', not of type bool"),
+        ({"prompts": ["query"]}, "prompts is ['query'], not names with texts"),
+        ({"special_ids": {"bos": 101, "cls": 101}}, "special_ids is {'bos': 101, 'cls': 101}, not ids of bos, eos, pad"),
+        ({"special_ids": {"pad": -1}}, "special_ids is {'pad': -1}, not ids of bos, eos, pad"),
         ({"default_precision": "fp16"}, "default_precision 'fp16' has no graph (graphs: fp32, int8)"),
         ({"graphs": {}}, "default_precision 'int8' has no graph (graphs: none)"),
         ({"graphs": {"int8": "onnx/other.onnx"}}, "onnx/other.onnx is needed but not listed under files"),

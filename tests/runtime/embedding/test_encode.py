@@ -93,10 +93,30 @@ def test_batch_size_bounds_the_rows(encoder, texts):
         ({"convert_to_numpy": False}, "encode() returns numpy arrays."),
         ({"output_value": "token_embeddings"}, "output_value='token_embeddings' is not offered"),
         ({"precision": "int4"}, "precision='int4' is no storage of vectors."),
-        ({"prompt_name": "query"}, "prompt_name='query': bundles have no named prompts. Type prompt='the text itself'."),
+        ({"prompt_name": "query"}, "prompt='query': this model has no prompts. Name one of its own, or leave it out"),
         ({"truncate_dim": 99}, "truncate_dim=99 is more than the 32 dimensions"),
     ],
 )
 def test_what_encode_does_not_offer_teaches(encoder, keywords, message):
     with pytest.raises(InputError, match=re.escape(message)):
         encoder.encode(["a"], **keywords)
+
+
+def test_prompts_of_the_model(encoder, texts):
+    plain = encoder
+    prompts = {"query": "query: ", "passage": "passage: "}
+    encoder = dataclasses.replace(plain, bundle=dataclasses.replace(plain.bundle, prompts=prompts))
+    queries = plain.embed([f"query: {text}" for text in texts])
+    np.testing.assert_array_equal(encoder.embed(texts, prompt="query"), queries)
+    np.testing.assert_array_equal(encoder.encode(texts, prompt_name="query"), queries)
+    np.testing.assert_array_equal(encoder.encode_query(texts), queries)
+    np.testing.assert_array_equal(encoder.encode_document(texts), plain.embed([f"passage: {text}" for text in texts]))
+    np.testing.assert_array_equal(
+        encoder.encode_document(texts, prompt="own: "), plain.embed([f"own: {text}" for text in texts])
+    )
+    np.testing.assert_array_equal(encoder.encode_document(texts, prompt_name="query"), queries)
+    np.testing.assert_array_equal(encoder.embed(texts), plain.embed(texts))  # no prompt unless one is named
+    with pytest.raises(InputError, match="prompt='title': this model has the prompts 'query', 'passage'"):
+        encoder.embed(texts, prompt="title")
+    with pytest.raises(InputError, match="prompt='query': this model has no prompts"):
+        plain.embed(texts, prompt="query")

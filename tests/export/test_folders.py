@@ -1,0 +1,178 @@
+"""Checkpoint folders as people have them: the same vectors, proved by the owner's code, or an error that says what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="checkpoints are loaded with torch (pip: mexma-rt[export])")
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mexma_export import Sentence
+from mexma_export.checkpoint import Checkpoint, load_checkpoint
+from mexma_export.owner import compare_with_owner
+from mexma_export.precisions import torch_runner
+from mexma_export.trim import write_weights
+from mexma_rt.errors import BundleError, FileError
+
+IDS = np.array([[0, 5, 6, 7, 8, 9, 2]])
+WORDS = "embeddings.word_embeddings.weight"
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def gate(sentences: list[tuple[str, str]]) -> list[Sentence]:
+    return [Sentence(lang=lang, text=text) for lang, text in sentences[:6]]
+
+
+def vector(checkpoint: Checkpoint) -> np.ndarray:
+    return torch_runner(checkpoint)(IDS, np.ones_like(IDS))[0]
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path = folder / "model.safetensors"
+    tensors = change(load_file(path))
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    """None takes a key away."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def prefixed(prefix: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def with_heads(tensors: dict[str, Any]) -> dict[str, Any]:
+    beside = {
+        "pooler.dense.weight": (32, 32),
+        "pooler.dense.bias": (32,),
+        "lm_head.bias": (322,),
+        "lm_head.dense.weight": (32, 32),
+    }
+    named = {"roberta." + name: tensor for name, tensor in tensors.items()}
+    return named | {("" if name.startswith("lm") else "roberta.") + name: torch.ones(shape) for name, shape in beside.items()}
+
+
+def with_words_in_the_head(tensors: dict[str, Any]) -> dict[str, Any]:
+    named = {"roberta." + name: tensor for name, tensor in tensors.items() if name != WORDS}
+    return named | {"lm_head.decoder.weight": tensors[WORDS], "lm_head.bias": torch.zeros(322)}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        *((prefixed(prefix), "XLMRobertaModel, the last") for prefix in ("", "roberta.")),
+        *((prefixed(prefix), f"without the prefix {prefix!r}") for prefix in ("bert.", "model.", "module.", "encoder.")),
+        (prefixed("0.auto_model."), "without the prefix '0.auto_model.'"),
+        (with_heads, "XLMRobertaModel, the last"),
+        (with_words_in_the_head, "of lm_head.decoder.weight"),
+    ],
+)
+def test_names_of_the_weights(
+    change: Callable[[dict[str, Any]], dict[str, Any]], said: str, folder: Path, tiny_checkpoint: Path, gate: list[Sentence]
+) -> None:
+    change_weights(folder, change)
+    checkpoint = load_checkpoint(folder)
+    np.testing.assert_array_equal(vector(checkpoint), vector(load_checkpoint(tiny_checkpoint)))
+    assert said in compare_with_owner(checkpoint, gate, 64).computed_by
+    write_weights(checkpoint, folder / "written.safetensors")  # what a bundle gets: names that the torch back end reads
+    assert load_file(folder / "written.safetensors").keys() >= load_file(tiny_checkpoint / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_weights(kind: Any, folder: Path, gate: list[Sentence]) -> None:
+    change_weights(folder, lambda tensors: {name: tensor.to(kind) for name, tensor in tensors.items()})
+    change_config(folder, dtype=str(kind).removeprefix("torch."))
+    checkpoint = load_checkpoint(folder)
+    assert {p.dtype for p in checkpoint.model.parameters()} == {torch.float32}
+    assert compare_with_owner(checkpoint, gate, 64).largest_error < 1e-5
+
+
+def split(folder: Path) -> list[str]:
+    """model.safetensors in two files with an index; returns their names."""
+    tensors = load_file(folder / "model.safetensors")
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    half = len(tensors) // 2
+    place = {name: names[i >= half] for i, name in enumerate(tensors)}
+    for file in names:
+        save_file({name: tensors[name] for name in tensors if place[name] == file}, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": place}))
+    (folder / "model.safetensors").unlink()
+    return names
+
+
+def test_weights_in_several_files(folder: Path, tiny_checkpoint: Path, gate: list[Sentence]) -> None:
+    names = split(folder)
+    checkpoint = load_checkpoint(folder)
+    np.testing.assert_array_equal(vector(checkpoint), vector(load_checkpoint(tiny_checkpoint)))
+    assert checkpoint.rewritten and compare_with_owner(checkpoint, gate, 64).largest_error < 1e-5
+    (folder / names[1]).unlink()
+    with pytest.raises(FileError, match=f"1 of 2 files of weights are missing, {names[1]} first. Copy them here too"):
+        load_checkpoint(folder)
+
+
+def test_a_configuration_without_numbers_that_the_table_says(
+    folder: Path, tiny_checkpoint: Path, gate: list[Sentence], tmp_path: Path
+) -> None:
+    change_config(folder, max_position_embeddings=None, type_vocab_size=None)
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.max_length_limit == 512
+    assert compare_with_owner(checkpoint, gate, 512).largest_error < 1e-5
+    np.testing.assert_array_equal(vector(checkpoint), vector(load_checkpoint(tiny_checkpoint)))
+
+
+def test_added_tokens_need_rows(folder: Path, tiny_checkpoint: Path, gate: list[Sentence]) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["<x>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with pytest.raises(BundleError, match=r"tokenizer\.json has 323 pieces, but config\.json says vocab_size 322"):
+        load_checkpoint(folder)
+    change_config(folder, vocab_size=328)
+    change_weights(folder, lambda tensors: tensors | {WORDS: torch.cat([tensors[WORDS], torch.ones(6, 32)])})
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.tokenizer.encode("a <x>").ids[-2] == 322
+    assert compare_with_owner(checkpoint, gate, 64).largest_error < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("encoder.layer.0.attention.self.query.lora_A.weight", "an adapter or a changed architecture"),
+        ("encoder.layer.0.attention.self.distance_embedding.weight", "gives no place, encoder.layer.0.attention.self.dist"),
+        ("classifier.out_proj.weight", "a head of a classifier or cross-encoder"),
+    ],
+)
+def test_weights_that_the_model_has_no_place_for(name: str, message: str, folder: Path) -> None:
+    change_weights(folder, lambda tensors: tensors | {name: torch.ones(4, 32)})
+    with pytest.raises(BundleError, match=message):
+        load_checkpoint(folder)
+
+
+def test_an_adapter_alone(folder: Path) -> None:
+    change_weights(folder, lambda tensors: {"base_model.model.layer.0.lora_A.weight": torch.ones(4, 32)})
+    with pytest.raises(BundleError, match=r"or an adapter without its base model\. Merge or save the whole model"):
+        load_checkpoint(folder)
+
+
+def test_only_a_sentencepiece_model(folder: Path) -> None:
+    (folder / "tokenizer.json").rename(folder / "sentencepiece.bpe.model")
+    with pytest.raises(FileError, match=r"tokenizer\.json is missing.* only a SentencePiece model gets one by"):
+        load_checkpoint(folder)
