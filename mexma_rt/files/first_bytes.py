@@ -7,9 +7,10 @@ import codecs
 HEAD = 512  # bytes that are looked at: a tar archive says what it is at byte 257
 PACKED = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 PARQUET = b"PAR1"
+ZIP = b"PK\x03\x04"
 
 _OTHERS = {  # what is no text with one sentence per line, and what to do about it
-    b"PK\x03\x04": ("a zip archive (.npz, .xlsx and .docx are such, too)", "Unpack it: unzip FILE"),
+    ZIP: ("a zip archive (.npz, .xlsx and .docx are such, too)", "Unpack it: unzip FILE"),
     b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", "Unpack it: 7z x FILE"),
     b"\x04\x22\x4d\x18": ("compressed with lz4, which is not read", "Unpack it: lz4 -d FILE NEW"),
     PARQUET: ("a parquet file, not lines of text", "mexma embed reads its texts: name their column with --field NAME."),
@@ -18,6 +19,7 @@ _OTHERS = {  # what is no text with one sentence per line, and what to do about 
         "Vectors go to --source-vectors, --target-vectors and mexma knn.",
     ),
     b"%PDF-": ("a PDF document, not lines of text", "Extract its text: pdftotext FILE NEW"),
+    b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "Fetch the file: git lfs pull"),
     b"ARROW1": ("an Arrow file, not lines of text", "Save its table as parquet, and name the column of the texts."),
 }
 _MARKS = {  # the longer ones first: that of UTF-32LE begins as that of UTF-16LE

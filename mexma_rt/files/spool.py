@@ -18,8 +18,8 @@ Name = str | os.PathLike[str]
 
 
 def reads_once(path: Name) -> bool:
-    """Whether an input is no regular file: what was read of it is gone, and it may be another thing in another process."""
-    return is_stdin(path) or (Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir())
+    """Whether an input is a pipe: what was read of it is gone, and its name may mean another one in another process."""
+    return is_stdin(path) or Path(path).is_fifo()
 
 
 @contextlib.contextmanager

@@ -51,7 +51,9 @@ def _json_lines(path: str | os.PathLike[str], field: str) -> Iterator[str]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{place} is not JSON ({error}). With a field given, each line must be one JSON object.") from None
+            raise InputError(
+                f"{place} is not JSON ({error}). With a field given, each line must be one JSON object.{_how_to_split(line)}"
+            ) from None
         if not isinstance(row, dict):
             raise InputError(f"{place} is a JSON {type(row).__name__}, but each line must be one object with {field!r}.")
         keys = path_of(row, field)
@@ -60,6 +62,12 @@ def _json_lines(path: str | os.PathLike[str], field: str) -> Iterator[str]:
         for key in keys:
             row = row[key]
         yield _checked(row, field, place)
+
+
+def _how_to_split(line: str) -> str:
+    if line.strip() == "[":
+        return " Of an array over several lines, type: jq -c '.[]' FILE > NEW"
+    return " Of objects over several lines, type: jq -c . FILE > NEW" if line.strip() == "{" else ""
 
 
 def path_of(fields: Mapping[str, Any], field: str) -> list[str] | None:

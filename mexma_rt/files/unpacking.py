@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mexma_rt.errors import InputError, require_extra
+from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_rt.files.first_bytes import HEAD, PACKED, no_text, packing
 
 STDIN = "-"
@@ -36,7 +36,8 @@ def shown_name(path: str | os.PathLike[str]) -> str:
 def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """The text of a file ("-" is standard input), unpacked if its first bytes or its name say that it is packed.
 
-    Raises InputError if its first bytes are not those of UTF-8 text, MissingExtraError for a .zst file without its library,
+    Raises InputError if its first bytes are not those of UTF-8 text, FileError if they are not those that the name promises,
+    MissingExtraError for a .zst file without its library,
     and what the libraries raise at damaged files.
     """
     name = os.fspath(path)
@@ -46,6 +47,11 @@ def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     with contextlib.nullcontext(sys.stdin.buffer) if is_stdin(name) else Path(name).open("rb") as raw:
         head = raw.read(HEAD)
         stream = _again(head, raw)
+        if suffix and head and not packing(head):
+            raise FileError(
+                f"{shown_name(path)} is damaged or not complete: its first bytes are not those of a {suffix} file. Copy or "
+                f"download it again, or leave out {suffix} of its name if it is plain text."
+            )
         if packed := packing(head) or suffix:
             unpacked = _unpacked(stream, packed, shown_name(path))
             head = unpacked.read(HEAD)

@@ -99,6 +99,8 @@ def open_vectors(path: str | os.PathLike[str], *, unit: bool) -> VectorFiles:
     path = Path(path)
     if not path.exists():
         raise FileError(f"{path} does not exist. Vectors come from: mexma embed FILE -o {path}")
+    if path.is_fifo():
+        raise InputError(f"{path} is a pipe, but vectors are read in any order. Write them to a file: cat {path} > NEW.npy")
     if not path.is_dir():
         shard = _shard(path, 0)
         if shard.dtype.kind == "i":  # the file does not say what they are; those of `mexma embed` are quantised

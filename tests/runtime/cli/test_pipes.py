@@ -144,3 +144,21 @@ def test_process_substitution_of_a_shell(tiny_bundle: Path) -> None:
     mexma(tiny_bundle, "embed a.txt -o file.npy")
     assert np.load("file.npy").shape == (30, 32)
     assert Path("pipe.npy").read_bytes() == Path("stdin.npy").read_bytes() == Path("file.npy").read_bytes()
+
+
+def test_what_is_read_in_any_order_is_no_pipe(tiny_bundle: Path) -> None:
+    """One line for each, and no waiting for a writer that never comes."""
+    np.save("v.npy", np.eye(4, dtype=np.float32))
+    for form, message in {
+        "knn a.pipe v.npy -o n": "a.pipe is a pipe, but vectors are read in any order. Write them to a file",
+        "mine a.txt b.txt --source-vectors v.npy --target-vectors b.pipe -o m.tsv": "b.pipe is a pipe, but vectors are read",
+        "score a.txt b.txt --background a.pipe": "a.pipe is a pipe, but a background is read in any order.",
+        "score a.txt b.txt --background a.txt": "a.txt is no background. Make one: mexma score",
+        "bench embed a.pipe": "a.pipe is a pipe, but every route reads the file again.",
+        "bench embed v.npy": "v.npy is a numpy array, not lines of text.",
+    }.items():
+        model = [] if form.startswith("knn") else ["--model", str(tiny_bundle)]
+        result = CliRunner().invoke(main, [*form.split(), *model])
+        assert result.exit_code == 1 and message in result.output, (form, result.output, result.exception)
+    Path("p.txt").write_bytes(gzip.compress(text("a")))
+    assert "p.txt is packed (gz), but routes read plain text." in mexma(tiny_bundle, "bench embed p.txt", 1).output

@@ -84,6 +84,10 @@ def parquet(data: bytes) -> bytes:
         (tarred, "is a tar archive of files, not lines of text. Unpack it: tar -xf FILE"),
         (array, "is a numpy array, not lines of text. Vectors go to --source-vectors"),
         (parquet, "is a parquet file, not lines of text. mexma embed reads its texts: name their column with --field NAME"),
+        (
+            lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n",
+            "is a pointer of Git LFS, .* git lfs pull",
+        ),
         (lambda data: gzip.compress(gzip.compress(data)), r"holds another packed file \(gz\). Unpack it once more."),
         (
             lambda data: b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + data,

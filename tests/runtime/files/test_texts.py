@@ -129,3 +129,10 @@ def test_a_name_with_the_dot_goes_before_a_nested_one() -> None:
     both = [{"a": {"b": "nested"}, "a.b": "flat"}]
     assert list(read_texts(write_json(both), "a.b")) == ["flat"]
     assert list(read_texts(write_parquet(both), "a.b")) == ["flat"]
+
+
+@pytest.mark.parametrize(("indent", "rows", "advice"), [(1, [{"t": "a"}], "jq -c '.[]' FILE"), (1, {"t": "a"}, "jq -c . FILE")])
+def test_json_over_several_lines_gets_the_line_to_type(indent: int, rows: object, advice: str) -> None:
+    Path("in.json").write_text(json.dumps(rows, indent=indent))
+    with pytest.raises(InputError, match=re.escape(advice)):
+        list(read_texts("in.json", "t"))
