@@ -7,6 +7,7 @@ __getattr__, __all__ = doors(
     __name__,
     atomic="atomic_write check_output move_file move_folder read_lines sha256_of",
     endings="check_ending check_folder_name visible",
+    first_bytes="HEAD ZIP packing",
     folders="must_be_new new_folder",
     lines="byte_lines damage_explained text_lines",
     pictures="COLOURS check_plot save",
