@@ -15,7 +15,7 @@ from pathlib import Path
 from mexma_rt.errors import InputError
 from mexma_rt.files.atomic import atomic_write
 from mexma_rt.files.lines import byte_lines
-from mexma_train.data.held_out import LIST, load_held_out, pack
+from mexma_train.data.held_out import LIST, encode_list, load_held_out
 
 
 def sentences(folder: Path, suffix: str, columns: int) -> Iterator[str]:
@@ -42,7 +42,7 @@ def main() -> None:
         "Tatoeba test set of LASER": list(sentences(args.tatoeba, ".tsv", 2)),
     }
     with atomic_write(args.output) as stream:
-        stream.write(pack(sets))
+        stream.write(encode_list(sets))
     listed = load_held_out(args.output)
     print(
         f"{args.output}: {len(listed.hashes):,} hashes, {args.output.stat().st_size:,} bytes; lines read: {dict(listed.sets)}"

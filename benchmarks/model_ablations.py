@@ -45,7 +45,7 @@ from mexma_train.model import Mexma
 from mexma_train.parallel import World
 from mexma_train.run import mexma_stage, ranking_stage, warmup_stage
 from mexma_train.sampling import PairSampler
-from mexma_train.warmup import make_transparent, settle
+from mexma_train.warmup import make_transparent, prepare_for_masking
 
 BAGS = ("warmup", "again")  # stages of a transparent encoder
 
@@ -234,7 +234,7 @@ def first_encoder(arm: Arm, recipe: Recipe, vocab_size: int, options: argparse.N
     if begins_with_start(arm):
         load_start(encoder, start_file(options))
         if arm.stage not in BAGS:
-            settle(encoder)
+            prepare_for_masking(encoder)
     return encoder
 
 

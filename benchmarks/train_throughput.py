@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from train_work import SHAPES, Work, works
 
 from mexma_train.attention import choose_attention
-from mexma_train.batch import pack, whole_totals
+from mexma_train.batch import join_sides, whole_totals
 from mexma_train.config import MexmaConfig
 from mexma_train.encoder import new_encoder
 from mexma_train.model import Mexma
@@ -65,7 +65,7 @@ def our_loss(args: argparse.Namespace, config: MexmaConfig, device: torch.device
     attention, _ = choose_attention(args.attention, device, config.precision)
 
     def loss(model: Mexma, work: Work) -> Tensor:
-        batch = pack(work.source, work.target, whole_totals(work.source, work.target)).to(device)
+        batch = join_sides(work.source, work.target, whole_totals(work.source, work.target)).to(device)
         return model(batch, config, attention=attention, chunk=args.vocabulary_chunk)["loss"]
 
     return loss

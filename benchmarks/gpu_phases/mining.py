@@ -32,7 +32,7 @@ def main() -> None:
     rows, dimensions, k, device = args.rows, args.dimensions, args.k, "cuda"
     if args.smoke:
         rows, dimensions, args.check, device = 600, 64, 50, "cpu"
-        found = gpu.Devices(arrays=(gpu.TorchArrays("cpu"),), name="the CPU as a GPU", reason="--smoke")
+        found = gpu.OpenGpus(arrays=(gpu.TorchArrays("cpu"),), name="the CPU as a GPU", reason="--smoke")
         gpu.open_devices = lambda name: found
     side = SIDE if device == "cuda" else 256
     rate = matmul_rate(side, dimensions, side, torch.float16, device, rounds=10)

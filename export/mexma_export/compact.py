@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 # Numbers that share a scale. On the bundled model's warm start (62 languages, 140 sentences) the lowest cosine of a sentence
 # vector was 0.99930 with whole rows of 256, 0.99966 with groups of 64, 0.99970 with 32; 64 costs 6 % more bytes.
 GROUP = 64
-BLOCK = 16384  # rows of the table at once: three temporaries of XLM-R-large's would be 3 GB
+TABLE_ROWS = 16384  # rows of the table at once: three temporaries of XLM-R-large's would be 3 GB
 WORDS = "embeddings.word_embeddings"
 
 
@@ -50,11 +50,11 @@ def group_quantise(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows, width = table.shape
     size = gcd(GROUP, width)
     steps, scale = np.empty((rows, width // size, size), np.int8), np.empty((rows, width // size, 1), np.float32)
-    for start in range(0, rows, BLOCK):
-        groups = table[start : start + BLOCK].reshape(-1, width // size, size)
+    for start in range(0, rows, TABLE_ROWS):
+        groups = table[start : start + TABLE_ROWS].reshape(-1, width // size, size)
         block = np.abs(groups).max(axis=2, keepdims=True) / np.float32(127)
-        scale[start : start + BLOCK] = block
-        steps[start : start + BLOCK] = np.rint(groups / np.where(block > 0, block, 1))
+        scale[start : start + TABLE_ROWS] = block
+        steps[start : start + TABLE_ROWS] = np.rint(groups / np.where(block > 0, block, 1))
     return steps, scale
 
 

@@ -17,9 +17,8 @@ Bead = tuple[int, int, int, int]  # first source sentence, end, first target sen
 Costs = Callable[[Shape, slice, slice], np.ndarray]
 
 DELETIONS: tuple[Shape, Shape] = ((1, 0), (0, 1))
-BLOCK = (
-    64  # antidiagonals whose costs are computed together: small, as a product takes (BLOCK + width)^2 cells for BLOCK x width
-)
+# Antidiagonals whose costs are computed together. Few, since a product takes (DIAGONALS + width)^2 cells for DIAGONALS x width.
+DIAGONALS = 64
 
 
 def cheapest_beads(
@@ -48,8 +47,8 @@ def cheapest_beads(
     each, steps = np.arange(width), np.array([p + q for p, q in shapes])
     back = np.array([p for p, _ in shapes])
     flat = total.ravel()
-    for start in range(1, n + m + 1, BLOCK):
-        block = _block_costs(range(start, min(start + BLOCK, n + m + 1)), n, m, shapes, costs, deletion, low, width)
+    for start in range(1, n + m + 1, DIAGONALS):
+        block = _block_costs(range(start, min(start + DIAGONALS, n + m + 1)), n, m, shapes, costs, deletion, low, width)
         for d, cost in enumerate(block, start):
             before = np.maximum(d - steps, 0)
             columns = reach + low[d] - back - low[before]

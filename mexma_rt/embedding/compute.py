@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counts:
+class BatchCounts:
     """Counts of what was computed, for n sentences."""
 
     lengths: np.ndarray  # int64 [n], tokens after the cut
@@ -43,7 +43,7 @@ def compute(
     max_rows: int | None,
     store: Callable[[np.ndarray, np.ndarray], object],
     advance: Callable[[int], object],
-) -> Counts:
+) -> BatchCounts:
     """Run n texts through an engine; `store(rows, vectors)` gets the indices [B] and raw vectors [B, D] of each batch.
 
     `store` may be called from several threads at once, never twice for a row; `advance` gets characters, one call at a time.
@@ -70,7 +70,7 @@ def compute(
         first += len(window)
         lengths.append(tokens.lengths)
         full_lengths.append(tokens.full_lengths)
-    return Counts(
+    return BatchCounts(
         lengths=np.concatenate(lengths),
         full_lengths=np.concatenate(full_lengths),
         padded_tokens=padded_tokens,

@@ -27,9 +27,9 @@ from mexma_rt.knn.search import nearest
 from mexma_rt.progress import progress_bar
 
 QUERIES = 4096  # rows searched by one call of faiss
-BLOCK = 65536  # rows of which results are merged at a time
+MERGED_ROWS = 65536  # rows of which results are merged at a time
 
-Neighbours = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+FoundBothWays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def approximate_neighbours(
     folder: str | os.PathLike[str] | None = None,
     memory_bytes: int = 1 << 30,
     progress: bool | None = None,
-) -> Neighbours:
+) -> FoundBothWays:
     """As `mexma_rt.knn.mutual_neighbours`, from the candidates of IVF-PQ indexes of x [n, D] and y [m, D], rows of length 1.
 
     Returns (scores_xy [n, k] float32, index_xy [n, k] int64, scores_yx [m, k], index_yx [m, k]), best first, of equal scores
@@ -68,7 +68,7 @@ def approximate_neighbours(
     check_dimensions(x, y, "x", "y")
     check_k(k, {"x": len(x), "y": len(y)}, "rows")
     for name, side in (("x", x), ("y", y)):
-        ivfpq.settled(settings, len(side), side.shape[1], name, memory_bytes)
+        ivfpq.index_sizes(settings, len(side), side.shape[1], name, memory_bytes)
     if settings.candidates < k:
         raise InputError(
             f"candidates={settings.candidates} are too few to find k={k} neighbours among them. Type candidates={8 * k}."
@@ -86,7 +86,7 @@ def approximate_neighbours(
     return *neighbours_of(forward), *neighbours_of(backward)
 
 
-def measure_recall(x: np.ndarray, y: np.ndarray, found: Neighbours, *, rows: int = 1000, seed: int = 0) -> Recall:
+def measure_recall(x: np.ndarray, y: np.ndarray, found: FoundBothWays, *, rows: int = 1000, seed: int = 0) -> Recall:
     """Compare with exact search on `rows` random rows of each side (all, if there are fewer).
 
     A neighbour counts as found if its score reaches that of the true k-th nearest (within 1e-5, a rounding): among rows
@@ -149,8 +149,8 @@ def _search_parts(
     advance(len(best) * done)
     for number in range(done, len(index.parts)):
         part, first = index.load(number), index.parts[number][0]
-        for start in range(0, len(best), BLOCK):
-            block = slice(start, start + BLOCK)
+        for start in range(0, len(best), MERGED_ROWS):
+            block = slice(start, start + MERGED_ROWS)
             best[block] = merge_neighbours(best[block], search_part(queries.vectors[block], part, first, k, settings))
             advance(len(best[block]))
         with atomic_write(_kept(folder, number + 1)) as stream:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mexma_rt.knn.exact import compute_anew, floor_of, lengths, repeated, rounding, scan_error, settle
+from mexma_rt.knn.exact import compute_anew, floor_of, lengths, prove_rows, repeated, rounding, scan_error
 from mexma_rt.knn.keys import merge_neighbours, neighbours_of, no_neighbours
 from mexma_rt.knn.tiles import scan as scan_tiles
 
@@ -44,7 +44,7 @@ class Scan(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
+class SearchDevice:
     """Where the scan runs, in which precision, and why. spare: candidates beyond k. prepare: sends vectors there, and measures
     them on the way (`mexma_rt.knn.gpu.Prepared`); None where the scan takes them as they are.
     """
@@ -59,10 +59,10 @@ class Device:
 
 
 # On a CPU numpy has no product in half precision that is faster than the one in float32.
-CPU = Device(scan=scan_tiles, name="cpu", reason="named", precision="float32", spare=SPARE, orders_ties=True)
+CPU = SearchDevice(scan=scan_tiles, name="cpu", reason="named", precision="float32", spare=SPARE, orders_ties=True)
 
 
-def choose_device(device: str) -> Device:
+def choose_device(device: str) -> SearchDevice:
     """The device named "cpu", "cuda", "cuda:1" or "auto"; raises the errors of `mexma_rt.knn.gpu.open_devices`."""
     if device == "cpu":
         return CPU
@@ -71,7 +71,7 @@ def choose_device(device: str) -> Device:
     found = gpu.open_devices(device)
     if not found.arrays:
         return replace(CPU, reason=found.reason)
-    return Device(
+    return SearchDevice(
         scan=gpu.scan_on(found.arrays),
         name=found.name,
         reason=found.reason,
@@ -95,7 +95,7 @@ class Block:
     sent: Any = None  # the vectors as the scan of a device takes them: they stay there as long as the block lives
 
     @classmethod
-    def of(cls, vectors: np.ndarray, k: int, start: int, *, owned: bool = False, where: Device | None = None) -> Block:
+    def of(cls, vectors: np.ndarray, k: int, start: int, *, owned: bool = False, where: SearchDevice | None = None) -> Block:
         """owned: the array is the block's own, and rows may be moved within it instead of being copied."""
         where = where or CPU
         known = None if where.prepare is None else where.prepare(vectors)
@@ -142,7 +142,7 @@ def absorb_blocks(
     *,
     memory_bytes: int = 256 << 20,
     advance: Callable[[int], object] = lambda cells: None,
-    where: Device | None = None,
+    where: SearchDevice | None = None,
 ) -> int:
     """Merge the neighbours in a pair of blocks into keys by_x [n, k] and by_y [m, k], in place: known neighbours make the
     search faster than `block_neighbours` with a merge, with the same result. With by_y=None only neighbours of
@@ -176,7 +176,7 @@ def absorb_blocks(
         if keys is None:
             continue
         names = other.rows + other.start
-        unproved = settle(keys, scanned, error, own.vectors, other.vectors, names, orders_ties=where.orders_ties)
+        unproved = prove_rows(keys, scanned, error, own.vectors, other.vectors, names, orders_ties=where.orders_ties)
         compute_anew(keys, unproved, single, own.vectors, other.vectors, other.rows + other.start)
         anew += len(unproved)
     for keys, few, block in ((by_x, few_x, x), (by_y, few_y, y)):

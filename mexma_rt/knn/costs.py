@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mexma_rt.knn.ivfpq import CODEBOOK, TRAINING, IvfPq, part_size, settled
+from mexma_rt.knn.ivfpq import CODEBOOK, TRAINING, IvfPq, index_sizes, part_size
 from mexma_rt.knn.plan import make_plan
 
 COARSE_ROUNDS = 10  # of k-means, faiss's default for the lists
@@ -65,7 +65,7 @@ def ivfpq_cost(n: int, m: int, dimensions: int, k: int, memory_bytes: int, setti
     tasks = 0
     block: list[int] = []
     for rows, queries, name in ((n, m, "x"), (m, n, "y")):
-        nlist, code = settled(settings, rows, dimensions, name, memory_bytes)
+        nlist, code = index_sizes(settings, rows, dimensions, name, memory_bytes)
         part = part_size(rows, dimensions, code, memory_bytes)
         parts = -(-rows // part)
         index += index_bytes(rows, dimensions, nlist, code, parts)

@@ -24,7 +24,7 @@ UNIT = 2.0**-24  # rounding of float32
 UNITS = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of what the scan gives, beside that of float32
 LARGEST = {"float32": 3e38, "float16": 65504.0, "bfloat16": 3e38}
 SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
-SETTLED = 4096  # rows that a thread takes at a time
+PROVED_ROWS = 4096  # rows that a thread takes at a time
 REDONE = 512, 2048  # rows and columns of a tile of recomputed rows
 
 
@@ -98,7 +98,7 @@ def floor_of(keys: np.ndarray, error: np.ndarray) -> np.ndarray:
     return np.nextafter((kth - error).astype(np.float32), np.float32(-np.inf))
 
 
-def settle(
+def prove_rows(
     keys: np.ndarray,
     scanned: np.ndarray,
     error: np.ndarray,
@@ -116,7 +116,7 @@ def settle(
     k = keys.shape[1]
 
     def one(start: int) -> np.ndarray:
-        part = slice(start, start + SETTLED)
+        part = slice(start, start + PROVED_ROWS)
         own = start + np.flatnonzero((scanned[part, 0] != EMPTY) | np.isinf(error[part]))  # the rows that found something
         scores, index = neighbours_of(scanned[own])
         # Of a candidate that the scan puts behind the k-th by more than both can err, the exact score need not be known.
@@ -131,7 +131,7 @@ def settle(
         return own[left_open | np.isinf(error[own])]  # inf: out of the precision's range
 
     with ThreadPoolExecutor(usable_cores()) as pool:
-        return np.concatenate(list(pool.map(one, range(0, len(keys), SETTLED))))
+        return np.concatenate(list(pool.map(one, range(0, len(keys), PROVED_ROWS))))
 
 
 def compute_anew(

@@ -35,7 +35,7 @@ DEVICES = ("cpu", "cuda", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Devices:
+class OpenGpus:
     """What `open_devices` chose: one set of array operations for each GPU, none for the CPU."""
 
     arrays: tuple[Any, ...]
@@ -54,7 +54,7 @@ class Prepared:
     sent: Sent
 
 
-def open_devices(device: str) -> Devices:
+def open_devices(device: str) -> OpenGpus:
     """The GPUs of this machine for "cuda" (one for "cuda:1"), or a CPU for "cpu" and, where no GPU can be used, for "auto".
 
     Raises InputError for another name, MissingExtraError or BackendError where "cuda" was named and cannot be had.
@@ -63,7 +63,7 @@ def open_devices(device: str) -> Devices:
     if kind not in DEVICES or (colon and not (kind == "cuda" and index.isdecimal())):
         raise InputError(f"device={device!r} is not known. Type one of: {', '.join(DEVICES)}, or cuda:1 for one GPU.")
     if device == "cpu":
-        return Devices(arrays=(), name="cpu", reason="named")
+        return OpenGpus(arrays=(), name="cpu", reason="named")
     reasons = []
     for library, opened in (("torch", _torch_devices), ("cupy", _cupy_devices)):
         if importlib.util.find_spec(library) is None:
@@ -73,12 +73,12 @@ def open_devices(device: str) -> Devices:
         if colon and arrays:
             if int(index) >= len(arrays):
                 raise BackendError(f"There is no {device}: {library} sees {len(arrays)} GPUs, counted from cuda:0.")
-            return Devices(arrays=(arrays[int(index)],), name=f"{device} ({library})", reason=f"{device} was named")
+            return OpenGpus(arrays=(arrays[int(index)],), name=f"{device} ({library})", reason=f"{device} was named")
         if arrays:
-            return Devices(arrays=arrays, name=f"{len(arrays)} x cuda ({library})", reason=f"{library} sees a GPU")
+            return OpenGpus(arrays=arrays, name=f"{len(arrays)} x cuda ({library})", reason=f"{library} sees a GPU")
         reasons.append(f"{library} sees no GPU")
     if device == "auto":
-        return Devices(arrays=(), name="cpu", reason=", ".join(reasons))
+        return OpenGpus(arrays=(), name="cpu", reason=", ".join(reasons))
     if all("not installed" in reason for reason in reasons):
         raise MissingExtraError(
             "A search on a GPU needs torch or cupy, and neither is installed. Type:\n    pip install 'mexma-rt[torch]'"
@@ -201,7 +201,7 @@ class Best:
         self.index[rows] = ops.take(ops.join(self.index[rows], index), at, 1)
         self.scores[rows] = best
 
-    def settle(self) -> None:
+    def demand_better(self) -> None:
         """Raise the bar: from here on, cells that equal the k-th best do not count."""
         self.above = self.ops.higher(self.floor, self.ops.single(self.scores[:, -1]))
         self.fresh = False
@@ -262,7 +262,7 @@ def _absorb(best: Best, tile: Any, first: int, *, by_row: bool) -> None:
         elif len(row):
             cells = groups[row, group] if by_row else groups[group, :, row]
             _take_cells(best, row, group, cells, first)
-    best.settle()
+    best.demand_better()
 
 
 def _take_best_groups(best: Best, tile: Any, maxima: Any, first: int, *, by_row: bool) -> None:

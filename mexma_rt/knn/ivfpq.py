@@ -66,7 +66,7 @@ class Index:
         return sum(path.stat().st_size for path in self.folder.glob("*.faiss"))
 
 
-def settled(settings: IvfPq, rows: int, dimensions: int, name: str, memory_bytes: int) -> tuple[int, int]:
+def index_sizes(settings: IvfPq, rows: int, dimensions: int, name: str, memory_bytes: int) -> tuple[int, int]:
     """The (nlist, m) of an index. Raises InputError for settings that cannot be used, and too few rows to train."""
     for field in ("nlist", "m", "nprobe", "candidates", "seed"):
         value, least = getattr(settings, field), 0 if field == "seed" else 1
@@ -112,7 +112,7 @@ def build(
     Raises InputError if the folder has an index with other settings, FileError if its vectors were others or it is damaged.
     """
     rows, dimensions = vectors.shape
-    nlist, m = settled(settings, rows, dimensions, name, memory_bytes)
+    nlist, m = index_sizes(settings, rows, dimensions, name, memory_bytes)
     part_rows = part_size(rows, dimensions, m, memory_bytes)
     parts = tuple((first, min(first + part_rows, rows)) for first in range(0, rows, part_rows))
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def _train(vectors: np.ndarray, nlist: int, m: int, seed: int, memory_bytes: int
     index = faiss.IndexIVFPQ(faiss.IndexFlatIP(dimensions), dimensions, nlist, m, 8, faiss.METRIC_INNER_PRODUCT)
     index.cp.spherical = True  # inner products of vectors of length 1
     index.cp.seed = index.pq.cp.seed = seed
-    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # checked by settled
+    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # checked by index_sizes
     index.train(np.ascontiguousarray(vectors[sample], np.float32))
     return index
 

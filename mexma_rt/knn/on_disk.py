@@ -20,7 +20,7 @@ from mexma_rt.checks import check_dimensions_of, check_k
 from mexma_rt.errors import FileError, InputError
 from mexma_rt.files import resumable
 from mexma_rt.files.atomic import move_folder, sha256_of
-from mexma_rt.knn.blocks import Device, choose_device, neighbours_of
+from mexma_rt.knn.blocks import SearchDevice, choose_device, neighbours_of
 from mexma_rt.knn.keys import MOST_ROWS
 from mexma_rt.knn.pair_search import LocalPairSearch, PairSearch, StartPairSearch
 from mexma_rt.knn.plan import Plan, duration, flops_per_second, make_plan
@@ -240,7 +240,7 @@ def _report(
     resumed: float,
     state: dict[str, Any],
     plan: Plan,
-    where: Device,
+    where: SearchDevice,
 ) -> KnnReport:
     return KnnReport(
         output=str(output),

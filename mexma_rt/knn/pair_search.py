@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mexma_rt.knn.blocks import Block, Device, absorb_blocks
+from mexma_rt.knn.blocks import Block, SearchDevice, absorb_blocks
 from mexma_rt.knn.plan import SCAN_BYTES, Plan
 from mexma_rt.knn.vector_files import VectorFiles
 
@@ -32,7 +32,7 @@ StartPairSearch = Callable[[VectorFiles, VectorFiles, Plan, Sequence[BlockPair]]
 class LocalPairSearch:
     """Reads a block when the pair needs another one than the last, and searches it on a device of this machine."""
 
-    def __init__(self, outer: VectorFiles, inner: VectorFiles, plan: Plan, where: Device) -> None:
+    def __init__(self, outer: VectorFiles, inner: VectorFiles, plan: Plan, where: SearchDevice) -> None:
         self._outer, self._inner, self._plan, self._where = outer, inner, plan, where
         self._pair: BlockPair = (-1, -1)
         self._x: Block | None = None

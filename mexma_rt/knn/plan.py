@@ -14,7 +14,7 @@ import numpy as np
 
 from mexma_rt.cores import usable_cores
 from mexma_rt.errors import InputError
-from mexma_rt.knn.exact import SETTLED
+from mexma_rt.knn.exact import PROVED_ROWS
 
 BASE_BYTES = 160 << 20  # interpreter, numpy and the BLAS's buffers (measured 98 MB with 2 threads), and 16 MB of reading
 SCAN_BYTES = 96 << 20  # bound of a scan: in two lanes tiles of 2048 x 2048, their maxima and the cells looked into
@@ -75,7 +75,7 @@ def make_plan(outer_rows: int, inner_rows: int, columns: int, k: int, memory_byt
     """Choose the blocks. Raises InputError if the memory is too small for any, saying how much is needed."""
     keys = 8 * (3 * k + 8)  # of a row: known, scanned and proved neighbours
     row = columns * 4 + keys + 64  # and its length, hash, order and place
-    fixed = BASE_BYTES + SCAN_BYTES + SETTLED * usable_cores() * 8 * (2 * k + 6) * 6
+    fixed = BASE_BYTES + SCAN_BYTES + PROVED_ROWS * usable_cores() * 8 * (2 * k + 6) * 6
     widest = min(outer_rows, memory_bytes // row)
     inner_block = min(inner_rows, INNER_ROWS, max(int(PAIR_FLOP / (2 * columns * max(widest, 1))) // 2048, 1) * 2048)
     room = memory_bytes - fixed - inner_block * row

@@ -15,7 +15,7 @@ from mexma_rt.knn.margin import margin_scores, neighbour_means
 
 RETRIEVALS = ("max", "intersect", "fwd", "bwd", "knn")
 CANDIDATE = np.dtype([("score", np.float64), ("cosine", np.float32), ("row", np.int64), ("column", np.int64)])
-BLOCK = 65_536  # rows scored at a time
+SCORED_ROWS = 65_536  # rows scored at a time
 # Bytes per candidate while sorting: twice the capacity is held, and a sort takes a key of 8 and a copy.
 SORT_BYTES = 3 * (2 * CANDIDATE.itemsize + 8)
 
@@ -37,7 +37,9 @@ class ScoredNeighbours:
         cls, cosine_xy: np.ndarray, index_xy: np.ndarray, cosine_yx: np.ndarray, index_yx: np.ndarray, margin: str
     ) -> ScoredNeighbours:
         x_mean, y_mean = (
-            np.concatenate([neighbour_means(cosine[start : start + BLOCK]) for start in range(0, len(cosine), BLOCK)])
+            np.concatenate(
+                [neighbour_means(cosine[start : start + SCORED_ROWS]) for start in range(0, len(cosine), SCORED_ROWS)]
+            )
             for cosine in (cosine_xy, cosine_yx)
         )
         return cls(
@@ -153,7 +155,7 @@ class OneToOne:
 
 
 def _blocks(size: int) -> Iterator[slice]:
-    return (slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
+    return (slice(start, min(start + SCORED_ROWS, size)) for start in range(0, size, SCORED_ROWS))
 
 
 def _records(row: np.ndarray, column: np.ndarray, cosine: np.ndarray, score: np.ndarray) -> np.ndarray:

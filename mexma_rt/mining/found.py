@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mexma_rt.mining.candidates import BLOCK, CANDIDATE, SORT_BYTES, OneToOne, ScoredNeighbours, best_first, candidate_blocks
-from mexma_rt.mining.sides import Counts, Side
+from mexma_rt.mining.candidates import (
+    CANDIDATE,
+    SCORED_ROWS,
+    SORT_BYTES,
+    OneToOne,
+    ScoredNeighbours,
+    best_first,
+    candidate_blocks,
+)
+from mexma_rt.mining.sides import Side, SideCounts
 from mexma_rt.mining.warnings import MiningWarning
 
 if TYPE_CHECKING:
@@ -44,8 +52,8 @@ class Pair:
 class MiningReport:
     """What a mining job did. `dataclasses.asdict` prepares it for JSON (which cannot hold a threshold of -inf)."""
 
-    source: Counts
-    target: Counts
+    source: SideCounts
+    target: SideCounts
     dimensions: int
     margin: str
     k: int
@@ -113,8 +121,8 @@ class Search:
         blocks = lambda: (block[wanted(block["score"])] for block in candidate_blocks(self.neighbours, self.retrieval))  # noqa: E731
         for chunk in best_first(blocks, capacity, None if matching is None else matching.free):
             taken = chunk if matching is None else matching.take(chunk)
-            for start in range(0, len(taken), BLOCK):
-                yield taken[start : start + BLOCK]
+            for start in range(0, len(taken), SCORED_ROWS):
+                yield taken[start : start + SCORED_ROWS]
 
     def described(self, chunk: np.ndarray) -> Iterator[Pair]:
         """Yield candidates as `Pair`s with all their details."""

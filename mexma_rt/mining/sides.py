@@ -12,7 +12,7 @@ from mexma_rt.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counts:
+class SideCounts:
     """Line counts of a side: all, blank, repeats of an earlier line (if those are left out), and compared."""
 
     lines: int
@@ -54,9 +54,9 @@ class Side:
         return cls(name=name, size=size, texts=lines, vectors=array, pool=pool, place=place)
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> SideCounts:
         blank = int((self.place < 0).sum())
-        return Counts(lines=self.size, blank=blank, repeated=self.size - blank - len(self.pool), compared=len(self.pool))
+        return SideCounts(lines=self.size, blank=blank, repeated=self.size - blank - len(self.pool), compared=len(self.pool))
 
     def text(self, row: int) -> str | None:
         return None if self.texts is None else self.texts[row]

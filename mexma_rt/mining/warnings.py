@@ -17,7 +17,7 @@ NEAR_COSINE, NEAR_SHARE = 0.98, 0.05
 SHARED = 0.2  # share of the smaller side's lines (without texts, vectors) that the other side has too
 SAME_COSINE = 0.9999  # of equal vectors, stored in float16 at worst
 SAMPLE = 1000  # lines whose nearest line of the same side is searched
-BLOCK = 65_536
+COMPARED_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,9 @@ def _tiny(source: Side, target: Side) -> MiningWarning | None:
 
 def _zeros(side: Side, cosine: np.ndarray) -> MiningWarning | None:
     """cosine [n, k] to the neighbours: only a vector of zeros has exactly 0 to all of them."""
-    count = sum(int((cosine[start : start + BLOCK] == 0).all(axis=1).sum()) for start in range(0, len(cosine), BLOCK))
+    count = sum(
+        int((cosine[start : start + COMPARED_ROWS] == 0).all(axis=1).sum()) for start in range(0, len(cosine), COMPARED_ROWS)
+    )
     if not count:
         return None
     return MiningWarning(
@@ -94,9 +96,9 @@ def _identical(source: Side, target: Side, neighbours: ScoredNeighbours) -> Mini
 def _near_duplicates(side: Side, vectors: np.ndarray) -> MiningWarning | None:
     rows = np.unique(np.linspace(0, len(vectors) - 1, min(SAMPLE, len(vectors))).astype(np.int64))
     sample, nearest = np.asarray(vectors[rows]), np.full(len(rows), -1, np.float32)
-    for start in range(0, len(vectors), BLOCK):
-        cosine = sample @ np.asarray(vectors[start : start + BLOCK]).T
-        own = (rows >= start) & (rows < start + BLOCK)
+    for start in range(0, len(vectors), COMPARED_ROWS):
+        cosine = sample @ np.asarray(vectors[start : start + COMPARED_ROWS]).T
+        own = (rows >= start) & (rows < start + COMPARED_ROWS)
         cosine[own, rows[own] - start] = -1
         nearest = np.maximum(nearest, cosine.max(axis=1))
     share = float((nearest >= NEAR_COSINE).mean())

@@ -36,7 +36,7 @@ def test_groups_equal_the_float64_reference_and_keep_small_rows_exact(width: int
     table = rng.standard_normal((200, width)).astype(np.float32) * np.logspace(-4, 3, 200, dtype=np.float32)[:, None]
     table[1] = 0
     wanted, scales = quantise(table, group)
-    monkeypatch.setattr("mexma_export.compact.BLOCK", 77)  # the table in three blocks
+    monkeypatch.setattr("mexma_export.compact.TABLE_ROWS", 77)  # the table in three blocks
     steps, scale = group_quantise(table)
     assert steps.shape == wanted.shape and scale.dtype == np.float32
     assert np.abs(steps.astype(int) - wanted).max() <= 1  # a tie may round either way in float32

@@ -24,7 +24,7 @@ import mexma_rt.backends.packed_encoder  # noqa: E402
 from mexma_rt.backends.packed_attention import Layout, make_layout  # noqa: E402
 from mexma_rt.backends.packed_encoder import Layer  # noqa: E402
 from mexma_rt.errors import InputError  # noqa: E402
-from mexma_train.batch import MaskedSide, MicroBatch, pack, whole_totals  # noqa: E402
+from mexma_train.batch import MaskedSide, MicroBatch, join_sides, whole_totals  # noqa: E402
 from mexma_train.config import MexmaConfig, ModelConfig, Recipe, RunConfig  # noqa: E402
 from mexma_train.encoder import new_encoder  # noqa: E402
 from mexma_train.estimate import (  # noqa: E402
@@ -160,7 +160,7 @@ def small_batch() -> MicroBatch:
         return MaskedSide(clean=ids.ravel(), masked=masked.ravel(), chosen=chosen.ravel(), lengths=np.full(PAIRS, LENGTH))
 
     source, target = side(), side()
-    return pack(source, target, whole_totals(source, target))
+    return join_sides(source, target, whole_totals(source, target))
 
 
 @pytest.fixture

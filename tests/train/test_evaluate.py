@@ -167,7 +167,7 @@ def test_uniformity_takes_each_pair_once_whatever_the_block(n: int, seed: int, b
     unit = vectors / np.linalg.norm(vectors, axis=1)[:, None]
     pairs = [math.exp(-2 * float(((unit[i] - unit[j]) ** 2).sum())) for i in range(n) for j in range(i)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", block)
+        patch.setattr(module, "_KERNEL_ROWS", block)
         found = evaluate_vectors(vectors, vectors)["uniformity"]
     assert found == pytest.approx(math.log(math.fsum(pairs) / len(pairs)), rel=1e-10, abs=1e-12)
 

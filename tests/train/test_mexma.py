@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
-from mexma_train.batch import MaskedSide, MicroBatch, Totals, mask_side, pack, whole_totals  # noqa: E402
+from mexma_train.batch import MaskedSide, MicroBatch, Totals, join_sides, mask_side, whole_totals  # noqa: E402
 from mexma_train.config import MexmaConfig, ModelConfig  # noqa: E402
 from mexma_train.data.shards import Ragged  # noqa: E402
 from mexma_train.encoder import new_encoder  # noqa: E402
@@ -70,7 +70,7 @@ def sentences(side: MaskedSide) -> list[Sentence]:
 
 
 def whole(source: MaskedSide, target: MaskedSide, candidates: np.ndarray | None = None) -> MicroBatch:
-    return pack(source, target, whole_totals(source, target), candidates=candidates)
+    return join_sides(source, target, whole_totals(source, target), candidates=candidates)
 
 
 def slow_terms(model: Mexma, source: MaskedSide, target: MaskedSide, config: MexmaConfig) -> dict[str, torch.Tensor]:
@@ -181,7 +181,7 @@ def test_micro_batches_of_an_update_add_up_to_one_large_batch() -> None:
     ]
     totals = whole_totals(*together)
     model = double_model()
-    losses = [model(pack(*part, totals), config, attention="padded")["loss"] for part in parts]
+    losses = [model(join_sides(*part, totals), config, attention="padded")["loss"] for part in parts]
     got = gradients(model, sum(losses))
     slow = slow_terms(model, *together, config)["loss"]
     assert sum(losses).item() == pytest.approx(slow.item(), rel=1e-6)
@@ -196,7 +196,7 @@ def test_totals_of_the_original_give_the_mean_of_the_micro_batches_means() -> No
     for part in parts:
         own = whole_totals(*part)
         doubled = Totals(source=2 * own.source, target=2 * own.target, pairs=2 * own.pairs)
-        total += model(pack(*part, doubled), CONFIG, attention="padded")["loss"].item()
+        total += model(join_sides(*part, doubled), CONFIG, attention="padded")["loss"].item()
     expected = sum(slow_terms(model, *part, CONFIG)["loss"].item() for part in parts) / 2
     assert total == pytest.approx(expected, rel=1e-6)
 

@@ -25,7 +25,7 @@ from mexma_train.model import Mexma  # noqa: E402
 from mexma_train.parallel import World  # noqa: E402
 from mexma_train.run import mexma_stage, warmup_stage  # noqa: E402
 from mexma_train.sampling import PairSampler  # noqa: E402
-from mexma_train.warmup import bag_vectors, make_bags, make_transparent, settle  # noqa: E402
+from mexma_train.warmup import bag_vectors, make_bags, make_transparent, prepare_for_masking  # noqa: E402
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OPTIONS = argparse.Namespace(steps=7, batch_pairs=90, later_steps=60, later_pairs=None, seed=3)
@@ -244,10 +244,10 @@ def test_a_warm_start_fits_encoders_of_any_depth(ablations: ModuleType, tmp_path
     trained, deeper = transparent(1), transparent(4)
     ablations.save_start(trained, tmp_path / "start.safetensors")
     ablations.load_start(deeper, tmp_path / "start.safetensors")
-    settle(deeper)
+    prepare_for_masking(deeper)
     last = trained.encoder.layer[0].state_dict()
     assert all(torch.equal(x, last[name]) for name, x in deeper.encoder.layer[3].state_dict().items())
-    # `settle` has centred the word rows and given them one length, and the positions are no longer zero.
+    # `prepare_for_masking` has centred the word rows and given them one length, and the positions are no longer zero.
     rows = trained.embeddings.word_embeddings.weight
     rows = torch.nn.functional.normalize(rows - rows.mean(dim=1, keepdim=True))
     assert torch.allclose(torch.nn.functional.normalize(deeper.embeddings.word_embeddings.weight), rows, atol=1e-6)

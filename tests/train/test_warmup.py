@@ -19,7 +19,7 @@ from mexma_train.warmup import (  # noqa: E402
     bag_vectors,
     make_bags,
     make_transparent,
-    settle,
+    prepare_for_masking,
     warmup_batch,
     warmup_parameters,
     warmup_terms,
@@ -104,7 +104,7 @@ def test_settling_changes_no_vector_but_for_the_positions() -> None:
     ragged = batch()
     with torch.no_grad():
         expected = bag_vectors(model, make_bags(ragged))  # of the bags alone: positions do not enter
-        settle(model)
+        prepare_for_masking(model)
         torch.testing.assert_close(bag_vectors(model, make_bags(ragged)), expected, atol=2e-2, rtol=0)  # LayerNorm's eps
     torch.testing.assert_close(model.embeddings.word_embeddings.weight.norm(dim=1), torch.full((100,), 0.5))
     positions = model.embeddings.position_embeddings.weight

@@ -98,7 +98,7 @@ def mask_side(batch: Ragged, config: MexmaConfig, vocab_size: int, rng: np.rando
     return MaskedSide(clean=batch.ids, masked=masked.ids, chosen=masked.chosen, lengths=batch.lengths)
 
 
-def pack(
+def join_sides(
     source: MaskedSide,
     target: MaskedSide,
     totals: Totals,
@@ -161,7 +161,7 @@ def update_batches(
         totals = whole if config.reduction == "update" else _scaled(whole_totals(own_source, own_target), len(drawn) * world)
         candidates = _candidates(source, target, config, vocab_size, number) if config.sampled_pieces else None
         counts = tuple(np.bincount(ranks, minlength=world).tolist())
-        batches.append(pack(own_source, own_target, totals, number=number, candidates=candidates, pairs_per_rank=counts))
+        batches.append(join_sides(own_source, own_target, totals, number=number, candidates=candidates, pairs_per_rank=counts))
     return batches
 
 

@@ -30,7 +30,7 @@ MEAN = "mean"  # the key of `evaluate` that holds the mean of the test sets
 # Rows of a side up to which uniformity is exact; above, it is that of so many rows, evenly spaced in the test set (33,550,336
 # pairs of them). Both sides take 2.3 s for 1,024 dimensions on two CPU cores, about as long as xsim and accuracy together.
 UNIFORMITY_ROWS = 8_192
-_BLOCK = 256  # rows of the kernel matrix at once: 16 MiB of float64
+_KERNEL_ROWS = 256  # rows of the kernel matrix at once: 16 MiB of float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +127,8 @@ def _uniformity(unit_ND: np.ndarray) -> float:
         unit_ND = unit_ND[np.linspace(0, len(unit_ND) - 1, UNIFORMITY_ROWS).astype(np.int64)]
     n, squares_N = len(unit_ND), (unit_ND**2).sum(axis=1)
     total = 0.0
-    for start in range(0, n, _BLOCK):
-        block = slice(start, start + _BLOCK)
+    for start in range(0, n, _KERNEL_ROWS):
+        block = slice(start, start + _KERNEL_ROWS)
         distance = squares_N[block, None] + squares_N[None, start:] - 2 * unit_ND[block] @ unit_ND[start:].T
         total += float(np.triu(np.exp(-2 * np.maximum(distance, 0)), 1).sum())  # rounding can make a distance negative
     return float(np.log(total / (n * (n - 1) / 2)))

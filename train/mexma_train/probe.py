@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from mexma_rt.backends.packed_attention import make_layout
 from mexma_rt.backends.packed_encoder import Encoder, position_numbers
-from mexma_train.batch import MaskedSide, pack, whole_totals
+from mexma_train.batch import MaskedSide, join_sides, whole_totals
 from mexma_train.data.shards import Ragged
 from mexma_train.masking import mask_tokens
 from mexma_train.model import Mexma
@@ -67,7 +67,7 @@ def masked_accuracy(
                 hidden = mask_tokens(batch.ids, ratio, vocab_size, rng)
                 masked_sides.append(MaskedSide(clean=batch.ids, masked=hidden.ids, chosen=hidden.chosen, lengths=batch.lengths))
             source, target = masked_sides
-            micro = pack(source, target, whole_totals(source, target)).to(device)
+            micro = join_sides(source, target, whole_totals(source, target)).to(device)
             _, states_MD = model.states(micro, attention)
             for states, labels in zip(states_MD.split(1024), micro.labels.split(1024), strict=True):
                 logits = torch.nn.functional.linear(states, model.encoder.embeddings.word_embeddings.weight, model.head.bias)

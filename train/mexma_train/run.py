@@ -42,7 +42,7 @@ from mexma_train.rounding import keep_rounded, product_weights
 from mexma_train.sampling import PairSampler
 from mexma_train.state import STAGES, State, load_weights, newest_state, states
 from mexma_train.suite.data import ENGLISH
-from mexma_train.warmup import make_transparent, settle, warmup_batch, warmup_parameters, warmup_rate, warmup_terms
+from mexma_train.warmup import make_transparent, prepare_for_masking, warmup_batch, warmup_parameters, warmup_rate, warmup_terms
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -112,7 +112,7 @@ def _go_on(state: State, out: Path, device: str | World, minutes: float | None) 
         stage = warmup_stage(recipe.warmup, model, sampler, recipe.mexma.seed)
         if not run_stage(stage, model, state, out, deadline, world):
             return False
-        settle(model.encoder)
+        prepare_for_masking(model.encoder)
         save_checkpoint(model.encoder.config, _weights(model.encoder), shards.tokenizer_path, out / "warmup")
         state = replace(state, stage="ranking", update=0, path=None, pending={})
     model.train()

@@ -47,7 +47,7 @@ def make_transparent(encoder: Encoder) -> None:
         last.output.dense.weight.copy_(torch.eye(encoder.config.hidden_size))
 
 
-def settle(encoder: Encoder) -> None:
+def prepare_for_masking(encoder: Encoder) -> None:
     """After the warm-up: bring the word rows to one length, and give the position table sinusoids so that MLM can tell places.
 
     LayerNorm makes each row's mean and length irrelevant to the encoder, but the token head multiplies with the same rows:

@@ -11,7 +11,7 @@ import pytest
 
 from mexma_rt import BackendError, InputError, MissingExtraError
 from mexma_rt.knn import blocks, gpu, search
-from mexma_rt.knn.blocks import Block, Device
+from mexma_rt.knn.blocks import Block, SearchDevice
 from mexma_rt.knn.exact import hashes_of, lengths, rounded, rounding, scan_error
 from mexma_rt.knn.gpu_arrays import Staging, explained
 from mexma_rt.knn.keys import EMPTY, neighbours_of
@@ -26,12 +26,14 @@ def torch_arrays(precision: str = "float16", memory: int = 256 << 20) -> Any:
     return gpu.TorchArrays("cpu", precision, memory)
 
 
-def device(arrays: tuple[Any, ...], precision: str = "float16", spare: int = gpu.SPARE, *, prepared: bool = True) -> Device:
+def device(
+    arrays: tuple[Any, ...], precision: str = "float16", spare: int = gpu.SPARE, *, prepared: bool = True
+) -> SearchDevice:
     prepare = gpu.prepare_on(arrays) if prepared else None
-    return Device(scan=gpu.scan_on(arrays), name="test", reason="test", precision=precision, spare=spare, prepare=prepare)
+    return SearchDevice(scan=gpu.scan_on(arrays), name="test", reason="test", precision=precision, spare=spare, prepare=prepare)
 
 
-def use(monkeypatch: pytest.MonkeyPatch, where: Device) -> None:
+def use(monkeypatch: pytest.MonkeyPatch, where: SearchDevice) -> None:
     chosen = {"cpu": blocks.CPU, "cuda": where}  # the yardstick stays the CPU's
     monkeypatch.setattr(search, "choose_device", chosen.__getitem__)
 

@@ -69,7 +69,7 @@ def test_pairs_do_not_depend_on_block_or_sort_memory(retrieval: str, monkeypatch
     everything = {"margin": "ratio", "k": 4, "retrieval": retrieval, "threshold": -np.inf}
     expected = mine(source_vectors=x, target_vectors=y, **everything)
     assert len(expected) > 15
-    monkeypatch.setattr(candidates, "BLOCK", 7)
+    monkeypatch.setattr(candidates, "SCORED_ROWS", 7)
     search = prepare(None, None, None, x, y, True, False, warn=False, **everything)
     object.__setattr__(search, "sort_memory", 5 * candidates.SORT_BYTES)
     assert list(search.pairs()) == expected
@@ -103,7 +103,7 @@ def test_knn_gives_every_candidate_once_with_ranks_and_means(seed: int) -> None:
 
 
 def test_blocks_hold_at_most_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "BLOCK", 6)
+    monkeypatch.setattr(candidates, "SCORED_ROWS", 6)
     x, y = sides(1, 20, 15)
     neighbours = ScoredNeighbours.of(*mutual_neighbours(x, y, 2), margin="absolute")
     assert [len(block) for block in candidate_blocks(neighbours, "max")] == [6, 6, 6, 2, 6, 6, 3]

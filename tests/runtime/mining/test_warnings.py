@@ -41,7 +41,7 @@ def test_identical_vectors_or_texts() -> None:
 
 
 def test_vectors_of_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mining_warnings, "BLOCK", 300)
+    monkeypatch.setattr(mining_warnings, "COMPARED_ROWS", 300)
     x, y = vectors(0, 1000), vectors(1, 1000)
     x[:, 0] = x[0] = 0  # a component that is 0 everywhere does not matter
     x[999] = 0
@@ -54,7 +54,7 @@ def test_vectors_of_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_near_duplicates_of_the_side_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mining_warnings, "BLOCK", 300)  # the copy lies in another block than the original
+    monkeypatch.setattr(mining_warnings, "COMPARED_ROWS", 300)  # the copy lies in another block than the original
     x, y = vectors(0, 1000), vectors(1, 1000)
     y[600:630] = y[:30] + 0.01 * vectors(2, 30)
     assert kinds(x, y) == [("near-duplicates", "target")]

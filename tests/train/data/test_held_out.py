@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import mexma_train.data.held_out as held_out_module
 from mexma_rt.errors import FileError
 from mexma_train.data.bitext import Row
-from mexma_train.data.held_out import LIST, HeldOut, Screen, hash_lines, load_held_out, normalise, pack
+from mexma_train.data.held_out import LIST, HeldOut, Screen, encode_list, hash_lines, load_held_out, normalise
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "held_out.py"
 FLORES = [
@@ -141,7 +141,7 @@ def test_the_list_is_made_again_from_the_folders_of_the_test_sets(tmp_path: Path
 
 
 def test_a_list_of_nothing(tmp_path: Path) -> None:
-    (tmp_path / "none.xz").write_bytes(pack({"empty": ["...", ""]}))
+    (tmp_path / "none.xz").write_bytes(encode_list({"empty": ["...", ""]}))
     nothing = load_held_out(tmp_path / "none.xz")
     assert len(nothing.hashes) == 0 and not nothing.contains(["a", ""]).any()
 

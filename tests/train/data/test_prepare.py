@@ -54,7 +54,7 @@ def test_meta_counts_what_was_read(pairs_tsv: Path, toy_shards: Path) -> None:
 def test_the_order_groups_pairs_by_language_and_source_in_file_order(
     toy_shards: Path, pairs_tsv: Path, toy_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "BLOCK", 7)  # many blocks, the last one not full
+    monkeypatch.setattr(prepare_module, "SORTED_PAIRS", 7)  # many blocks, the last one not full
     monkeypatch.setattr(prepare_module, "SLAB_ROWS", 11)
     prepare(pairs_tsv, tmp_path / "small", toy_tokenizer)
     shards = open_shards(tmp_path / "small")
@@ -265,7 +265,7 @@ def test_memory_does_not_grow_with_the_corpus(toy_tokenizer: Path, tmp_path: Pat
     code = """
 import sys, tracemalloc, mexma_train.data.prepare as p
 from mexma_train.data.bitext import Row
-p.SLAB_ROWS, p.WINDOW, p.BLOCK = 500, 200, 500
+p.SLAB_ROWS, p.WINDOW, p.SORTED_PAIRS = 500, 200, 500
 rows = lambda n: (Row(lang="fra", source="x", english=f"sun {i}", text=f"lune {i}") for i in range(n))
 peaks = []
 for n in (1_000, 1_000, 9_000):  # the first warms caches

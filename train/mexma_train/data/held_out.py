@@ -124,7 +124,7 @@ def _kept_characters() -> np.ndarray:
     return kept
 
 
-def pack(sets: Mapping[str, Sequence[str]]) -> bytes:
+def encode_list(sets: Mapping[str, Sequence[str]]) -> bytes:
     """The file of the list for {test set: its lines}: equal sets give equal bytes. Lines without letter or number are left out.
 
     xz of a line of JSON and the differences of the ascending hashes in 5 bytes: all lowest bytes, then all second ones, ...

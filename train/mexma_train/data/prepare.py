@@ -32,7 +32,7 @@ from mexma_train.data.tokenizer import load_tokenizer
 SLAB_ROWS = 10_000  # rows tokenised at a time: enough for every core
 SLAB_CHARACTERS = 4_000_000  # or fewer rows, where they are long
 WINDOW = 1_000_000  # English lines of a generation; two are kept, at about 140 bytes a line (measured), so 280 MB
-BLOCK = 1_000_000  # pairs sorted at a time: some 40 MB (measured)
+SORTED_PAIRS = 1_000_000  # pairs sorted at a time: some 40 MB (measured)
 MAX_GROUPS = 2**16  # languages and sources are stored as uint16, and their table is kept in memory
 
 
@@ -245,8 +245,8 @@ def _second_pass(work: Path, pairs: int, groups: list[list[int]]) -> int:
     with (work / "order.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (pairs,)})
         base = file.tell()
-        for first in range(0, pairs, BLOCK):
-            block = slice(first, min(first + BLOCK, pairs))
+        for first in range(0, pairs, SORTED_PAIRS):
+            block = slice(first, min(first + SORTED_PAIRS, pairs))
             code = column("pair_lang")[block].astype(np.int64) << 16 | column("pair_source")[block]
             group = np.searchsorted(codes, code)
             order = (first + np.argsort(group, kind="stable")).astype("<i8")
