@@ -2,7 +2,7 @@
 
     python benchmarks/random_checkpoint.py OUT --tokenizer FILE [--size large]    # XLM-R's own tokenizer.json (or .xz)
 
-The other checkpoint of the benchmarks is that of the bundled model: python -m mexma_export.rebuild mexma-mini OUT
+The other checkpoint of the benchmarks is that of the bundled model: mexma-export rebuild mexma-mini OUT
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     if (folder / MANIFEST).exists() and not (pipeline.encoder / WEIGHTS).is_file():
         raise FileError(
             f"{folder} is a bundle without its weights, and an export needs those: name the checkpoint that it was exported "
-            "from. (Building an engine takes a bundle: mexma-export BUNDLE --engine rtx)"
+            "from. (Building an engine takes a bundle: mexma-export engine BUNDLE rtx)"
         )
     tokenizer, special = _load_tokenizer(pipeline.encoder)
     if config["model_type"] == "xlm-roberta" and config.get("pad_token_id", PAD) != special.pad:

@@ -1,39 +1,62 @@
 """`mexma-export CHECKPOINT BUNDLE`: a checkpoint becomes a bundle, or the command fails and leaves nothing.
 
-`mexma-export doctor` says what can be built and run here.
-Exit codes: 0 written; 1 the parity gate or the checkpoint failed; 2 the command cannot run (arguments, missing extra).
+Beside `export`, which may be left out, the group has the commands of cli_tools.py: what is made of a bundle, and what this
+machine can do. Exit codes: 0 done; 1 the parity gate, a checkpoint or a bundle failed; 2 the command cannot run (arguments,
+missing extra).
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 from tqdm import tqdm
 
 from mexma_export.bundle import ExportReport, export_bundle
-from mexma_export.doctor import examine
+from mexma_export.cli_tools import TOOLS, as_json_option, exit_with, parse_precisions
 from mexma_export.graph_format import OPSET
 from mexma_export.parity import load_sentences
 from mexma_export.trim import Vocabulary
 from mexma_export.usage import parse_languages
-from mexma_rt.backends import ENGINES
 from mexma_rt.cli.common import json_text
 from mexma_rt.cli.edges import EdgesCommand
-from mexma_rt.errors import InputError, MexmaError, MissingExtraError
+from mexma_rt.errors import MexmaError
 
 
-@click.command(
-    "mexma-export",
-    cls=EdgesCommand,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: mexma-export checkpoint bundle --precision fp32,mixed",
-)
+class _Group(EdgesCommand, click.Group):
+    """A group whose default command is `export`, so that `mexma-export CHECKPOINT BUNDLE` works."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Before the group sees them, for options of `export` may come first."""
+        return super().parse_args(ctx, self._named(args, ctx.help_option_names))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """For callers that resolve words themselves, as click's completion does."""
+        return super().resolve_command(ctx, self._named(args, ()))
+
+    def _named(self, args: list[str], options: Iterable[str]) -> list[str]:
+        return args if not args or args[0] in (*self.commands, *options) else ["export", *args]
+
+
+@click.group("mexma-export", cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def main() -> None:
+    """Make bundles, the model folders that `mexma` loads. Needs: pip install 'mexma-rt[export]'.
+
+    mexma-export CHECKPOINT BUNDLE is short for mexma-export export CHECKPOINT BUNDLE. (A checkpoint in a folder with the name
+    of a command, such as doctor, is ./doctor.)
+    """
+
+
+for tool in TOOLS:
+    main.add_command(tool)
+
+
+@main.command("export", epilog="Example: mexma-export export checkpoint bundle --precision fp32,mixed")
 @click.argument("checkpoint")
-@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--precision",
     help="Graphs to write, of fp32,fused,int8,mixed,w8,w4,fp16. [default: fp32,int8, or mixed for an int8 that fails its gate]",
@@ -72,28 +95,11 @@ from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 )
 @click.option("--opset", type=int, default=OPSET, show_default=True, help="Of the fp32 and fp16 graphs, 18 to 23.")
 @click.option("--revision", help="Branch, tag or commit of a hub name.")
-@click.option(
-    "--engine",
-    type=click.Choice(ENGINES),
-    help="Build the TensorRT engine of a bundle, given alone and with an fp16 graph: tensorrt (for the GPU of this machine) or "
-    "rtx (RTX and data centre GPUs except H100/H200; builds without a GPU).",
-)
-@click.option("--sm", help="GPU architectures of an rtx engine. [default: 80,86,89,120]")
-@click.option(
-    "--profiles",
-    help="Shapes of the engine, largest ROWSxTOKENS each. [default: 1x32,512x32,128x128,32xLIMIT of the position table]",
-)
-@click.option(
-    "--layout",
-    type=click.Choice(["triton"]),
-    help="Write a model repository of Triton Inference Server from a bundle: its graphs, and its tensorrt engine if any.",
-)
-@click.option("--timing-cache", type=click.Path(dir_okay=False, path_type=Path), help="Kernel timings to keep (tensorrt).")
 @click.option("--force", is_flag=True, help="Replace an existing bundle; it survives any failure.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def main(
+@as_json_option
+def export(
     checkpoint: str,
-    bundle: Path | None,
+    bundle: Path,
     precision: str | None,
     max_length: int | None,
     name: str | None,
@@ -105,42 +111,11 @@ def main(
     pieces: int | None,
     opset: int,
     revision: str | None,
-    engine: str | None,
-    sm: str | None,
-    profiles: str | None,
-    layout: str | None,
-    timing_cache: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Export CHECKPOINT (a folder with config.json, model.safetensors and tokenizer.json, or a hub name such as
-    facebook/MEXMA) to the folder BUNDLE, after comparing every graph with the checkpoint on real sentences.
-
-    With --engine, build the TensorRT engine of a bundle instead: mexma-export BUNDLE --engine rtx
-
-    With --layout, write what a server reads from a bundle instead: mexma-export BUNDLE REPOSITORY --layout triton
-
-    mexma-export doctor: what is installed, what can be built and run here, and what to type for what cannot. (A folder of
-    that name is ./doctor.)"""
-    if checkpoint == "doctor" and bundle is None and engine is None:
-        examination = examine()
-        click.echo(json_text(examination.as_data()) if as_json else examination.as_text())
-        return
-    if engine is not None:
-        if bundle is not None:
-            raise click.UsageError(f"--engine takes one bundle: mexma-export {bundle} --engine {engine}")
-        _engine(Path(checkpoint), engine, sm, profiles, timing_cache, as_json)
-        return
-    names = None if precision is None else [p.strip() for p in precision.split(",") if p.strip()]
-    if layout is not None:
-        if bundle is None or force:
-            raise click.UsageError("--layout takes a bundle and a new folder: mexma-export BUNDLE REPOSITORY --layout triton")
-        _triton(Path(checkpoint), bundle, names, as_json)
-        return
-    if bundle is None:
-        raise click.UsageError("Missing argument 'BUNDLE': the folder to write. (Only --engine goes without.)")
-    if sm or profiles or timing_cache:
-        raise click.UsageError("--sm, --profiles and --timing-cache belong to --engine: mexma-export BUNDLE --engine rtx")
+    facebook/MEXMA) to the folder BUNDLE, after comparing every graph with the checkpoint on real sentences."""
     bar = tqdm(desc="load checkpoint", unit="step", disable=None if not as_json else True, leave=False)
 
     def show(stage: str, done: int, total: int) -> None:
@@ -152,7 +127,7 @@ def main(
         report = export_bundle(
             checkpoint,
             bundle,
-            precisions=names,
+            precisions=parse_precisions(precision),
             max_length=max_length,
             name=name,
             weights=not no_weights,
@@ -168,59 +143,10 @@ def main(
         )
     except MexmaError as error:
         bar.close()
-        _fail(error, as_json)
+        exit_with(error, as_json)
     finally:
         bar.close()
     click.echo(json_text(_as_data(report)) if as_json else _as_text(report))
-
-
-def _engine(bundle: Path, engine: str, sm: str | None, profiles: str | None, timing_cache: Path | None, as_json: bool) -> None:
-    from mexma_export.engines import build_bundle_engine, parse_profiles, parse_sm
-
-    try:
-        path, sidecar = build_bundle_engine(
-            bundle,
-            engine=engine,
-            sm=None if sm is None else parse_sm(sm),
-            profiles=None if profiles is None else parse_profiles(profiles),
-            timing_cache=timing_cache,
-        )
-    except MexmaError as error:
-        _fail(error, as_json)
-    if as_json:
-        click.echo(json_text({"engine": str(path)} | asdict(sidecar)))
-        return
-    click.echo(
-        f"{path}: {sidecar.engine_bytes / 1e6:.1f} MB in {sidecar.build_seconds:.0f} s\n"
-        f"  {sidecar.library} {sidecar.version}, SM {', '.join(map(str, sidecar.sm))}; {sidecar.half_matmuls} of "
-        f"{sidecar.matmuls} matrix products in fp16 (counted in the {sidecar.counted_in})\n"
-        f"  profiles: {', '.join(map(str, sidecar.profiles))} (largest rows x tokens)"
-    )
-
-
-def _triton(bundle: Path, target: Path, precisions: list[str] | None, as_json: bool) -> None:
-    from mexma_export.triton import write_triton
-
-    try:
-        report = write_triton(bundle, target, precisions=precisions)
-    except MexmaError as error:
-        _fail(error, as_json)
-    if as_json:
-        click.echo(json_text(asdict(report) | {"path": str(report.path)}))
-        return
-    for phrase in report.left_out:
-        click.echo(f"left out: {phrase}", err=True)
-    click.echo(
-        f"{report.path}: {', '.join(report.models)}\nServe it: tritonserver --model-repository={report.path}\n"
-        "Their inputs are token ids and mask: tokenise in the client, with the bundle's tokenizer.json."
-    )
-
-
-def _fail(error: MexmaError, as_json: bool) -> NoReturn:
-    if as_json:
-        click.echo(json_text({"error": type(error).__name__, "message": str(error)}))
-    click.echo(f"Error: {error}", err=True)
-    sys.exit(2 if isinstance(error, InputError | MissingExtraError) else 1)
 
 
 def _as_data(report: ExportReport) -> dict[str, Any]:

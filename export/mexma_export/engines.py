@@ -129,7 +129,7 @@ def build_engine(
     trt = load_library(engine)
     architectures = architectures_for(trt, engine, sm)
     if engine == "rtx" and timing_cache is not None:
-        raise InputError("--engine rtx has no timing cache (the library ignores one). Leave --timing-cache out.")
+        raise InputError("rtx has no timing cache (the library ignores one). Leave --timing-cache out.")
 
     log, started = new_logger(trt), time.perf_counter()
     builder = made(lambda: trt.Builder(log), trt, log, "make a builder")

@@ -1,4 +1,4 @@
-"""A bundle without model.safetensors -> a checkpoint folder: `python -m mexma_export.rebuild BUNDLE CHECKPOINT`.
+"""A bundle without model.safetensors -> a checkpoint folder: `mexma-export rebuild BUNDLE CHECKPOINT`.
 
 The bundled model ships without torch weights, which would not fit in the wheel, but its graph holds every number of the encoder
 under its name of the checkpoint (mexma_rt/bundle/weights.py). The checkpoint made of it is the model that the graph computes,
@@ -26,9 +26,9 @@ def rebuild_checkpoint(bundle: str | Path, target: Path) -> Path:
     return write_checkpoint(open_bundle(bundle), target, from_graph=True)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # the spelling before `mexma-export rebuild`, which cards of published models give
     if len(sys.argv) != 3:
-        sys.exit("Usage: python -m mexma_export.rebuild BUNDLE CHECKPOINT   (a bundle's folder or bundled name; a new folder)")
+        sys.exit("Usage: mexma-export rebuild BUNDLE CHECKPOINT")
     try:
         rebuild_checkpoint(sys.argv[1], Path(sys.argv[2]))
     except MexmaError as error:

@@ -1,4 +1,4 @@
-"""A checkpoint with fewer pieces, to train on: `python -m mexma_export.trim_checkpoint CHECKPOINT FOLDER --pieces 120000`.
+"""A checkpoint with fewer pieces, to train on: `mexma-export trim CHECKPOINT FOLDER --pieces 120000`.
 
 The folder has the checkpoint's files, with the kept rows of its word embeddings, the trimmed tokenizer and the new vocab_size.
 Text that lost no piece keeps its vectors bit for bit (tests/export/test_trim.py). See trim.py for what is kept.
@@ -11,16 +11,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import click
 import numpy as np
 
 from mexma_export.checkpoint import load_checkpoint
 from mexma_export.folder import new_folder
 from mexma_export.trim import trim_vocabulary, write_weights
-from mexma_export.usage import parse_languages
 from mexma_rt.bundle.manifest import TOKENIZER, WEIGHTS
-from mexma_rt.cli.edges import EdgesCommand
-from mexma_rt.errors import InputError, MexmaError, require_extra
+from mexma_rt.errors import InputError, require_extra
 
 CARRIED: tuple[str, ...] = (
     "tokenizer_config.json",
@@ -61,28 +58,3 @@ def trim_checkpoint(
         trim.tokenizer.save(str(folder / TOKENIZER))
         write_weights(replace(source, kept=trim.kept), folder / WEIGHTS)
     return trim.kept
-
-
-@click.command("trim_checkpoint", cls=EdgesCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("checkpoint")
-@click.argument("target", type=click.Path(path_type=Path))
-@click.option("--trim-vocab", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Text to keep.")
-@click.option("--languages", metavar="fra,deu,...", help="Keep the pieces that these languages use, by the shipped tables.")
-@click.option("--pieces", type=click.IntRange(min=5), help="Keep this many, the most useful ones.")
-def main(checkpoint: str, target: Path, trim_vocab: tuple[Path, ...], languages: str | None, pieces: int | None) -> None:
-    """Write CHECKPOINT with fewer word pieces to the new folder TARGET, to train on or to export."""
-    try:
-        kept = trim_checkpoint(
-            checkpoint,
-            target,
-            corpus=trim_vocab,
-            languages=parse_languages(languages) if languages else (),
-            pieces=pieces,
-        )
-    except MexmaError as error:
-        raise click.ClickException(str(error)) from None
-    click.echo(f"{target}: {len(kept):,} pieces")
-
-
-if __name__ == "__main__":
-    main()

@@ -31,16 +31,18 @@ def architectures_for(trt: Any, engine: str, wanted: Sequence[int] | None) -> Se
         try:
             here = device_sm()
         except BackendError as error:
-            raise BackendError(f"{error} tensorrt builds only on the GPU it builds for; without one: --engine rtx") from error
+            raise BackendError(
+                f"{error} tensorrt builds only on the GPU it builds for; without one: mexma-export engine BUNDLE rtx"
+            ) from error
         if wanted is not None and list(wanted) != [here]:
             raise InputError(
                 f"tensorrt builds for the GPU of this machine (SM {here}) only, not for SM {', '.join(map(str, wanted))}. "
-                "Leave --sm out, run it on a machine with that GPU, or build with --engine rtx."
+                "Leave --sm out, run it on a machine with that GPU, or build for rtx: mexma-export engine BUNDLE rtx"
             )
         return [here]
     known = sorted(int(name[2:]) for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name))
     if unknown := [number for number in wanted or () if number not in known]:
-        hint = " An H100 or H200 needs --engine tensorrt." if 90 in unknown else ""
+        hint = " An H100 or H200 needs the engine of tensorrt: mexma-export engine BUNDLE tensorrt" if 90 in unknown else ""
         raise InputError(
             f"{trt.__name__} {trt.__version__} does not build for SM {', '.join(map(str, unknown))}: it knows "
             f"{', '.join(map(str, known))}.{hint}"

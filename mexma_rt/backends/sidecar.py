@@ -163,7 +163,7 @@ def check_sidecar(
 def _rebuild(library: str | None = None, sm: int | None = None) -> str:
     name = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}.get(library or "", "tensorrt|rtx")
     target = f" --sm {sm}" if sm is not None and name == "rtx" else ""
-    return f"Build it again: mexma-export BUNDLE --engine {name}{target}"
+    return f"Build it again: mexma-export engine BUNDLE {name}{target}"
 
 
 def _package(library: str) -> str:

@@ -1,6 +1,6 @@
 """The TensorRT back end: a bundle's engine of `tensorrt` or `tensorrt_rtx` on one GPU, without torch.
 
-Built by `mexma-export BUNDLE --engine tensorrt|rtx`. The sidecar beside the engine is read and checked before the engine is
+Built by `mexma-export engine BUNDLE tensorrt|rtx`. The sidecar beside the engine is read and checked before the engine is
 opened. Each optimisation profile has an execution context of its own, all share one stream, one set of buffers and the memory
 that the kernels work in, and the smallest profiles run as CUDA graphs: profiles.py decides what runs where.
 """
@@ -200,7 +200,7 @@ class TensorRT(Backend):
     def _require_capturable(self, context: Any) -> None:
         """TensorRT-RTX can tell; engines that it built before mexma-export asked for our memory are not."""
         if self.name == "rtx" and not context.is_stream_capturable(self._cuda.stream):
-            raise BackendError("it says that this engine cannot be captured. Build it again: mexma-export BUNDLE --engine rtx")
+            raise BackendError("it says that this engine cannot be captured. Build it again: mexma-export engine BUNDLE rtx")
 
     def _check_empty_text(self, piece: Piece) -> None:
         vector = self._execute(piece, np.array([[self._special.bos, self._special.eos]]), np.array([[1, 1]]))
@@ -222,11 +222,12 @@ def _checked_sidecar(bundle: Bundle, engine: str, trt: Any, sm: int) -> tuple[Pa
     """The engine file of a bundle and its sidecar, once everything that can be known without opening it fits this machine."""
     path = engine_path(bundle.folder, engine)
     target = f" --sm {sm}" if engine == "rtx" else ""
-    build = f"mexma-export {bundle.folder} --engine {engine}{target}"
+    build = f"mexma-export engine {bundle.folder} {engine}{target}"
     if PRECISION not in bundle.graphs:
         raise BackendError(
             f"The bundle {bundle.name!r} has no fp16 graph, which engines are built from (it has {', '.join(bundle.graphs)}). "
-            f"Type:\n    mexma-export CHECKPOINT BUNDLE --precision fp32,int8,fp16\nand then --engine {engine} on the new one."
+            f"Type:\n    mexma-export CHECKPOINT BUNDLE --precision fp32,int8,fp16\nand on the new one:\n"
+            f"    mexma-export engine BUNDLE {engine}"
         )
     if not path.is_file():
         raise BackendError(f"The bundle {bundle.name!r} has no engine for {engine} ({path} is missing). Type:\n    {build}")
@@ -263,7 +264,7 @@ def _require_described(engine: Any, sidecar: Sidecar, path: Path) -> None:
     if (names, largest) != (described, expected):
         raise BundleError(
             f"{path} has the tensors {names} and the largest shapes {largest}, but its sidecar says {described} and "
-            f"{expected}. Build it again: mexma-export BUNDLE --engine {path.stem}"
+            f"{expected}. Build it again: mexma-export engine BUNDLE {path.stem}"
         )
 
 

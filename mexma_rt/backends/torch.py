@@ -141,7 +141,7 @@ def _check_weights(bundle: Bundle) -> None:
         )
     raise BackendError(
         f"backend='torch' reads {WEIGHTS}, and the bundle {bundle.name!r} has none. Rebuild a checkpoint from its graph and "
-        f"export that. Type:\n    python -m mexma_export.rebuild {bundle.folder} {bundle.name}-checkpoint\n"
+        f"export that. Type:\n    mexma-export rebuild {bundle.folder} {bundle.name}-checkpoint\n"
         f"    mexma-export {bundle.name}-checkpoint {bundle.name}-bundle"
     )
 

@@ -44,5 +44,5 @@ def prove(bundle: Bundle, tokenizer: Tokenizer, backend: Backend) -> str:
 
 def _remedy(bundle: Bundle, backend: Backend) -> str:
     if backend.name in ENGINES:
-        return f"build the engine again (mexma-export {bundle.folder} --engine {backend.name})"
+        return f"build the engine again (mexma-export engine {bundle.folder} {backend.name})"
     return f"update or reinstall {backend.name} and its drivers"

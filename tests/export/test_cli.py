@@ -81,26 +81,43 @@ def test_an_engine_is_made_of_a_bundle_with_an_fp16_graph(tiny_checkpoint: Path,
     result = run(tiny_checkpoint, bundle, "--precision", "fp16", "--no-weights", "--verify", sentence_file)
     assert result.exit_code == 0, result.output
     assert "fp16 in torch: 20 sentences in 14 languages" in result.output
-    result = run(bundle, "--engine", "rtx", "--sm", "86,120", "--profiles", "1x16,8x64", "--json")
+    result = run("engine", bundle, "rtx", "--sm", "86,120", "--profiles", "1x16,8x64", "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["engine"] == str(bundle / "engines" / "rtx.engine") and report["sm"] == [86, 120]
     assert report["profiles"] == [{"batch": 1, "length": 16}, {"batch": 8, "length": 64}]
-    result = run(bundle, "--engine", "rtx", "--sm", "86")
+    result = run("engine", bundle, "rtx", "--sm", "86")
     assert "24 of 24 matrix products in fp16 (counted in the network)" in result.output
-    result = run(bundle, "--engine", "rtx", "--sm", "90")
+    result = run("engine", bundle, "rtx", "--sm", "90")
     assert result.exit_code == 2 and "does not build for SM 90" in result.stderr
 
 
 def test_bad_engine_arguments_exit_with_2(tiny_bundle: Path, tmp_path: Path) -> None:
     for arguments, words in [
         ([tiny_bundle], "Missing argument 'BUNDLE'"),
-        ([tiny_bundle, tmp_path / "b", "--engine", "rtx"], "--engine takes one bundle"),
-        ([tiny_bundle, tmp_path / "b", "--sm", "86"], "belong to --engine"),
-        ([tiny_bundle, "--engine", "onnx"], "is not one of 'tensorrt', 'rtx'"),
-        ([tiny_bundle, "--engine", "rtx"], "has no fp16 graph (its graphs: fp32, int8)"),
-        ([tiny_bundle, "--engine", "rtx", "--profiles", "16"], "is no list of profiles"),
-        ([tiny_bundle, "--engine", "rtx", "--sm", "8.9"], "is no list of GPU architectures"),
+        (["engine", tiny_bundle], "Missing argument"),
+        ([tiny_bundle, tmp_path / "b", "--sm", "86"], "No such option"),
+        (["engine", tiny_bundle, "onnx"], "is not one of 'tensorrt', 'rtx'"),
+        (["engine", tiny_bundle, "rtx"], "has no fp16 graph (its graphs: fp32, int8)"),
+        (["engine", tiny_bundle, "rtx", "--profiles", "16"], "is no list of profiles"),
+        (["engine", tiny_bundle, "rtx", "--sm", "8.9"], "is no list of GPU architectures"),
     ]:
         result = run(*arguments)
         assert result.exit_code == 2 and words in result.stderr, result.output
+
+
+def test_export_is_the_default_command(tiny_checkpoint: Path, tmp_path: Path, sentence_file: Path) -> None:
+    """Its name may be left out, also where options come first."""
+    options = ["--precision", "fp32", "--no-weights", "--verify", sentence_file, "--json"]
+    for number, words in enumerate([["export"], []]):
+        result = run(*words, *options, tiny_checkpoint, tmp_path / f"b{number}", "--name", "n")
+        assert result.exit_code == 0, result.output
+    manifests = [json.loads((tmp_path / f"b{number}" / "mexma.json").read_text(encoding="utf-8")) for number in range(2)]
+    assert manifests[0]["files"] == manifests[1]["files"]
+
+
+def test_help_names_every_command() -> None:
+    for arguments in (["--help"], []):
+        text = run(*arguments).output
+        assert all(f"\n  {name} " in text for name in ("export", "engine", "triton", "rebuild", "trim", "doctor"))
+    assert "--precision" in run("export", "--help").output and "--pieces" in run("trim", "-h").output

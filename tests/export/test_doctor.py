@@ -183,5 +183,5 @@ def test_a_folder_named_doctor_is_still_a_checkpoint(tmp_path: Path, monkeypatch
     (tmp_path / "doctor").mkdir()
     result = CliRunner().invoke(main, ["./doctor", "b"])
     assert result.exit_code == 1 and "config.json is missing" in result.stderr
-    result = CliRunner().invoke(main, ["doctor", "b"])
+    result = CliRunner().invoke(main, ["export", "doctor", "b"])
     assert result.exit_code == 1 and "config.json is missing" in result.stderr

@@ -299,7 +299,7 @@ def test_a_timing_cache_of_another_gpu(monkeypatch, graph: Path, tmp_path: Path)
 def test_tensorrt_builds_for_no_other_gpu(monkeypatch, graph: Path) -> None:
     fake_library(monkeypatch)
     assert build(graph, sm=(90,)).sm == (90,)
-    with pytest.raises(InputError, match=r"this machine \(SM 90\) only, not for SM 80, 86\..*--engine rtx"):
+    with pytest.raises(InputError, match=r"this machine \(SM 90\) only, not for SM 80, 86\..*mexma-export engine BUNDLE rtx"):
         build(graph, sm=(80, 86))
 
 
@@ -307,7 +307,7 @@ def test_tensorrt_needs_a_gpu(monkeypatch, graph: Path) -> None:
     fake_library(monkeypatch)
     monkeypatch.setattr(trt_compat, "device_sm", nvidia.device_sm)
     monkeypatch.setattr(ctypes, "CDLL", no_driver)
-    with pytest.raises(BackendError, match=r"no NVIDIA driver \(libcuda: no such file\).*without one: --engine rtx"):
+    with pytest.raises(BackendError, match=r"no NVIDIA driver \(libcuda: no such file\).*without one: .* engine BUNDLE rtx"):
         build(graph)
     assert_nothing_written(graph)
 
@@ -503,7 +503,7 @@ def test_the_real_library_tells_its_reasons(half_graph: Path, tmp_path: Path) ->
 
 @needs_rtx
 def test_the_real_library_lacks_sm_90(half_graph: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"does not build for SM 90: it knows 75, .*An H100 or H200 needs --engine tensorrt"):
+    with pytest.raises(InputError, match=r"does not build for SM 90: it knows 75, .*H200 needs .*engine BUNDLE tensorrt"):
         build_engine(half_graph, tmp_path / "e", engine="rtx", length_limit=512, sm=[90])
 
 

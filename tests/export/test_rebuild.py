@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch", reason="reads the checkpoint with torch (pip: mexma-rt[export])")
 
 from mexma_export import Sentence, export_bundle  # noqa: E402
+from mexma_export.cli import main  # noqa: E402
 from mexma_export.rebuild import rebuild_checkpoint  # noqa: E402
 from mexma_rt import BundleError, InputError, load  # noqa: E402
 from mexma_rt.bundle.safetensors_folder import encoder_shapes  # noqa: E402
@@ -61,13 +62,9 @@ def test_the_rebuilt_folder_is_one_of_sentence_transformers(mixed_bundle: Path, 
 
 
 def test_the_rebuilt_checkpoint_exports_to_the_same_vectors(mixed_bundle: Path, tmp_path: Path, sentences) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mexma_export.rebuild", str(mixed_bundle), str(tmp_path / "again")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, ["rebuild", str(mixed_bundle), str(tmp_path / "again"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"checkpoint": str(tmp_path / "again")}
     rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
     report = export_bundle(tmp_path / "again", tmp_path / "bundle", precisions=["mixed"], sentences=rows, weights=False)
     assert report.parity["mixed"].min_cosine > 1 - 1e-9  # nothing is left to round

@@ -23,7 +23,6 @@ torch = pytest.importorskip("torch", reason="exports need torch (pip: mexma-rt[e
 from mexma_export import ParityError, Sentence, export_bundle, trim  # noqa: E402
 from mexma_export.cli import main  # noqa: E402
 from mexma_export.trim import trim_vocabulary, trimmed_embeddings, write_trimmed_weights  # noqa: E402
-from mexma_export.trim_checkpoint import main as trim_main  # noqa: E402
 from mexma_rt.errors import BundleError, FileError, InputError  # noqa: E402
 
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -439,7 +438,7 @@ def test_a_checkpoint_is_trimmed_before_training(tiny_checkpoint: Path, tmp_path
 
     texts = [text for _, text in sentences[:4]]
     result = CliRunner().invoke(
-        trim_main, [str(tiny_checkpoint), str(tmp_path / "small"), "--trim-vocab", str(write(tmp_path / "corpus", *texts))]
+        main, ["trim", str(tiny_checkpoint), str(tmp_path / "small"), "--trim-vocab", str(write(tmp_path / "corpus", *texts))]
     )
     assert result.exit_code == 0, result.output
     vectors, rows = [], []
@@ -453,7 +452,7 @@ def test_a_checkpoint_is_trimmed_before_training(tiny_checkpoint: Path, tmp_path
     assert rows[1][0] == rows[1][1] < rows[0][0]
     for before, after in zip(*vectors, strict=True):
         assert torch.equal(before, after)
-    again = CliRunner().invoke(trim_main, [str(tiny_checkpoint), str(tmp_path / "other")])
+    again = CliRunner().invoke(main, ["trim", str(tiny_checkpoint), str(tmp_path / "other")])
     assert again.exit_code == 1 and "Nothing says which pieces to keep. Type --trim-vocab CORPUS" in again.output
 
 

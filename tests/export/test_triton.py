@@ -1,4 +1,4 @@
-"""--layout triton: the configurations are right by Triton's schema and by the files they describe.
+"""mexma-export triton: the configurations are right by Triton's schema and by the files they describe.
 
 No Triton server runs here. `SCHEMA` holds the names, numbers and types of the fields that we use, from
 protobuf/model_config.proto of github.com/triton-inference-server/common, commit 08365ea (BSD-3-Clause, Copyright 2018-2024,
@@ -97,7 +97,7 @@ OUTPUTS = [("sentence_embedding", 11, [32]), ("last_hidden_state", 11, [-1, 32])
 
 
 def test_every_graph_is_a_model_that_its_configuration_describes(tiny_bundle: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, [str(tiny_bundle), str(tmp_path / "models"), "--layout", "triton", "--json"])
+    result = CliRunner().invoke(main, ["triton", str(tiny_bundle), str(tmp_path / "models"), "--json"])
     assert result.exit_code == 0, result.output
     graphs = json.loads((tiny_bundle / "mexma.json").read_text(encoding="utf-8"))["graphs"]  # fp32, and int8 or mixed
     assert json.loads(result.stdout)["models"] == [f"tiny_onnx_{precision}" for precision in graphs]
@@ -218,7 +218,7 @@ def test_what_cannot_be_written(tiny_bundle: Path, tiny_checkpoint: Path, tmp_pa
         write_triton(tiny_bundle, tmp_path)
     with pytest.raises(BundleError, match=r"(?s)is an XLM-R checkpoint.*\n    mexma-export "):
         write_triton(tiny_checkpoint, tmp_path / "models")
-    for arguments in (["--layout", "triton"], [str(tmp_path / "models"), "--layout", "triton", "--force"]):
-        result = CliRunner().invoke(main, [str(tiny_bundle), *arguments])
-        assert result.exit_code == 2 and "--layout takes a bundle and a new folder" in result.stderr
+    for arguments, words in (([], "Missing argument 'REPOSITORY'"), ([str(tmp_path)], "exists already")):
+        result = CliRunner().invoke(main, ["triton", str(tiny_bundle), *arguments])
+        assert result.exit_code == 2 and words in result.stderr
     assert list(tmp_path.iterdir()) == []

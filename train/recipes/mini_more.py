@@ -1,6 +1,6 @@
 """mexma-mini trained on: the stages of mini.py after the warm start, from the weights that the wheel ships.
 
-python -m mexma_export.rebuild mexma-mini runs/shipped    # the fp32 checkpoint of the bundled model
+mexma-export rebuild mexma-mini runs/shipped    # the fp32 checkpoint of the bundled model
 mexma-train prepare pairs.tsv shards --tokenizer runs/shipped/tokenizer.json
 mexma-train teach shards --teacher use_quantized.onnx --like mexma-mini    # its vectors, turned to the model's
 mexma-train run train/recipes/mini_more.py shards runs/more --initial-checkpoint runs/shipped

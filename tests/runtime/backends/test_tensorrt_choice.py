@@ -94,7 +94,7 @@ def test_the_compute_capability_comes_from_the_driver(monkeypatch) -> None:
 
 def test_missing_files_are_the_command(device: Device, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path, "tensorrt")
-    command = re.escape(f"Type:\n    mexma-export {tmp_path} --engine rtx --sm 89")
+    command = re.escape(f"Type:\n    mexma-export engine {tmp_path} rtx --sm 89")
     with pytest.raises(BackendError, match=rf"no engine for rtx \(.*rtx\.engine is missing\)\. {command}$"):
         open_backend(bundle, backend="rtx")
     (tmp_path / "engines" / "tensorrt.engine.json").unlink()
@@ -141,7 +141,9 @@ def test_an_engine_that_does_not_fit_is_never_opened(device: Device, tmp_path: P
 
 def test_an_engine_that_is_not_as_described_gets_no_memory(device: Device, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path, profiles=[{"batch": rows, "length": length} for rows, length in [(1, 16), (6, 32), (3, 95)]])
-    with pytest.raises(BundleError, match=r"largest shapes .*\(3, 96\).* but its sidecar says .*\(3, 95\).*--engine tensorrt"):
+    with pytest.raises(
+        BundleError, match=r"largest shapes .*\(3, 96\).* but its sidecar says .*\(3, 95\).*engine BUNDLE tensorrt"
+    ):
         open_backend(bundle, backend="tensorrt")
     bundle = make_bundle(tmp_path, outputs=[output("sentence_embedding", "float32", -1, D)])
     with pytest.raises(
@@ -204,7 +206,7 @@ def test_auto_takes_the_bundles_engine_and_says_so(wide: Device, mixed_bundle: P
     assert backend.name == "rtx"
     assert backend.reason == (
         f"auto: tensorrt was refused ({mixed_bundle}/engines/tensorrt.engine was built by tensorrt 10.14.1, but {VERSION} is "
-        "installed: engines are good for one version. Build it again: mexma-export BUNDLE --engine tensorrt); "
+        "installed: engines are good for one version. Build it again: mexma-export engine BUNDLE tensorrt); "
         "the bundle has an engine for rtx, in fp16"
     )
     assert wide.opened == [b"the plan of tensorrt"] * 3 + [b"the plan of rtx"]
@@ -257,7 +259,7 @@ def test_an_engine_with_wrong_numbers_is_refused(wide: Device, mixed_bundle: Pat
     with pytest.raises(
         BackendError,
         match=r"tensorrt computes wrong vectors in fp16 on cuda: of 5 golden sentences of the bundle the lowest cosine is "
-        r"-?0\.\d+, and 0\.9999 is needed\. Do not use it: build the engine again \(mexma-export .* --engine tensorrt\)",
+        r"-?0\.\d+, and 0\.9999 is needed\. Do not use it: build the engine again \(mexma-export engine .* tensorrt\)",
     ):
         load(mixed_bundle, backend="tensorrt")
     backend = load(mixed_bundle).backend
@@ -417,7 +419,7 @@ def test_a_real_engine_is_refused_where_there_is_no_gpu(tiny_checkpoint: Path, t
     with pytest.raises(BackendError, match=r"no NVIDIA driver|no usable GPU"):
         load(tmp_path, backend="rtx")
     monkeypatch.setattr(tensorrt, "device_sm", lambda number=0: 89)
-    with pytest.raises(BackendError, match=r"built for SM 86, but this GPU has SM 89\. .*--engine rtx --sm 89$"):
+    with pytest.raises(BackendError, match=r"built for SM 86, but this GPU has SM 89\. .*mexma-export engine .* rtx --sm 89$"):
         load(tmp_path, backend="rtx")
     monkeypatch.setattr(tensorrt, "device_sm", lambda number=0: 86)
     monkeypatch.setattr(tensorrt, "on_gpu", lambda runtime, number: contextlib.nullcontext())  # it would tell the same, earlier

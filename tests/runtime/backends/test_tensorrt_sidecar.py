@@ -76,13 +76,17 @@ def test_the_engine_of_this_place_passes(engine: Path) -> None:
 
 
 REFUSED = [
-    ({"library": "tensorrt"}, BackendError, r"an engine of tensorrt_rtx, but was given to tensorrt\..* --engine tensorrt$"),
+    (
+        {"library": "tensorrt"},
+        BackendError,
+        r"an engine of tensorrt_rtx, but was given to tensorrt\..* engine BUNDLE tensorrt$",
+    ),
     (
         {"version": "1.8.0.1"},
         BackendError,
         r"built by tensorrt_rtx 1\.7\.1\.116, but 1\.8\.0\.1 is installed(?s:.*)pip install 'tensorrt-rtx-cu13==1\.7\.1\.116'$",
     ),
-    ({"sm": 90}, BackendError, r"built for SM 86, 89, but this GPU has SM 90\. .* --engine rtx --sm 90$"),
+    ({"sm": 90}, BackendError, r"built for SM 86, 89, but this GPU has SM 90\. .* mexma-export engine BUNDLE rtx --sm 90$"),
     ({"graph_sha256": "cd" * 32}, BundleError, f"SHA-256 {GRAPH_SHA}, but the graph here has {'cd' * 32}"),
 ]
 
@@ -106,7 +110,7 @@ def test_damaged_bytes_are_refused(engine: Path) -> None:
 
 def test_missing_files(engine: Path) -> None:
     sidecar_path(engine).unlink()
-    with pytest.raises(FileError, match=r"has no rtx\.engine\.json beside it.*mexma-export BUNDLE --engine"):
+    with pytest.raises(FileError, match=r"has no rtx\.engine\.json beside it.*mexma-export engine BUNDLE"):
         read_sidecar(engine)
     with pytest.raises(FileError, match=r"none\.engine: no such engine\. Build it again"):
         read_sidecar(engine.with_name("none.engine"))

@@ -88,7 +88,7 @@ def test_what_cannot_run_says_what_to_type(tiny_bundle: Path, tmp_path: Path, mo
     with pytest.raises(InputError, match=r"type torch.set_num_threads\(3\) before loading"):
         open_backend(bundle, backend="torch", device="cpu", threads=3)
     files = {name: entry for name, entry in bundle.files.items() if name != "model.safetensors"}
-    rebuild = re.escape(f"python -m mexma_export.rebuild {bundle.folder} tiny-checkpoint\n    mexma-export tiny-checkpoint")
+    rebuild = re.escape(f"mexma-export rebuild {bundle.folder} tiny-checkpoint\n    mexma-export tiny-checkpoint")
     with pytest.raises(BackendError, match=rf"the bundle 'tiny' has none(?s:.*){rebuild}"):
         open_backend(dataclasses.replace(bundle, files=files), backend="torch")
     elsewhere = dataclasses.replace(bundle, folder=tmp_path, revision="0" * 40)

@@ -23,7 +23,7 @@ def parse(line: str) -> dict:
 
     program, *words = shlex.split(line)
     assert program == "mexma-export"
-    context: click.Context = command.make_context(program, words)
+    context: click.Context = command.commands["export"].make_context(program, words)
     return context.params
 
 

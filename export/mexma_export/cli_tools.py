@@ -1,0 +1,161 @@
+"""The commands of `mexma-export` beside `export`: engine, triton, rebuild, trim and doctor."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from mexma_rt.backends import ENGINES
+from mexma_rt.cli.common import json_text
+from mexma_rt.errors import InputError, MexmaError, MissingExtraError
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+
+
+@click.command(epilog="Example: mexma-export engine bundle rtx --sm 89")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("library", type=click.Choice(ENGINES))
+@click.option("--sm", help="GPU architectures that an rtx engine is built for. [default: 80,86,89,120]")
+@click.option(
+    "--profiles",
+    help="Shapes of the engine, each by its largest ROWSxTOKENS. "
+    "[default: 1x32,1x128,8x64,512x32,128x128,32xLIMIT of the position table]",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File in which kernel timings are kept from one build to the next (tensorrt).",
+)
+@as_json_option
+def engine(bundle: Path, library: str, sm: str | None, profiles: str | None, timing_cache: Path | None, as_json: bool) -> None:
+    """Build the TensorRT engine of BUNDLE, which must have an fp16 graph.
+
+    LIBRARY is tensorrt (an engine for the GPU of this machine) or rtx (for RTX and data centre GPUs except H100 and H200;
+    builds without a GPU).
+    """
+    from mexma_export.engines import build_bundle_engine, parse_profiles, parse_sm
+
+    try:
+        path, sidecar = build_bundle_engine(
+            bundle,
+            engine=library,
+            sm=None if sm is None else parse_sm(sm),
+            profiles=None if profiles is None else parse_profiles(profiles),
+            timing_cache=timing_cache,
+        )
+    except MexmaError as error:
+        exit_with(error, as_json)
+    if as_json:
+        click.echo(json_text({"engine": str(path)} | asdict(sidecar)))
+        return
+    click.echo(
+        f"{path}: {sidecar.engine_bytes / 1e6:.1f} MB in {sidecar.build_seconds:.0f} s\n"
+        f"  {sidecar.library} {sidecar.version}, SM {', '.join(map(str, sidecar.sm))}; {sidecar.half_matmuls} of "
+        f"{sidecar.matmuls} matrix products in fp16 (counted in the {sidecar.counted_in})\n"
+        f"  profiles: {', '.join(map(str, sidecar.profiles))} (largest rows x tokens)"
+    )
+
+
+@click.command(epilog="Example: mexma-export triton bundle repository")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("repository", type=click.Path(path_type=Path))
+@click.option("--precision", help="Graphs to serve, such as fp32,fp16. [default: all, and the tensorrt engine if there is one]")
+@as_json_option
+def triton(bundle: Path, repository: Path, precision: str | None, as_json: bool) -> None:
+    """Write REPOSITORY, a new model repository of Triton Inference Server, from the graphs of BUNDLE."""
+    from mexma_export.triton import write_triton
+
+    try:
+        report = write_triton(bundle, repository, precisions=parse_precisions(precision))
+    except MexmaError as error:
+        exit_with(error, as_json)
+    if as_json:
+        click.echo(json_text(asdict(report) | {"path": str(report.path)}))
+        return
+    for phrase in report.left_out:
+        click.echo(f"left out: {phrase}", err=True)
+    click.echo(
+        f"{report.path}: {', '.join(report.models)}\nServe it: tritonserver --model-repository={report.path}\n"
+        "Their inputs are token ids and mask: tokenise in the client, with the bundle's tokenizer.json."
+    )
+
+
+@click.command(epilog="Example: mexma-export rebuild mexma-mini checkpoint")
+@click.argument("bundle")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@as_json_option
+def rebuild(bundle: str, checkpoint: Path, as_json: bool) -> None:
+    """Write the new folder CHECKPOINT from the graph of BUNDLE (a folder or bundled name): to fine-tune or to export again.
+
+    The graph must hold the weights: fused, mixed, w8 or w4.
+    """
+    from mexma_export.rebuild import rebuild_checkpoint
+
+    try:
+        folder = rebuild_checkpoint(bundle, checkpoint)
+    except MexmaError as error:
+        exit_with(error, as_json)
+    click.echo(json_text({"checkpoint": str(folder)}) if as_json else f"{folder}: complete")
+
+
+@click.command(epilog="Example: mexma-export trim checkpoint smaller --languages eng,fra")
+@click.argument("checkpoint")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--trim-vocab",
+    multiple=True,
+    metavar="CORPUS",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Keep the pieces that this text file (plain, .gz, .xz) uses. Repeatable.",
+)
+@click.option("--languages", metavar="fra,deu,...", help="Keep the pieces that these languages use, by the shipped tables.")
+@click.option("--pieces", type=click.IntRange(min=5), help="Keep this many pieces, the most useful ones.")
+@as_json_option
+def trim(
+    checkpoint: str, target: Path, trim_vocab: tuple[Path, ...], languages: str | None, pieces: int | None, as_json: bool
+) -> None:
+    """Write CHECKPOINT with fewer word pieces to the new folder TARGET, to train on or to export."""
+    from mexma_export.trim_checkpoint import trim_checkpoint
+    from mexma_export.usage import parse_languages
+
+    try:
+        kept = trim_checkpoint(
+            checkpoint,
+            target,
+            corpus=trim_vocab,
+            languages=parse_languages(languages) if languages else (),
+            pieces=pieces,
+        )
+    except MexmaError as error:
+        exit_with(error, as_json)
+    click.echo(json_text({"checkpoint": str(target), "pieces": len(kept)}) if as_json else f"{target}: {len(kept):,} pieces")
+
+
+@click.command(epilog="Example: mexma-export doctor --json")
+@as_json_option
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what can be built and run here, and what to type for what cannot."""
+    from mexma_export.doctor import examine
+
+    examination = examine()
+    click.echo(json_text(examination.as_data()) if as_json else examination.as_text())
+
+
+TOOLS = (engine, triton, rebuild, trim, doctor)
+
+
+def parse_precisions(text: str | None) -> list[str] | None:
+    """ "fp32, int8" -> ["fp32", "int8"]; None stays None."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def exit_with(error: MexmaError, as_json: bool) -> NoReturn:
+    """Say the error, on standard output too if JSON is read there, and end the process with the exit code that fits it."""
+    if as_json:
+        click.echo(json_text({"error": type(error).__name__, "message": str(error)}))
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(2 if isinstance(error, InputError | MissingExtraError) else 1)
