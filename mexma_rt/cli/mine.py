@@ -29,7 +29,7 @@ from mexma_rt.mining.candidates import RETRIEVALS, OneToOne
 from mexma_rt.mining.found import MiningReport, Pair, Search
 from mexma_rt.mining.on_disk import search_files
 from mexma_rt.mining.page import EXAMPLES, Tally, render_page, write_page
-from mexma_rt.mining.pairs import DEFAULT_THRESHOLD, INDEXES, prepare
+from mexma_rt.mining.pairs import DEFAULT_THRESHOLD, INDEXES, MineSettings, prepare
 
 PAIR_COLUMNS = {
     "score": float,
@@ -108,7 +108,7 @@ def mine(
     machine, and each worker takes as much --memory.
     """
     started = time.perf_counter()
-    settings = {name: options.pop(name) for name in ("margin", "k", "retrieval", "threshold", "index")}
+    settings = MineSettings(**{name: options.pop(name) for name in ("margin", "k", "retrieval", "threshold", "index")})
     encoder = LoadedEncoder(options)
     if report_file:
         check_ending(report_file, "a page is written as .html", (".html", ".htm"))
@@ -126,15 +126,15 @@ def mine(
         if context.get_parameter_source("memory") is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError("--memory bounds the search in ready vectors; lines and their vectors are held in memory.")
         lines = read_both(source, target, output)
-        found = prepare(*lines, encoder, None, None, unify=True, progress=None, warn=True, **settings)
+        found = prepare(*lines, encoder, None, None, settings, None, warn=True)
         opened: AbstractContextManager[Search] = nullcontext(found)
         names = source, target
     else:
         names = source or str(source_vectors), target or str(target_vectors)
-        texts = _check_vectors(source, target, source_vectors, target_vectors, output, settings.pop("index"))
+        texts = _check_vectors(source, target, source_vectors, target_vectors, output, settings.index)
         opened = search_files(
-            str(source_vectors), str(target_vectors), str(output), src=texts[0], tgt=texts[1], memory_bytes=memory,
-            device=options["device"], ray=ray, announce=partial(click.echo, err=True), **settings,
+            str(source_vectors), str(target_vectors), str(output), settings, src=texts[0], tgt=texts[1], memory_bytes=memory,
+            device=options["device"], ray=ray, announce=partial(click.echo, err=True),
         )  # fmt: skip
     with clean_stdout(ray), opened as search:
         listed, report, tally, matching = _take(search, output, show, as_json, report_file is not None, started)

@@ -12,7 +12,7 @@ __getattr__, __all__ = doors(
     found="MiningReport Pair Search",
     on_disk="search_files",
     page="EXAMPLES Tally render_page write_page",
-    pairs="DEFAULT_THRESHOLD Embeds INDEXES check_pools mine mine_report prepare",
+    pairs="DEFAULT_THRESHOLD Embeds INDEXES MineSettings check_pools mine mine_report prepare",
     score="score_pairs",
     sides="Side compared_rows",
 )

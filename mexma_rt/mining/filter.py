@@ -21,7 +21,7 @@ from mexma_rt.files.tables import check_table, table
 from mexma_rt.files.unpacking import is_stdin
 from mexma_rt.mining.background import Background, model_identity, open_background
 from mexma_rt.mining.bitext import KEPT, REASONS, SCORE, Bitext, first_reading, slabs
-from mexma_rt.mining.pairs import check_threshold
+from mexma_rt.mining.pairs import MineSettings
 from mexma_rt.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def filter_bitext(
     Memory does not grow with the bitext (6 bytes per pair are on disk, mapped). A killed run resumes when
     the same call is made again. Raises InputError, FileError, BundleError, MissingExtraError.
     """
-    least = check_threshold(threshold, margin)
+    least = MineSettings(margin=margin, k=k, threshold=threshold).least_score
     _check_arguments(source, target, output, dropped, threshold, top, max_ratio)
     final = Path(output).resolve()
     with resumable.work_folder(final) as folder, spooled((source, target), folder, final) as (source, target):

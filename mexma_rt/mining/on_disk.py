@@ -24,7 +24,7 @@ from mexma_rt.knn import on_disk as knnfiles
 from mexma_rt.knn.vector_files import VectorFiles, open_vectors
 from mexma_rt.mining.candidates import ScoredNeighbours
 from mexma_rt.mining.found import Search
-from mexma_rt.mining.pairs import check_threshold
+from mexma_rt.mining.pairs import MineSettings
 from mexma_rt.mining.sides import Side, compared_rows
 from mexma_rt.mining.warnings import find_warnings
 
@@ -36,14 +36,10 @@ def search_files(
     source_vectors: str | os.PathLike[str],
     target_vectors: str | os.PathLike[str],
     output: str | os.PathLike[str],
+    settings: MineSettings,
     *,
     src: Iterable[str] | None = None,
     tgt: Iterable[str] | None = None,
-    margin: str = "ratio",
-    k: int = 4,
-    retrieval: str = "max",
-    threshold: float | None = None,
-    unify: bool = True,
     memory_bytes: int = 2_000_000_000,
     device: str = "cpu",
     progress: bool | None = None,
@@ -57,26 +53,25 @@ def search_files(
     memory_bytes: of the whole process while neighbours are searched, and a quarter of it to sort candidates; beyond that, 26
     bytes per row of both sides. ray: search on the Ray cluster at this address (`mexma_rt.cluster.session`), with
     the same result; its machines must see the vectors, and with src and tgt the folder of the output, under the same paths.
-    The other arguments, and what is raised: as for `mine` and `knn_files`.
+    settings: its index must be "exact". The other arguments and the errors are those of `mine` and `knn_files`.
     """
     search = _search_on(ray, device)
-    least = check_threshold(threshold, margin, retrieval)
     final = Path(output).resolve()
     x, y = open_vectors(source_vectors, unit=True), open_vectors(target_vectors, unit=True)
     check_dimensions_of((x.rows, x.columns), (y.rows, y.columns), x.name, y.name)
-    sides = _side(x, src, "source", unify), _side(y, tgt, "target", unify)
-    check_k(k, {side.name: len(side.pool) for side in sides}, "rows")
+    sides = _side(x, src, "source", settings.unify), _side(y, tgt, "target", settings.unify)
+    check_k(settings.k, {side.name: len(side.pool) for side in sides}, "rows")
     with resumable.locked_folder(final, "mining", _has_neighbours) as folder:
         files = [_compared(vectors, side, folder) for vectors, side in zip((x, y), sides, strict=True)]
-        place = _neighbours(files, folder, k, search, memory_bytes=memory_bytes, progress=progress, announce=announce)
-        neighbours = ScoredNeighbours.of(*knnfiles.open_neighbours(place), margin=margin)
+        place = _neighbours(files, folder, settings.k, search, memory_bytes=memory_bytes, progress=progress, announce=announce)
+        neighbours = ScoredNeighbours.of(*knnfiles.open_neighbours(place), margin=settings.margin)
         rows: Any = [_Rows(vectors) for vectors in files]  # sliced like arrays
         yield Search(
             source=sides[0],
             target=sides[1],
             neighbours=neighbours,
-            retrieval=retrieval,
-            threshold=least,
+            retrieval=settings.retrieval,
+            threshold=settings.least_score,
             dimensions=x.columns,
             warnings=find_warnings(sides[0], sides[1], rows[0], rows[1], neighbours),
             sort_memory=memory_bytes // 4,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -34,6 +34,36 @@ class Embeds(Protocol):
 
     def embed(self, texts: Iterable[str], *, progress: bool | None = None) -> np.ndarray:
         """Return vectors [n, D] of n texts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MineSettings:
+    """The settings of a mining call, as `mine` describes them; making one raises InputError for a value that cannot be used."""
+
+    margin: str = "ratio"
+    k: int = 4
+    retrieval: str = "max"
+    threshold: float | None = None
+    unify: bool = True
+    index: str = "exact"
+
+    def __post_init__(self) -> None:
+        check_choice("margin", self.margin, MARGINS)
+        check_choice("retrieval", self.retrieval, RETRIEVALS)
+        check_choice("index", self.index, INDEXES)
+        check_k(self.k, {}, "")
+        number = isinstance(self.threshold, (int, float, np.number)) and not isinstance(self.threshold, bool)
+        if self.threshold is not None and (not number or np.isnan(self.threshold)):
+            raise InputError(
+                f"threshold={self.threshold!r}, but a number is needed: the least score of a pair, or -inf for all pairs."
+            )
+
+    @property
+    def least_score(self) -> float:
+        """The threshold, or the default one of the margin."""
+        if self.threshold is None:
+            return -np.inf if self.retrieval == "knn" else DEFAULT_THRESHOLD[self.margin]
+        return float(self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +106,8 @@ def mine(
     `mexma_rt.mining.pairs.mine_report` gives counts and warnings as well: corpora that are tiny, identical, or full of near
     duplicates, whose scores mean little.
     """
-    settings: dict[str, Any] = {"margin": margin, "k": k, "retrieval": retrieval, "threshold": threshold, "index": index}
-    search = prepare(src, tgt, encoder, source_vectors, target_vectors, unify, progress, warn=False, **settings)
+    settings = MineSettings(margin=margin, k=k, retrieval=retrieval, threshold=threshold, unify=unify, index=index)
+    search = prepare(src, tgt, encoder, source_vectors, target_vectors, settings, progress, warn=False)
     return list(search.pairs())
 
 
@@ -98,21 +128,10 @@ def mine_report(
 ) -> Mined:
     """Like `mine`, but returns the pairs with a report: line counts, settings, seconds and warnings."""
     started = time.perf_counter()
-    settings: dict[str, Any] = {"margin": margin, "k": k, "retrieval": retrieval, "threshold": threshold, "index": index}
-    search = prepare(src, tgt, encoder, source_vectors, target_vectors, unify, progress, warn=True, **settings)
+    settings = MineSettings(margin=margin, k=k, retrieval=retrieval, threshold=threshold, unify=unify, index=index)
+    search = prepare(src, tgt, encoder, source_vectors, target_vectors, settings, progress, warn=True)
     pairs = list(search.pairs())
     return Mined(pairs=pairs, report=search.report(len(pairs), time.perf_counter() - started))
-
-
-def check_threshold(threshold: float | None, margin: str, retrieval: str = "max") -> float:
-    """The threshold to use. Raises InputError for NaN, for anything but a number, and for an unknown margin or retrieval."""
-    check_choice("margin", margin, MARGINS)
-    check_choice("retrieval", retrieval, RETRIEVALS)
-    if threshold is None:
-        return -np.inf if retrieval == "knn" else DEFAULT_THRESHOLD[margin]
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.number)) or np.isnan(threshold):
-        raise InputError(f"threshold={threshold!r}, but a number is needed: the least score of a pair, or -inf for all pairs.")
-    return float(threshold)
 
 
 def prepare(
@@ -121,43 +140,37 @@ def prepare(
     encoder: Embeds | None,
     source_vectors: np.ndarray | None,
     target_vectors: np.ndarray | None,
-    unify: bool,
+    settings: MineSettings,
     progress: bool | None,
     *,
-    margin: str,
-    k: int,
-    retrieval: str,
-    threshold: float | None,
-    index: str = "exact",
     warn: bool,
 ) -> Search:
     """Check everything, embed what came without vectors, and find the neighbours: what `mine` does before it chooses."""
-    least = check_threshold(threshold, margin, retrieval)
-    check_choice("index", index, INDEXES)
-    if index == "ivfpq":
+    k, unify, approximate = settings.k, settings.unify, settings.index == "ivfpq"
+    if approximate:
         require_extra("faiss", "faiss")
     source = Side.of(src, source_vectors, "source", unify=unify)
     target = Side.of(tgt, target_vectors, "target", unify=unify)
     check_pools(k, source, target, "distinct sentences" if unify else "sentences")
     x, y = unit_vectors(source, target, encoder, progress)
     x, y = x[source.pool], y[target.pool]
-    if index == "ivfpq":
+    if approximate:
         from mexma_rt.knn.approximate import approximate_neighbours, measure_recall
 
         found = approximate_neighbours(x, y, k, progress=progress)
         recall = measure_recall(x, y, found) if warn else None
     else:
         found, recall = mutual_neighbours(x, y, k, progress=progress), None
-    neighbours = ScoredNeighbours.of(*found, margin=margin)
+    neighbours = ScoredNeighbours.of(*found, margin=settings.margin)
     return Search(
         source=source,
         target=target,
         neighbours=neighbours,
-        retrieval=retrieval,
-        threshold=least,
+        retrieval=settings.retrieval,
+        threshold=settings.least_score,
         dimensions=x.shape[1],
         warnings=find_warnings(source, target, x, y, neighbours) if warn else (),
-        index=index,
+        index=settings.index,
         recall=recall,
     )
 

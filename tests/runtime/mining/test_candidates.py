@@ -13,7 +13,7 @@ from mexma_rt import mine
 from mexma_rt.knn.search import mutual_neighbours
 from mexma_rt.mining import candidates
 from mexma_rt.mining.candidates import CANDIDATE, OneToOne, ScoredNeighbours, best_first, candidate_blocks
-from mexma_rt.mining.pairs import prepare
+from mexma_rt.mining.pairs import MineSettings, prepare
 
 
 def sides(seed: int, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +70,7 @@ def test_pairs_do_not_depend_on_block_or_sort_memory(retrieval: str, monkeypatch
     expected = mine(source_vectors=x, target_vectors=y, **everything)
     assert len(expected) > 15
     monkeypatch.setattr(candidates, "SCORED_ROWS", 7)
-    search = prepare(None, None, None, x, y, True, False, warn=False, **everything)
+    search = prepare(None, None, None, x, y, MineSettings(**everything), False, warn=False)
     object.__setattr__(search, "sort_memory", 5 * candidates.SORT_BYTES)
     assert list(search.pairs()) == expected
 

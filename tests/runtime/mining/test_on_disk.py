@@ -20,9 +20,12 @@ from mexma_rt import FileError, InputError
 from mexma_rt.cli import main
 from mexma_rt.knn import on_disk as knnfiles
 from mexma_rt.mining.on_disk import search_files
+from mexma_rt.mining.pairs import MineSettings
 
 ROOT = Path(mexma_rt.__file__).parents[1]
 VECTORS = ("--source-vectors", "x.npy", "--target-vectors", "y.npy")
+
+DEFAULTS = MineSettings()
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +49,7 @@ def run(*arguments: str, status: int = 0) -> Result:
 def test_pairs_are_those_of_mine(sides: tuple[np.ndarray, np.ndarray], retrieval: str) -> None:
     x, y = sides
     expected = mexma_rt.mine(source_vectors=x, target_vectors=y, retrieval=retrieval, threshold=1.0)
-    with search_files("x.npy", "y.npy", "p.tsv", retrieval=retrieval, threshold=1.0) as search:
+    with search_files("x.npy", "y.npy", "p.tsv", MineSettings(retrieval=retrieval, threshold=1.0)) as search:
         assert list(search.pairs()) == expected and len(expected) > 150
     assert sorted(path.name for path in Path().iterdir()) == ["x.npy", "y.npy"]
 
@@ -155,21 +158,27 @@ def test_wrong_calls_leave_nothing(arguments: list[str], status: int, message: s
 )
 def test_bad_vectors_leave_nothing(name: str, array: np.ndarray, error: type, message: str) -> None:
     np.save(name, array)
-    with pytest.raises(error, match=message), search_files("x.npy", "y.npy", "p.tsv"):
+    with pytest.raises(error, match=message), search_files("x.npy", "y.npy", "p.tsv", DEFAULTS):
         pass
-    with pytest.raises(FileError, match="does not exist"), search_files("none.npy", "y.npy", "p.tsv"):
+    with pytest.raises(FileError, match="does not exist"), search_files("none.npy", "y.npy", "p.tsv", DEFAULTS):
         pass
     assert sorted(path.name for path in Path().iterdir()) == ["x.npy", "y.npy"]
 
 
 def test_two_runs_do_not_share_an_output_nor_follow_a_link(sides: tuple[np.ndarray, np.ndarray]) -> None:
-    with search_files("x.npy", "y.npy", "p.tsv") as search:
-        with pytest.raises(FileError, match="is being written by another process"), search_files("x.npy", "y.npy", "p.tsv"):
+    with search_files("x.npy", "y.npy", "p.tsv", DEFAULTS) as search:
+        with (
+            pytest.raises(FileError, match="is being written by another process"),
+            search_files("x.npy", "y.npy", "p.tsv", DEFAULTS),
+        ):
             pass
         assert len(list(search.pairs())) > 150
     Path("elsewhere").mkdir()
     Path(".p.tsv.mining").symlink_to("elsewhere")
-    with pytest.raises(FileError, match="is a link or belongs to another user"), search_files("x.npy", "y.npy", "p.tsv"):
+    with (
+        pytest.raises(FileError, match="is a link or belongs to another user"),
+        search_files("x.npy", "y.npy", "p.tsv", DEFAULTS),
+    ):
         pass
     assert list(Path("elsewhere").iterdir()) == []
 
@@ -178,7 +187,7 @@ def test_zero_vectors_are_never_chosen_by_ratio(sides: tuple[np.ndarray, np.ndar
     x = sides[0].copy()
     x[5] = 0
     np.save("x.npy", x)
-    with search_files("x.npy", "y.npy", "p.tsv") as search:
+    with search_files("x.npy", "y.npy", "p.tsv", DEFAULTS) as search:
         assert 5 not in {pair.source_index for pair in search.pairs()}
 
 

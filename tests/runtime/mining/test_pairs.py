@@ -223,3 +223,22 @@ def test_too_few_sentences_are_reported_before_any_embedding() -> None:
     with pytest.raises(InputError, match="target has 3 distinct sentences"):
         mine(FIVE, FIVE[:3], encoder=encoder)
     assert encoder.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"margin": "cosine"}, r"margin='cosine' is not known"),
+        ({"retrieval": "best"}, r"retrieval='best' is not known"),
+        ({"index": "hnsw"}, r"index='hnsw' is not known"),
+        ({"k": 0}, r"k=0, but the number of neighbours"),
+        ({"threshold": float("nan")}, r"threshold=nan, but a number is needed"),
+        ({"threshold": True}, r"threshold=True, but a number is needed"),
+    ],
+)
+def test_settings_check_themselves(wrong: dict, message: str) -> None:
+    from mexma_rt.mining.pairs import MineSettings
+
+    assert MineSettings(threshold=0).least_score == 0.0 and MineSettings(retrieval="knn").least_score == -np.inf
+    with pytest.raises(InputError, match=message):
+        MineSettings(**wrong)
