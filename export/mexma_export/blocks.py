@@ -1,10 +1,10 @@
-"""Weights in steps of 4 or 8 bits with one scale for each block of a row: number = step * scale, rounded to float32.
+"""Quantises weights to 4 or 8 bits with one scale per block of a row: number = step * scale, rounded to float32.
 
-Steps are whole numbers from -8 to 7 (4 bits) or -128 to 127 (8 bits). Where a block lies on such a grid already (ggml's Q4_0,
-or weights trained with this rounding), its grid is found again: every number comes back bit for bit, or in its last digit where
-float32 rounded the number that the scale is read from. Otherwise the scale is searched that gives the least squared error.
-Scales are numbers of fp16, which halves their bytes, as long as that costs no number of a grid; a matrix on a grid whose scales
-fp16 has not keeps float32 ones.
+Steps are whole numbers from -8 to 7 (4 bits) or -128 to 127 (8 bits). Where a block already lies on such a grid (ggml's Q4_0,
+or weights trained with this rounding), its grid is recovered: each number is reproduced bit for bit, or in its last digit where
+float32 rounded the number that the scale is read from. Otherwise the scale with the least squared error is searched.
+Scales are numbers of fp16, which halves their bytes, as long as that costs no number of a grid; a matrix on a grid whose
+scales fp16 cannot hold keeps them in float32.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Blocks:
 
     @property
     def numbers(self) -> np.ndarray:
-        """What the steps stand for, float32 [R, C]."""
+        """The numbers that the steps represent, float32 [R, C]."""
         rows, columns = self.steps.shape
         wide = self.steps.reshape(rows, -1, self.size).astype(np.float32) * self.scales.astype(np.float32)[..., None]
         return wide.reshape(rows, columns)

@@ -1,8 +1,8 @@
 """Checkpoint -> bundle folder: graphs, tokenizer, sentence-transformers files, parity report, manifest.
 
-The order is the promise: compare the loaded checkpoint with its owner's code, export, compare the graphs with the checkpoint
-(a failed gate ends here), hash, manifest last, open in a fresh process, sync, rename. Nothing appears under the final name
-before that.
+The order matters: compare the loaded checkpoint with its owner's code, export, compare the graphs with the checkpoint
+(a failed gate ends here), hash, manifest last, open in a fresh process, sync, rename. Nothing has the final name before
+that.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ def export_bundle(
 ) -> ExportReport:
     """Export a checkpoint folder or hub name to the bundle folder `target`.
 
-    `precisions` names the graphs ("fp32", "fused", "int8", "mixed", "w8", "w4", "fp16"); a named one that fails its gate fails
-    all. None chooses: fp32 and int8, or mixed in the place of an int8 that fails, which the report and parity.json then say.
+    `precisions` names the graphs ("fp32", "fused", "int8", "mixed", "w8", "w4", "fp16"); if a named one
+    fails its gate, the export fails. None writes fp32 and int8, or mixed instead of an int8 that fails, which the report and
+    parity.json then say.
     `max_length` (tokens with `<s>` and `</s>`) is the bundle's default: what a sentence-transformers folder says, else 128, or
     the position table's limit where that is less;
     `weights=False` leaves model.safetensors out (sentence-transformers then cannot load the bundle); `sentences` replaces
@@ -130,7 +131,7 @@ def export_bundle(
             write_weights(source, folder / WEIGHTS)
         if (source.folder / "README.md").is_file():
             shutil.copyfile(source.folder / "README.md", folder / "README.md")
-        # not tokenizer.save: what it raises when the disk is full is a plain Exception
+        # not tokenizer.save, which raises a plain Exception when the disk is full
         (folder / TOKENIZER).write_bytes(source.tokenizer.to_str(pretty=False).encode())
         peers = peer_files(source, max_length=length, length_limit=source.max_length_limit)
         for path, content in peers.items():
@@ -253,7 +254,7 @@ def _trim(
     pieces: int | None,
     sentences: Sequence[Sentence],
 ) -> tuple[Checkpoint, Vocabulary]:
-    """The checkpoint with a trimmed tokenizer and configuration; its model stays whole, and is the gate's reference."""
+    """The checkpoint with a trimmed tokenizer and configuration; its model stays untrimmed, as the gate's reference."""
     from mexma_export.trim import describe, trim_vocabulary
     from mexma_export.usage import parse_languages
 
@@ -280,7 +281,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def installed_version(package: str) -> str | None:
-    """The version of an installed distribution, None if it is not there."""
+    """The version of an installed distribution, None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -138,7 +138,7 @@ def trim(
 @click.command(epilog="Example: mexma-export doctor --json")
 @as_json_option
 def doctor(as_json: bool) -> None:
-    """Say what is installed, what can be built and run here, and what to type for what cannot."""
+    """Report what is installed, what can be built and run here, and what to type for the rest."""
     from mexma_export.doctor import examine
 
     examination = examine()
@@ -154,7 +154,7 @@ def parse_precisions(text: str | None) -> list[str] | None:
 
 
 def exit_with(error: MexmaError, as_json: bool) -> NoReturn:
-    """Say the error, on standard output too if JSON is read there, and end the process with the exit code that fits it."""
+    """Print the error (with --json on standard output too) and exit with the matching code."""
     if as_json:
         click.echo(json_text({"error": type(error).__name__, "message": str(error)}))
     click.echo(f"Error: {error}", err=True)

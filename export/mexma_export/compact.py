@@ -10,7 +10,7 @@ Gather -> Cast -> Mul. A scale for the whole table (what onnxruntime's own Gathe
 coarsen all the others.
 
 Why unsigned weights: for the same vectors on every CPU. onnxruntime multiplies unsigned inputs by signed weights on x86 without
-VNNI in 16-bit sums of two products, which saturate (255 * 127 * 2 > 32767): one file gave other vectors there, in silence.
+VNNI in 16-bit sums of two products, which saturate (255 * 127 * 2 > 32767): so one file silently gave different vectors there.
 Unsigned weights take a path with 32-bit sums everywhere, and their zero point per channel wastes no code. On AVX2, lowest, mean
 cosine (speed against fp32 products; two noisy cores): tests' tiny model, signed 0.945 / 0.983, signed in 7 bits (which cannot
 saturate) 0.9935 / 0.9987, unsigned 0.9985 / 0.9996; bundled model, signed 0.9725 / 0.9966 (1.4 times), 7 bits 0.9791 / 0.9922
@@ -126,7 +126,7 @@ class Int8Writer(MixedWriter):
 
 
 def export_fused(model: XLMRobertaModel, path: Path, head: Head = PLAIN) -> None:
-    """Write the fused fp32 graph of an XLM-R to `path` (and `<name>.data` beyond 1.8 GB); the model is left as it was.
+    """Write the fused fp32 graph of an XLM-R to `path` (and `<name>.data` beyond 1.8 GB); the model is unchanged.
 
     Raises BundleError for another activation.
     """
@@ -134,10 +134,10 @@ def export_fused(model: XLMRobertaModel, path: Path, head: Head = PLAIN) -> None
 
 
 def export_int8(model: XLMRobertaModel, path: Path, head: Head = PLAIN) -> None:
-    """Write the int8 graph of an XLM-R to `path`; the model is left as it was. Raises BundleError for another activation."""
+    """Write the int8 graph of an XLM-R to `path`; the model is unchanged. Raises BundleError for another activation."""
     save_graph(Int8Writer(model, head).model(), path)
 
 
 def export_mixed(model: XLMRobertaModel, path: Path, head: Head = PLAIN) -> None:
-    """Write the mixed graph of an XLM-R to `path`; the model is left as it was. Raises BundleError for another activation."""
+    """Write the mixed graph of an XLM-R to `path`; the model is unchanged. Raises BundleError for another activation."""
     save_graph(MixedWriter(model, head).model(), path)

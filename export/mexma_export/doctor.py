@@ -1,6 +1,6 @@
-"""`mexma-export doctor`: what is installed, what can be built and run on this machine, and what to type for what cannot.
+"""`mexma-export doctor`: what is installed, what can be built and run on this machine, and what to type for the rest.
 
-Nothing is guessed from version numbers: packages are imported, the driver is asked, and onnxruntime computes.
+Nothing is inferred from version numbers: packages are imported, the driver is queried, and onnxruntime computes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Ability:
-    """Something that can be done here or not: `detail` says for what, or why not and what to type."""
+    """Something that works here or not: `detail` says for what, or why not and what to type."""
 
     what: str
     works: bool
@@ -67,7 +67,7 @@ class Examination:
         return asdict(self)
 
     def as_text(self) -> str:
-        """For people: the versions, the GPUs, then a line for each ability with what to type behind a "no"."""
+        """Readable text: the versions, the GPUs, then a line for each ability with what to type behind a "no"."""
         lines = ["  ".join(f"{name} {number or 'missing'}" for name, number in self.versions.items()), self.platform]
         lines += [f"{gpu.name}: driver {gpu.driver}, SM {_sm(gpu)}, {gpu.memory_mib} MiB" for gpu in self.gpus]
         lines += [f"no GPU: {self.gpu_remark}"] if not self.gpus else []
@@ -80,7 +80,7 @@ class Examination:
 
 
 def examine() -> Examination:
-    """Try everything once; a failure is data here. Takes some seconds, for torch is imported."""
+    """Try everything once, recording failures. Takes some seconds, since torch is imported."""
     gpus, remark = _gpus()
     return Examination(
         versions={"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}},

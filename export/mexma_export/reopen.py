@@ -1,6 +1,6 @@
 """Open the graphs of a bundle folder: used by the gate, and in a fresh process (`python -m mexma_export.reopen FOLDER`).
 
-The fresh process proves that the files on disk are whole and need nothing of the exporting process: no torch, no weights
+The fresh process proves that the files on disk are complete and need nothing from the exporting process: no torch, no weights
 in memory, no open file.
 """
 
@@ -46,7 +46,7 @@ def open_graph(path: Path, *, plain: bool = True) -> Runner:
 
 
 def check_in_fresh_process(folder: Path) -> None:
-    """Run every graph of `folder` once in a new Python process. Raises BundleError with its last words on failure."""
+    """Run every graph of `folder` once in a new Python process. Raises BundleError with its last error on failure."""
     command = [sys.executable, "-m", "mexma_export.reopen", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:

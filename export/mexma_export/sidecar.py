@@ -1,4 +1,4 @@
-"""Write the JSON beside an engine; mexma_rt.backends.sidecar has its fields, and reads and checks it."""
+"""Writes the JSON beside an engine; mexma_rt.backends.sidecar defines, reads and checks it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mexma_rt.files.atomic import atomic_write
 
 
 def write_sidecar(engine: Path, sidecar: Sidecar) -> Path:
-    """Write the sidecar of `engine` in one piece; returns its path. Raises FileError."""
+    """Write the sidecar of `engine` atomically; returns its path. Raises FileError."""
     path = sidecar_path(engine)
     content = {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(sidecar)
     with atomic_write(path) as stream:

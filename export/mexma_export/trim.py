@@ -1,4 +1,4 @@
-"""Vocabulary trimming: the pieces that a corpus uses, and what any other text needs, are kept; the rest leave the model.
+"""Vocabulary trimming: keeps the pieces that a corpus uses and those that any other text needs, and removes the rest.
 
 A Unigram tokenizer takes, of all ways to cut a word into pieces, the one with the highest sum of scores. Leaving out pieces
 that are not on this best way cannot change it: text made of kept pieces keeps its pieces, and its vectors. Any other text
@@ -117,7 +117,7 @@ def trim_vocabulary(
 
 
 def lost_pieces(source: Tokenizer, trim: Trim, texts: Sequence[str]) -> list[bool]:
-    """Which texts lost pieces. Raises BundleError if one that lost none is cut otherwise than before: that may not be."""
+    """For each text, whether it lost pieces. Raises BundleError if a text that lost none is tokenised differently now."""
     kept, lost = set(trim.kept.tolist()), []
     for text, old, new in zip(texts, source.encode_batch_fast(texts), trim.tokenizer.encode_batch_fast(texts), strict=True):
         lost.append(not kept.issuperset(old.ids))

@@ -1,7 +1,7 @@
-"""Bundle -> a Triton model repository: one model per graph, and one for the TensorRT engine, each with its config.pbtxt.
+"""Turns a bundle into a Triton model repository: a model per graph, and one for the TensorRT engine, each with a config.pbtxt.
 
 Triton serves tensors, not text: the models' inputs are token ids and their mask, as tokenizer.json gives them, and their output
-is the raw sentence vector. Tokenising, and dividing by the norm, are the client's. Schema: model_config.proto of
+is the raw sentence vector. The client tokenises and normalises. Schema: model_config.proto of
 github.com/triton-inference-server/common.
 """
 
@@ -28,7 +28,7 @@ TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32"}
 
 @dataclass(frozen=True, kw_only=True)
 class TritonReport:
-    """What was written, and what of the bundle was not."""
+    """What was written, and what was left out of the bundle."""
 
     path: Path
     models: tuple[str, ...]

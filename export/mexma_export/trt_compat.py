@@ -1,4 +1,4 @@
-"""What differs between tensorrt 10, tensorrt 11 and tensorrt_rtx, so that engines.py is one path for all.
+"""Differences between tensorrt 10, tensorrt 11 and tensorrt_rtx, so that engines.py has one path for all.
 
 `tensorrt` builds for the GPU of this machine, keeps a timing cache, and its engine can be inspected afterwards. `tensorrt_rtx`
 builds for any listed GPU architecture without a GPU, ignores a timing cache, and opens an engine only on a GPU, where it then

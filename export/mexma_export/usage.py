@@ -1,4 +1,4 @@
-"""Which pieces of a tokenizer each language uses: shipped tables, for `mexma-export --languages`.
+"""The pieces of a tokenizer that each language uses: shipped tables for `mexma-export --languages`.
 
 `pieces_*.xz` holds one table each, for one tokenizer: benchmarks/piece_usage.py cut a language's text into pieces, and the
 table says which ones occurred. It holds no text. Its header says for each language how much text was read and what trimming to

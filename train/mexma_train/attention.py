@@ -1,4 +1,4 @@
-"""Which of the five ways to attend (mexma_rt/backends/packed_attention.py) a run takes, and why."""
+"""Chooses one of the five attention implementations (mexma_rt/backends/packed_attention.py) for a run, with the reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mexma_rt.errors import InputError
 
 
 def choose_attention(kind: str, device: torch.device, precision: str) -> tuple[str, str]:
-    """The way to attend, and why. "auto" chooses; a named way is taken or raises InputError."""
+    """Return (implementation, reason). "auto" chooses; a named one is used or raises InputError."""
     half = precision in ("bf16", "fp16")
     if kind == "auto":
         if device.type == "cpu":

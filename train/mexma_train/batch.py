@@ -1,8 +1,8 @@
-"""From pair numbers to what the model eats: one packed row of four passes, masked and without padding.
+"""Turns pair numbers into the model's input: one packed row of four passes, masked and without padding.
 
-Every process draws the *whole* micro-batch of all processes, masks it, and takes its part: so a run on many processes sees,
-token for token, what one process with the larger batch would see, and knows all totals without talking.
-Everything depends on (seed, number) alone. B pairs of this process, T tokens of the packed row, M masked tokens.
+Every process draws and masks the *whole* micro-batch of all processes and takes its part. So a run on many processes sees,
+token for token, what one process with the larger batch would see, and knows all totals without communication.
+Everything depends only on (seed, number). B pairs of this process, T tokens of the packed row, M masked tokens.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class MicroBatch:
         return len(self.ids) // 2
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same batch with its tensors on a device; the copy does not wait."""
+        """The same batch with its tensors on a device, copied asynchronously."""
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=True)
             for f in dataclasses.fields(self)
@@ -107,7 +107,7 @@ def join_sides(
     candidates: np.ndarray | None = None,
     pairs_per_rank: tuple[int, ...] | None = None,
 ) -> MicroBatch:
-    """Lay both sides end to end: the packed row of one process."""
+    """Concatenate both sides: the packed row of one process."""
     lengths = np.concatenate([source.lengths, target.lengths])
     clean, masked = (
         np.concatenate([source.clean, target.clean]),
@@ -130,7 +130,7 @@ def join_sides(
 
 
 def whole_totals(source: MaskedSide, target: MaskedSide) -> Totals:
-    """The totals of a micro-batch that stands alone: every term is its mean."""
+    """The totals of a lone micro-batch, so that every term is a mean."""
     return Totals(source=max(1, source.chosen.sum()), target=max(1, target.chosen.sum()), pairs=len(source.lengths))
 
 
@@ -178,7 +178,7 @@ def _candidates(source: MaskedSide, target: MaskedSide, config: MexmaConfig, voc
 
 
 def prefetch(make: Callable[[int], T], first: int, end: int) -> Iterator[T]:
-    """make(first), make(first + 1), ... made one ahead in a thread, so that the device does not wait for numpy."""
+    """Yield make(first), make(first + 1), ..., prepared one ahead in a thread, so that the device does not wait for numpy."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mexma-batches") as pool:
         coming = pool.submit(make, first) if first < end else None
         for number in range(first, end):

@@ -24,7 +24,7 @@ PATH: Any = click.Path(path_type=Path)
 
 
 class _Group(EdgesCommand, click.Group):
-    """Turns our errors into one message on stderr and exit status 1; no traceback for a user's mistake."""
+    """Turns MexmaError into one message on stderr and exit status 1, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def execution(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of run and resume that say where and how long, not what is learnt."""
+    """Options of run and resume that say where and how long to train, not what is learnt."""
     for option in (
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: torch's)."),
         click.option("--minutes", type=float, help="Stop after this many minutes; continue with: mexma-train resume OUT"),
@@ -82,7 +82,7 @@ def tokenizer(pairs: tuple[str, ...], tokenizer: Path, recipe: Path | None) -> N
 @click.option("--text", help="Column of the other text in parquet and data sets.")
 @click.option("--allow-held-out", is_flag=True, help="Keep rows with a sentence of FLORES-200 devtest or Tatoeba's test set.")
 def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, **options: Any) -> None:
-    """Tokenise PAIRS into the folder SHARDS; bad rows are counted and skipped, above 1 % it stops.
+    """Tokenise PAIRS into the folder SHARDS. Bad rows are counted and skipped; more than 1 % of them is an error.
 
     Rows with a sentence of a test set (FLORES-200 devtest, Tatoeba) on either side are counted and dropped.
 
@@ -202,7 +202,7 @@ def _started(device: str, threads: int | None) -> Iterator[World]:
 
 
 def _say(recipe: Recipe, world: World) -> None:
-    """What was chosen, and why: on standard error, once."""
+    """Print once to standard error what was chosen, and why."""
     from mexma_train.attention import choose_attention
 
     kind, reason = choose_attention(recipe.run.attention, world.device, recipe.mexma.precision)

@@ -1,4 +1,4 @@
-"""What a training run is made of. A recipe is a Python file that defines `RECIPE = Recipe(...)` and says why.
+"""The configuration of a training run. A recipe is a Python file that defines `RECIPE = Recipe(...)` and gives reasons.
 
 Every field is also a flag of `mexma-train run` (`--mexma.lr 3e-4`): the text in its annotation is the flag's help.
 """
@@ -47,7 +47,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Which pairs a batch holds. The batch of a step is a function of (seed, step): that is the sampler's whole state."""
+    """Which pairs a batch holds. The batch of a step is a function of (seed, step), so the sampler has no other state."""
 
     order: Annotated[
         Literal["draw", "epochs"], "draw: independently, languages by temperature; epochs: every pair once an epoch"
@@ -160,7 +160,7 @@ class MexmaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How a run is executed: these do not change what is learnt (but for rounding) and may change at a resume."""
+    """How a run is executed: settings that do not change what is learnt (except by rounding) and may change on resume."""
 
     attention: Annotated[
         Literal["auto", "varlen", "flex", "block", "padded", "equal"],
@@ -198,7 +198,7 @@ class Recipe:
 
 
 def as_original(recipe: Recipe) -> Recipe:
-    """The recipe with every deliberate deviation from facebookresearch/mexma set back (listed in train/README.md)."""
+    """The recipe without our deliberate deviations from facebookresearch/mexma (listed in train/README.md)."""
     mexma = replace(
         recipe.mexma,
         masks="shared",

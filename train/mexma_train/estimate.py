@@ -1,4 +1,4 @@
-"""What a run will take, before it starts: parameters, updates, tokens, arithmetic, memory. Nothing is built or loaded.
+"""Estimates what a run will take (parameters, updates, tokens, arithmetic, memory) without building or loading anything.
 
 Parameters and updates are exact. Tokens follow from the mean length of a pair. Arithmetic is what the formulas of the model
 need and nothing a program may add (recomputation, padding), so that it can stand in the numerator of an MFU. Memory is an upper
@@ -204,7 +204,7 @@ def _layer_matrices(shape: ModelConfig) -> int:
 
 
 def describe(estimate: Estimate) -> str:
-    """The estimate as a table to read."""
+    """The estimate as a readable table."""
     flops, memory = sum(estimate.flops.values()), sum(estimate.memory.values())
     shares = ", ".join(f"{name} {value / flops:.0%}" for name, value in estimate.flops.items())
     rows = [

@@ -1,4 +1,4 @@
-"""What test sets say about an encoder while it is trained: retrieval, and the shape of its vectors.
+"""Evaluates an encoder on test sets during training: retrieval, and the distribution of its vectors.
 
 Every measure compares the vectors of a text with those of its English translation, both sides of one test set:
 
@@ -79,7 +79,7 @@ def read_test_sets(paths: Iterable[str | Path]) -> list[TestSet]:
 def evaluate_vectors(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Return xsim, accuracy (both in %), alignment and uniformity of text vectors x [n, D] and English vectors y [n, D].
 
-    Vectors are of any length and never modified. Raises InputError for shapes that do not fit, NaN and n < 4.
+    Vectors need not be normalised and are never modified. Raises InputError for shapes that do not fit, NaN and n < 4.
     """
     error_rate = xsim(x, y, margin="ratio", k=XSIM_K).error_rate  # also checks x and y
     unit_x_ND, unit_y_ND = _unit(x), _unit(y)

@@ -47,7 +47,7 @@ class Flag:
 
     @property
     def option(self) -> str:
-        """What a user types."""
+        """The flag as typed by a user."""
         return "--" + f"{self.section}.{self.name}".lstrip(".").replace("_", "-")
 
 
@@ -80,7 +80,7 @@ def run_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def apply_flags(recipe: Recipe, flags: Mapping[str, object]) -> Recipe:
-    """The recipe with the given values in place of its own. `flags` holds what click passed for `recipe_flags`' options.
+    """The recipe with the given values replacing its own. `flags` holds what click passed for `recipe_flags`' options.
 
     A flag of `warmup` or `ranking` makes one where the recipe has none, which then needs its `steps`. Raises InputError for
     values that a config refuses, and for flags that contradict each other.
@@ -163,7 +163,7 @@ def _click_type(kind: Any) -> click.ParamType:
 
 
 def _plain(flag: Flag, value: Any) -> Any:
-    """click's value as the dataclass has it."""
+    """click's value converted to the dataclass's type."""
     if value == NONE and types.NoneType in union_members(flag.kind):
         return None
     if typing.get_origin(flag.kind) is tuple:

@@ -1,11 +1,11 @@
-"""Where a run is written down: log.jsonl, TensorBoard events if asked for, and the progress bar.
+"""The log of a run: log.jsonl, TensorBoard events if requested, and the progress bar.
 
 A line of log.jsonl is one of
 
     {"stage": "mexma", "update": 40, "pairs_per_second": ..., "tokens_per_second": ..., "seconds": ..., "loss": ..., ...}
     {"stage": "mexma", "update": 40, "evaluation": {"fra": {"xsim": ..., "accuracy": ...}, ..., "mean": {...}}}
 
-Loss terms and measures have all their digits, so that a resumed run can be compared with an unbroken one bit by bit. A number
+Loss terms and measures keep all digits, so that a resumed run can be compared bit by bit with an uninterrupted one. A number
 that is not finite (the gradient norm where fp16 overflowed) is null, since JSON knows neither NaN nor infinity.
 """
 
@@ -106,7 +106,7 @@ class RunLog:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """The time in this block (an evaluation, a saved state) does not count in the next line's speed."""
+        """Exclude the time of this block (an evaluation, a saved state) from the next line's speed."""
         start = time.perf_counter()
         try:
             yield
@@ -133,7 +133,7 @@ class RunLog:
             self._events = opened.enter_context(SummaryWriter(str(folder), purge_step=self._last + 1))
 
     def _write(self, update: int, values: Mapping[str, Any]) -> None:
-        """Add a whole line; the system has it when this returns, so a kill of the process loses nothing."""
+        """Append a whole line; the system has it when this returns, so killing the process loses nothing."""
         assert self._file is not None, "a RunLog writes only inside its with block"
         text = json.dumps(_plain({"stage": self.name, "update": update} | dict(values)), allow_nan=False)
         rest = memoryview(text.encode() + b"\n")
@@ -168,7 +168,7 @@ def read_log(folder: Path) -> list[dict]:
 def truncate(folder: Path, stage_names_in_order: list[str], stage: str, update: int) -> None:
     """Drop what a killed run wrote after its last saved state, which is `update` of `stage`, and a torn last line.
 
-    The lines that stay keep their bytes; the file is replaced at once or not at all. No log: nothing happens.
+    Remaining lines keep their bytes; the file is replaced atomically. Without a log, nothing happens.
     TensorBoard's events need nothing: `RunLog` marks where they are void. Raises FileError as `read_log`, and for a line of
     a stage that is not in stage_names_in_order.
     """

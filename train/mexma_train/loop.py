@@ -1,4 +1,4 @@
-"""The loop of a stage: draw, forward, backward, clip, step, log, evaluate, save. Which stages there are stands in run.py."""
+"""The loop of a stage: draw, forward, backward, clip, step, log, evaluate, save. The stages are in run.py."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def updates(stage: Stage, first: int, out: Path, world: World) -> Iterator[tuple
             kept.append({name: value.detach() for name, value in terms.items()})
         sums = torch.stack([torch.stack([value.double() for value in terms.values()]) for terms in kept]).sum(dim=0)
         tokens = sums.new_tensor([float(sum(batch.tokens for batch in batches))])
-        *summed, all_tokens = all_sum(torch.cat([sums, tokens]), world).tolist()  # the one wait for the device
+        *summed, all_tokens = all_sum(torch.cat([sums, tokens]), world).tolist()  # the only wait for the device
         values = dict(zip(kept[0], summed, strict=True))
         stage.scaler.unscale_(stage.optimizer)
         norm = clip_gradient(parameters, stage.clip).item()
@@ -120,7 +120,7 @@ def _dropout_seed(*numbers: int) -> int:
 def _not_finite(
     update: int, values: dict[str, float], batches: list[Any], kept: list[dict[str, Tensor]], out: Path, world: World
 ) -> str:
-    """Save the micro-batch that broke the update, and say what to do."""
+    """Save the micro-batch that broke the update, and raise an error that says what to do."""
     broken = [i for i, terms in enumerate(kept) if not torch.isfinite(terms["loss"])]
     batch, where = batches[broken[0] if broken else -1], "another process saved its batch, if the loss broke there."
     if isinstance(batch, MicroBatch) and (broken or world.size == 1):

@@ -2,7 +2,7 @@
 
 Each comes as a sum over the own B sentences, so that a batch cut into micro-batches and processes adds up to the whole. With
 several processes `pool` holds the vectors of all of them (N rows) and the own rows are pool[first : first + B]; with one
-process it is the own vectors. D dimensions. Everything in float32 at least, whatever autocast says.
+process it is the own vectors. D dimensions. Everything is computed in float32 or better, regardless of autocast.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def contrastive_sum(
     """Sum of symmetric InfoNCE on cosines, and how many sources have their own translation as nearest target.
 
     `pools` are all sources and all targets [N, D]; the mean of both directions is taken for each pair. same_BN bool [B, N]:
-    rows of the pools that are translations too, though not the pair's own: no wrong answers, and left out.
+    rows of the pools that are translations too, though not the pair's own; they are no negatives and are left out.
     """
     with torch.autocast(device_type=source_BD.device.type, enabled=False):
         x, y, all_x, all_y = (F.normalize(_exact(v)) for v in (source_BD, target_BD, *pools))

@@ -1,4 +1,4 @@
-"""Hard negatives: English segments that a teacher puts close together, for batches in which a translation has lookalikes.
+"""Hard negatives: English segments that are close together, for batches in which a translation has lookalikes.
 
 In a batch of random pairs nearly every translation is found after a few hundred updates, and little is left to learn. Here
 vectors of all English segments are cut in half again and again, each time across the line between two distant members, until
