@@ -21,7 +21,7 @@ from mexma_rt.embedding.compute import compute
 from mexma_rt.embedding.files import FileReport, embed_file
 from mexma_rt.embedding.output import check_truncate_dim, copy_duplicates, distinct_rows, result_array
 from mexma_rt.embedding.processes import Portable, Source
-from mexma_rt.embedding.prompts import OF_DOCUMENTS, OF_QUERIES, named_prompt, with_first_prompt
+from mexma_rt.embedding.prompts import named_prompt, with_own_prompt
 from mexma_rt.embedding.proof import prove
 from mexma_rt.embedding.report import Embedded, EmbedReport, warn_if_truncated
 from mexma_rt.embedding.similarity import cosines, pairwise_cosines
@@ -267,11 +267,12 @@ class Encoder(Portable):
 
     def encode_query(self, sentences: str | Iterable[str], **options: Any) -> np.ndarray:
         """`encode` with the model's prompt "query" before each sentence, where it has one; MEXMA has no prompts."""
-        return self.encode(sentences, **with_first_prompt(options, self.bundle.prompts, OF_QUERIES))
+        return self.encode(sentences, **with_own_prompt(options, self.bundle.prompts, "query"))
 
     def encode_document(self, sentences: str | Iterable[str], **options: Any) -> np.ndarray:
-        """`encode` with the model's prompt "document", "passage" or "corpus" before each sentence, where it has one."""
-        return self.encode(sentences, **with_first_prompt(options, self.bundle.prompts, OF_DOCUMENTS))
+        """`encode` with the model's prompt "document" before each sentence, where it has one. One of another name is said:
+        encode(sentences, prompt_name="passage")."""
+        return self.encode(sentences, **with_own_prompt(options, self.bundle.prompts, "document"))
 
     def get_embedding_dimension(self) -> int:
         """sentence-transformers' name of `dimensions`."""

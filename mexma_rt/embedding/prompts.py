@@ -7,9 +7,6 @@ from typing import Any
 
 from mexma_rt.errors import InputError
 
-OF_QUERIES = ("query",)
-OF_DOCUMENTS = ("document", "passage", "corpus")  # looked for in this order, as sentence-transformers' encode_document does
-
 
 def named_prompt(prompts: Mapping[str, str], name: str | None) -> str:
     """The text of a model's prompt; "" for None. Raises InputError for a name that it has not."""
@@ -24,8 +21,12 @@ def named_prompt(prompts: Mapping[str, str], name: str | None) -> str:
     return prompts[name]
 
 
-def with_first_prompt(options: Mapping[str, Any], prompts: Mapping[str, str], names: tuple[str, ...]) -> dict[str, Any]:
-    """Options of `encode` with the first of these prompts that the model has, unless they say which prompt they want."""
+def with_own_prompt(options: Mapping[str, Any], prompts: Mapping[str, str], name: str) -> dict[str, Any]:
+    """Options of `encode` with the model's prompt of this name, if it has one, unless they say which prompt they want.
+
+    No other name stands in for "document": sentence-transformers looks for "passage" next, but gives every model an empty
+    "document", and so no prompt to the documents of a model that has "passage" alone.
+    """
     if {"prompt", "prompt_name"} & options.keys():
         return dict(options)
-    return {**options, "prompt": next((prompts[name] for name in names if name in prompts), None)}
+    return {**options, "prompt": prompts.get(name)}

@@ -110,7 +110,11 @@ def test_prompts_of_the_model(encoder, texts):
     np.testing.assert_array_equal(encoder.embed(texts, prompt="query"), queries)
     np.testing.assert_array_equal(encoder.encode(texts, prompt_name="query"), queries)
     np.testing.assert_array_equal(encoder.encode_query(texts), queries)
-    np.testing.assert_array_equal(encoder.encode_document(texts), plain.embed([f"passage: {text}" for text in texts]))
+    np.testing.assert_array_equal(encoder.encode_document(texts), plain.embed(texts))  # as sentence-transformers does
+    passages = plain.embed([f"passage: {text}" for text in texts])
+    np.testing.assert_array_equal(encoder.encode(texts, prompt_name="passage"), passages)
+    renamed = dataclasses.replace(plain, bundle=dataclasses.replace(plain.bundle, prompts={"document": "passage: "}))
+    np.testing.assert_array_equal(renamed.encode_document(texts), passages)
     np.testing.assert_array_equal(
         encoder.encode_document(texts, prompt="own: "), plain.embed([f"own: {text}" for text in texts])
     )
