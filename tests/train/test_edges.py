@@ -24,8 +24,7 @@ TOKENIZER = Path(__file__).parents[1] / "tiny_tokenizer.json"
             "mexma-train",
             ["--help", "--version", "run --help", f"prepare pairs.tsv SHARDS --tokenizer {TOKENIZER}"],
         ),
-        ("mexma_export.cli:main", "mexma-export", ["--help", "doctor"]),
-        ("mexma_export.trim_checkpoint:main", "trim_checkpoint", ["--help"]),
+        ("mexma_export.cli:main", "mexma-export", ["--help", "trim --help", "doctor"]),
     ],
 )
 def test_one_line_and_status_1(entry: str, name: str, forms: list[str], tmp_path: Path) -> None:
