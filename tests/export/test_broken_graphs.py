@@ -100,7 +100,7 @@ class NoMask(SentenceEncoder):
 
 @pytest.mark.parametrize("broken", [MeanPooling, PositionsFromZero, DroppedLayer, SwappedLayers, SwappedWeights, NoMask])
 def test_broken_export_fails_and_leaves_nothing(broken, tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences) -> None:
-    monkeypatch.setattr("mexma_export.compact.export_int8", lambda model, path: export_traced(broken(model), path))
+    monkeypatch.setattr("mexma_export.compact.export_int8", lambda model, path, head: export_traced(broken(model), path))
     with pytest.raises(ParityError) as caught:
         export_bundle(
             tiny_checkpoint,
@@ -118,7 +118,9 @@ def test_broken_export_fails_and_leaves_nothing(broken, tiny_checkpoint: Path, t
 def test_what_is_wrong_in_long_inputs_only_is_caught_by_its_length(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences
 ) -> None:
-    monkeypatch.setattr("mexma_export.compact.export_mixed", lambda model, path: export_traced(ShortPositionTable(model), path))
+    monkeypatch.setattr(
+        "mexma_export.compact.export_mixed", lambda model, path, head: export_traced(ShortPositionTable(model), path)
+    )
     with pytest.raises(ParityError) as caught:
         export_bundle(
             tiny_checkpoint,
@@ -170,7 +172,7 @@ def test_each_branch_of_a_fused_graph_is_compared(tiny_checkpoint: Path, tmp_pat
     for precision, (writer, phrase) in broken.items():
         with monkeypatch.context() as patch:
             name = f"mexma_export.compact.export_{precision}"
-            patch.setattr(name, lambda model, path, writer=writer: save_graph(writer(model).model(), path))
+            patch.setattr(name, lambda model, path, head, writer=writer: save_graph(writer(model).model(), path))
             with pytest.raises(ParityError, match=f"The {precision} graph does not give .*: {phrase}"):
                 export_bundle(tiny_checkpoint, tmp_path / "bundle", precisions=[precision], sentences=rows)
     assert list(tmp_path.iterdir()) == []
@@ -179,8 +181,8 @@ def test_each_branch_of_a_fused_graph_is_compared(tiny_checkpoint: Path, tmp_pat
 class PlainHalf(HalfEncoder):
     """What HalfEncoder is there to avoid: all numbers in fp16, the residual sums too."""
 
-    def __init__(self, model):
-        super().__init__(model)
+    def __init__(self, model, head):
+        super().__init__(model, head)
         self.model.half()
 
     def forward(self, input_ids, attention_mask):
@@ -248,7 +250,7 @@ def test_force_keeps_the_old_bundle_when_the_gate_fails(
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "mexma.json").write_text("old", encoding="utf-8")
-    monkeypatch.setattr("mexma_export.compact.export_int8", lambda model, path: export_traced(MeanPooling(model), path))
+    monkeypatch.setattr("mexma_export.compact.export_int8", lambda model, path, head: export_traced(MeanPooling(model), path))
     with pytest.raises(ParityError):
         export_bundle(
             tiny_checkpoint,
