@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--languages", default="deu,rus,hin,jpn")
     parser.add_argument("--sentences", type=int, default=200)
     parser.add_argument("--sizes", default="1000,2000,4000,10000")
-    parser.add_argument("--model", default="mexma-mini")
+    parser.add_argument("--model", default="mexma-small")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     encoder = mexma.load(args.model, max_length=512)  # joined sentences are long

@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="what the bundle was exported from, for the part simalign")
     parser.add_argument("--sentences", type=int, default=150)
     parser.add_argument("--matrices", type=int, default=1000)
-    parser.add_argument("--model", default="mexma-mini")
+    parser.add_argument("--model", default="mexma-small")
     parser.add_argument("--parts", help="matching, error, layers, joined, simalign, time; all if left out")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()

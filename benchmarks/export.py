@@ -28,7 +28,7 @@ def make_checkpoint(case: str, folder: Path, tokenizer: Path | None) -> None:
     if folder.exists():
         return
     if case == "mini":
-        subprocess.run([sys.executable, "-m", "mexma_export.rebuild", "mexma-mini", str(folder)], check=True)
+        subprocess.run([sys.executable, "-m", "mexma_export.rebuild", "mexma-small", str(folder)], check=True)
         return
     if tokenizer is None:
         sys.exit("--tokenizer: base and large need XLM-R's tokenizer.json")

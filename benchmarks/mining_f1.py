@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("flores", type=Path)
     parser.add_argument("tatoeba", type=Path)
-    parser.add_argument("--model", default="mexma-mini")
+    parser.add_argument("--model", default="mexma-small")
     parser.add_argument("--languages", default=",".join(LANGUAGES))
     parser.add_argument("--pairs", type=int, help="Take the first so many pairs of a file only.")
     parser.add_argument("-o", "--output", type=Path, required=True)

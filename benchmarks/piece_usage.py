@@ -69,7 +69,7 @@ def main() -> None:
     usage = Usage(
         name=options.name,
         vocabulary=vocabulary_hash(tokenizer),
-        text="5.59 M translation pairs: see the model card of mexma-mini",
+        text="5.59 M translation pairs: see the card of the bundled model",
         languages=languages,
         pieces=used,
     )

@@ -2,7 +2,7 @@
 
     python benchmarks/random_checkpoint.py OUT --tokenizer FILE [--size large]    # XLM-R's own tokenizer.json (or .xz)
 
-The other checkpoint of the benchmarks is that of the bundled model: mexma-export rebuild mexma-mini OUT
+The other checkpoint of the benchmarks is that of the bundled model: mexma-export rebuild mexma-small OUT
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), default="base")
     args = parser.parse_args()
     args.output.mkdir(parents=True)
-    shutil.copy(bundled_models()["mexma-mini"] / "tokenizer_config.json", args.output)
+    shutil.copy(bundled_models()["mexma-small"] / "tokenizer_config.json", args.output)
     raw = args.tokenizer.read_bytes()
     (args.output / "tokenizer.json").write_bytes(lzma.decompress(raw) if args.tokenizer.suffix == ".xz" else raw)
     torch.manual_seed(0)

@@ -50,8 +50,8 @@ def main() -> None:
         "",
         "## Many callers with one sentence each",
         "",
-        f"`mexma-mini`, {CALLS} calls of one sentence a round. Ratios above 1 are for the service: medians (lowest to highest) "
-        "of the rounds, of wall-clock time and of CPU time of the process (which other processes on the machine disturb less). "
+        f"`mexma-small`, {CALLS} calls of one sentence a round. Ratios above 1 are for the service: medians (lowest to "
+        "highest) of the rounds, of wall-clock time and of CPU time of the process (which others on the machine disturb less). "
         "Latencies are of the median round.",
         "",
         "| callers | encoder.embed, calls/s | service, calls/s | ratio of times | ratio of CPU times | p50 / p99 ms, embed "
@@ -72,7 +72,7 @@ def main() -> None:
         "| bundle, precision | greatest difference | lowest cosine | vectors that differ | deterministic, times as long |",
         "|---|---|---|---|---|",
     ]
-    for bundle in args.bundle or ["mexma-mini"]:
+    for bundle in args.bundle or ["mexma-small"]:
         for precision in [args.precision] if args.precision else open_bundle(bundle).graphs:
             rows.append(mates(texts[: args.texts], bundle, precision, args.rounds))
             print(rows[-1], flush=True)

@@ -75,7 +75,7 @@ __all__ = [
 
 
 def load(
-    model: str | os.PathLike[str] = "mexma-mini",
+    model: str | os.PathLike[str] = "mexma-small",
     *,
     device: str = "auto",
     backend: str = "auto",
@@ -124,7 +124,7 @@ def load(
 def embed(
     texts: Iterable[str],
     *,
-    model: str | os.PathLike[str] = "mexma-mini",
+    model: str | os.PathLike[str] = "mexma-small",
     normalize: bool = True,
     precision: str = "float32",
     truncate_dim: int | None = None,
@@ -159,7 +159,7 @@ def embed_file(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    model: str | os.PathLike[str] = "mexma-mini",
+    model: str | os.PathLike[str] = "mexma-small",
     field: str | None = None,
     normalize: bool = True,
     precision: str = "float32",

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
-    *(ROOT / name for name in ("train/README.md", "mexma_rt/models/mexma-mini/README.md")),
+    *(ROOT / name for name in ("train/README.md", "mexma_rt/models/mexma-small/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "benchmarks").rglob("*.md")),
 ]

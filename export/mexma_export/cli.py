@@ -84,7 +84,7 @@ for tool in TOOLS:
 @click.option(
     "--languages",
     metavar="fra,deu,...",
-    help="Keep only the pieces that these languages use (ISO 639-3; tables for XLM-R's tokenizer and the bundled model's), "
+    help="Keep only the pieces that these languages use (ISO 639-3; a table for XLM-R's tokenizer), "
     "beside those of --trim-vocab.",
 )
 @click.option(

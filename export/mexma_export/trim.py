@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mexma_export.usage import LanguageUse, pieces_of
+from mexma_export.useful import usefulness
 from mexma_rt.bundle.graphs import BOS, EOS, UNK
 from mexma_rt.bundle.manifest import WEIGHTS
 from mexma_rt.errors import BundleError, InputError
@@ -108,8 +109,8 @@ def trim_vocabulary(
     if pieces is None:
         used = set(np.flatnonzero(counts.sum(axis=0)).tolist())
     else:
-        scores = np.array([score for _, score in data["model"]["vocab"]])
-        used = _best(usefulness(counts, scores), needed | by_table, pieces)
+        texts, scores = zip(*data["model"]["vocab"], strict=True)
+        used = _best(usefulness(counts, np.array(scores), texts), needed | by_table, pieces)
     kept = np.array(sorted(needed | used | by_table), dtype=np.int64)
     trim = Trim(tokenizer=_without_others(data, kept), kept=kept, corpus=files, languages=known)
     _check(tokenizer, trim, sample)
@@ -217,21 +218,6 @@ def _needed(data: dict[str, Any]) -> set[int]:
     # <unk> scores 10 below the lowest piece: without that piece, words with unknown characters might be cut otherwise
     needed.add(min(range(len(vocabulary)), key=lambda i: vocabulary[i][1]))
     return needed
-
-
-def usefulness(counts: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """How often a piece is met, float64 [V]: half the mean of its shares of the corpus files' pieces (counts [F, V]), half its
-    share by the tokenizer's own scores [V], which are logarithms of probabilities.
-
-    The files speak for the text at hand, each alike whatever its size, so one a language; the scores speak for every language
-    that the tokenizer was made for (XLM-R's: a hundred), also where there is no text. Without files the scores decide alone.
-    """
-    own = np.exp(scores - scores.max())
-    own[scores >= 0] = 0  # special pieces have no score; they are kept anyway
-    own /= own.sum()
-    if not len(counts):
-        return own
-    return (counts / counts.sum(axis=1, keepdims=True)).mean(axis=0) / 2 + own / 2
 
 
 def _best(useful: np.ndarray, needed: set[int], pieces: int) -> set[int]:

@@ -38,7 +38,7 @@ def _keep_verbose(context: click.Context, _: click.Parameter, value: bool) -> No
 
 _MODEL = [
     click.option(
-        "--model", default="mexma-mini", show_default=True, help="Model: a bundled name, a bundle folder or a hub name."
+        "--model", default="mexma-small", show_default=True, help="Model: a bundled name, a bundle folder or a hub name."
     ),
     click.option("--revision", help="Branch, tag or commit of a hub model.  [default: its main branch]"),
     click.option("--offline", is_flag=True, help="Use only the local cache for a hub model; no network."),

@@ -33,7 +33,7 @@ from mexma_rt.cli.knn import Memory
 @click.option(
     "--sentences",
     type=click.FloatRange(min=0, min_open=True),
-    help="Sentences that a core embeds in a second.  [default: mexma-mini's]",
+    help="Sentences that a core embeds in a second.  [default: those of 3 layers x 256]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def plan(

@@ -34,7 +34,7 @@ from mexma_rt.progress import progress_bar
 if TYPE_CHECKING:
     from mexma_rt.embedding.service import Service
 
-DEFAULT_MODEL = "mexma-mini"
+DEFAULT_MODEL = "mexma-small"
 
 
 def load(

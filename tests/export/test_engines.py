@@ -514,7 +514,7 @@ def test_real_engines_of_the_bundled_model(tmp_path: Path) -> None:
     from mexma_export.half import export_half
     from mexma_export.rebuild import rebuild_checkpoint
 
-    source = load_checkpoint(rebuild_checkpoint("mexma-mini", tmp_path / "mini"))
+    source = load_checkpoint(rebuild_checkpoint("mexma-small", tmp_path / "mini"))
     half = tmp_path / "model_fp16.onnx"
     export_half(source.model, half, length_limit=source.max_length_limit)
     sidecar = build_engine(half, tmp_path / "e", engine="rtx", length_limit=512, profiles=SMALL)

@@ -68,7 +68,7 @@ def test_ranges_by_hand() -> None:
     assert ranges.to_json() == {"minimum": [-1.0, -1.0], "maximum": [0.6, 0.8], "source": "here"}
 
 
-@pytest.mark.parametrize("name", ["mexma-mini"])
+@pytest.mark.parametrize("name", ["mexma-small"])
 def test_the_bundled_model_gives_its_golden_vectors_and_has_ranges(name: str) -> None:
     import mexma_rt
 

@@ -407,14 +407,6 @@ def test_the_model_is_whole_again_after_the_block_and_shares_its_encoder(tiny_ch
 # The most useful pieces
 
 
-def test_usefulness_is_half_the_text_and_half_the_scores() -> None:
-    """By hand: file one has shares 3/4, 1/4, 0, file two 0, 0, 1; scores log 0.5, log 0.25, log 0.25; the first is special."""
-    counts = np.array([[0, 30, 10, 0], [0, 0, 0, 7]])
-    useful = trim.usefulness(counts, np.array([0.0, *np.log([0.5, 0.25, 0.25])]))
-    np.testing.assert_allclose(useful, [0, 0.375 / 2 + 0.25, 0.125 / 2 + 0.125, 0.25 + 0.125])
-    np.testing.assert_allclose(trim.usefulness(counts[:0], np.array([0.0, *np.log([0.5, 0.25, 0.25])])), [0, 0.5, 0.25, 0.25])
-
-
 def test_so_many_pieces_are_kept_and_the_needed_ones_among_them(tmp_path: Path) -> None:
     source = unigram({"a": -5.0, "ab": -2.0, "b": -5.0, "bc": -3.0, "abc": -7.0, "cc": -1.0, "c": -8.0})
     corpus = [write(tmp_path / "corpus", "abc", "b")]  # a, b and c are characters, c has the lowest score

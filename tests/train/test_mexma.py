@@ -113,7 +113,7 @@ def test_every_term_and_every_gradient_equal_the_reference(setting: str) -> None
     # What the reference calls align is the term that align_weight multiplies; ours reports both by their own names.
     slow = {("contrastive" if k == "align" and config.alignment == "contrastive" else k): v.item() for k, v in slow.items()}
     assert all(slow.values())
-    for attention in ("padded", "block"):
+    for attention in ("padded", "equal", "block"):
         ours = model(whole(source, target), config, attention=attention, chunk=7)  # several chunks, the last one incomplete
         for name, value in slow.items():
             assert ours[name].item() == pytest.approx(value, rel=1e-6), (attention, name)

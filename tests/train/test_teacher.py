@@ -417,8 +417,8 @@ def test_a_bundle_teaches_and_its_cuts_are_counted(toy_tokenizer: Path, tmp_path
     lines = ["sun and moon", "the dog " * 400, "bread"]
     (tmp_path / "pairs.tsv").write_text("".join(f"fra\ttoy\t{line}\tlune\n" for line in lines), encoding="utf-8")
     prepare(tmp_path / "pairs.tsv", tmp_path / "s", toy_tokenizer, progress=False)
-    about = teach(tmp_path / "s", "mexma-mini", threads=1).about
-    assert (about["teacher"], about["dimensions"], about["cut_texts"]) == ("mexma-mini", 256, 1)
+    about = teach(tmp_path / "s", "mexma-small", dimensions=384, threads=1).about
+    assert (about["teacher"], about["dimensions"], about["cut_texts"]) == ("mexma-small", 384, 1)
     with pytest.warns(mexma_rt.TruncationWarning):
         expected = mexma_rt.embed([line.strip() for line in lines])
     rows = np.load(tmp_path / "s" / "teacher.npy").astype(float)

@@ -44,10 +44,10 @@ def test_batches_have_a_limit_of_texts_and_one_of_characters(
 
 
 def test_a_bundle_is_a_teacher_and_counts_what_it_cuts() -> None:
-    teacher = open_teacher("mexma-mini", threads=1)
-    encoder = mexma_rt.load("mexma-mini", threads=1)
+    teacher = open_teacher("mexma-small", threads=1)
+    encoder = mexma_rt.load("mexma-small", threads=1)
     manifest = (encoder.bundle.folder / "mexma.json").read_bytes()
-    assert (teacher.name, teacher.sha256) == ("mexma-mini", hashlib.sha256(manifest).hexdigest())
+    assert (teacher.name, teacher.sha256) == ("mexma-small", hashlib.sha256(manifest).hexdigest())
     texts = ["A dog barks.", "", "word " * 3000]
     vectors, cut = teacher.embed(texts)
     with pytest.warns(mexma_rt.TruncationWarning):

@@ -1,9 +1,9 @@
-"""The bundled model: 3 layers x 256, 64,000 pieces, 62 languages; distilled warm start, ranking and MEXMA on two CPU cores.
+"""A model from nothing, as the first bundled one was: 3 layers x 256, 64,000 pieces; distilled warm start, ranking and MEXMA.
 
 python read_bitext.py > pairs.tsv                       # any TSV of lang, source, english, text
 mexma-train tokenizer pairs.tsv tokenizer.json --recipe train/recipes/mini.py
 mexma-train prepare pairs.tsv shards --tokenizer tokenizer.json
-mexma-train teach shards --teacher use_quantized.onnx   # USE-multilingual v3: see mexma_rt/models/mexma-mini/README.md
+mexma-train teach shards --teacher use_quantized.onnx   # USE-multilingual v3, or any bundle
 mexma-train run train/recipes/mini.py shards runs/mini
 python benchmarks/average_weights.py runs/mini/warmup runs/mini/checkpoint runs/mini/average --share 0.3
 """
@@ -11,7 +11,7 @@ python benchmarks/average_weights.py runs/mini/warmup runs/mini/checkpoint runs/
 from mexma_train.config import MexmaConfig, ModelConfig, RankingConfig, Recipe, SamplingConfig, TokenizerConfig, WarmupConfig
 
 RECIPE = Recipe(
-    name="mexma-mini",
+    name="mini",
     # 16.4 M of 18.8 M parameters are word embeddings: with int8 rows the model stays below the 25 MB of the wheel.
     tokenizer=TokenizerConfig(vocab_size=64_000),
     model=ModelConfig(

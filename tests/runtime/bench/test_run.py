@@ -47,7 +47,7 @@ def test_ratios_cosines_and_what_failed(file):
         fake("other model", 0.1, "[1, 2, 3]", comparable=False),
         Route(name="broken", command=(sys.executable, "-c", "raise SystemExit('no such module')")),
     ]
-    rows, facts = measure(routes, [file], model="mexma-mini", rounds=3, singles=2)
+    rows, facts = measure(routes, [file], model="mexma-small", rounds=3, singles=2)
     slow, ours, other = rows
     assert ours.ratio > 1.5 and slow.ratio == 1.0 and facts["base"] == "slow"
     assert (slow.lowest_cosine, ours.lowest_cosine) == (pytest.approx(0.6), pytest.approx(1.0))  # 3 / 5
@@ -62,12 +62,12 @@ def test_ratios_cosines_and_what_failed(file):
 def test_no_route_at_all_is_an_error(file):
     broken = Route(name="broken", command=(sys.executable, "-c", "raise SystemExit(3)"))
     with pytest.raises(InputError, match="No route started"):
-        measure([broken], [file], model="mexma-mini", rounds=1)
+        measure([broken], [file], model="mexma-small", rounds=1)
 
 
 def test_operations_of_a_token():
-    # 3 layers of 256 and 1,024: four products of 256 x 256 and two of 256 x 1,024, two operations a multiplication
-    assert bench.flops_per_token(open_bundle(bundled_models()["mexma-mini"])) == 3 * 2 * (4 * 65_536 + 2 * 262_144)
+    # 12 layers of 384 and 1,536: four products of 384 x 384 and two of 384 x 1,536, two operations a multiplication
+    assert bench.flops_per_token(open_bundle(bundled_models()["mexma-small"])) == 12 * 2 * (4 * 147_456 + 2 * 589_824)
 
 
 def test_the_peak_is_that_of_a_product(monkeypatch):
@@ -81,10 +81,10 @@ def test_the_command(file):
     drawn = importlib.util.find_spec("matplotlib") is not None  # without it the command is tried all the same
     result = CliRunner().invoke(main, [*arguments, *(["--plot", str(picture)] if drawn else [])])
     assert result.exit_code == 0, result.output
-    assert not drawn or "mexma-mini: speed relative to mexma embed, mixed" in picture.read_text(encoding="utf-8")
+    assert not drawn or "mexma-small: speed relative to mexma embed, w8" in picture.read_text(encoding="utf-8")
     data = json.loads(result.stdout)
     (row,) = data["rows"]
-    assert row["route"] == "mexma embed, mixed" and row["sentences_per_second"] > 0 and row["lowest_cosine"] == pytest.approx(1)
+    assert row["route"] == "mexma embed, w8" and row["sentences_per_second"] > 0 and row["lowest_cosine"] == pytest.approx(1)
     assert "broken ended with status 1" in data["failed"]["broken"]
     assert CliRunner().invoke(main, ["bench", "embed", str(file), "--peer", "nothing"]).exit_code == 2
 
@@ -102,5 +102,5 @@ def test_percentiles_are_in_milliseconds():
 
 
 def test_import_and_first_vector_are_quick():
-    start = bench.cold_start("mexma-mini", times=1)
+    start = bench.cold_start("mexma-small", times=1)
     assert 0 < start["import"] < 3 and start["import"] < start["first vector"] < 20  # generous: ten processes a core ran here

@@ -131,7 +131,7 @@ def test_a_hub_model_is_pinned_to_its_commit(
 
 
 def test_a_bundled_model_goes_by_its_name() -> None:
-    assert processes.Source.of("mexma-mini", offline=False, threads=None).model == "mexma-mini"
+    assert processes.Source.of("mexma-small", offline=False, threads=None).model == "mexma-small"
 
 
 def test_what_load_did_not_make_says_so(encoder: mexma_rt.Encoder) -> None:

@@ -76,8 +76,8 @@ def test_languages_that_the_config_names_are_read(checkpoint: Path, tmp_path: Pa
 
 def test_a_bundle_is_embedded_by_the_runtime_with_its_token_states(recwarn: pytest.WarningsRecorder) -> None:
     texts = ["Hello world", "Bonjour le monde", "very " * 200]
-    encoder = mexma_rt.load("mexma-mini", device="cpu", threads=1)
-    with open_model("mexma-mini", threads=1) as model:
+    encoder = mexma_rt.load("mexma-small", device="cpu", threads=1)
+    with open_model("mexma-small", threads=1) as model:
         vectors, cut = model.embed(texts)
     np.testing.assert_array_equal(vectors, encoder.embed_report(texts).vectors)
     assert cut == 1
@@ -88,7 +88,7 @@ def test_a_bundle_is_embedded_by_the_runtime_with_its_token_states(recwarn: pyte
     assert len(cut_text.pieces) == len(cut_text.states_LD) == 126 and "very" in cut_text.pieces
     assert not [warning for warning in recwarn if "cut" in str(warning.message)]  # the count says it
     assert len(model.languages) == 62 and {"deu", "uig"} <= set(model.languages) and "eng" not in model.languages
-    assert (model.about["name"], model.about["kind"], model.about["max_tokens"]) == ("mexma-mini", "bundle", 128)
+    assert (model.about["name"], model.about["kind"], model.about["max_tokens"]) == ("mexma-small", "bundle", 128)
     assert model.about["source_sha256"] == encoder.bundle.source["sha256"]
     assert str(encoder.bundle.folder) not in json.dumps(model.about)
 
@@ -98,7 +98,7 @@ def test_other_folders_are_explained(checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises((FileError, InputError), match=message), open_model(name, **options):  # type: ignore[arg-type]
             pytest.fail("opened")
 
-    refused(str(tmp_path / "no"), r"no folder and no bundled model .*no\. MODEL is a checkpoint folder.*\(.*mexma-mini.*\)")
+    refused(str(tmp_path / "no"), r"no folder and no bundled model .*no\. MODEL is a checkpoint folder.*\(.*mexma-small.*\)")
     refused(str(tmp_path), r"has no config\.json and no model\.safetensors and no tokenizer\.json, so it is no checkpoint")
     refused(str(checkpoint.parent), r"Type: mexma-train eval --suite .*toy/checkpoint")
     refused(str(checkpoint), "--precision int8 is for bundles, but .* is a checkpoint.*Leave it out", precision="int8")

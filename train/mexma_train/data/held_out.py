@@ -5,8 +5,8 @@ the BLAKE2b of every sentence of FLORES-200 devtest (90 languages) and of the Ta
 sides), so the sentences themselves do not travel; benchmarks/held_out.py makes it again from the test sets. A line of other
 words is taken for a listed one with a probability of S / 2^40 for S listed hashes (248,872: one line in 4.4 million).
 
-Measured on the 5,586,702 rows that mexma-mini was trained on, from which equal lines had been removed before (lower-cased and
-without punctuation, but with their spaces): 24 are dropped, 23 that differ in spacing or a mark inside a word ("any more",
+Measured on the bundled model's 5,586,702 training rows, from which equal lines had been removed before (lower-cased and without
+punctuation, but with their spaces): 24 are dropped, 23 that differ in spacing or a mark inside a word ("any more",
 "cell phone") and one false alarm. Every sentence is listed, however short, for that costs little: of the 5,286,296 rows that
 are not from Tatoeba, 1,114 have a side of at most ten letters that is among the 502,105 distinct lines of the Tatoeba part, so
 half as many listed lines take about one row in 10,000.
