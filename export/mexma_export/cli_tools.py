@@ -84,7 +84,7 @@ def triton(bundle: Path, repository: Path, precision: str | None, as_json: bool)
     )
 
 
-@click.command(epilog="Example: mexma-export rebuild mexma-mini checkpoint")
+@click.command(epilog="Example: mexma-export rebuild mexma-small checkpoint")
 @click.argument("bundle")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @as_json_option
