@@ -91,7 +91,7 @@ def test_every_reason(stub: Stub) -> None:
         5: "blank", 6: "identical", 8: "duplicate", 9: "length ratio", 10: "score", 11: "score",
     }  # fmt: skip
     assert report.dropped == {"blank": 1, "identical": 1, "duplicate": 1, "length ratio": 1, "score": 2}
-    assert (report.pairs, report.kept, report.threshold, report.resumed) == (60, 54, 1.06, 0)
+    assert (report.pairs, report.kept, report.threshold, report.resumed) == (60, 54, 1.12, 0)
     assert [row["line"] for row in kept] == [i + 1 for i in range(60) if i not in reasons]
     lines = pairs()
     assert all((row["source"], row["target"]) == lines[row["line"] - 1] for row in [*kept, *dropped])
@@ -216,7 +216,7 @@ def mexma(*arguments: str) -> Result:
 def test_the_command() -> None:
     result = mexma("-o", "k.tsv", "--dropped", "d.tsv")
     assert result.exit_code == 0, result.output
-    assert "k.tsv: 54 of 60 pairs kept (90.0%), ratio >= 1.06" in result.stdout
+    assert "k.tsv: 54 of 60 pairs kept (90.0%), ratio >= 1.12" in result.stdout
     assert "  dropped, score:" in result.stdout
     assert Path("k.tsv").read_text().splitlines()[0] == "score\tline\tsource\ttarget"
     report = json.loads(mexma("-o", "k.tsv", "--threshold=-inf", "--json").stdout)

@@ -60,7 +60,7 @@ def test_mining_is_that_of_mine_at_the_default_and_at_the_best_threshold(noise: 
 
 
 def test_vectors_that_say_nothing_give_no_pairs_and_zero() -> None:
-    """All cosines are 1, so every margin is 1: below the default threshold of 1.06."""
+    """All cosines are 1, so every margin is 1: below the default threshold of 1.12."""
     test_set = TestSet(name="toy", english=[f"e{i}" for i in range(20)], text=[f"t{i}" for i in range(20)])
     ones = np.ones((20, 3), np.float32)
     found = measures.mining_f1(test_set, ones, ones, 0.0)
