@@ -9,7 +9,7 @@ import numpy as np
 from mexma_rt.mining.candidates import ScoredNeighbours
 from mexma_rt.mining.sides import Side
 
-# Measured with the model before mexma-small on Tatoeba (deu, hin, jpn, tur), corpora without a single translation: ratio >= 1.06
+# Measured with the model before mexma-small on Tatoeba (deu, hin, jpn, tur), corpora without any translation: ratio >= 1.06
 # keeps 72 to 75 % of 8 lines, 55 to 61 % of 64, 43 to 48 % of 500. With so few lines, some pair always stands out.
 FEW_LINES = 1000
 # Share of lines that have another line of the same side this near: 0.2 % or less in Tatoeba and FLORES (eng, deu, jpn, khm).
