@@ -562,7 +562,7 @@ def test_a_bundle_gets_an_engine_of_its_fp16_graph(monkeypatch, bundle: Path) ->
     fake_library(monkeypatch, "tensorrt_rtx", "1.7.1.116")
     path, sidecar = build_bundle_engine(bundle, engine="rtx")
     assert path == bundle / "engines" / "rtx.engine" and read_sidecar(path) == sidecar
-    assert [str(profile) for profile in sidecar.profiles] == ["1x32", "512x32", "128x128", "32x256"]
+    assert [str(profile) for profile in sidecar.profiles] == ["1x32", "1x128", "8x64", "512x32", "128x128", "32x256"]
     again, _ = build_bundle_engine(bundle, engine="rtx", sm=[86], profiles=SMALL)
     assert again == path and read_sidecar(path).sm == (86,)
 
