@@ -445,7 +445,7 @@ def test_a_checkpoint_is_trimmed_before_training(tiny_checkpoint: Path, tmp_path
     for before, after in zip(*vectors, strict=True):
         assert torch.equal(before, after)
     again = CliRunner().invoke(main, ["trim", str(tiny_checkpoint), str(tmp_path / "other")])
-    assert again.exit_code == 1 and "Nothing says which pieces to keep. Type --trim-vocab CORPUS" in again.output
+    assert again.exit_code == 2 and "Nothing says which pieces to keep. Type --trim-vocab CORPUS" in again.output
 
 
 # Command line
