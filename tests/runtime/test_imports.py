@@ -43,7 +43,7 @@ def test_the_seams_hold(package, forbidden):
     assert files
     # Modules that are loaded only where torch was asked for, or a GPU where cupy will do as well.
     optional = {RUNTIME / "knn" / name: {"torch"} for name in ("gpu.py", "gpu_arrays.py")}
-    for name in ("torch.py", "packed_attention.py", "packed_encoder.py", "checkpoint.py"):
+    for name in ("torch.py", "packed_attention.py", "packed_encoder.py", "checkpoint.py", "torch_head.py"):
         optional[RUNTIME / "backends" / name] = {"torch", "safetensors"}
     found = {file.name: sorted(imported(file) & forbidden - optional.get(file, set())) for file in files}
     broken = {name: names for name, names in found.items() if names}

@@ -55,7 +55,7 @@ def test_a_whole_suite_and_a_second_one_beside_it(checkpoint: Path, data: tuple[
     assert first.exit_code == 0, first.output
     assert first.stdout.strip() == str(tmp_path / "a" / "suite.md")
     assert (
-        "toy: checkpoint, mexma_train, torch, padded attention, fp32 on cpu; 1 languages of FLORES and 2 of Tat" in first.stderr
+        "toy: checkpoint, mexma_train, torch, equal attention, fp32 on cpu; 1 languages of FLORES and 2 of Tat" in first.stderr
     )
     assert "FLORES xsim error, mean of 1 languages trained on" in first.stderr
     results = json.loads((tmp_path / "a" / "results.json").read_text(encoding="utf-8"))
