@@ -244,7 +244,10 @@ def test_pairs_for_tokens(uneven: Shards, shards: Shards, order: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"source_weights": {"ui": 1.0, "tatoebo": 2.0}}, r"names tatoebo, but the shards .* have the sources ui, toy\. Correct"),
+        (
+            {"source_weights": {"ui": 1.0, "tatoebo": 2.0}},
+            r"names tatoebo, but the shards .* have the sources ui, toy\. Correct",
+        ),
         ({"source_weights": {"ui": -1.0}}, r"source_weights has {'ui': -1\.0}; a weight is a number from 0 \(never drawn\) up"),
         ({"source_weights": {"ui": 0.0, "toy": 0.0}}, "is 0 for every source"),
         ({"bucket": 0}, "sampling.bucket is 0"),
