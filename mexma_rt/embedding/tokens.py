@@ -129,12 +129,12 @@ def own_characters(text: str, encoding: tokenizers.Encoding) -> list[tuple[int, 
             first += 1
         while first < last and _is_blank(text[last - 1]):
             last -= 1
-        if piece == WORD_START:
-            first = last = first if first < last else end
+        following = spans[index + 1][0] if index + 1 < len(spans) else len(text)
+        if piece == WORD_START:  # before the piece that follows, which may be made of the same control character
+            first = last = first if first < last else min(end, following)
         elif first == last:
             first, last = start, end  # a piece for a control or format character
         else:
-            following = spans[index + 1][0] if index + 1 < len(spans) else len(text)
             while last < following and not _is_blank(text[last]):
                 last += 1
         mended.append((first, last))

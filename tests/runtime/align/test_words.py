@@ -161,7 +161,8 @@ GERMAN = "Die schwarze Katze schläft auf dem warmen Stein."
 @pytest.mark.parametrize("method", METHODS)
 def test_clear_words_are_linked(method, unit):
     (result,) = align_words([ENGLISH], [GERMAN], method=method, unit=unit)
-    assert {(2, 2), (7, 6)} <= set(result.links)  # cat-Katze, warm-warmen
+    clear = {(2, 2), (7, 6)} if (method, unit) == ("ot", "piece") else {(0, 0), (2, 2), (7, 6)}
+    assert clear <= set(result.links)  # The-Die, cat-Katze, warm-warmen; transport over pieces leaves out The
     assert result.source_words == tuple(ENGLISH.split()) and result.target_words == tuple(GERMAN.split())
     assert result.pharaoh == " ".join(f"{i}-{j}" for i, j in result.links) and list(result.links) == sorted(result.links)
     assert len(result.scores) == len(result.links) and all(-1 <= score <= 1.001 for score in result.scores)
@@ -173,16 +174,16 @@ def test_scores_are_the_cosines_of_mean_vectors():
     encoder = shared_encoder()
     (result,) = align_words([ENGLISH], [GERMAN], unit="word", encoder=encoder)
 
-    def means(text):
-        (tokens,) = encoder.embed_tokens([text])
+    def means(text, tokens):
         ends = np.cumsum([len(word) + 1 for word in text.split()])
         word = np.searchsorted(ends, tokens.offsets[:, 0], side="right")
         seen = tokens.offsets[:, 0] < tokens.offsets[:, 1]
         return np.stack([tokens.vectors[(word == w) & seen].mean(axis=0) for w in range(len(ends))])
 
-    x, y = means(ENGLISH), means(GERMAN)
+    # in one call, as they are aligned: rounded products differ with the shape of the batch
+    x, y = map(means, (ENGLISH, GERMAN), encoder.embed_tokens([ENGLISH, GERMAN]))
     for (i, j), score in zip(result.links, result.scores, strict=True):
-        assert score == pytest.approx(float(x[i] @ y[j] / np.linalg.norm(x[i]) / np.linalg.norm(y[j])), abs=5e-3)  # w8 by batch
+        assert score == pytest.approx(float(x[i] @ y[j] / np.linalg.norm(x[i]) / np.linalg.norm(y[j])), abs=1e-4)
 
 
 def test_a_permuted_copy_is_aligned_to_itself():

@@ -105,8 +105,17 @@ def test_every_visible_character_belongs_to_a_piece(which, encoder, mini, senten
 
 
 @settings(max_examples=150, deadline=None)
+@given(text=st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cn", "Co")), max_size=30))
+def test_every_visible_character_of_any_text_belongs_to_a_piece(encoder, text):
+    (encoding,) = encoder.tokenizer.with_offsets([text])
+    check_offsets(text, tokens.own_characters(text, encoding))
+
+
+# Without what XLM-R's own normalisation removes or takes apart: behind that the library's spans are shifted ("\x080" -> "0"
+# has the span of "\x08"), which nothing after it can tell.
+@settings(max_examples=150, deadline=None)
 @given(text=st.text(st.characters(codec="utf-8", categories=("L", "Nd", "P", "Sm", "Zs")), max_size=30))
-def test_every_visible_character_of_any_text_belongs_to_a_piece(mini, text):
+def test_every_visible_character_belongs_to_a_piece_of_the_bundled_tokenizer(mini, text):
     (encoding,) = mini.tokenizer.with_offsets([text])
     check_offsets(text, tokens.own_characters(text, encoding))
 
