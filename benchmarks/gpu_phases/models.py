@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mexma_rt.backends.checkpoint import expected_shapes
 from mexma_rt.backends.torch import Torch
 from mexma_rt.bundle.manifest import TOKENIZER, WEIGHTS, Bundle, FileEntry
 from mexma_rt.bundle.opening import open_bundle
-from mexma_rt.bundle.safetensors_folder import write_checkpoint
+from mexma_rt.bundle.safetensors_folder import encoder_shapes, write_checkpoint
 from mexma_rt.embedding.encoder import DEFAULT_MODEL, Encoder
 from mexma_rt.embedding.tokenizer import Tokenizer
 
@@ -37,7 +36,7 @@ def random_large(like: Path, folder: Path, device: str) -> Path:
     )
     torch.manual_seed(0)
     tensors = {}
-    for name, shape in expected_shapes(config).items():
+    for name, shape in encoder_shapes(config).items():
         made = torch.zeros(shape, device=device) if name.endswith("bias") else torch.randn(shape, device=device) * 0.02
         tensors[name] = (made + 1 if name.endswith("LayerNorm.weight") else made).half().cpu()
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})

@@ -20,8 +20,8 @@ from onnx import TensorProto, helper
 
 from mexma_export.blocks import Blocks, quantise_blocks
 from mexma_export.compact import WORDS, MixedWriter
-from mexma_export.fused import CONTRIB, PLAIN, save_graph
-from mexma_export.head import Head
+from mexma_export.fused import CONTRIB, save_graph
+from mexma_export.head import PLAIN, Head
 from mexma_rt.bundle.graphs import INPUTS
 
 if TYPE_CHECKING:

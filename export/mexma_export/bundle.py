@@ -23,7 +23,7 @@ import numpy as np
 from mexma_export.folder import new_folder
 from mexma_export.golden import describe_source, golden_vectors, vector_ranges
 from mexma_export.graph_format import GRAPHS, OPSET, OPSETS
-from mexma_export.head import Head
+from mexma_export.head import PLAIN
 from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, load_sentences, require_passed
 from mexma_export.peers import dense_weights, peer_files
 from mexma_export.precisions import gate_graphs, torch_runner, write_graphs
@@ -145,7 +145,7 @@ def export_bundle(
             report["refused"] = {p: r.full() for p, r in refused.items()}
         _write_json(folder / PARITY, report)
 
-        plain = source.pipeline.head == Head()
+        plain = source.pipeline.head == PLAIN
         tell("fresh process", 0, 1)
         check_in_fresh_process(folder)
         files = _hash_files(folder)

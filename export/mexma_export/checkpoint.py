@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mexma_export.head import POOLINGS
 from mexma_export.pipeline import Pipeline, read_pipeline
 from mexma_rt.backends.checkpoint import INDEX, SPARE_ROWS, WEIGHTS, EncoderWeights, check_kind, read_encoder
 from mexma_rt.bundle.graphs import PAD, SpecialIds
 from mexma_rt.bundle.known import find_known
-from mexma_rt.bundle.manifest import MANIFEST
+from mexma_rt.bundle.manifest import MANIFEST, POOLINGS
 from mexma_rt.errors import BundleError, FileError
 from mexma_rt.files.atomic import sha256_of
 

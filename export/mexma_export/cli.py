@@ -16,7 +16,7 @@ import click
 from tqdm import tqdm
 
 from mexma_export.bundle import ExportReport, export_bundle
-from mexma_export.cli_tools import TOOLS, as_json_option, exit_with, parse_precisions
+from mexma_export.cli_tools import TOOLS, as_json_option, exit_with, parse_precisions, vocabulary_options
 from mexma_export.graph_format import OPSET
 from mexma_export.parity import load_sentences
 from mexma_export.trim import Vocabulary
@@ -74,25 +74,7 @@ for tool in TOOLS:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Sentences for the parity gate, lines of language<TAB>text. [default: 562 shipped ones in 57 languages]",
 )
-@click.option(
-    "--trim-vocab",
-    multiple=True,
-    metavar="CORPUS",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Keep only the pieces that this text file (plain, .gz, .xz) uses, single characters and special tokens. Repeatable.",
-)
-@click.option(
-    "--languages",
-    metavar="fra,deu,...",
-    help="Keep only the pieces that these languages use (ISO 639-3; a table for XLM-R's tokenizer), "
-    "beside those of --trim-vocab.",
-)
-@click.option(
-    "--pieces",
-    type=click.IntRange(min=5),
-    help="Keep this many pieces, the most useful by the shares of each --trim-vocab file (one a language) and the tokenizer's "
-    "own scores.",
-)
+@vocabulary_options
 @click.option("--opset", type=int, default=OPSET, show_default=True, help="Of the fp32 and fp16 graphs, 18 to 23.")
 @click.option("--revision", help="Branch, tag or commit of a hub name.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle; it survives any failure.")

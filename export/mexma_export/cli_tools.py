@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -13,7 +14,39 @@ from mexma_rt.backends import ENGINES
 from mexma_rt.cli.common import json_text
 from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+
+_VOCABULARY = [
+    click.option(
+        "--trim-vocab",
+        multiple=True,
+        metavar="CORPUS",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Keep only the pieces that this text file (plain, .gz, .xz) uses, single characters and special tokens. "
+        "Repeatable.",
+    ),
+    click.option(
+        "--languages",
+        metavar="fra,deu,...",
+        help="Keep only the pieces that these languages use (ISO 639-3; a table for XLM-R's tokenizer), "
+        "beside those of --trim-vocab.",
+    ),
+    click.option(
+        "--pieces",
+        type=click.IntRange(min=5),
+        help="Keep this many pieces, the most useful by the shares of each --trim-vocab file (one a language) and the "
+        "tokenizer's own scores.",
+    ),
+]
+
+
+def vocabulary_options(command: Command) -> Command:
+    """The options of export and trim that say which pieces are kept."""
+    for option in reversed(_VOCABULARY):
+        command = option(command)
+    return command
 
 
 @click.command(epilog="Example: mexma-export engine bundle rtx --sm 89")
@@ -105,15 +138,7 @@ def rebuild(bundle: str, checkpoint: Path, as_json: bool) -> None:
 @click.command(epilog="Example: mexma-export trim checkpoint smaller --languages eng,fra")
 @click.argument("checkpoint")
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option(
-    "--trim-vocab",
-    multiple=True,
-    metavar="CORPUS",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Keep the pieces that this text file (plain, .gz, .xz) uses. Repeatable.",
-)
-@click.option("--languages", metavar="fra,deu,...", help="Keep the pieces that these languages use, by the shipped tables.")
-@click.option("--pieces", type=click.IntRange(min=5), help="Keep this many pieces, the most useful ones.")
+@vocabulary_options
 @as_json_option
 def trim(
     checkpoint: str, target: Path, trim_vocab: tuple[Path, ...], languages: str | None, pieces: int | None, as_json: bool

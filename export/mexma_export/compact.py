@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto, helper
 
-from mexma_export.fused import CONTRIB, PLAIN, Writer, save_graph
-from mexma_export.head import Head
+from mexma_export.fused import CONTRIB, Writer, save_graph
+from mexma_export.head import PLAIN, Head
 from mexma_rt.bundle.graphs import INPUTS
 
 if TYPE_CHECKING:

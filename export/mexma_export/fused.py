@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mexma_export.graph_format import ONE_FILE_BYTES
-from mexma_export.head import Head
+from mexma_export.head import PLAIN, Head
 from mexma_rt.backends.onnxruntime import SWITCH
 from mexma_rt.bundle.graphs import INPUTS, OUTPUTS
 from mexma_rt.errors import BundleError
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 OPSET, IR_VERSION = 17, 8  # what onnxruntime 1.22, the oldest that the runtime takes, has long known
 CONTRIB = "com.microsoft"
-PLAIN = Head()
 
 
 class Writer:

@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from mexma_export.graph_format import ONE_FILE_BYTES, OPSET
-from mexma_export.head import Head
+from mexma_export.head import PLAIN, Head
 from mexma_rt.bundle.graphs import INPUTS, OUTPUTS
 
 if TYPE_CHECKING:
     from transformers import XLMRobertaModel
-
-PLAIN = Head()
 
 
 class SentenceEncoder(torch.nn.Module):

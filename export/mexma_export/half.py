@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mexma_export.graph_format import OPSET
-from mexma_export.graphs import PLAIN, export_standard
-from mexma_export.head import Head
+from mexma_export.graphs import export_standard
+from mexma_export.head import PLAIN, Head
 from mexma_rt.errors import BundleError
 
 if TYPE_CHECKING:

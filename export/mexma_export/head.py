@@ -16,7 +16,6 @@ from mexma_rt.errors import BundleError
 if TYPE_CHECKING:
     from mexma_export.fused import Writer
 
-POOLINGS = ("cls", "mean")  # the state of the first token; the mean of all tokens' states, padding left out
 ACTIVATIONS = {"Tanh": "Tanh", "Identity": ""}  # class of torch -> operator of ONNX
 FEWEST = 1e-9  # a row of padding alone is divided by it, not by 0
 
@@ -75,6 +74,9 @@ class Head:
             if operator := ACTIVATIONS[layer.activation]:
                 vectors = graph.node(operator, [vectors], f"{output}/{layer.name}/{operator}")
         return vectors
+
+
+PLAIN = Head()  # the state of the first token as it is: MEXMA's
 
 
 def read_dense(folder: Path, config: dict[str, Any]) -> Dense:

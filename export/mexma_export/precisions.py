@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mexma_export.graph_format import GRAPHS, OPSET
+from mexma_export.head import PLAIN
 from mexma_export.parity import Parity, Sentence, Thresholds, check_parity
 from mexma_rt.bundle.structure import GRAPH, STRUCTURES, write_built
 from mexma_rt.errors import BundleError, MexmaError
@@ -125,7 +126,7 @@ def gate_graphs(
 
     `out` [n, D] receives the checkpoint's sentence vectors.
     """
-    from mexma_export.half import PLAIN, half_runner
+    from mexma_export.half import half_runner
     from mexma_export.reopen import open_graph
     from mexma_export.trim import trimmed_embeddings
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from mexma_export.fused import PLAIN, Writer
-from mexma_export.head import Head
+from mexma_export.fused import Writer
+from mexma_export.head import PLAIN, Head
 from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, INPUTS, OUTPUTS
 from mexma_rt.bundle.structure import DATA
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mexma_rt.bundle.safetensors_folder import encoder_shapes
 from mexma_rt.errors import BundleError, FileError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -241,7 +242,7 @@ def _settings(folder: Path, config: Mapping[str, Any], kind: str, tensors: Mappi
 
 def _check_shapes(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """Every tensor that the configuration asks for, in its shape, and no other."""
-    wanted = expected_shapes(settings)
+    wanted = encoder_shapes(settings)
     if missing := sorted(wanted.keys() - tensors.keys()):
         raise BundleError(
             f"{folder}: the weights lack {len(missing)} tensors of the encoder that config.json describes, {missing[0]} first; "
@@ -260,25 +261,3 @@ def _check_shapes(folder: Path, settings: Mapping[str, Any], tensors: Mapping[st
                 f"{folder}: {name} has the shape {tuple(tensors[name].shape)}, and config.json says {shape}. "
                 "The weights belong to another config.json. Copy the checkpoint again."
             )
-
-
-def expected_shapes(settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of an XLM-R without pooler."""
-    width, inner = settings["hidden_size"], settings["intermediate_size"]
-    shapes: dict[str, tuple[int, ...]] = {
-        WORDS: (settings["vocab_size"], width),
-        POSITIONS: (settings["max_position_embeddings"], width),
-        TYPES: (settings["type_vocab_size"], width),
-    }
-    norms = ["embeddings.LayerNorm"]
-    for index in range(settings["num_hidden_layers"]):
-        layer = f"encoder.layer.{index}"
-        squares = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
-        for name in (*squares, f"{layer}.attention.output.dense"):
-            shapes |= {f"{name}.weight": (width, width), f"{name}.bias": (width,)}
-        shapes |= {f"{layer}.intermediate.dense.weight": (inner, width), f"{layer}.intermediate.dense.bias": (inner,)}
-        shapes |= {f"{layer}.output.dense.weight": (width, inner), f"{layer}.output.dense.bias": (width,)}
-        norms += [f"{layer}.attention.output.LayerNorm", f"{layer}.output.LayerNorm"]
-    for name in norms:
-        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-    return shapes

@@ -8,10 +8,10 @@ __getattr__, __all__ = doors(
     golden="Golden LEAST_COSINE",
     graphs="ATTENTION_MASK BOS EOS INPUTS INPUT_IDS OUTPUTS PAD SENTENCE TOKENS UNK XLMR SpecialIds",
     known="INSTALL KNOWN bundle_name export_command find_known",
-    manifest="Bundle FileEntry MANIFEST Manifest PARITY TOKENIZER WEIGHTS hash_of_files",
+    manifest="Bundle FileEntry MANIFEST Manifest PARITY POOLINGS TOKENIZER WEIGHTS hash_of_files",
     onnxfile="Tensor fields initialisers mapped read_tensor",
     opening="bundled_models open_bundle read_manifest verify_files",
-    safetensors_folder="write_checkpoint write_safetensors",
+    safetensors_folder="encoder_shapes write_checkpoint write_safetensors",
     structure="DATA GRAPH STRUCTURES buildable built_graph cache_folder write_built",
     weights="HOLDERS holder weights_of",
 )
