@@ -134,6 +134,7 @@ def test_a_killed_run_goes_on_with_its_neighbours(
         (["-o", "p.tsv"], 2, "Missing argument 'SOURCE'"),
         (["x.npy", "y.npy", "--memory", "1GB"], 2, "--memory bounds the search in ready vectors"),
         ([*VECTORS, "-o", "p.tsv", "--report", "./p.tsv"], 1, "./p.tsv: a page is written as .html"),
+        ([*VECTORS, "-o", "p.html", "--report", "./p.html"], 2, "./p.html cannot be both the table and the page"),
         ([*VECTORS, "-o", "x.npy"], 1, "a table is written as .tsv"),
         ([*VECTORS, "-o", "p.tsv", "--report", "x.npy"], 1, "x.npy: a page is written as .html"),
         ([*VECTORS, "-o", "p.tsv", "--threshold", "nan"], 1, "threshold=nan, but a number is needed"),
