@@ -46,7 +46,7 @@ class Scan(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class SearchDevice:
     """Where the scan runs, in which precision, and why. spare: candidates beyond k. prepare: sends vectors there, and measures
-    them on the way (`mexma_rt.knn.gpu.Prepared`); None where the scan takes them as they are.
+    them on the way (`mexma_rt.knn.gpu_vectors.Prepared`); None where the scan takes them as they are.
     """
 
     scan: Scan
@@ -67,6 +67,7 @@ def choose_device(device: str) -> SearchDevice:
     if device == "cpu":
         return CPU
     from mexma_rt.knn import gpu
+    from mexma_rt.knn.gpu_vectors import prepare_on
 
     found = gpu.open_devices(device)
     if not found.arrays:
@@ -77,7 +78,7 @@ def choose_device(device: str) -> SearchDevice:
         reason=found.reason,
         precision=found.precision,
         spare=gpu.SPARE,
-        prepare=gpu.prepare_on(found.arrays),
+        prepare=prepare_on(found.arrays),
     )
 
 

@@ -5,8 +5,7 @@ proved by exact.py, so a device changes speed, not results.
 
 Products of tiles, as in tiles.py, of which each row and column looks into the groups of cells whose maximum beats what it knows
 already. Where it knows too little for that (its first tile), it takes the k best groups and the k best cells in them, where
-those of the tile lie. Vectors are sent once: their lengths, what rounding loses of them and their hashes are computed on the
-way, and they stay on the device as long as their block lives and there is room.
+those of the tile lie. Vectors are sent and measured by gpu_vectors.py.
 """
 
 from __future__ import annotations
@@ -17,18 +16,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import isqrt
-from typing import Any
 
 import numpy as np
 
 from mexma_rt.errors import BackendError, InputError, MissingExtraError
-from mexma_rt.knn.exact import hash_factors
-from mexma_rt.knn.gpu_arrays import CupyArrays, TorchArrays, explained
+from mexma_rt.knn.gpu_arrays import Arrays, CupyArrays, TorchArrays
+from mexma_rt.knn.gpu_copies import DeviceArray
+from mexma_rt.knn.gpu_errors import explained
+from mexma_rt.knn.gpu_vectors import GROUP, Sent
 from mexma_rt.knn.keys import EMPTY, keys_of, merge_neighbours
 
-GROUP = 32
-SIDE = 32768  # rows and columns of a tile at most: 2 GiB in half precision
 SPARE = 12  # candidates beyond k: between them the scores must fall by what half precision can err, 1e-3 for D=1024
 SLICE = 4096  # rows at a time that take their best groups whole: indices of 8 bytes for each of their cells
 DEVICES = ("cpu", "cuda", "auto")
@@ -38,20 +35,10 @@ DEVICES = ("cpu", "cuda", "auto")
 class OpenGpus:
     """What `open_devices` chose: one set of array operations for each GPU, none for the CPU."""
 
-    arrays: tuple[Any, ...]
+    arrays: tuple[Arrays, ...]
     name: str
     reason: str
     precision: str = "float16"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Measurements of vectors [n, D], taken while they were sent. sent: the vectors for the scan."""
-
-    lengths: np.ndarray  # float64 [n]
-    rounding: np.ndarray  # float64 [n]: |vector - its rounding|
-    hashes: np.ndarray  # uint64 [n]
-    sent: Sent
 
 
 def open_devices(device: str) -> OpenGpus:
@@ -88,71 +75,7 @@ def open_devices(device: str) -> OpenGpus:
     )
 
 
-class Sent:
-    """Vectors [n, D] of the host and the pieces of them, `side` rows each, that lie on devices in half precision."""
-
-    def __init__(self, arrays: tuple[Any, ...], vectors: np.ndarray) -> None:
-        self.arrays, self.vectors = arrays, vectors
-        self.side = min(tile_side(arrays, vectors.shape[1]), max(-(-len(vectors) // GROUP), 1) * GROUP)
-        self.starts = range(0, len(vectors), self.side)
-        self.held: dict[tuple[int, int], Any] = {}  # (device, start) -> [rows up to a whole number of groups, D]
-
-    def of(self, vectors: np.ndarray) -> Sent:
-        """The same devices for other vectors, which are sent when a scan needs them."""
-        return Sent(self.arrays, vectors)
-
-    def piece(self, number: int, start: int) -> Any:
-        """The rows from start on, on the device of that number: sent again if they did not stay there."""
-        if (found := self.held.get((number, start))) is not None:
-            return found
-        ops = self.arrays[number]
-        rows = ops.send(self.vectors[start : start + self.side])
-        return self._keep(number, start, ops.half(rows, _whole(len(rows))))
-
-    def measured(self, number: int, start: int) -> tuple[Any, Any, Any]:
-        """Send a piece; its lengths, its losses by rounding and its hashes, as arrays of the device."""
-        ops = self.arrays[number]
-        rows = ops.send(self.vectors[start : start + self.side])
-        low = ops.half(rows, _whole(len(rows)))
-        # A float32 less its nearest float16 or bfloat16 is a float32: nothing is lost in the difference.
-        found = ops.norms(rows), ops.norms(rows - ops.single(low[: len(rows)])), ops.hashes(rows, hash_factors(rows.shape[1]))
-        self._keep(number, start, low)
-        return found
-
-    def _keep(self, number: int, start: int, piece: Any) -> Any:
-        """Pieces stay while half of the device's memory is free: the tile and what is found in it take less."""
-        ops = self.arrays[number]
-        if ops.free_bytes() > ops.total_bytes // 2:
-            self.held[number, start] = piece
-        return piece
-
-
-def prepare_on(arrays: tuple[Any, ...]) -> Callable[[np.ndarray], Prepared]:
-    """What a block needs to know of its vectors (see `mexma_rt.knn.blocks.Block`), computed on devices while they are sent."""
-
-    def prepare(vectors: np.ndarray) -> Prepared:
-        sent = Sent(arrays, vectors)
-        starts = sent.starts
-
-        def work(number: int) -> list[tuple[Any, Any, Any]]:
-            with arrays[number].running():
-                found = [sent.measured(number, start) for start in starts[number :: len(arrays)]]
-                host = arrays[number].host
-                return [(host(a), host(b), host(c).view(np.uint64)) for a, b, c in found]
-
-        parts: list[Any] = [None] * len(starts)
-        with ThreadPoolExecutor(len(arrays)) as pool:
-            for number, found in enumerate(pool.map(work, range(len(arrays)))):
-                parts[number :: len(arrays)] = found
-        empty = (np.empty(0), np.empty(0), np.empty(0, np.uint64))
-        lengths, rounding, hashes = (np.concatenate([one[at] for one in [empty, *parts]]) for at in range(3))
-        # float64 sums of any order differ in the last digits; the bounds that are made of them must not.
-        return Prepared(lengths=lengths * (1 + 1e-9), rounding=rounding * (1 + 1e-9), hashes=hashes, sent=sent)
-
-    return prepare
-
-
-def scan_on(arrays: tuple[Any, ...]) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+def scan_on(arrays: tuple[Arrays, ...]) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """A scan (see `mexma_rt.knn.blocks.Scan`) on devices, of vectors or what `prepare_on` sent; each device takes every
     len(arrays)-th piece of x. What it needs of the devices' memory follows from what is free, not from memory_bytes.
     """
@@ -188,13 +111,13 @@ def scan_on(arrays: tuple[Any, ...]) -> Callable[..., tuple[np.ndarray, np.ndarr
 class Best:
     """The k best cells so far of some rows of the product, on a device: scores and indices [n, k], best first."""
 
-    def __init__(self, ops: Any, n: int, k: int, floor: np.ndarray) -> None:
+    def __init__(self, ops: Arrays, n: int, k: int, floor: np.ndarray) -> None:
         self.ops, self.k, self.known = ops, k, False
         self.scores, self.index = ops.nothing(n, k)
         self.above = self.floor = ops.floor(floor)  # float32 [n]: what a cell must exceed
         self.fresh = bool(np.isneginf(floor).any()) if n else False
 
-    def merge(self, rows: Any, scores: Any, index: Any) -> None:
+    def merge(self, rows: DeviceArray, scores: DeviceArray, index: DeviceArray) -> None:
         """Further cells [m, w] of some rows (a slice or distinct numbers)."""
         ops = self.ops
         best, at = ops.top(ops.join(self.scores[rows], scores), self.k)
@@ -214,7 +137,7 @@ class Best:
 
 
 def _scan_rows(
-    ops: Any,
+    ops: Arrays,
     number: int,
     x: Sent,
     y: Sent,
@@ -244,7 +167,7 @@ def _scan_rows(
     return np.concatenate([of_y[j].keys() for j in y.starts]) if both else np.full((m, k), EMPTY)
 
 
-def _absorb(best: Best, tile: Any, first: int, *, by_row: bool) -> None:
+def _absorb(best: Best, tile: DeviceArray, first: int, *, by_row: bool) -> None:
     """Merge what the rows (or columns) of a tile find in it; its columns (or rows) count from `first`."""
     ops, n, (rows, columns) = best.ops, len(best.scores), tile.shape
     if by_row:
@@ -265,7 +188,7 @@ def _absorb(best: Best, tile: Any, first: int, *, by_row: bool) -> None:
     best.demand_better()
 
 
-def _take_best_groups(best: Best, tile: Any, maxima: Any, first: int, *, by_row: bool) -> None:
+def _take_best_groups(best: Best, tile: DeviceArray, maxima: DeviceArray, first: int, *, by_row: bool) -> None:
     """The k best cells, or all, of each row: they lie in its k best groups."""
     ops, inside = best.ops, best.ops.numbers(0, GROUP)
     for start in range(0, len(maxima), SLICE):
@@ -277,7 +200,7 @@ def _take_best_groups(best: Best, tile: Any, maxima: Any, first: int, *, by_row:
         best.merge(part, scores, ops.take(index, at, 1) + first)
 
 
-def _take_cells(best: Best, row: Any, group: Any, cells: Any, first: int) -> None:
+def _take_cells(best: Best, row: DeviceArray, group: DeviceArray, cells: DeviceArray, first: int) -> None:
     """The cells [m, GROUP] of some groups that are better than what their rows know; rows ascend."""
     ops = best.ops
     which, inside = ops.where(cells > best.above[row][:, None])
@@ -295,24 +218,13 @@ def _take_cells(best: Best, row: Any, group: Any, cells: Any, first: int) -> Non
     best.merge(finders, table, names)
 
 
-def tile_side(arrays: tuple[Any, ...], dimensions: int) -> int:
-    """Rows of a piece, whole groups: a tile takes a quarter of the smallest device's memory, a piece an eighth."""
-    least = min(ops.total_bytes for ops in arrays)
-    side = min(SIDE, isqrt(least // 8), least // (8 * dimensions * 6))  # 6: a piece in float32 and in half precision
-    return max(side // GROUP, 1) * GROUP
-
-
-def _whole(rows: int) -> int:
-    return -(-rows // GROUP) * GROUP
-
-
-def _torch_devices() -> tuple[Any, ...]:
+def _torch_devices() -> tuple[Arrays, ...]:
     torch = importlib.import_module("torch")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return tuple(TorchArrays(f"cuda:{number}") for number in range(count))
 
 
-def _cupy_devices() -> tuple[Any, ...]:
+def _cupy_devices() -> tuple[Arrays, ...]:
     with explained("cupy", "cuda"):
         cupy = importlib.import_module("cupy")
     try:

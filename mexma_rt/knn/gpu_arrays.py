@@ -1,6 +1,6 @@
 """Array operations of the GPU scan, one class each for torch and cupy, with the same methods.
 
-Each holds one device. `send` goes through page-locked memory in two halves, so that a copy runs while the next piece is packed.
+Each holds one device. Rows are sent through page-locked memory (gpu_copies.py).
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import contextlib
 import importlib
 import threading
 from collections.abc import Iterator
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import TypeAlias
 
 import numpy as np
 
-from mexma_rt.errors import BackendError
+from mexma_rt.knn.gpu_copies import CupyCopies, DeviceArray, Library, Staging, TorchCopies
+from mexma_rt.knn.gpu_errors import explained
 
-STAGED_BYTES = 64 << 20  # of a piece on its way: large enough for the full rate of PCIe, small beside the memory of any GPU
 HASHED_ROWS = 4096  # at a time: their products are int64 [rows, D]
 # What may round a product's sum to half precision on the way; the bound of exact.py holds for sums in float32.
 SHORT_SUMS = (
@@ -24,7 +25,7 @@ SHORT_SUMS = (
     "allow_fp16_accumulation",
 )
 _lock = threading.Lock()
-_before: dict[str, Any] = {}
+_before: dict[str, object] = {}
 _users = 0
 
 
@@ -73,7 +74,7 @@ class TorchArrays:
                 while _users == 0 and _before:
                     setattr(flags, *_before.popitem())
 
-    def send(self, rows: np.ndarray) -> Any:
+    def send(self, rows: np.ndarray) -> DeviceArray:
         """float32 [n, D] on the device of rows of any real type."""
         if not self.device.startswith("cuda"):
             return self.torch.from_numpy(np.ascontiguousarray(rows, np.float32))
@@ -82,17 +83,17 @@ class TorchArrays:
         self.staging.send(rows, sent)
         return sent
 
-    def half(self, rows: Any, n: int) -> Any:
+    def half(self, rows: DeviceArray, n: int) -> DeviceArray:
         """Rows in the scan's precision, with rows of zeros up to n."""
         low = self.torch.zeros((n, rows.shape[1]), dtype=self.dtype, device=self.device)
         low[: len(rows)] = rows
         return low
 
-    def norms(self, rows: Any) -> Any:
+    def norms(self, rows: DeviceArray) -> DeviceArray:
         """Euclidean lengths, summed in float64."""
         return self.torch.linalg.vector_norm(rows, dim=1, dtype=self.torch.float64)
 
-    def hashes(self, rows: Any, factors: np.ndarray) -> Any:
+    def hashes(self, rows: DeviceArray, factors: np.ndarray) -> DeviceArray:
         """`exact.hashes_of` as int64, whose arithmetic is that of uint64."""
         by = self.torch.from_numpy(factors.view(np.int64)).to(self.device)
         parts = [
@@ -100,48 +101,48 @@ class TorchArrays:
         ]
         return self.torch.cat(parts)
 
-    def single(self, cells: Any) -> Any:
+    def single(self, cells: DeviceArray) -> DeviceArray:
         return cells.float()
 
-    def floor(self, numbers: np.ndarray) -> Any:
+    def floor(self, numbers: np.ndarray) -> DeviceArray:
         return self.torch.from_numpy(numbers).to(self.device)
 
-    def higher(self, a: Any, b: Any) -> Any:
+    def higher(self, a: DeviceArray, b: DeviceArray) -> DeviceArray:
         return self.torch.maximum(a, b)
 
-    def numbers(self, start: int, stop: int) -> Any:
+    def numbers(self, start: int, stop: int) -> DeviceArray:
         return self.torch.arange(start, stop, device=self.device)
 
-    def nothing(self, n: int, k: int) -> tuple[Any, Any]:
+    def nothing(self, n: int, k: int) -> tuple[DeviceArray, DeviceArray]:
         """Scores -inf and indices -1, [n, k]."""
         scores = self.torch.full((n, k), -float("inf"), dtype=self.dtype, device=self.device)
         return scores, self.torch.full((n, k), -1, dtype=self.torch.int64, device=self.device)
 
-    def maxima(self, cells: Any, axis: int) -> Any:
+    def maxima(self, cells: DeviceArray, axis: int) -> DeviceArray:
         return cells.amax(axis)
 
-    def rows_first(self, cells: Any) -> Any:
+    def rows_first(self, cells: DeviceArray) -> DeviceArray:
         """The transpose as a copy: reductions and top-k along a strided axis read each cache line many times."""
         return cells.T.contiguous()
 
-    def top(self, cells: Any, k: int) -> tuple[Any, Any]:
+    def top(self, cells: DeviceArray, k: int) -> tuple[DeviceArray, DeviceArray]:
         found = self.torch.topk(cells, k, dim=1)
         return found.values, found.indices
 
-    def take(self, cells: Any, index: Any, axis: int) -> Any:
+    def take(self, cells: DeviceArray, index: DeviceArray, axis: int) -> DeviceArray:
         return self.torch.gather(cells, axis, index)
 
-    def where(self, mask: Any) -> tuple[Any, Any]:
+    def where(self, mask: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
         """Rows and columns of what is true, in the order of the rows."""
         return self.torch.nonzero(mask, as_tuple=True)
 
-    def counts(self, index: Any, n: int) -> Any:
+    def counts(self, index: DeviceArray, n: int) -> DeviceArray:
         return self.torch.bincount(index, minlength=n)
 
-    def join(self, a: Any, b: Any) -> Any:
+    def join(self, a: DeviceArray, b: DeviceArray) -> DeviceArray:
         return self.torch.cat([a, b], dim=1)
 
-    def host(self, cells: Any) -> np.ndarray:
+    def host(self, cells: DeviceArray) -> np.ndarray:
         return (cells.float() if cells.dtype == self.dtype else cells).cpu().numpy()
 
 
@@ -150,7 +151,7 @@ class CupyArrays:
 
     library = "cupy"
 
-    def __init__(self, xp: Any, device: int | None = None, memory: int = 256 << 20) -> None:
+    def __init__(self, xp: Library, device: int | None = None, memory: int = 256 << 20) -> None:
         self.xp, self.device, self.memory = xp, device, memory
         self.staging: Staging | None = None
         self.total_bytes = self.free_bytes()
@@ -166,10 +167,10 @@ class CupyArrays:
         with explained("cupy", f"cuda:{self.device}"), current:
             yield
 
-    def precise(self) -> Any:
+    def precise(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()  # cupy's products of float16 sum in float32
 
-    def send(self, rows: np.ndarray) -> Any:
+    def send(self, rows: np.ndarray) -> DeviceArray:
         if self.device is None:
             return self.xp.asarray(rows, dtype=np.float32)
         self.staging = self.staging or Staging(CupyCopies(self.xp))
@@ -177,43 +178,43 @@ class CupyArrays:
         self.staging.send(rows, sent)
         return sent
 
-    def half(self, rows: Any, n: int) -> Any:
+    def half(self, rows: DeviceArray, n: int) -> DeviceArray:
         low = self.xp.zeros((n, rows.shape[1]), np.float16)
         with np.errstate(over="ignore"):  # infinite where a component is beyond the precision
             low[: len(rows)] = rows
         return low
 
-    def norms(self, rows: Any) -> Any:
+    def norms(self, rows: DeviceArray) -> DeviceArray:
         parts = (rows[start : start + HASHED_ROWS].astype(np.float64) for start in range(0, len(rows), HASHED_ROWS))
         return self.xp.concatenate([self.xp.sqrt((part * part).sum(axis=1)) for part in parts])
 
-    def hashes(self, rows: Any, factors: np.ndarray) -> Any:
+    def hashes(self, rows: DeviceArray, factors: np.ndarray) -> DeviceArray:
         by, bits = self.xp.asarray(factors), rows.view(np.uint32)
         parts = (bits[start : start + HASHED_ROWS].astype(np.uint64) for start in range(0, len(rows), HASHED_ROWS))
         return self.xp.concatenate([(part * by).sum(axis=1) for part in parts])
 
-    def single(self, cells: Any) -> Any:
+    def single(self, cells: DeviceArray) -> DeviceArray:
         return cells.astype(np.float32)
 
-    def floor(self, numbers: np.ndarray) -> Any:
+    def floor(self, numbers: np.ndarray) -> DeviceArray:
         return self.xp.asarray(numbers)
 
-    def higher(self, a: Any, b: Any) -> Any:
+    def higher(self, a: DeviceArray, b: DeviceArray) -> DeviceArray:
         return self.xp.maximum(a, b)
 
-    def numbers(self, start: int, stop: int) -> Any:
+    def numbers(self, start: int, stop: int) -> DeviceArray:
         return self.xp.arange(start, stop)
 
-    def nothing(self, n: int, k: int) -> tuple[Any, Any]:
+    def nothing(self, n: int, k: int) -> tuple[DeviceArray, DeviceArray]:
         return self.xp.full((n, k), -self.xp.inf, self.xp.float16), self.xp.full((n, k), -1, self.xp.int64)
 
-    def maxima(self, cells: Any, axis: int) -> Any:
+    def maxima(self, cells: DeviceArray, axis: int) -> DeviceArray:
         return cells.max(axis=axis)
 
-    def rows_first(self, cells: Any) -> Any:
+    def rows_first(self, cells: DeviceArray) -> DeviceArray:
         return self.xp.ascontiguousarray(cells.T)
 
-    def top(self, cells: Any, k: int) -> tuple[Any, Any]:
+    def top(self, cells: DeviceArray, k: int) -> tuple[DeviceArray, DeviceArray]:
         """By taking the best k times: cupy's argpartition sorts all of a row."""
         left, rows = cells.copy(), self.xp.arange(len(cells))
         values, index = self.xp.empty((len(cells), k), cells.dtype), self.xp.empty((len(cells), k), np.int64)
@@ -223,113 +224,21 @@ class CupyArrays:
             left[rows, best] = -self.xp.inf
         return values, index
 
-    def take(self, cells: Any, index: Any, axis: int) -> Any:
+    def take(self, cells: DeviceArray, index: DeviceArray, axis: int) -> DeviceArray:
         return self.xp.take_along_axis(cells, index, axis=axis)
 
-    def where(self, mask: Any) -> tuple[Any, Any]:
+    def where(self, mask: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
         return self.xp.nonzero(mask)
 
-    def counts(self, index: Any, n: int) -> Any:
+    def counts(self, index: DeviceArray, n: int) -> DeviceArray:
         return self.xp.bincount(index, minlength=n)
 
-    def join(self, a: Any, b: Any) -> Any:
+    def join(self, a: DeviceArray, b: DeviceArray) -> DeviceArray:
         return self.xp.concatenate([a, b], axis=1)
 
-    def host(self, cells: Any) -> np.ndarray:
+    def host(self, cells: DeviceArray) -> np.ndarray:
         array = cells if isinstance(cells, np.ndarray) else cells.get()
         return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
-class Staging:
-    """Rows -> float32 on a device, piece by piece through two page-locked buffers: one is filled while the other is copied."""
-
-    def __init__(self, copies: Any, bytes_at_once: int = STAGED_BYTES) -> None:
-        self.copies, self.cells = copies, bytes_at_once // 4
-        self.buffers = [copies.pinned(self.cells) for _ in range(2)]
-        self.busy: list[Any] = [None, None]  # the event after which a buffer may be written again
-        self.turn = 0
-
-    def send(self, rows: np.ndarray, target: Any) -> None:
-        """Fill target [n, D], which whatever the device does next waits for; the rows may be changed at once."""
-        step = max(self.cells // max(rows.shape[1], 1), 1)
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            if self.busy[self.turn] is not None:
-                self.copies.wait(self.busy[self.turn])
-            view = self.buffers[self.turn][: part.size].reshape(part.shape)
-            np.copyto(view, part, casting="unsafe")
-            self.busy[self.turn] = self.copies.copy(target[start : start + step], self.buffers[self.turn], part.size)
-            self.turn = 1 - self.turn
-
-
-class TorchCopies:
-    """Asynchronous copies by torch, in the stream that computes: the host packs the next piece meanwhile."""
-
-    def __init__(self, torch: Any, device: str) -> None:
-        self.torch, self.device = torch, device
-        self.held: dict[int, Any] = {}  # address -> page-locked tensor
-
-    def pinned(self, cells: int) -> np.ndarray:
-        tensor = self.torch.empty(cells, dtype=self.torch.float32, pin_memory=True)
-        view = tensor.numpy()
-        self.held[view.ctypes.data] = tensor
-        return view
-
-    def copy(self, target: Any, buffer: np.ndarray, cells: int) -> Any:
-        source = self.held[buffer.ctypes.data][:cells].view(target.shape)
-        target.copy_(source, non_blocking=True)
-        event = self.torch.cuda.Event()
-        event.record(self.torch.cuda.current_stream(self.device))
-        return event
-
-    def wait(self, event: Any) -> None:
-        event.synchronize()
-
-
-class CupyCopies:
-    """The same by cupy."""
-
-    def __init__(self, cupy: Any) -> None:
-        self.cupy = cupy
-
-    def pinned(self, cells: int) -> np.ndarray:
-        return np.frombuffer(self.cupy.cuda.alloc_pinned_memory(cells * 4), np.float32, cells)
-
-    def copy(self, target: Any, buffer: np.ndarray, cells: int) -> Any:
-        stream = self.cupy.cuda.get_current_stream()
-        target.data.copy_from_host_async(buffer.ctypes.data, cells * 4, stream)
-        return stream.record()
-
-    def wait(self, event: Any) -> None:
-        event.synchronize()
-
-
-@contextlib.contextmanager
-def explained(library: str, device: str) -> Iterator[None]:
-    """Turn a library's error on a device into a BackendError that says what to type."""
-    try:
-        yield
-    except BackendError:
-        raise
-    except Exception as error:  # torch raises RuntimeError and its children, cupy a class for each of CUDA's libraries
-        kinds = {one.__module__.partition(".")[0] for one in type(error).__mro__}
-        text = str(error).strip() or type(error).__name__
-        if not (isinstance(error, RuntimeError) or kinds & {"cupy", "cupy_backends", "torch"}):
-            raise
-        raise BackendError(f"{library} failed on {device}: {text}\n{_advice(library, type(error).__name__ + text)}") from error
-
-
-def _advice(library: str, error: str) -> str:
-    lower = error.lower()
-    if "out of memory" in lower or "outofmemory" in lower or "memoryallocation" in lower:
-        return (
-            "The GPU's memory ran out. nvidia-smi lists who holds it; CUDA_VISIBLE_DEVICES=1 (or another number) takes another "
-            "GPU, and device='cpu' gives the same result."
-        )
-    if "no kernel image" in lower or "nokernelimage" in lower or "compileexception" in lower or "nvrtc" in lower:
-        return (
-            f"This {library} has no kernels for this GPU, or cannot compile them. Install a build of {library} for its CUDA "
-            "and architecture (https://pytorch.org/get-started/locally, https://docs.cupy.dev/en/stable/install.html); "
-            "device='cpu' gives the same result."
-        )
-    return "See whether the GPU is well: nvidia-smi. device='cpu' gives the same result."
+Arrays: TypeAlias = TorchArrays | CupyArrays

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from mexma_rt import BackendError, InputError, MissingExtraError
-from mexma_rt.knn import blocks, gpu, search
+from mexma_rt.knn import blocks, gpu, gpu_vectors, search
 from mexma_rt.knn.blocks import Block, SearchDevice
 from mexma_rt.knn.exact import hashes_of, lengths, rounded, rounding, scan_error
-from mexma_rt.knn.gpu_arrays import Staging, explained
+from mexma_rt.knn.gpu_copies import Staging
+from mexma_rt.knn.gpu_errors import explained
 from mexma_rt.knn.keys import EMPTY, neighbours_of
 from mexma_rt.knn.search import mutual_neighbours, unit_rows
 
@@ -29,7 +30,7 @@ def torch_arrays(precision: str = "float16", memory: int = 256 << 20) -> Any:
 def device(
     arrays: tuple[Any, ...], precision: str = "float16", spare: int = gpu.SPARE, *, prepared: bool = True
 ) -> SearchDevice:
-    prepare = gpu.prepare_on(arrays) if prepared else None
+    prepare = gpu_vectors.prepare_on(arrays) if prepared else None
     return SearchDevice(scan=gpu.scan_on(arrays), name="test", reason="test", precision=precision, spare=spare, prepare=prepare)
 
 
@@ -57,7 +58,7 @@ def test_the_bytes_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch, kind: s
     else:
         arrays = tuple(torch_arrays(memory=memory) for _ in range(2 if kind == "two devices" else 1))
         where = device(arrays, prepared=prepared)
-    assert gpu.tile_side((torch_arrays(memory=memory),), 24) == (64 if memory == 80_000 else 5792)
+    assert gpu_vectors.tile_side((torch_arrays(memory=memory),), 24) == (64 if memory == 80_000 else 5792)
     use(monkeypatch, where)
     anew = assert_same(X, Y, 5, expected)
     assert anew < 1200 if kind == "bfloat16" else anew < 60  # proved for nearly all rows, with candidates to spare
@@ -200,7 +201,7 @@ def test_lengths_losses_and_hashes_of_a_device(kind: str) -> None:
     rows[7], rows[8], rows[9] = 0, 1e-42, 7e4  # nothing, the smallest numbers of float32, and beyond half precision
     precision = "bfloat16" if kind == "bfloat16" else "float16"
     one = gpu.CupyArrays(np, memory=80_000) if kind == "numpy" else torch_arrays(precision, 80_000)
-    found = gpu.prepare_on((one, one) if kind == "two devices" else (one,))(rows)
+    found = gpu_vectors.prepare_on((one, one) if kind == "two devices" else (one,))(rows)
     assert found.sent.side < 150  # several pieces
     with np.errstate(invalid="ignore", over="ignore"):
         for ours, true in ((found.lengths, lengths(rows)), (found.rounding, rounding(rows, precision))):
