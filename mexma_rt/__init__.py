@@ -167,6 +167,7 @@ def embed_file(
     batch_tokens: int | None = None,
     shard_rows: int | None = None,
     progress: bool | None = None,
+    prompt: str | None = None,
 ) -> FileReport:
     """Embed a file of any size to vectors on disk, in bounded memory; row i of the output is row i of the input.
 
@@ -177,7 +178,7 @@ def embed_file(
     output: a .parquet name gives a table with the column `vector` (fixed-size lists), any other a .npy file, to open with
     np.load(output, mmap_mode="r"). `shard_rows` writes a new folder of vectors-00000.npy and so on, listed in vectors.json.
     precision: of the stored rows, as for `Encoder.embed`: "float32", "float16", "int8", "uint8", "binary" or "ubinary".
-    model, and the other arguments: as for `embed`.
+    model, prompt, and the other arguments: as for `embed`.
 
     After a kill at any point, the same call resumes the job and produces identical bytes. Until it is complete, everything is
     in the folder .NAME.part beside the output. A job with another model, input or setting is not resumed but refused.
@@ -198,6 +199,7 @@ def embed_file(
         batch_tokens=batch_tokens,
         shard_rows=shard_rows,
         progress=progress,
+        prompt=prompt,
     )
 
 

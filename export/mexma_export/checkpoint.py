@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mexma_export.pipeline import Pipeline, read_pipeline
+from mexma_export.pipeline import POOLING_FOLDER, PROMPTS, Pipeline, read_pipeline
 from mexma_rt.backends.checkpoint import INDEX, SPARE_ROWS, WEIGHTS, EncoderWeights, check_kind, read_encoder
 from mexma_rt.bundle.graphs import PAD, SpecialIds
 from mexma_rt.bundle.known import find_known
@@ -127,15 +127,32 @@ def check_supported(folder: Path, pipeline: Pipeline) -> None:
             "exported."
         )
     asked = (
-        (pipeline.default_prompt is not None, f"default_prompt_name {pipeline.default_prompt!r}", "puts a prompt before texts"),
-        (pipeline.lower_case, "do_lower_case true", "lowers every text"),
-        (not pipeline.include_prompt, "include_prompt false", "leaves the prompt's tokens out of the pooling"),
+        (
+            pipeline.default_prompt is not None,
+            f"default_prompt_name {pipeline.default_prompt!r}",
+            "puts a prompt before texts",
+            f"write null in its place ({PROMPTS}), and name the prompt where texts are embedded: "
+            f"embed(texts, prompt={pipeline.default_prompt!r})",
+        ),
+        (
+            pipeline.lower_case,
+            "do_lower_case true",
+            "lowers every text",
+            'write false in its place, and "normalizer": {"type": "Lowercase"} (before what stands there) into tokenizer.json',
+        ),
+        (
+            not pipeline.include_prompt,
+            "include_prompt false",
+            "leaves the prompt's tokens out of the pooling",
+            f"write true in its place ({POOLING_FOLDER}/config.json), and take the prompts out of {PROMPTS}: of texts without "
+            "a prompt the vectors are the same",
+        ),
     )
-    for found, what, does in asked:
+    for found, what, does, remedy in asked:
         if found:
             raise BundleError(
                 f"{folder}: its sentence-transformers settings have {what}: this model's encode {does}, and the bundle would "
-                "not, so that its vectors would be other ones. Such a model cannot be exported so far."
+                f"not, so that its vectors would be other ones. In a copy of the folder, {remedy}."
             )
 
 

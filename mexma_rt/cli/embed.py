@@ -33,6 +33,7 @@ from mexma_rt.files.storage import STORAGES
     type=click.IntRange(min=1),
     help="Write a folder of .npy files with this many rows each.  [default: one file]",
 )
+@click.option("--prompt", metavar="NAME", help="Put this prompt of the model before each text, such as query.  [default: none]")
 @click.option("--ray", metavar="ADDRESS", help="Embed on a Ray cluster: local (processes of this machine), auto or HOST:PORT.")
 @model_options
 def embed(
@@ -54,7 +55,7 @@ def embed(
     import mexma_rt
     from mexma_rt.embedding.files import embed_file
 
-    settings = {name: options.pop(name) for name in ("normalize", "truncate_dim", "shard_rows")}
+    settings = {name: options.pop(name) for name in ("normalize", "truncate_dim", "shard_rows", "prompt")}
     settings |= {"field": field, "precision": storage, "batch_tokens": batch_tokens, "announce": partial(click.echo, err=True)}
     if ray is None:
         result = embed_file(lambda: mexma_rt.load(**options), file, output, **settings)

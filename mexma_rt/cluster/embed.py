@@ -48,7 +48,7 @@ class ClusterEncoder:
             ray=ray,
             options={**options, **chosen},
             dimensions=facts["dimensions"],
-            bundle=SimpleNamespace(files=facts["files"]),
+            bundle=SimpleNamespace(files=facts["files"], prompts=facts["prompts"]),
             empty=report,
             workers=max(1, int(ray.cluster_resources()["CPU"]) // threads),
         )
@@ -67,7 +67,7 @@ class ClusterEncoder:
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         reading = replace(reading, source=str(Path(reading.source).absolute()))  # tasks have a current folder of their own
         files = {path: entry.sha256 for path, entry in self.bundle.files.items()}
-        worker = {"options": self.options, "keywords": keywords, "expected": (asdict(self.empty), files)}
+        worker = {"options": self.options, "keywords": keywords, "expected": (asdict(self.empty), files, self.bundle.prompts)}
         with _context(ray.data), explained(ray):
             slabs = ray.data.from_items([{"reading": 0}]).map_batches(
                 _read,  # type: ignore[arg-type]
@@ -128,7 +128,9 @@ def _load(options: dict[str, Any]) -> Any:
 
 def _facts(options: dict[str, Any]) -> dict[str, Any]:
     encoder = _load(options)
-    return {"dimensions": encoder.dimensions, "files": dict(encoder.bundle.files), "empty": encoder.embed_report([]).report}
+    bundle = encoder.bundle
+    facts = {"dimensions": encoder.dimensions, "files": dict(bundle.files), "prompts": dict(bundle.prompts)}
+    return facts | {"empty": encoder.embed_report([]).report}
 
 
 def _empty(options: dict[str, Any], keywords: dict[str, Any]) -> EmbedReport:
@@ -139,13 +141,17 @@ class _Worker:
     """An actor: the model, loaded once."""
 
     def __init__(
-        self, options: dict[str, Any], keywords: dict[str, Any], expected: tuple[dict[str, Any], dict[str, str]]
+        self,
+        options: dict[str, Any],
+        keywords: dict[str, Any],
+        expected: tuple[dict[str, Any], dict[str, str], dict[str, str]],
     ) -> None:
         self.encoder, self.keywords = _load(options), keywords
         report = asdict(self.encoder.embed_report([]).report)
         files = {path: entry.sha256 for path, entry in self.encoder.bundle.files.items()}
         names = ("model", "max_length", "backend", "device", "precision")
-        if files != expected[1] or any(report[name] != expected[0][name] for name in names):
+        same_files = (files, dict(self.encoder.bundle.prompts)) == expected[1:]
+        if not same_files or any(report[name] != expected[0][name] for name in names):
             raise BackendError(
                 "The machines of the cluster do not run the same model in the same way, and mixed vectors would be worthless: "
                 f"{[report[name] for name in names]} here, {[expected[0][name] for name in names]} on the first one. "

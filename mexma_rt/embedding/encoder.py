@@ -176,6 +176,7 @@ class Encoder(Portable):
         precision: str = "float32",
         truncate_dim: int | None = None,
         batch_tokens: int | None = None,
+        prompt: str | None = None,
     ) -> np.ndarray:
         """`embed` for asyncio, in a thread, in slices of 2,048 texts; returns [n, D]. The event loop stays free.
 
@@ -185,7 +186,7 @@ class Encoder(Portable):
         from mexma_rt.embedding.aembed import aembed
 
         settings = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim, "batch_tokens": batch_tokens}
-        return await aembed(self, texts, stacklevel=2, **settings)
+        return await aembed(self, texts, stacklevel=2, prompt=prompt, **settings)
 
     def service(self, *, batch_texts: int = 64, queue_texts: int = 4096, queue_timeout: float | None = None) -> Service:
         """A queue that merges the calls of many threads and tasks into shared batches; close it, or use it in `with`.
@@ -217,6 +218,7 @@ class Encoder(Portable):
         batch_tokens: int | None = None,
         shard_rows: int | None = None,
         progress: bool | None = None,
+        prompt: str | None = None,
     ) -> FileReport:
         """Embed a file of any size to vectors on disk: `mexma_rt.embed_file` with this encoder."""
         return embed_file(
@@ -230,6 +232,7 @@ class Encoder(Portable):
             batch_tokens=batch_tokens,
             shard_rows=shard_rows,
             progress=progress,
+            prompt=prompt,
         )
 
     def embed_tokens(

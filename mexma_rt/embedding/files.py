@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mexma_rt.bundle.manifest import hash_of_files
+from mexma_rt.embedding.prompts import named_prompt
 from mexma_rt.embedding.report import Embedded, EmbedReport
 from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_rt.files import resumable
@@ -81,6 +82,7 @@ def embed_file(
     batch_tokens: int | None = None,
     shard_rows: int | None = None,
     progress: bool | None = None,
+    prompt: str | None = None,
     announce: Callable[[str], object] | None = None,
     over: Callable[[Any, Reading, dict[str, Any]], Iterator[tuple[int, Embedded, float]]] = embed_slabs,
 ) -> FileReport:
@@ -99,7 +101,7 @@ def embed_file(
             texts = _first_reading(source, field, progress)
         encoder = load()
         keywords: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
-        keywords["batch_tokens"] = batch_tokens
+        keywords |= {"batch_tokens": batch_tokens, "prompt": prompt}
         empty = encoder.embed_report([], **keywords).report  # says what runs, and rejects unusable arguments
         layout = resumable.Layout(
             rows=texts.rows,
@@ -108,7 +110,8 @@ def embed_file(
             shard_rows=shard_rows,
             parquet=shard_rows is None and target.suffix.lower() == ".parquet",
         )
-        job = _job(texts, encoder, empty, layout, **keywords)
+        put_before = named_prompt(encoder.bundle.prompts, prompt)  # the text: a manifest may change what a name stands for
+        job = _job(texts, encoder, empty, layout, **(keywords | {"prompt": put_before}))
         state = resumable.resume(folder, job) or {"job": job, "done": 0, "counts": dict.fromkeys(COUNTS, 0), "truncated": []}
         resumed = state["done"]
         moved = resumable.is_moved(folder, target, layout, resumed)

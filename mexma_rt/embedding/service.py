@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from mexma_rt.checks import check_texts
+from mexma_rt.embedding.prompts import named_prompt
 from mexma_rt.embedding.report import EmbedReport, warn_if_truncated
 from mexma_rt.errors import BackendError, InputError, ServiceBusyError, ServiceError
 from mexma_rt.files.storage import finish
@@ -102,6 +103,7 @@ class Service:
         normalize: bool = True,
         precision: str = "float32",
         truncate_dim: int | None = None,
+        prompt: str | None = None,
         timeout: float | None = None,
     ) -> np.ndarray:
         """Like `Encoder.embed`, in batches shared with other calls; returns [n, D].
@@ -110,7 +112,7 @@ class Service:
         within `queue_timeout`; ServiceError if the service is closed; and the errors of `Encoder.embed`.
         """
         started = time.monotonic()
-        call = self._checked(texts, normalize, precision, truncate_dim, timeout)
+        call = self._checked(texts, normalize, precision, truncate_dim, prompt, timeout)
         with self._submitted(call):
             if not wait({call.room}, _shorter(self.queue_timeout, timeout)).done:
                 raise self._no_room(call, timeout)
@@ -125,11 +127,12 @@ class Service:
         normalize: bool = True,
         precision: str = "float32",
         truncate_dim: int | None = None,
+        prompt: str | None = None,
         timeout: float | None = None,
     ) -> np.ndarray:
         """`embed` for asyncio: the event loop stays free. A cancelled task leaves the queue."""
         started = time.monotonic()
-        call = self._checked(texts, normalize, precision, truncate_dim, timeout)
+        call = self._checked(texts, normalize, precision, truncate_dim, prompt, timeout)
         with self._submitted(call):
             if not await _wait(call.room, _shorter(self.queue_timeout, timeout)):
                 raise self._no_room(call, timeout)
@@ -163,11 +166,18 @@ class Service:
     # --- the way of a call ----------------------------------------------------------------------------------------------
 
     def _checked(
-        self, texts: Iterable[str], normalize: bool, precision: str, truncate_dim: int | None, timeout: float | None
+        self,
+        texts: Iterable[str],
+        normalize: bool,
+        precision: str,
+        truncate_dim: int | None,
+        prompt: str | None,
+        timeout: float | None,
     ) -> _Call:
-        """Check a call here, before it is merged with others."""
+        """Check a call here, before it is merged with others, which may have another prompt."""
         _check_seconds("timeout", timeout)
-        items = check_texts(texts)
+        before = named_prompt(self.encoder.bundle.prompts, prompt)
+        items = [before + text for text in check_texts(texts)] if before else check_texts(texts)
         self.encoder.embed_report([], normalize=normalize, precision=precision, truncate_dim=truncate_dim)
         return _Call(texts=items, raw=np.empty((len(items), self.encoder.dimensions), np.float32))
 

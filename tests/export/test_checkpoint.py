@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="checkpoints are loaded with torch (pip: mexma-rt[export])")
 
 from mexma_export.checkpoint import load_checkpoint
+from mexma_export.precisions import torch_runner
 from mexma_rt.errors import BundleError, FileError
 
 forms = sys.modules["forms"]  # tests/forms.py
@@ -230,6 +232,51 @@ def test_what_the_owners_encode_would_do_and_the_bundle_not(
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
     refuse(folder, BundleError, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "asks", "remedy", "said"),
+    [
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"q": "query: "}, "default_prompt_name": "q"},
+            {"prompts": {"q": "query: "}, "default_prompt_name": None},
+            r"write null in its place \(config_sentence_transformers\.json\), and name the prompt .*prompt='q'\)",
+        ),
+        (
+            "1_Pooling/config.json",
+            CLS | {"include_prompt": False},
+            CLS | {"include_prompt": True},
+            r"write true in its place \(1_Pooling/config\.json\), and take the prompts out of config_sentence_transformers",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"do_lower_case": True, "max_seq_length": 96},
+            {"do_lower_case": False, "max_seq_length": 96},
+            r'write false in its place, and "normalizer": \{"type": "Lowercase"\}',
+        ),
+    ],
+)
+def test_what_is_advised_gives_the_owners_vectors(
+    folder: Path, name: str, asks: dict[str, object], remedy: dict[str, object], said: str, sentences: list[tuple[str, str]]
+) -> None:
+    peer = pytest.importorskip("sentence_transformers", reason="the owner's code (pip: mexma-rt[bench])")
+    texts = [text for _, text in sentences]
+    sentence_transformers(folder, CLS, "Normalize")
+    (folder / "tokenizer_config.json").write_text(json.dumps(forms.TOKENIZER_CONFIG))
+    (folder / name).write_text(json.dumps(asks))
+    owner = peer.SentenceTransformer(str(folder), device="cpu").encode(texts)
+    refuse(folder, BundleError, f"In a copy of the folder, {said}")
+    (folder / name).write_text(json.dumps(remedy))
+    if "do_lower_case" in asks:
+        content = json.loads((folder / "tokenizer.json").read_text())
+        steps = [{"type": "Lowercase"}, *([content["normalizer"]] if content["normalizer"] else [])]
+        (folder / "tokenizer.json").write_text(json.dumps(content | {"normalizer": {"type": "Sequence", "normalizers": steps}}))
+    checkpoint = load_checkpoint(folder)
+    before = checkpoint.pipeline.prompts.get("q", "")
+    ids = [checkpoint.tokenizer.encode(before + text.strip()).ids for text in texts]
+    ours = np.concatenate([torch_runner(checkpoint)(np.array([row]), np.ones((1, len(row)), np.int64))[0] for row in ids])
+    np.testing.assert_allclose(ours / np.linalg.norm(ours, axis=1, keepdims=True), owner, atol=1e-5)
 
 
 def test_a_pooling_folder_without_modules_json(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,21 @@ def test_embed_options_stdin_and_json(
     assert report["shape"] == [20, 32] and report["file"] == "-" and report["output"] == "v.npy"
     assert report["truncated"] == list(expected.report.truncated) and report["truncated"]
     assert (report["device"], report["precision"]) == ("cpu", "fp32")
+
+
+def test_embed_with_a_prompt_of_the_model(
+    tiny_bundle: Path, corpora: tuple[list[str], list[str]], encoder: mexma_rt.Encoder, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "asks"))
+    manifest = json.loads((folder / "mexma.json").read_text())
+    (folder / "mexma.json").write_text(json.dumps(manifest | {"prompts": {"query": "query: "}}))
+    mexma("embed", "src.txt", "-o", "v.npy", "--model", folder, "--prompt", "query")
+    np.testing.assert_array_equal(np.load("v.npy"), encoder.embed(["query: " + text for text in corpora[0]]))
+    arguments = ["embed", "src.txt", "-o", "w.npy", "--model", str(folder), "--prompt", "title"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "prompt='title': this model has the prompts 'query'. Name one of its own" in result.stderr
+    assert not Path("w.npy").exists()
 
 
 def test_embed_of_json_lines_to_shards(

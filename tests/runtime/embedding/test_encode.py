@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import re
 
@@ -100,6 +101,14 @@ def test_batch_size_bounds_the_rows(encoder, texts):
 def test_what_encode_does_not_offer_teaches(encoder, keywords, message):
     with pytest.raises(InputError, match=re.escape(message)):
         encoder.encode(["a"], **keywords)
+
+
+def test_prompts_for_asyncio(encoder, texts):
+    asked = dataclasses.replace(encoder, bundle=dataclasses.replace(encoder.bundle, prompts={"query": "query: "}))
+    queries = encoder.embed([f"query: {text}" for text in texts])
+    np.testing.assert_array_equal(asyncio.run(asked.aembed(texts, prompt="query")), queries)
+    with pytest.raises(InputError, match="prompt='title': this model has the prompts 'query'"):
+        asyncio.run(asked.aembed(texts, prompt="title"))
 
 
 def test_prompts_of_the_model(encoder, texts):

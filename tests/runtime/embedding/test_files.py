@@ -298,6 +298,28 @@ def test_damage_in_the_folder_of_the_work(encoder: mexma_rt.Encoder, source: Pat
         encoder.embed_file(source, "v.npy")
 
 
+def with_prompts(encoder: mexma_rt.Encoder, **prompts: str) -> mexma_rt.Encoder:
+    return dataclasses.replace(encoder, bundle=dataclasses.replace(encoder.bundle, prompts=prompts))
+
+
+def test_a_prompt_is_put_before_every_row(encoder: mexma_rt.Encoder, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = with_prompts(encoder, query="query: ")
+    asked.embed_file(source, "v.npy", prompt="query")
+    wanted = encoder.embed_report(["query: " + text for text in TEXTS]).vectors
+    assert Path("v.npy").read_bytes() == saved(wanted)
+    with pytest.raises(InputError, match="prompt='title': this model has the prompts 'query'"):
+        asked.embed_file(source, "w.npy", prompt="title")
+    assert names() == ["in.txt", "v.npy"]
+    Path("v.npy").unlink()
+    interrupted(asked, monkeypatch, prompt="query")
+    changed = with_prompts(encoder, query="Query: ")
+    for other, prompt in ((asked, None), (changed, "query")):
+        with pytest.raises(InputError, match=r"unfinished run of another job.*prompt"):
+            other.embed_file(source, "v.npy", prompt=prompt)
+    assert asked.embed_file(source, "v.npy", prompt="query").resumed == 4
+    np.testing.assert_allclose(np.load("v.npy"), wanted, atol=1e-6)
+
+
 def test_two_runs_at_once(encoder: mexma_rt.Encoder, source: Path) -> None:
     pytest.importorskip("fcntl", reason="only POSIX systems have this lock")
     with resumable.work_folder(Path("v.npy").resolve()) as folder:

@@ -111,6 +111,26 @@ def test_each_call_has_its_own_settings(encoder: mexma_rt.Encoder) -> None:
         assert service.embed(iter(TEXTS)).shape == (len(TEXTS), 32)
 
 
+def test_calls_of_other_prompts_share_a_batch(encoder: mexma_rt.Encoder, gate: Gate) -> None:
+    prompts = {"query": "query: ", "passage": "passage: "}
+    asked = dataclasses.replace(behind(encoder, gate), bundle=dataclasses.replace(encoder.bundle, prompts=prompts))
+    with asked.service() as service:
+        calls = [start(service.embed, TEXTS[:1])]
+        assert gate.entered.wait(30)
+        calls += [start(service.embed, TEXTS, prompt=name) for name in ("query", "passage")]
+        until(lambda: service.report().waiting == 2 * len(TEXTS))
+        gate.door.set()
+        for thread, _ in calls:
+            thread.join(60)
+        assert service.report().batches == 2
+        for (_, results), name in zip(calls[1:], ("query", "passage"), strict=True):
+            np.testing.assert_allclose(results[0], encoder.embed([f"{name}: {text}" for text in TEXTS]), atol=1e-5)
+        queries = asyncio.run(service.aembed(TEXTS[:2], prompt="query"))
+        np.testing.assert_allclose(queries, encoder.embed([f"query: {text}" for text in TEXTS[:2]]), atol=1e-5)
+        with pytest.raises(InputError, match="prompt='title': this model has the prompts 'query', 'passage'"):
+            service.embed(TEXTS, prompt="title")
+
+
 def test_calls_that_wait_are_merged_up_to_the_bound(encoder: mexma_rt.Encoder, gate: Gate) -> None:
     with behind(encoder, gate).service(batch_texts=5) as service:
         calls = [start(service.embed, [TEXTS[0]])]
