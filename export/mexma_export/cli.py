@@ -2,7 +2,7 @@
 
 Beside `export`, which may be left out, the group has the commands of cli_tools.py: what is made of a bundle, and what this
 machine can do. Exit codes: 0 done; 1 the parity gate, a checkpoint or a bundle failed; 2 the command cannot run (arguments,
-missing extra).
+missing extra); 130 Ctrl-C.
 """
 
 from __future__ import annotations

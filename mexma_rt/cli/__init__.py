@@ -31,9 +31,6 @@ class _Group(EdgesCommand, click.Group):
         except MexmaError as error:
             click.echo(f"mexma: {error}", err=True)
             ctx.exit(1)
-        except KeyboardInterrupt:
-            click.echo("mexma: interrupted; no output file was changed.", err=True)
-            ctx.exit(130)
 
 
 @click.group("mexma", cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -171,9 +171,12 @@ def json_text(value: object, indent: int | None = None) -> str:
 def read_both(source: str, target: str, output: str | None) -> tuple[list[str], list[str]]:
     """The lines of two files, read after checking that the output can be written."""
     from mexma_rt.files.atomic import read_lines
+    from mexma_rt.files.spool import side_by_side
 
     check_both(source, target, output)
-    return read_lines(source), read_lines(target)
+    with side_by_side(source, target) as sides:
+        first, second = map(read_lines, sides)
+    return first, second
 
 
 def check_both(source: str, target: str, output: str | None) -> None:

@@ -1,17 +1,19 @@
-"""Where a command meets the process that it runs in: standard streams that are full, closed, or left by their reader.
+"""Where a command meets the process that it runs in: Ctrl-C, and streams that are full, closed, or left by their reader.
 
 Python gives a traceback there, or exit status 0 although the result is lost. Here it is one line on standard error and exit
-status 1. Standard error carries only messages: where it cannot be written, the command continues.
+status 1, for Ctrl-C 130. Standard error carries only messages: where it cannot be written, the command continues.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import select
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -22,14 +24,31 @@ CLOSED = (
     "standard output is closed, and the result would be lost, so nothing was done. Give it a place: add > FILE, or "
     "> /dev/null if only the files matter."
 )
+RESUMES = "no output file was changed; the same command resumes where it stopped"
 
 
 class OutputError(FileError):
     """Standard output cannot be written."""
 
 
+@contextlib.contextmanager
+def interrupted(kept: str | Callable[[], str]) -> Iterator[None]:
+    """What Ctrl-C in this block leaves, and how to go on: the end of the line that the command then prints."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(kept if isinstance(kept, str) else kept()) from None
+
+
 class EdgesCommand(click.Command):
-    """A command, or the group of all commands, that minds the standard streams; its `name` begins the line of an error."""
+    """A command, or the group of all commands, that minds Ctrl-C and its streams; its `name` begins every such line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            click.echo(f"{self.name}: interrupted; {stop.args[0] if stop.args else 'no output file was changed'}.", err=True)
+            ctx.exit(130)
 
     def main(self, *arguments: Any, **keywords: Any) -> Any:
         if not keywords.get("standalone_mode", True) or sys.stdout is not sys.__stdout__:  # the streams are another's

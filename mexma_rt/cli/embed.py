@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mexma_rt.cli.common import clean_stdout, describe, echo_json, model_options, report_dict
+from mexma_rt.cli.edges import RESUMES, interrupted
 from mexma_rt.files.storage import STORAGES
 
 
@@ -58,11 +59,12 @@ def embed(
     settings = {name: options.pop(name) for name in ("normalize", "truncate_dim", "shard_rows", "prompt")}
     settings |= {"field": field, "precision": storage, "batch_tokens": batch_tokens, "announce": partial(click.echo, err=True)}
     if ray is None:
-        result = embed_file(lambda: mexma_rt.load(**options), file, output, **settings)
+        with interrupted(RESUMES):
+            result = embed_file(lambda: mexma_rt.load(**options), file, output, **settings)
     else:
         from mexma_rt.cluster.embed import embed_file_on
 
-        with clean_stdout(ray):
+        with clean_stdout(ray), interrupted(RESUMES):
             result = embed_file_on(ray, options, file, output, **settings)
     if as_json:
         done = {"output": output, "shape": result.shape, "dtype": storage, "resumed": result.resumed, "cut": result.cut}

@@ -8,6 +8,7 @@ from functools import partial
 import click
 
 from mexma_rt.cli.common import Memory, clean_stdout, echo_json
+from mexma_rt.cli.edges import RESUMES, interrupted
 
 
 @click.command(epilog="Example: mexma knn a.npy b.npy -o neighbours --memory 2GB")
@@ -63,7 +64,7 @@ def knn(
         from mexma_rt.cluster.knn import knn_files_on
 
         search = partial(knn_files_on, ray)
-    with clean_stdout(ray):
+    with clean_stdout(ray), interrupted(RESUMES):
         report = search(
             source,
             target,

@@ -124,6 +124,7 @@ def _among_themselves(
 
 def _against(background: str, source: str, target: str, encoder: LoadedEncoder, margin: str, k: int) -> Iterator[Slab]:
     """Slab by slab, against the background, which is read and checked at once."""
+    from mexma_rt.files.spool import side_by_side
     from mexma_rt.mining.background import model_identity, open_background
     from mexma_rt.mining.bitext import slabs
 
@@ -137,4 +138,8 @@ def _against(background: str, source: str, target: str, encoder: LoadedEncoder, 
         encoder.names.clear()
         return slab, around.scores(src, tgt, x, y, margin=margin)
 
-    return map(scored, slabs(source, target))
+    def all_scored() -> Iterator[Slab]:
+        with side_by_side(source, target) as sides:
+            yield from map(scored, slabs(*sides))
+
+    return all_scored()

@@ -196,16 +196,22 @@ def _read(files: dict[str, Path], goal: Path | None, k: int) -> dict[str, list[s
     from mexma_rt.checks import check_k
     from mexma_rt.errors import InputError
     from mexma_rt.files.atomic import read_lines
+    from mexma_rt.files.spool import side_by_side
+    from mexma_rt.files.unpacking import is_stdin
 
     first = goal if goal is not None else next(iter(files.values()))
-    texts = {"": read_lines(first)} if goal is not None else {}
-    size = len(texts[""]) if goal is not None else None
-    for name, file in files.items():
-        texts[name] = read_lines(file)
-        size = len(texts[name]) if size is None else size
-        if len(texts[name]) != size:
-            raise InputError(f"{file} has {len(texts[name])} lines and {first} {size}, but they must be line-aligned.")
-        check_k(k, {str(file): size}, "lines")
+    named = ({"": goal} if goal is not None else {}) | files
+    if sum(map(is_stdin, named.values())) > 1:
+        raise click.UsageError("Only one of SOURCE and TARGET can be standard input.")
+    texts: dict[str, list[str]] = {}
+    with side_by_side(*named.values()) as readable:
+        for (name, file), copy in zip(named.items(), readable, strict=True):
+            texts[name] = read_lines(copy)
+            size = len(next(iter(texts.values())))
+            if len(texts[name]) != size:
+                raise InputError(f"{file} has {len(texts[name])} lines and {first} {size}, but they must be line-aligned.")
+            if name:
+                check_k(k, {str(file): size}, "lines")
     for name, lines in texts.items():
         if not any(map(str.strip, lines)):
             raise InputError(f"{files.get(name, goal)} has {size:,} lines and no text in them, so there is nothing to find.")

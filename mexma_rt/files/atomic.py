@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -25,14 +27,27 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
     path = Path(path)
     if path.is_dir():
         raise FileError(f"{path} is a folder, but the output is a file. Type {path / 'NAME'} instead.")
+    direct = _is_special(path) or open_file(path) is not None
     folder = path.resolve().parent
-    if not folder.is_dir():
+    if not direct and not folder.is_dir():
         raise FileError(f"{path} cannot be written: the folder {folder} does not exist. Type: mkdir -p {folder}")
     for name in inputs:
         if not is_stdin(name) and path.exists() and Path(name).exists() and path.samefile(name):
             raise InputError(f"{path} is an input as well as the output. Choose another name for the output.")
-    if not os.access(path if _is_special(path) else folder, os.W_OK):
+    if direct and not path.exists():
+        raise FileError(f"{path} cannot be written: no file is open under this name.")
+    if not os.access(path if direct else folder, os.W_OK):
         raise FileError(f"{path} cannot be written: no permission in {folder}. Choose another folder for the output.")
+
+
+def open_file(path: str | os.PathLike[str]) -> int | None:
+    """The number of the file that this process has open under a name such as /dev/stdout or /dev/fd/3; None for other names.
+
+    Such a file is written to where it stands: it may be one that is appended to (>> log), or deleted.
+    """
+    name = {"/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}.get(os.fspath(path), os.fspath(path))
+    found = re.fullmatch(r"(?:/dev/fd/|/proc/self/fd/)(\d+)", name)
+    return int(found[1]) if found and os.name == "posix" else None
 
 
 @contextlib.contextmanager
@@ -40,29 +55,39 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a binary file that gets the name `path`, complete and synced, when the block ends without an error.
 
     Until then it has a temporary name in the same folder. After an error or Ctrl-C nothing is left, and an older file at path
-    is untouched. Links are followed; a device or pipe is written to directly. Raises FileError.
+    is untouched. Links are followed; a device, a pipe or an open file (/dev/stdout) is written to directly. Raises FileError.
     """
-    direct = _is_special(Path(path))
-    final = Path(path) if direct else Path(path).resolve()  # /dev/stdout resolves to the name of a pipe, which is none
-    temporary = final if direct else final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    try:
-        if not direct:
-            temporary.unlink(missing_ok=True)  # left by a killed process with this id, or a link that somebody put there
-        with temporary.open("wb" if direct else "xb") as stream:  # x never follows a link
+    number = open_file(path)
+    if number is not None or _is_special(Path(path)):
+        with _unwritten(path, ""), Path(path).open("wb") if number is None else os.fdopen(os.dup(number), "wb") as stream:
+            if number == 1 and sys.stdout is not None:
+                sys.stdout.flush()  # what was printed before comes before
             yield stream
-            if not direct:
+        return
+    final = Path(path).resolve()
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    with _unwritten(path, " What stood under that name before is unchanged."):
+        try:
+            temporary.unlink(missing_ok=True)  # left by a killed process with this id, or a link that somebody put there
+            with temporary.open("xb") as stream:  # x never follows a link
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-        if not direct:
             temporary.replace(final)
-    except BaseException as error:
-        if not direct:
+        except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        if isinstance(error, OSError) and not isinstance(error, FileError):
-            kept = "" if direct else " What stood under that name before is unchanged."
-            raise FileError(f"{path} cannot be written: {error.strerror or error}.{kept}") from error
+            raise
+
+
+@contextlib.contextmanager
+def _unwritten(path: str | os.PathLike[str], kept: str) -> Iterator[None]:
+    try:
+        yield
+    except FileError:
         raise
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror or error}.{kept}") from error
 
 
 def move_file(work: Path, target: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mexma_rt.errors import FileError, InputError, require_extra
-from mexma_rt.files.atomic import atomic_write, check_output, move_file, move_folder
+from mexma_rt.files.atomic import atomic_write, check_output, move_file, move_folder, open_file
 from mexma_rt.files.endings import check_ending, check_folder_name
 
 INDEX = "vectors.json"  # in a folder of shards
@@ -59,9 +59,10 @@ def check_target(output: str | os.PathLike[str], source: str | os.PathLike[str],
     path = Path(output).resolve()
     if shard_rows is None:
         check_output(output, [source])
-        if path.exists() and not path.is_file():
+        if open_file(output) is not None or (path.exists() and not path.is_file()):
             raise FileError(
-                f"{output} is a device or a pipe, but vectors are written to a file, so that an interrupted run can resume."
+                f"{output} is a device, a pipe or an open file, but vectors are written to a file of their own, so that an "
+                "interrupted run can resume."
             )
         check_ending(output, "vectors are written as .npy or .parquet", (".npy", ".parquet"))
         return path

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -29,8 +31,7 @@ def spooled(sources: tuple[Name, ...], folder: Path, target: Path) -> Iterator[t
     Errors inside the block name the sources, not the copies. Raises FileError if a source cannot be read or a copy not written.
     """
     copies = {source: folder / f"input-{number}" for number, source in enumerate(sources) if reads_once(source)}
-    for source, copy in copies.items():
-        _copy(source, copy, target)
+    _copy_all(copies, target)
     try:
         yield tuple(copies.get(source, source) for source in sources)
     except (FileError, InputError) as error:
@@ -42,12 +43,50 @@ def spooled(sources: tuple[Name, ...], folder: Path, target: Path) -> Iterator[t
         raise type(error)(text) from error.__cause__
 
 
+@contextlib.contextmanager
+def side_by_side(*sources: Name) -> Iterator[tuple[Name, ...]]:
+    """The sources, ready to be read in any order: themselves, or copies if more than one is a pipe.
+
+    One process may write two pipes. It waits at the one that is full, and would wait for ever if the other were read first.
+    """
+    if sum(map(reads_once, sources)) < 2:
+        yield sources
+        return
+    with tempfile.TemporaryDirectory(prefix="mexma-") as folder, spooled(sources, Path(folder), Path(folder)) as copies:
+        yield copies
+
+
+def _copy_all(copies: dict[Name, Path], target: Path) -> None:
+    """All at once, standard input and else the first in this thread: Ctrl-C ends this one, and the others with the process."""
+    order = sorted(copies, key=lambda source: not is_stdin(source))
+    failed: dict[Name, BaseException] = {}
+
+    def try_to_copy(source: Name) -> None:
+        try:
+            _copy(source, copies[source], target)
+        except BaseException as error:
+            failed[source] = error
+
+    threads = [threading.Thread(target=try_to_copy, args=(source,), daemon=True) for source in order[1:]]
+    for thread in threads:
+        thread.start()
+    for source in order[:1]:
+        _copy(source, copies[source], target)
+    for thread in threads:
+        thread.join()
+    for source in copies:
+        if source in failed:
+            raise failed[source]
+
+
 def _copy(source: Name, copy: Path, target: Path) -> None:
     with explained(target):
-        copy.write_bytes(b"")
-    for block in _blocks(source):
-        with explained(target), copy.open("ab") as stream:
-            stream.write(block)
+        stream = copy.open("wb")
+    with stream:
+        for block in _blocks(source):
+            with explained(target):
+                stream.write(block)
+                stream.flush()
 
 
 def _blocks(source: Name) -> Iterator[bytes]:

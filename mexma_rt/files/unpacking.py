@@ -97,7 +97,7 @@ class _Again(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if not self.head:
-            return self.rest.readinto(buffer)  # type: ignore[attr-defined,no-any-return]
+            return self.rest.readinto1(buffer)  # type: ignore[attr-defined,no-any-return]  # what a pipe has now, not all of it
         size = min(len(buffer), len(self.head))
         buffer[:size], self.head = self.head[:size], self.head[size:]
         return size

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mexma_rt.cli.edges import EdgesCommand
+from mexma_rt.cli.edges import RESUMES, EdgesCommand, interrupted
 from mexma_rt.errors import MexmaError, require_extra
 from mexma_train.cli_eval import evaluate
 from mexma_train.config import Recipe, TokenizerConfig, as_original, load_recipe
@@ -117,7 +117,8 @@ def teach(shards: Path, model: str, dimensions: int, like: str | None, threads: 
     """
     from mexma_train.teacher import teach as store_vectors
 
-    taught = store_vectors(shards, model, dimensions=dimensions, like=like, threads=threads)
+    with interrupted(RESUMES):
+        taught = store_vectors(shards, model, dimensions=dimensions, like=like, threads=threads)
     if not taught.made:
         click.echo(f"{shards} has the vectors of this teacher already; nothing to do.", err=True)
     click.echo(json.dumps(taught.about, indent=1, ensure_ascii=False))
@@ -153,7 +154,7 @@ def run(
     if dry_run:
         click.echo(_dry_run(loaded, shards))
         return
-    with _started(device, threads) as world:
+    with interrupted(lambda: _kept(out)), _started(device, threads) as world:
         _say(loaded, world)
         _end(train(loaded, shards, out, device=world, minutes=minutes), out, world)
 
@@ -169,7 +170,7 @@ def resume(out: Path, shards: Path | None, device: str, minutes: float | None, t
     from mexma_train.state import newest_state
 
     recipe = apply_flags(newest_state(out).recipe, flags)
-    with _started(device, threads) as world:
+    with interrupted(lambda: _kept(out)), _started(device, threads) as world:
         _say(recipe, world)
         _end(go_on(out, shards_folder=shards, run=recipe.run, device=world, minutes=minutes), out, world)
 
@@ -217,6 +218,16 @@ def _end(finished: bool, out: Path, world: World) -> None:
     if world.main:
         checkpoint = f"{out / 'checkpoint'}"
         click.echo(f"finished: {checkpoint}" if finished else f"stopped by --minutes; continue with: mexma-train resume {out}")
+
+
+def _kept(out: Path) -> str:
+    """What an interrupted run has left, and how to go on."""
+    from mexma_train.state import newest_state, states
+
+    if not states(out):
+        return "no state was saved yet, so there is nothing to resume: the same command starts again"
+    state = newest_state(out)
+    return f"kept: {state.path}, {state.update:,} updates of stage {state.stage}. Continue with: mexma-train resume {out}"
 
 
 def _dry_run(recipe: Recipe, shards_folder: Path) -> str:

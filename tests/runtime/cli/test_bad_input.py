@@ -171,7 +171,9 @@ def test_ctrl_c_ends_with_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Path("v.npy").write_bytes(b"precious")
     monkeypatch.setattr(Stub, "embed_report", interrupt)
-    assert fails(130, "embed", "two.txt", "-o", "v.npy") == "mexma: interrupted; no output file was changed.\n"
+    assert fails(130, "embed", "two.txt", "-o", "v.npy") == (
+        "mexma: interrupted; no output file was changed; the same command resumes where it stopped.\n"
+    )
 
 
 def test_bad_stdin() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,70 @@ def test_outputs_named_by_a_device(folder: Path, tiny_bundle: Path) -> None:
     forms = [form.replace("full", "stdout") for form in forms]
     for run in runs(ENTRY, [command(form, tiny_bundle) for form in forms], folder, stdout="left"):
         assert run.status == 1 and run.stderr.startswith("mexma: /dev/stdout cannot be written: Broken pipe.\n")
+
+
+def test_standard_output_that_is_a_file_is_written_where_it_stands(folder: Path, tiny_bundle: Path) -> None:
+    """-o /dev/stdout >> log must not replace the log by the result, nor fail at a file that is deleted or not this user's."""
+    script = "from mexma_rt.cli import main; main()"
+    words = [sys.executable, "-c", script, "score", "a.txt", "b.txt", "--model", str(tiny_bundle), "-o"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        with (folder / "log").open("a+b") as stream:
+            stream.write(b"before\n")
+            stream.flush()
+            if name != "/dev/stdout":
+                (folder / "log").unlink()
+            done = subprocess.run(
+                [*words, name], cwd=folder, env=environment, stdout=stream, stderr=subprocess.PIPE, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            stream.seek(0)
+            lines = stream.read().decode().splitlines()
+        assert lines[:2] == ["before", "score\tsource\ttarget"] and lines[8].startswith("6 pairs"), name
+        assert {path.name for path in folder.iterdir()} <= {"a.txt", "b.txt", "a.npy", "log"}
+    for form, message in {
+        "score a.txt b.txt -o /dev/fd/99": "/dev/fd/99 cannot be written: no file is open under this name.",
+        "embed a.txt -o /dev/stdout": "/dev/stdout is a device, a pipe or an open file, but vectors are written to a file of",
+    }.items():
+        (run,) = runs(ENTRY, [command(form, tiny_bundle)], folder)
+        assert run.status == 1 and run.stderr.startswith(f"mexma: {message}") and run.stderr.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line_and_status_130(folder: Path, tiny_bundle: Path) -> None:
+    """SIGINT to the whole group, as a terminal sends it, while the command waits for its input; also by python -m mexma_rt."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    said = "mexma: interrupted; no output file was changed"
+    for form, ending in {
+        "embed - -o v.npy": "; the same command resumes where it stopped.\n",
+        "score - b.txt -o s.tsv": ".\n",
+        "filter - b.txt -o k.tsv": "; the same command resumes where it stopped.\n",
+        "score {fifo} - -o s.tsv": ".\n",
+    }.items():
+        os.mkfifo(folder / "fifo")
+        words = [sys.executable, "-m", "mexma_rt", *command(form.format(fifo="fifo"), tiny_bundle)]
+        process = subprocess.Popen(
+            words, cwd=folder, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        with process:
+            assert process.stdin is not None and process.stderr is not None
+            process.stdin.write("the first line\n")
+            process.stdin.flush()
+            wait_until_reading(process.pid)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(timeout=60) == 130, form
+            assert process.stderr.read() == said + ending, form
+        (folder / "fifo").unlink()
+        assert {path.name for path in folder.iterdir()} == {"a.txt", "b.txt", "a.npy"}
+
+
+def wait_until_reading(pid: int) -> None:
+    """Until a process waits in a read of its standard input, by what the kernel says."""
+    for _ in range(600):
+        call = Path(f"/proc/{pid}/syscall").read_text().split()
+        if call[0] == "0" and call[1] == "0x0":
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {pid} does not read its standard input")
 
 
 def test_a_shell_that_closes_and_fills_them(folder: Path) -> None:

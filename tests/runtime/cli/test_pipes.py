@@ -113,10 +113,55 @@ def test_two_sides(form: str, tiny_bundle: Path) -> None:
         found = Path(f"{name}.tsv").read_bytes()
         # xsim names the sides by their files
         assert found == expected or (form.startswith("xsim") and found.split(b"\t")[-3:] == expected.split(b"\t")[-3:])
-    both = mexma(
-        tiny_bundle, form.format("-", "/dev/stdin", "third", "third"), 1 if form[:4] in ("filt", "xsim") else 2, b"x\n"
-    )
-    assert "can be standard input" in both.output or form.startswith("xsim")
+    both = mexma(tiny_bundle, form.format("-", "/dev/stdin", "third", "third"), 1 if form.startswith("filt") else 2, b"x\n")
+    assert "can be standard input" in both.output
+
+
+SIDES = {
+    "filter a.pipe b.pipe -o pipe.tsv --threshold=-inf": "filter a.txt b.txt -o file.tsv --threshold=-inf",
+    "score a.pipe b.pipe -o pipe.tsv": "score a.txt b.txt -o file.tsv",
+    "score b.pipe a.pipe -o pipe.tsv --background x.npz": "score b.txt a.txt -o file.tsv --background x.npz",
+    "score a.pipe a.pipe -o pipe.tsv": "score a.txt a.txt -o file.tsv",
+}
+ONE_AFTER_THE_OTHER = "import sys; [open(n + '.pipe', 'wb').write(open(n + '.txt', 'rb').read()) for n in sys.argv[1]]"
+LINE_BY_LINE = """
+a, b = open('a.pipe', 'w'), open('b.pipe', 'w')
+for x, y in zip(open('a.txt'), open('b.txt')):
+    a.write(x), b.write(y)
+"""
+
+
+@pytest.mark.parametrize("form", SIDES)
+def test_two_pipes_that_one_process_writes(form: str, tiny_bundle: Path) -> None:
+    """It waits at the one that is full (64 KiB on Linux) or not open, and would wait for ever if the other were read first."""
+    mexma(tiny_bundle, "score b.txt a.txt -o first.tsv --save-background x.npz")
+    for name in ("a", "b"):
+        Path(f"{name}.txt").write_bytes(text(name) + (b" " * 999 + b"\n") * 200)  # blank lines: to write, not to embed
+    mexma(tiny_bundle, SIDES[form])
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    script = "from mexma_rt.cli import main; main()"
+    reading = [sys.executable, "-c", script, *form.split(), "--model", str(tiny_bundle)]
+    two = "b.pipe" in form
+    for writes in (ONE_AFTER_THE_OTHER, LINE_BY_LINE) if two else (ONE_AFTER_THE_OTHER,):
+        writing_both = [sys.executable, "-c", writes, "ba" if two else "a"]
+        with (
+            subprocess.Popen(reading, env=environment, stderr=subprocess.PIPE) as reader,
+            subprocess.Popen(writing_both) as writer,
+        ):
+            try:
+                said = reader.communicate(timeout=100)[1]
+            finally:  # a deadlock fails here, and leaves no process
+                reader.kill()
+                writer.kill()
+        assert reader.returncode == 0, said
+        assert Path("pipe.tsv").read_bytes() == Path("file.tsv").read_bytes()
+
+
+def test_a_bad_second_pipe_is_named_and_nothing_waits(tiny_bundle: Path, tmp_path: Path) -> None:
+    with writing(a=text("a"), b=gzip.compress(text("b"))[:-9]):
+        assert "b.pipe is damaged or not complete" in mexma(tiny_bundle, "score a.pipe b.pipe", 1).stderr
+    with writing(a=b"", b=text("b")):
+        assert "a.pipe" in mexma(tiny_bundle, "xsim a.pipe b.pipe", 1).stderr
 
 
 def test_errors_name_the_pipe_and_leave_nothing(tiny_bundle: Path) -> None:

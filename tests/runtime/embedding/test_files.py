@@ -219,7 +219,7 @@ def test_arguments_that_cannot_be_used(encoder: mexma_rt.Encoder, source: Path) 
         (InputError, "is an input as well as the output", "in.txt", {}),
         (FileError, "is a file, but shards are written to a folder", "file", {"shard_rows": 4}),
         (FileError, "out exists already. Choose another name, or delete it: rm -r out", "out", {"shard_rows": 4}),
-        (FileError, "is a device or a pipe", os.devnull, {}),
+        (FileError, "is a device, a pipe or an open file", os.devnull, {}),
     ]:
         with pytest.raises(error, match=message):
             encoder.embed_file(source, output, **settings)  # type: ignore[arg-type]

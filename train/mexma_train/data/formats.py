@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_rt.files.lines import byte_lines, damage_explained
+from mexma_rt.files.spool import side_by_side
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,11 +76,12 @@ def _moses(name: str, lang: str | None, source: str | None) -> Iterator[Fields]:
         raise InputError(f"{name}: say which language {other} is in, for example: {name},lang=fra")
     both = lang.encode(), (source or _stem(Path(english))).encode()
     counts = [0, 0]
-    for pair in itertools.zip_longest(byte_lines(english), byte_lines(other)):
-        for side, line in enumerate(pair):
-            counts[side] += line is not None
-        if None not in pair:
-            yield *both, *pair
+    with side_by_side(english, other) as sides:
+        for pair in itertools.zip_longest(*map(byte_lines, sides)):
+            for side, line in enumerate(pair):
+                counts[side] += line is not None
+            if None not in pair:
+                yield *both, *pair
     if counts[0] != counts[1]:
         raise InputError(
             f"{english} has {counts[0]} lines and {other} has {counts[1]}: they are not aligned line by line, so sentences "
