@@ -9,10 +9,12 @@ after the imports, so that torch is loaded once.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +148,24 @@ def test_a_kill_between_the_two_renames_keeps_the_old_bundle_beside(tiny_bundle:
     (old,) = folder.glob(".bundle.*.old")
     assert contents(old) == contents(tiny_bundle)
     assert_loads(old)
+
+
+def test_ctrl_c_is_one_line_and_status_130(tiny_checkpoint: Path, tiny_bundle: Path, folder: Path) -> None:
+    """SIGINT to the whole group, as a terminal sends it, in the middle of a real export."""
+    root = Path(mexma_rt.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (root, root / "export")))}
+    words = [sys.executable, "-m", "mexma_export", str(tiny_checkpoint), "bundle", "--force"]
+    process = subprocess.Popen(
+        words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with process:
+        for _ in range(600):
+            if process.poll() is not None or any(folder.glob(".bundle.*.partial/onnx/*")):
+                break
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, "")
+    assert "Traceback" not in said and said.splitlines()[-1] == "mexma-export: interrupted; no output file was changed."
+    assert [path.name for path in folder.iterdir()] == ["bundle"]
+    assert contents(folder / "bundle") == contents(tiny_bundle)
