@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import mexma_rt as mexma
-from mexma_rt.mining.pairs import DEFAULT_THRESHOLD
+from mexma_rt.mining import DEFAULT_THRESHOLD
 
 LANGUAGES = ("deu", "fra", "fin", "rus", "tur", "heb", "hin", "jpn", "kor", "swh", "khm")
 NOISE = 0.3  # of the lines of each side have no partner

@@ -22,10 +22,10 @@ from model_dev import NATURAL
 from tokenizers import Tokenizer
 
 import mexma_rt as mexma
-from mexma_rt.mining.pairs import DEFAULT_THRESHOLD
+from mexma_rt.mining import DEFAULT_THRESHOLD, f1_curves
 from mexma_train.config import load_recipe
 from mexma_train.data.dev_split import held_out_segments
-from mexma_train.data.shards import Shards, open_shards
+from mexma_train.data.shards import Ragged, Shards, open_shards
 from mexma_train.data.tokenizer import load_tokenizer
 
 RECIPE = Path(__file__).parents[1] / "train" / "recipes" / "small.py"
@@ -56,11 +56,11 @@ def main() -> None:
         pairs = distinct(shards, rng.permutation(np.flatnonzero(own & held[shards.pair_english])))[:PAIRS]
         if len(pairs) >= MIN_PAIRS:
             sides = with_others(shards, pairs, rng.permutation(np.flatnonzero(own & ~held[shards.pair_english])), SIDE)
-            rows.append((language, SIDE, len(pairs), curves(shards, tokenizer, encoder, *sides)))
+            rows.append((language, SIDE, len(pairs), curves(shards, tokenizer, encoder, len(pairs), *sides)))
     pairs = distinct(shards, rng.permutation(np.flatnonzero(natural & held[shards.pair_english])))
     others = rng.permutation(np.flatnonzero(~held[shards.pair_english]))[: 4 * options.large]
     sides = with_others(shards, pairs, others, options.large)
-    rows.append(("all", options.large, len(pairs), curves(shards, tokenizer, encoder, *sides)))
+    rows.append(("all", options.large, len(pairs), curves(shards, tokenizer, encoder, len(pairs), *sides)))
     text = page(rows, options.model)
     print(text)
     options.output.write_text(text, encoding="utf-8")
@@ -79,33 +79,17 @@ def with_others(shards: Shards, pairs: np.ndarray, others: np.ndarray, side: int
 
 
 def curves(
-    shards: Shards, tokenizer: Tokenizer, encoder: mexma.Encoder, texts: np.ndarray, english: np.ndarray
+    shards: Shards, tokenizer: Tokenizer, encoder: mexma.Encoder, pairs: int, texts: np.ndarray, english: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Precision, recall and F1 in % [3, thresholds] of each margin: texts of these pairs against English of those."""
-    source = decode(tokenizer, shards.text(texts, TOKENS).ids, shards.text(texts, TOKENS).lengths)
-    target = decode(tokenizer, shards.english(english, TOKENS).ids, shards.english(english, TOKENS).lengths)
-    truth = {(s, t) for s, t, pair in zip(source, _of(english, target, texts), texts, strict=True) if t is not None}
-    x, y = encoder.embed_report(source).vectors, encoder.embed_report(target).vectors
-    found_curves = {}
-    for margin, sweep in SWEEPS.items():
-        found = mexma.mine(source, target, source_vectors=x, target_vectors=y, margin=margin, threshold=-np.inf, progress=False)
-        right = np.array([(pair.source, pair.target) in truth for pair in found], bool)
-        kept = np.array([pair.score for pair in found]) >= sweep[:, None]
-        hits, given = (right & kept).sum(axis=1), kept.sum(axis=1)
-        precision, recall = 100 * hits / np.maximum(1, given), 100 * hits / len(truth)
-        f1 = 2 * precision * recall / np.maximum(1e-9, precision + recall)
-        found_curves[margin] = np.stack([precision, recall, f1])
-    return found_curves
+    """Precision, recall and F1 in % [3, thresholds] of each margin: texts of these pairs against English of those, of which the
+    first `pairs` are the same."""
+    source, target = (decode(tokenizer, side) for side in (shards.text(texts, TOKENS), shards.english(english, TOKENS)))
+    x, y = (encoder.embed_report(side).vectors for side in (source, target))
+    return f1_curves(source, target, x, y, pairs, steps=SWEEPS)
 
 
-def _of(english: np.ndarray, target: list[str], texts: np.ndarray) -> list[str | None]:
-    """The English side of each of the pairs `texts`, None where it is not on the other side."""
-    by_pair = dict(zip(english.tolist(), target, strict=True))
-    return [by_pair.get(pair) for pair in texts.tolist()]
-
-
-def decode(tokenizer: Tokenizer, ids: np.ndarray, lengths: np.ndarray) -> list[str]:
-    parts = np.split(ids, np.cumsum(lengths)[:-1])
+def decode(tokenizer: Tokenizer, side: Ragged) -> list[str]:
+    parts = np.split(side.ids, np.cumsum(side.lengths)[:-1])
     return tokenizer.decode_batch([part.tolist() for part in parts])
 
 

@@ -22,6 +22,7 @@ from mexma_rt.errors import (
     MissingExtraError,
     ServiceBusyError,
     ServiceError,
+    ThresholdWarning,
     TruncationWarning,
 )
 from mexma_rt.version import __version__
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from mexma_rt.embedding.service import Service
     from mexma_rt.embedding.tokens import TokenVectors
     from mexma_rt.evaluation.measures import XsimResult, xsim
+    from mexma_rt.mining.calibration import Calibration, calibrate
     from mexma_rt.mining.found import Pair
     from mexma_rt.mining.pairs import mine
     from mexma_rt.mining.score import score_pairs
@@ -45,6 +47,7 @@ __all__ = [
     "BackendError",
     "Bead",
     "BundleError",
+    "Calibration",
     "EmbedReport",
     "Embedded",
     "Encoder",
@@ -57,6 +60,7 @@ __all__ = [
     "Service",
     "ServiceBusyError",
     "ServiceError",
+    "ThresholdWarning",
     "TokenVectors",
     "TruncationWarning",
     "WordAlignment",
@@ -64,6 +68,7 @@ __all__ = [
     "__version__",
     "align_documents",
     "align_words",
+    "calibrate",
     "embed",
     "embed_file",
     "knn",
@@ -208,7 +213,7 @@ _find, _ = doors(
     align="Bead WordAlignment align_documents align_words",
     embedding="EmbedReport Embedded Encoder FileReport Service TokenVectors",
     evaluation="XsimResult xsim",
-    mining="Pair mine score_pairs",
+    mining="Calibration Pair calibrate mine score_pairs",
 )
 
 

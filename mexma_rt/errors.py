@@ -44,6 +44,10 @@ class TruncationWarning(UserWarning):
     """Some texts were longer than the model's maximum length and were cut; the report says which."""
 
 
+class ThresholdWarning(UserWarning):
+    """Pairs were chosen by a threshold that was found for another model; `mexma calibrate` finds the model's own."""
+
+
 class LineEndWarning(UserWarning):
     """A file has other line ends than those that are read, so that its lines may not be what its owner takes for them."""
 

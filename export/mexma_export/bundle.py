@@ -7,8 +7,6 @@ that.
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +25,7 @@ from mexma_export.head import PLAIN
 from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, load_sentences, require_passed
 from mexma_export.peers import dense_weights, peer_files
 from mexma_export.precisions import gate_graphs, torch_runner, write_graphs
-from mexma_rt.bundle.manifest import MANIFEST, PARITY, TOKENIZER, WEIGHTS, FileEntry, Manifest
+from mexma_rt.bundle.manifest import MANIFEST, PARITY, TOKENIZER, WEIGHTS, FileEntry, Manifest, manifest_text
 from mexma_rt.bundle.safetensors_folder import write_safetensors
 from mexma_rt.errors import InputError, require_extra
 from mexma_rt.files.atomic import sha256_of
@@ -274,10 +272,7 @@ def _hash_files(folder: Path) -> dict[str, FileEntry]:
 
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(exist_ok=True)
-    text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)
-    text = re.sub(r"(?<=[\[,])\n\s+(?=-?\d)", " ", text)  # numbers of a list in one line; no string has a line break
-    text = re.sub(r"\[ (?=-?\d)", "[", re.sub(r"(?<=\d)\n\s+\]", "]", text))
-    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+    path.write_text(manifest_text(content), encoding="utf-8", newline="\n")
 
 
 def installed_version(package: str) -> str | None:

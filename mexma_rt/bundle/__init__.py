@@ -5,13 +5,15 @@ from mexma_rt.doors import doors
 
 __getattr__, __all__ = doors(
     __name__,
+    change="check_writable write_thresholds",
     golden="Golden LEAST_COSINE",
     graphs="ATTENTION_MASK BOS EOS INPUTS INPUT_IDS OUTPUTS PAD SENTENCE TOKENS UNK XLMR SpecialIds",
     known="INSTALL KNOWN bundle_name export_command find_known",
-    manifest="Bundle FileEntry MANIFEST Manifest PARITY POOLINGS TOKENIZER WEIGHTS hash_of_files",
+    manifest="Bundle FileEntry MANIFEST Manifest PARITY POOLINGS TOKENIZER WEIGHTS hash_of_files manifest_text",
     onnxfile="Tensor fields initialisers mapped read_tensor",
-    opening="bundled_models open_bundle read_manifest verify_files",
+    opening="MODELS bundled_models open_bundle read_manifest verify_files",
     safetensors_folder="encoder_shapes write_checkpoint write_safetensors",
     structure="DATA GRAPH STRUCTURES buildable built_graph cache_folder write_built",
+    thresholds="Thresholds",
     weights="HOLDERS holder weights_of",
 )

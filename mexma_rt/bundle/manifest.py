@@ -15,6 +15,7 @@ from typing import Any
 
 from mexma_rt.bundle.golden import Golden, read_golden
 from mexma_rt.bundle.graphs import XLMR, SpecialIds
+from mexma_rt.bundle.thresholds import Thresholds, read_thresholds
 from mexma_rt.errors import BundleError
 from mexma_rt.files.storage import Ranges, read_ranges
 
@@ -60,6 +61,7 @@ class Manifest:
     parity: Mapping[str, Any]  # precision -> summary of the export's parity gate
     golden: Golden | None = None  # sentences and their vectors, which `mexma doctor` compares
     ranges: Ranges | None = None  # of int8 and uint8 vectors; bundles of earlier versions have none
+    thresholds: Thresholds | None = None  # of mine and filter; None: never calibrated
     files: Mapping[str, FileEntry]  # relative path -> hash and size
     created: Mapping[str, Any] = field(default_factory=dict)  # versions of what wrote it
     vocabulary: Mapping[str, Any] | None = None  # what was trimmed
@@ -85,6 +87,7 @@ class Manifest:
             "parity": dict(self.parity),
             "golden": self.golden and self.golden.to_json(),
             "ranges": self.ranges and self.ranges.to_json(),
+            "thresholds": self.thresholds and self.thresholds.to_json(),
             "files": {name: {"sha256": entry.sha256, "bytes": entry.bytes} for name, entry in self.files.items()},
             "created": dict(self.created) or None,
             "vocabulary": self.vocabulary and dict(self.vocabulary),
@@ -114,6 +117,7 @@ class Manifest:
         try:
             ranges = read_ranges(content["ranges"], dimensions) if "ranges" in content else None
             golden = read_golden(content["golden"], dimensions) if "golden" in content else None
+            thresholds = read_thresholds(content["thresholds"]) if "thresholds" in content else None
         except ValueError as error:
             raise BundleError(f"{path}: {error}. {REMEDY}") from None
         manifest = cls(
@@ -133,6 +137,7 @@ class Manifest:
             parity=_field(content, "parity", dict, path),
             golden=golden,
             ranges=ranges,
+            thresholds=thresholds,
             files={_safe(name, path): _file_entry(name, entry, path) for name, entry in files.items()},
             created=content.get("created", {}),
             vocabulary=content.get("vocabulary"),
@@ -161,6 +166,13 @@ class Bundle(Manifest):
 
     folder: Path
     revision: str | None = None  # of a hub model: the commit that its branch or tag stood for, to pin it by
+
+
+def manifest_text(content: Any) -> str:
+    """JSON as manifests and reports are written: indented, with the numbers of a list in one line."""
+    text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)
+    text = re.sub(r"(?<=[\[,])\n\s+(?=-?\d)", " ", text)  # no string has a line break
+    return re.sub(r"\[ (?=-?\d)", "[", re.sub(r"(?<=\d)\n\s+\]", "]", text)) + "\n"
 
 
 def hash_of_files(files: Mapping[str, FileEntry]) -> str:

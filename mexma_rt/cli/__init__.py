@@ -1,4 +1,4 @@
-"""The command line: `mexma embed | mine | score | filter | align | knn | xsim | doctor | models | bench | plan`.
+"""The command line: `mexma embed | mine | score | filter | calibrate | align | knn | xsim | doctor | models | bench | plan`.
 
 Exit status: 0 success; 1 bad data, a machine that cannot do it, or a standard output that cannot be written (one message on
 stderr, no traceback); 2 wrong usage; 130 Ctrl-C.
@@ -11,6 +11,7 @@ import click
 from mexma_rt import MexmaError
 from mexma_rt.cli.align import align
 from mexma_rt.cli.bench import bench
+from mexma_rt.cli.calibrate import calibrate_command
 from mexma_rt.cli.doctor import doctor
 from mexma_rt.cli.edges import EdgesCommand
 from mexma_rt.cli.embed import embed
@@ -42,5 +43,5 @@ def main() -> None:
     """
 
 
-for command in (embed, mine, score, filter_command, align, knn, xsim, doctor, models, bench, plan):
+for command in (embed, mine, score, filter_command, calibrate_command, align, knn, xsim, doctor, models, bench, plan):
     main.add_command(command)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mexma_rt import EmbedReport, Encoder
+    from mexma_rt.bundle import Bundle
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -116,6 +117,15 @@ class LoadedEncoder:
         self.reports.append(result.report)
         self.names.append(name)
         return result.vectors
+
+    @property
+    def bundle(self) -> Bundle:
+        """That of the encoder, whose thresholds mining takes; it is opened without the model."""
+        from mexma_rt.bundle import open_bundle
+
+        if self._encoder is not None:
+            return self._encoder.bundle
+        return open_bundle(self._options["model"], revision=self._options["revision"], offline=self._options["offline"])
 
     def loaded(self) -> Encoder:
         """The encoder itself."""

@@ -20,7 +20,7 @@ from mexma_rt.mining.filter import BACKGROUND
 )
 @click.option("--dropped", metavar="FILE", help="Write the dropped pairs, each with its reason.")
 @margin_options
-@click.option("--threshold", type=float, help="Lowest score of a pair to keep.  [default: that of mine]")
+@click.option("--threshold", type=float, help="Lowest score of a pair to keep.  [default: that of mine, see calibrate]")
 @click.option(
     "--top", type=float, metavar="SHARE", help="Keep the best share of all pairs, such as 0.8, instead of a threshold."
 )
@@ -64,3 +64,5 @@ def filter_command(source: str, target: str, output: str, batch_tokens: int | No
     )
     for reason, count in report.dropped.items():
         click.echo(f"  dropped, {reason + ':':<14} {count:>12,}")
+    for warning in report.warnings:
+        click.echo(f"warning: {warning.message}", err=True)

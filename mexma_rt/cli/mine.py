@@ -30,7 +30,8 @@ from mexma_rt.mining.candidates import RETRIEVALS, OneToOne
 from mexma_rt.mining.found import MiningReport, Pair, Search
 from mexma_rt.mining.on_disk import search_files
 from mexma_rt.mining.page import EXAMPLES, Tally, render_page, write_page
-from mexma_rt.mining.pairs import DEFAULT_THRESHOLD, INDEXES, MineSettings, prepare
+from mexma_rt.mining.pairs import INDEXES, MineSettings, prepare
+from mexma_rt.mining.thresholds import DEFAULT_THRESHOLD, resolved
 
 PAIR_COLUMNS = {
     "score": float,
@@ -70,7 +71,11 @@ _DEFAULTS = ", ".join(f"{value} for {margin}" for margin, value in DEFAULT_THRES
     show_default=True,
     help="max uses every sentence at most once; knn keeps all k candidates of every sentence.",
 )
-@click.option("--threshold", type=float, help=f"Lowest score of a pair to keep.  [default: {_DEFAULTS}; none for knn]")
+@click.option(
+    "--threshold",
+    type=float,
+    help=f"Lowest score of a pair to keep.  [default: the model's, see calibrate; of mexma-small {_DEFAULTS}; none for knn]",
+)
 @click.option(
     "--index",
     type=click.Choice(INDEXES),
@@ -103,10 +108,10 @@ def mine(
     target_mean (mean cosine to the k nearest, which the margin compares with), source, target. Equal lines count once, blank
     lines never. With --json, the pairs are in the object unless -o takes them.
 
-    With --source-vectors and --target-vectors no model runs, and the vectors may be larger than memory; the lines may be left
-    out (pairs have line numbers only). After an interruption the same command resumes. With --ray the bytes are the same, and a
-    killed worker costs only time; the vectors and the folder of the output must be under the same paths on every
-    machine, and each worker takes as much --memory.
+    With --source-vectors and --target-vectors no model runs (--model says whose thresholds are taken), and the vectors may be
+    larger than memory; the lines may be left out (pairs have line numbers only). After an interruption the same command
+    resumes. With --ray the bytes are the same, and a killed worker costs only time; the vectors and the folder of the output
+    must be under the same paths on every machine, and each worker takes as much --memory.
     """
     started = time.perf_counter()
     settings = MineSettings(**{name: options.pop(name) for name in ("margin", "k", "retrieval", "threshold", "index")})
@@ -133,6 +138,10 @@ def mine(
     else:
         names = source or str(source_vectors), target or str(target_vectors)
         texts = _check_vectors(source, target, source_vectors, target_vectors, output, settings.index)
+        if context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE:  # that made the vectors
+            settings, foreign = resolved(settings, encoder)
+            if foreign is not None:
+                click.echo(f"warning: {foreign.message}", err=True)
         opened = search_files(
             str(source_vectors), str(target_vectors), str(output), settings, src=texts[0], tgt=texts[1], memory_bytes=memory,
             device=options["device"], ray=ray, announce=partial(click.echo, err=True),

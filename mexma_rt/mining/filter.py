@@ -22,6 +22,8 @@ from mexma_rt.files.unpacking import is_stdin
 from mexma_rt.mining.background import Background, model_identity, open_background
 from mexma_rt.mining.bitext import KEPT, REASONS, SCORE, Bitext, first_reading, slabs
 from mexma_rt.mining.pairs import MineSettings
+from mexma_rt.mining.thresholds import resolved
+from mexma_rt.mining.warnings import MiningWarning
 from mexma_rt.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class FilterReport:
     background: int  # distinct source lines of it
     resumed: int  # pairs that an interrupted run had scored
     model: str
+    warnings: tuple[MiningWarning, ...] = ()
 
 
 def filter_bitext(
@@ -70,13 +73,14 @@ def filter_bitext(
     load: called for the encoder once the input has been checked. output, dropped: tables (.tsv, .jsonl, .parquet) with score,
     line (from 1), source, target, and for `dropped` the reason. Dropped are, in this order: blank sides, identical sides,
     repeats of an earlier pair, a length ratio more than max_ratio times off the median, and a score below `threshold` (None
-    takes that of the margin), or with `top` below that of the best share (0 to 1) of all pairs, equals included.
+    takes that of the margin in the encoder's bundle, else the bundled model's), or with `top` below that of the best share (0
+    to 1) of all pairs, equals included.
     background: a file of `Background.save`; without one, a sample of `background_lines` pairs of the bitext itself.
 
     Memory does not grow with the bitext (6 bytes per pair are on disk, mapped). A killed run resumes when
     the same call is made again. Raises InputError, FileError, BundleError, MissingExtraError.
     """
-    least = MineSettings(margin=margin, k=k, threshold=threshold).least_score
+    settings = MineSettings(margin=margin, k=k, threshold=threshold)
     _check_arguments(source, target, output, dropped, threshold, top, max_ratio)
     final = Path(output).resolve()
     with resumable.work_folder(final) as folder, spooled((source, target), folder, final) as (source, target):
@@ -99,8 +103,8 @@ def filter_bitext(
         around = given or _background(folder, bitext, encoder, k, made=resumed > 0)
         _score(source, target, encoder, around, bitext, margin, folder, final, layout, state, progress)
         scores = np.load(folder / "data", mmap_mode="r")[:, 0]
-        if top is not None:
-            least = _share_threshold(scores, math.floor(top * bitext.pairs))
+        settings, foreign = resolved(settings, encoder)
+        least = settings.least_score if top is None else _share_threshold(scores, math.floor(top * bitext.pairs))
         counts = _write(source, target, output, dropped, bitext, scores, least)
     return FilterReport(
         output=str(output),
@@ -114,6 +118,7 @@ def filter_bitext(
         background=len(around.source),
         resumed=resumed,
         model=around.model,
+        warnings=(foreign,) if foreign is not None and top is None else (),
     )
 
 

@@ -7,6 +7,7 @@ neighbours of each sentence, scored by margin. Unlike there, the threshold holds
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,20 +15,16 @@ from typing import Protocol
 import numpy as np
 
 from mexma_rt.checks import check_choice, check_dimensions, check_k
-from mexma_rt.errors import InputError, require_extra
+from mexma_rt.errors import InputError, ThresholdWarning, require_extra
 from mexma_rt.knn.margin import MARGINS
 from mexma_rt.knn.search import mutual_neighbours, unit_rows
 from mexma_rt.mining.candidates import RETRIEVALS, ScoredNeighbours
 from mexma_rt.mining.found import MiningReport, Pair, Search
 from mexma_rt.mining.sides import Side
+from mexma_rt.mining.thresholds import DEFAULT_THRESHOLD, resolved
 from mexma_rt.mining.warnings import find_warnings
 
 INDEXES = ("exact", "ivfpq")
-
-# Where mean F1 was best with the bundled model: nine languages to English, 1,000 Tatoeba training sentences each, 30 % of the
-# lines without partner (95.4, 95.6 and 94.7 %; within 0.3 of it from 1.04 to 1.08, 0.02 to 0.04, 0.42 to 0.50).
-# The best ones for the bundled model, on held-out training sentences in 14 languages: benchmarks/results/thresholds.md.
-DEFAULT_THRESHOLD = {"ratio": 1.12, "distance": 0.07, "absolute": 0.62}
 
 
 class Embeds(Protocol):
@@ -97,7 +94,8 @@ def mine(
     retrieval: "fwd" takes the best target of every source sentence, "bwd" the best source of every target sentence,
     "intersect" the pairs in both, "max" goes through both by descending score and uses every sentence at most once;
     "knn" returns every sentence with each of its k nearest, both ways, each pair once: all candidates, for your own selection.
-    threshold: lowest score of a pair, in every mode; None takes DEFAULT_THRESHOLD of the margin, and no threshold for "knn".
+    threshold: lowest score of a pair, in every mode; None takes the one in the encoder's bundle, which `calibrate` finds, and
+    else that of the bundled model (with a ThresholdWarning if another one embeds); for "knn" it is none.
     encoder: what `mexma_rt.load` returns; None takes the bundled default model.
     unify: equal lines count once, at their first occurrence. Blank lines are never paired.
     index: "exact", or "ivfpq" for corpora too large for it: candidates from an approximate index, scored exactly (needs
@@ -109,6 +107,8 @@ def mine(
     """
     settings = MineSettings(margin=margin, k=k, retrieval=retrieval, threshold=threshold, unify=unify, index=index)
     search = prepare(src, tgt, encoder, source_vectors, target_vectors, settings, progress, warn=False)
+    for warning in search.warnings:  # without `warn` there is one kind of them
+        warnings.warn(warning.message, ThresholdWarning, stacklevel=2)
     return list(search.pairs())
 
 
@@ -163,6 +163,8 @@ def prepare(
     else:
         found, recall = mutual_neighbours(x, y, k, progress=progress), None
     neighbours = ScoredNeighbours.of(*found, margin=settings.margin)
+    settings, foreign = resolved(settings, encoder)
+    told = find_warnings(source, target, x, y, neighbours) if warn else ()
     return Search(
         source=source,
         target=target,
@@ -170,7 +172,7 @@ def prepare(
         retrieval=settings.retrieval,
         threshold=settings.least_score,
         dimensions=x.shape[1],
-        warnings=find_warnings(source, target, x, y, neighbours) if warn else (),
+        warnings=told if foreign is None else (foreign, *told),
         index=settings.index,
         recall=recall,
     )

@@ -22,7 +22,8 @@ COMPARED_ROWS = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class MiningWarning:
-    """kind: "tiny", "zeros", "identical" or "near-duplicates"; side: "source", "target" or "both".
+    """kind: "tiny", "zeros", "identical", "near-duplicates" or "threshold" (another model's); side: "source", "target" or
+    "both".
 
     share: of the lines concerned (tiny: the fewest lines).
     """

@@ -16,9 +16,30 @@ from mexma_rt.embedding import encoder as pipeline
 from mexma_rt.embedding import files as embed_file
 
 PROMISE = [
-    *("BackendError", "Bead", "BundleError", "EmbedReport", "Embedded", "Encoder", "FileError", "FileReport", "InputError"),
-    *("MexmaError", "MissingExtraError", "Pair", "Service", "ServiceBusyError", "ServiceError", "TokenVectors"),
-    *("TruncationWarning", "WordAlignment", "XsimResult", "__version__", "align_documents", "align_words"),
+    *(
+        "BackendError",
+        "Bead",
+        "BundleError",
+        "Calibration",
+        "EmbedReport",
+        "Embedded",
+        "Encoder",
+        "FileError",
+        "FileReport",
+        "InputError",
+    ),
+    *("MexmaError", "MissingExtraError", "Pair", "Service", "ServiceBusyError", "ServiceError"),
+    *(
+        "ThresholdWarning",
+        "TokenVectors",
+        "TruncationWarning",
+        "WordAlignment",
+        "XsimResult",
+        "__version__",
+        "align_documents",
+        "align_words",
+        "calibrate",
+    ),
     *("embed", "embed_file", "knn", "load", "mine", "score_pairs", "xsim"),
 ]
 

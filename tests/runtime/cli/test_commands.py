@@ -287,3 +287,75 @@ def test_utf8_whatever_the_locale_and_quiet_when_the_reader_leaves(tiny_bundle: 
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.fixture
+def parallel(tmp_path: Path) -> tuple[Path, Path]:
+    """150 pairs that a model without training finds, for both sides begin alike."""
+    words = ["stone", "river", "house", "garden", "winter", "music", "bread", "letter", "window", "morning", "horse", "paper"]
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words, 6)) + f" {i}" for i in range(150)]
+    paths = tmp_path / "a.txt", tmp_path / "b.txt"
+    for path, end in zip(paths, ("", " !"), strict=True):
+        path.write_text("".join(f"{text}{end}\n" for text in texts), encoding="utf-8")
+    return paths
+
+
+def test_calibrate_writes_what_mine_and_filter_take(tiny_bundle: Path, parallel: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path / "own"))
+    model = ["--model", folder, "--precision", "fp32"]
+    foreign = "warning: The threshold 1.12 of the margin 'ratio' was chosen for mexma-small, not for the model 'tiny'"
+    assert foreign in mexma("mine", *parallel, "-o", "p.tsv", *model).stderr
+    assert foreign in mexma("filter", *parallel, "-o", "k.tsv", *model).stderr
+    assert foreign not in mexma("filter", *parallel, "-o", "k.tsv", "--top", "0.5", *model).stderr
+    assert foreign not in mexma("mine", *parallel, "-o", "p.tsv", "--threshold", "1", *model).stderr
+
+    result = mexma("calibrate", *parallel, *model)
+    lines = result.stdout.splitlines()
+    assert lines[0] == "tiny: 150 pairs; 5 draws of 115 lines a side, 30% of them without partner; k=4, seed 0"
+    assert lines[1].split()[:4] == ["margin", "threshold", "precision", "recall"]
+    assert [line.split()[0] for line in lines[2:5]] == ["ratio", "distance", "absolute"]
+    assert lines[5] == f"{folder}: thresholds written; mine and filter take them with --model {folder}"
+    assert "warning: 150 pairs are few" in result.stderr
+    own = mexma_rt.load(folder).bundle.thresholds
+    assert own is not None and [f"{value:.3f}" for value in own.by_margin().values()] == [x.split()[1] for x in lines[2:5]]
+
+    for command in ("mine", "filter"):
+        result = mexma(command, *parallel, "-o", "p.tsv", "--json", *model)
+        assert json.loads(result.stdout)["threshold"] == own.ratio and "chosen for" not in result.stderr
+    for path in parallel:
+        mexma("embed", path, "-o", path.with_suffix(".npy"), *model)
+    vectors = ["--source-vectors", "a.npy", "--target-vectors", "b.npy", "-o", "v.tsv", "--json", "--margin", "absolute"]
+    assert json.loads(mexma("mine", *vectors, *model).stdout)["threshold"] == own.absolute
+    assert json.loads(mexma("mine", *vectors).stdout)["threshold"] == 0.62  # of the default model
+    assert "chosen for mexma-small" in mexma("mine", *vectors, "--model", tiny_bundle).stderr
+
+
+def test_calibrate_of_a_tsv_into_a_copy(tiny_bundle: Path, parallel: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = zip(*(path.read_text().splitlines() for path in parallel), strict=True)
+    Path("s.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in rows))
+    options = ["--model", tiny_bundle, "--precision", "fp32", "--json"]
+    report = json.loads(mexma("calibrate", "s.tsv", "-o", "copy", "--seed", "7", *options).stdout)
+    assert (report["pairs"], report["seed"], report["bundle"]) == (150, 7, "copy")
+    assert mexma_rt.load("copy").bundle.thresholds.ratio == report["margins"]["ratio"]["threshold"]
+    assert mexma_rt.load(tiny_bundle).bundle.thresholds is None
+    again = json.loads(mexma("calibrate", *parallel, "-o", "again", "--seed", "7", *options).stdout)
+    assert again["margins"] == report["margins"]
+    assert Path("copy/mexma.json").read_bytes() == Path("again/mexma.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("a\tb\na b\n", ["s.tsv"], "s.tsv, line 2: 1 columns, not two (source<TAB>target). Of two files type: mexma calibrate"),
+        ("a\n", ["s.tsv", "s.tsv", "-o", "copy"], "Of 1 lines, 0 are pairs that can be told apart"),
+        ("a\tb\n" * 200, ["s.tsv", "-o", "copy"], "(all lines of the source are equal)"),
+        ("a\tb\n", ["s.tsv"], "belongs to the installed package. Name a new folder for a copy with the thresholds: --output"),
+        ("a\tb\n", ["s.tsv", "-o", "."], "exists already. Name another folder"),
+        ("a\tb\n", ["missing.tsv"], "missing.tsv"),
+    ],
+)
+def test_calibrate_says_what_is_wrong_before_it_computes(content: str, arguments: list[str], message: str) -> None:
+    Path("s.tsv").write_text(content)
+    result = CliRunner().invoke(main, ["calibrate", *arguments])
+    assert result.exit_code == 1 and message in result.stderr and not Path("copy").exists()

@@ -91,7 +91,7 @@ def test_max_is_one_to_one_and_sorted(seed: int, n: int, m: int) -> None:
 
 
 def test_default_threshold_is_that_of_the_margin() -> None:
-    from mexma_rt.mining.pairs import DEFAULT_THRESHOLD
+    from mexma_rt.mining import DEFAULT_THRESHOLD
 
     x, y = random_sides(seed=5)
     for margin in MARGINS:

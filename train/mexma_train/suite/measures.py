@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mexma_rt.mining.pairs import DEFAULT_THRESHOLD, mine
+from mexma_rt.mining import DEFAULT_THRESHOLD
+from mexma_rt.mining.pairs import mine
 from mexma_train.evaluate import TestSet
 from mexma_train.suite.model import Pieces
 

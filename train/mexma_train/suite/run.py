@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mexma_rt.evaluation.measures import retrieval_accuracy, xsim
-from mexma_rt.mining.pairs import DEFAULT_THRESHOLD
+from mexma_rt.mining import DEFAULT_THRESHOLD
 from mexma_rt.progress import progress_bar
 from mexma_train.evaluate import XSIM_K, TestSet
 from mexma_train.suite import measures

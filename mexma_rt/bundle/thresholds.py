@@ -1,0 +1,41 @@
+"""The thresholds of a model, as `mexma calibrate` found them and wrote them into its manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SCORES, COUNTS = ("ratio", "distance", "absolute"), ("k", "pairs", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """The lowest score of a pair to keep, by margin, and what they were found on."""
+
+    ratio: float
+    distance: float
+    absolute: float
+    k: int  # neighbours that made the neighbourhoods
+    pairs: int  # of the sample
+    seed: int
+
+    def by_margin(self) -> Mapping[str, float]:
+        return {name: getattr(self, name) for name in SCORES}
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry `thresholds` of a manifest."""
+        return asdict(self)
+
+
+def read_thresholds(value: Any) -> Thresholds:
+    """The entry `thresholds` of a manifest. Raises ValueError with what is wrong."""
+    entry: dict[str, Any] = value if isinstance(value, dict) else {}
+    scores = [entry.get(name) for name in SCORES]
+    counts = [entry.get(name) for name in COUNTS]
+    if not all(type(score) in (int, float) and math.isfinite(score) for score in scores):  # type: ignore[arg-type]
+        raise ValueError(f"thresholds is {value!r}, not a number for each of {', '.join(SCORES)}")
+    if not all(type(count) is int for count in counts):
+        raise ValueError(f"thresholds is {value!r}, without the whole numbers {', '.join(COUNTS)}")
+    return Thresholds(**{name: entry[name] for name in (*SCORES, *COUNTS)})

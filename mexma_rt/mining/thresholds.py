@@ -1,0 +1,68 @@
+"""Which score a pair must reach if the caller names none, and whether it was chosen for the model that embeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mexma_rt.bundle.opening import MODELS
+from mexma_rt.mining.warnings import MiningWarning
+
+if TYPE_CHECKING:
+    from mexma_rt.bundle.manifest import Bundle
+    from mexma_rt.mining.pairs import MineSettings
+
+# Those of the bundled model, where mean F1 was best on held-out training sentences in 14 languages, 30 % of the lines without
+# partner: benchmarks/results/thresholds.md.
+DEFAULT_THRESHOLD = {"ratio": 1.12, "distance": 0.07, "absolute": 0.62}
+DEFAULT_MODEL = "mexma-small"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelThresholds:
+    """The thresholds by margin; `own`: they were chosen for this model."""
+
+    by_margin: Mapping[str, float]
+    own: bool
+    model: str  # that they are used for; "" if nothing says it
+
+    def warning(self, margin: str) -> MiningWarning | None:
+        """What to say where the threshold of this margin is taken."""
+        if self.own:
+            return None
+        who = f"the model {self.model!r}" if self.model else "this encoder"
+        remedy = "mexma calibrate SOURCE TARGET --model BUNDLE finds its own on some hundred lines and their translations"
+        return MiningWarning(
+            kind="threshold",
+            side="both",
+            share=1.0,
+            message=f"The threshold {self.by_margin[margin]:g} of the margin {margin!r} was chosen for {DEFAULT_MODEL}, not "
+            f"for {who}, whose scores lie elsewhere: too many pairs may be kept, or too few. {remedy}; or name a threshold.",
+        )
+
+
+def thresholds_of(encoder: Any) -> ModelThresholds:
+    """The thresholds for the vectors of an encoder: those in its bundle, else those of the bundled model.
+
+    None stands for the bundled model itself: nothing was embedded, or it did.
+    """
+    bundle = getattr(encoder, "bundle", None)
+    found = getattr(bundle, "thresholds", None)
+    if found is not None:
+        return ModelThresholds(by_margin=found.by_margin(), own=True, model=bundle.name)
+    own = encoder is None or (bundle is not None and is_bundled(bundle))
+    return ModelThresholds(by_margin=DEFAULT_THRESHOLD, own=own, model=getattr(bundle, "name", ""))
+
+
+def is_bundled(bundle: Bundle) -> bool:
+    """Whether it is the default model of this installation, and not a copy."""
+    return bundle.folder.resolve() == (MODELS / DEFAULT_MODEL).resolve()
+
+
+def resolved(settings: MineSettings, encoder: Any) -> tuple[MineSettings, MiningWarning | None]:
+    """MineSettings whose threshold is a number, and what to say if it is another model's."""
+    if settings.threshold is not None or settings.retrieval == "knn":
+        return settings, None
+    found = thresholds_of(encoder)
+    return replace(settings, threshold=found.by_margin[settings.margin]), found.warning(settings.margin)
