@@ -1,6 +1,7 @@
 """The fp16 ONNX graph -> a TensorRT engine with its sidecar: one path for tensorrt 10 and 11 and for tensorrt_rtx.
 
-The network is strongly typed, so that its types are those of the graph; tensorrt 11 and tensorrt_rtx know nothing else.
+An engine serves sentence vectors: serving.py leaves out of the graph what they do not need. The network is strongly typed, so
+that its types are those of the graph; tensorrt 11 and tensorrt_rtx know nothing else.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from mexma_export.serving import serving_graph
 from mexma_export.sidecar import write_sidecar
 from mexma_export.trt_compat import RTX_SM, architectures_for, count_in_engine, count_in_network, use_timing_cache
 from mexma_rt.backends.nvidia import load_library, made, new_logger
 from mexma_rt.backends.profiles import runs_as_graph
 from mexma_rt.backends.sidecar import Profile, Sidecar, TensorInfo, check_sidecar, engine_path, graph_hash, read_sidecar
-from mexma_rt.bundle.graphs import INPUTS, SENTENCE, TOKENS
+from mexma_rt.bundle.graphs import INPUTS, SENTENCE
 from mexma_rt.bundle.opening import read_manifest, verify_files
-from mexma_rt.errors import BackendError, BundleError, FileError, InputError
+from mexma_rt.errors import BackendError, BundleError, FileError, InputError, require_extra
 from mexma_rt.files.atomic import atomic_write, check_output
 
-IO = {**dict.fromkeys(INPUTS, ("int64", 2)), SENTENCE: ("float32", 2), TOKENS: ("float32", 3)}  # type, dimensions
+IO = {**dict.fromkeys(INPUTS, ("int64", 2)), SENTENCE: ("float32", 2)}  # type, dimensions
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32"}
 LEAST_HALF = 0.95  # of the matrix products; our graph has all of them in fp16
 FP16 = "fp16"  # the graph's name in a bundle's manifest
@@ -95,6 +97,7 @@ def build_bundle_engine(
         target,
         engine=engine,
         length_limit=manifest.max_length_limit,
+        normalize=manifest.normalize,
         sm=sm,
         profiles=profiles,
         timing_cache=timing_cache,
@@ -108,6 +111,7 @@ def build_engine(
     *,
     engine: str,
     length_limit: int,
+    normalize: bool = True,
     sm: Sequence[int] | None = None,
     profiles: Sequence[Profile] | None = None,
     timing_cache: Path | None = None,
@@ -115,8 +119,8 @@ def build_engine(
     """Build the engine file `target` from an fp16 graph of half.py, and `<target>.json` beside it; minutes for large models.
 
     `engine` is "tensorrt" (this machine's GPU) or "rtx" (the architectures `sm`, no GPU needed; None: 80, 86, 89, 120);
-    `profiles` None: `default_profiles`. `timing_cache`, for tensorrt only, is read where it exists and rewritten: it saves a
-    second build on the same GPU the measuring of kernels.
+    `normalize`: its vectors have length 1; `profiles` None: `default_profiles`. `timing_cache`, for tensorrt only, is read
+    where it exists and rewritten: it saves a second build on the same GPU the measuring of kernels.
 
     Raises InputError (an argument), MissingExtraError (the library), BackendError (it cannot build here, or the build failed),
     BundleError (a graph that it cannot parse, not one of ours, or with too few products in fp16), FileError. `target` is
@@ -127,13 +131,15 @@ def build_engine(
         raise FileError(f"{graph}: no such graph. Export it: mexma-export CHECKPOINT BUNDLE --precision fp32,int8,fp16")
     check_output(target, [graph])
     trt = load_library(engine)
+    require_extra(engine, "onnx")
     architectures = architectures_for(trt, engine, sm)
     if engine == "rtx" and timing_cache is not None:
         raise InputError("rtx has no timing cache (the library ignores one). Leave --timing-cache out.")
 
     log, started = new_logger(trt), time.perf_counter()
+    serving = serving_graph(graph, normalize=normalize)
     builder = made(lambda: trt.Builder(log), trt, log, "make a builder")
-    network, parser = _parse(trt, builder, log, graph)
+    network, parser = _parse(trt, builder, log, serving, graph)
     matmuls, half = count_in_network(trt, network)
     counted_in = "network"
     _require_half(graph, matmuls, half, counted_in)
@@ -153,7 +159,7 @@ def build_engine(
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells names only
         use_timing_cache(trt, config, timing_cache)
     plan = made(lambda: builder.build_serialized_network(network, config), trt, log, f"build {graph}")
-    del parser  # until here: it may own the weights that the network points to
+    del parser, serving  # until here: they may own the weights that the network points to
 
     if engine == "tensorrt" and (counts := count_in_engine(trt, log, plan)) is not None:
         (matmuls, half), counted_in = counts, "engine"
@@ -180,6 +186,7 @@ def build_engine(
         profiles=tuple(profiles),
         inputs=inputs,
         outputs=outputs,
+        normalized=normalize,
         graph_sha256=graph_hash(graph),
         engine_sha256=hashlib.sha256(memoryview(plan)).hexdigest(),
         engine_bytes=memoryview(plan).nbytes,
@@ -210,11 +217,11 @@ def _checked(profiles: Sequence[Profile], length_limit: int) -> Sequence[Profile
     return profiles
 
 
-def _parse(trt: Any, builder: Any, log: Any, graph: Path) -> tuple[Any, Any]:
+def _parse(trt: Any, builder: Any, log: Any, serving: bytes, graph: Path) -> tuple[Any, Any]:
     # Without a meaning since tensorrt 11, where every network is strongly typed; needed in 10.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(graph)):
+    if not parser.parse(serving, str(graph)):  # the path is where weights in a second file are looked for
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         words = "; ".join(f"{error.node_name() or 'the file'}: {error.desc()}" for error in errors[:3]) or "no reason given"
         raise BundleError(

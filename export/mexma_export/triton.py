@@ -1,8 +1,8 @@
 """Turns a bundle into a Triton model repository: a model per graph, and one for the TensorRT engine, each with a config.pbtxt.
 
 Triton serves tensors, not text: the models' inputs are token ids and their mask, as tokenizer.json gives them, and their output
-is the raw sentence vector. The client tokenises and normalises. Schema: model_config.proto of
-github.com/triton-inference-server/common.
+is the sentence vector, raw except from an engine that normalises. The client tokenises and normalises. Schema:
+model_config.proto of github.com/triton-inference-server/common.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def _graph_config(name: str, bundle: Bundle, precision: str) -> str:
         limits=f"at most {bundle.max_length_limit} tokens, <s> and </s> included.",
         batch=max(1, BATCH_TOKENS // bundle.max_length_limit),
         inputs=[(name, "TYPE_INT64", [-1]) for name in INPUTS],
+        note="is not normalised; ask for last_hidden_state only where you need it, for it is the larger by far.",
         outputs=[(SENTENCE, "TYPE_FP32", [d]), (TOKENS, "TYPE_FP32", [-1, -1 if bundle.dense else d])],
         instances=f"kind: {kind}",
     )
@@ -97,6 +98,7 @@ def _engine_config(name: str, sidecar: Sidecar) -> str:
         limits=f"2 to {longest.length} tokens, <s> and </s> included.\n# Built by {built}: Triton must have this version.",
         batch=longest.batch,
         inputs=[(tensor.name, TYPES[tensor.dtype], list(tensor.shape[1:])) for tensor in sidecar.inputs],
+        note="has length 1." if sidecar.normalized else "is not normalised.",
         outputs=[(tensor.name, TYPES[tensor.dtype], list(tensor.shape[1:])) for tensor in sidecar.outputs],
         instances=f"kind: KIND_GPU profile: [ {', '.join(usable)} ]",
     )
@@ -108,6 +110,7 @@ def _config(
     backend: str,
     file: str,
     limits: str,
+    note: str,
     batch: int,
     inputs: Sequence[tuple[str, str, list[int]]],
     outputs: Sequence[tuple[str, str, list[int]]],
@@ -116,8 +119,8 @@ def _config(
     """The text of a config.pbtxt; dims are without the batch, as Triton wants them where max_batch_size is above 0."""
     return f"""\
 # input_ids: what the bundle's tokenizer.json gives, padded on the right with 1; {limits}
-# attention_mask: 1 for a token, 0 for padding. sentence_embedding is not normalised; ask for last_hidden_state only where you
-# need it, for it is the larger by far. Requests share a batch only where their lengths are equal: pad to a few lengths.
+# attention_mask: 1 for a token, 0 for padding.
+# sentence_embedding {note} Requests share a batch only where their lengths are equal: pad to a few lengths.
 name: "{name}"
 backend: "{backend}"
 default_model_filename: "{file}"

@@ -42,6 +42,7 @@ class Backend(ABC):
     reason: str  # why this engine, device and precision
     lanes: int = 1  # number of threads that should call `run` at a time, for the highest throughput
     longest: int | None = None  # tokens of a sentence that it takes; None: as many as the model
+    normalized: bool = False  # whether the vectors of `run` have length 1, and are not raw
 
     @property
     def run_cells(self) -> int:
@@ -55,7 +56,10 @@ class Backend(ABC):
 
     @abstractmethod
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """int64 [B, L] twice, padded on the right -> raw sentence vectors, float32 [B, D]. Raises BackendError."""
+        """int64 [B, L] twice, padded on the right -> sentence vectors, float32 [B, D]: raw ones, or see `normalized`.
+
+        Raises BackendError.
+        """
 
     def run_tokens(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """As `run` -> raw token states, float32 [B, L, D]; those of padding mean nothing. Raises BackendError."""

@@ -1,4 +1,4 @@
-"""The parts of CUDA that an engine needs, without torch: a stream, device and pinned memory, captured graphs.
+"""The parts of CUDA that an engine needs, without torch: a stream, events, device and pinned memory, captured graphs.
 
 A thin layer: each method is one or two calls of `cuda.bindings.runtime`, and errors are raised in CUDA's words.
 """
@@ -71,6 +71,20 @@ class Cuda:
         """Fill a pinned array, without gaps, from an address on the device; returns before it is done."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", target.ctypes.data, source, target.nbytes, kind, self._stream)
+
+    def event(self) -> Any:
+        """A mark that `record` puts into the stream and `wait` waits for."""
+        event = self._call("cudaEventCreateWithFlags", self._runtime.cudaEventDisableTiming)  # which would cost time
+        self._free_later("cudaEventDestroy", event)
+        return event
+
+    def record(self, event: Any) -> None:
+        """Mark the end of what is in the stream now."""
+        self._call("cudaEventRecord", event, self._stream)
+
+    def wait(self, event: Any) -> None:
+        """Wait until everything before the mark is done; errors of that work appear here. Other threads run meanwhile."""
+        self._call("cudaEventSynchronize", event)
 
     def capture(self, work: Callable[[], None]) -> Any:
         """Record what `work` puts into the stream, without running it: a graph for `launch`."""

@@ -19,7 +19,7 @@ from mexma_rt.errors import BackendError, BundleError, FileError
 from mexma_rt.files.atomic import sha256_of
 
 FORMAT = "mexma-engine"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # engines of 1 gave the states of all tokens too, and raw vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ class Sidecar:
     profiles: tuple[Profile, ...]  # in the engine's order
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    normalized: bool  # whether its sentence vectors have length 1
     graph_sha256: str  # of the ONNX graph, see graph_hash
     engine_sha256: str
     engine_bytes: int
@@ -175,7 +176,7 @@ def _from_json(content: dict[str, Any]) -> Sidecar:
 
     def get(key: str, *types: type, where: dict[str, Any] = content) -> Any:
         value = where[key]
-        if not isinstance(value, types) or isinstance(value, bool):
+        if not isinstance(value, types) or isinstance(value, bool) != (types == (bool,)):
             raise ValueError(f"{key} is {value!r}")
         return value
 
@@ -204,5 +205,6 @@ def _from_json(content: dict[str, Any]) -> Sidecar:
         profiles=rows("profiles", profile),
         inputs=rows("inputs", tensor),
         outputs=rows("outputs", tensor),
+        normalized=get("normalized", bool),
         build_seconds=float(get("build_seconds", int, float)),
     )

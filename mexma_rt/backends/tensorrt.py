@@ -1,13 +1,14 @@
 """The TensorRT back end: a bundle's engine of `tensorrt` or `tensorrt_rtx` on one GPU, without torch.
 
 Built by `mexma-export engine BUNDLE tensorrt|rtx`. The sidecar beside the engine is read and checked before the engine is
-opened. Each optimisation profile has an execution context of its own, all share one stream, one set of buffers and the memory
-that the kernels work in, and the smallest profiles run as CUDA graphs: profiles.py decides what runs where.
+opened. Each optimisation profile has an execution context of its own; all share one stream and the kernels' scratch memory. The
+smallest profiles run as CUDA graphs: profiles.py decides what runs where. There are two sets of buffers, so that one thread
+packs a batch or takes its vectors while the batch of another is computed.
 """
 
 from __future__ import annotations
 
-import math
+import queue
 import threading
 import weakref
 from collections.abc import Sequence
@@ -18,19 +19,12 @@ from typing import Any
 import numpy as np
 
 from mexma_rt.backends import Backend
+from mexma_rt.backends.buffers import Buffers, new_buffers
 from mexma_rt.backends.cuda import Cuda, on_gpu
 from mexma_rt.backends.kernel_cache import cache_path, read_cache, write_cache
 from mexma_rt.backends.nvidia import MODULES, device_sm, gpu_name, load_cuda, load_library, made, new_logger
 from mexma_rt.backends.profiles import Piece, pad, plan, runs_as_graph
-from mexma_rt.backends.sidecar import (
-    Profile,
-    Sidecar,
-    TensorInfo,
-    check_sidecar,
-    engine_path,
-    manifest_graph_hash,
-    read_sidecar,
-)
+from mexma_rt.backends.sidecar import Sidecar, check_sidecar, engine_path, manifest_graph_hash, read_sidecar
 from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, INPUTS, SENTENCE
 from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.errors import BackendError, BundleError, require_extra
@@ -38,19 +32,24 @@ from mexma_rt.errors import BackendError, BundleError, require_extra
 PRECISION = "fp16"  # of the engines, and the graph that they are built from
 
 
+class _NoGraphError(BackendError):
+    """A profile cannot be captured; it runs without a graph."""
+
+
 @dataclass(kw_only=True)
 class _Lane:
-    """The execution context of one profile, the shape that its inputs have, and its CUDA graph."""
+    """The execution context of one profile, with the shape and the buffers that its inputs have now."""
 
     context: Any
     shape: tuple[int, int] | None = None
-    graph: Any = None
+    buffers: Buffers | None = None
 
 
 class TensorRT(Backend):
-    """One engine. Threads may share it; their batches run one after the other."""
+    """One engine. Threads may share it; their batches are computed one after the other."""
 
     precision = PRECISION
+    lanes = 2  # of them packs while the other's batch is computed
 
     def __init__(self, bundle: Bundle, *, engine: str, reason: str, gpu: int = 0) -> None:
         """`engine` is "tensorrt" or "rtx"; `gpu` counts the visible ones from 0.
@@ -65,7 +64,7 @@ class TensorRT(Backend):
         path, sidecar = _checked_sidecar(bundle, engine, self._trt, sm)
         self._special = bundle.special_ids
         self._profiles, self._dimensions, self._lock = sidecar.profiles, bundle.dimensions, threading.Lock()
-        self.longest = max(profile.length for profile in self._profiles)
+        self.longest, self.normalized = max(profile.length for profile in self._profiles), sidecar.normalized
         self._log = new_logger(self._trt)
         with on_gpu(self._cuda_runtime, gpu):
             self._open(path, sidecar, sm)
@@ -78,11 +77,12 @@ class TensorRT(Backend):
         _require_described(self._engine, sidecar, path)
         self._cuda = Cuda(self._cuda_runtime)
         try:
-            self._allocate(sidecar)
+            buffers = [new_buffers(self._cuda, sidecar, self._dimensions) for _ in range(self.lanes)]
+            self._scratch = self._new_scratch()
             kernels = self._engine.create_runtime_config().create_runtime_cache() if self.name == "rtx" else None
             known = kernels is not None and read_cache(kernels, cache_path(path, sm))
             self._lanes = [self._new_lane(index, kernels) for index in range(len(self._profiles))]
-            self._warm_up()
+            self._warm_up(buffers)
             if kernels is not None and not known and (why := write_cache(kernels, cache_path(path, sm))):
                 self.reason += f"; note: {why}"
         except BackendError as error:
@@ -98,66 +98,62 @@ class TensorRT(Backend):
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         rows, length = input_ids.shape
         vectors = np.empty((rows, self._dimensions), dtype=np.float32)
-        with self._lock, on_gpu(self._cuda_runtime, self._gpu):
-            for piece in plan(rows, length, self._profiles):
-                part = slice(piece.start, piece.stop)
-                try:
-                    vectors[part] = self._execute(piece, input_ids[part], attention_mask[part])
-                except BackendError as error:
-                    raise BackendError(
-                        f"{self._trt.__name__} failed on a batch of {rows} sentences x {length} tokens, in its profile "
-                        f"{self._profiles[piece.profile]}: {error}"
-                    ) from error
+        buffers = self._free.get()
+        try:
+            with on_gpu(self._cuda_runtime, self._gpu):
+                for piece in plan(rows, length, self._profiles):
+                    part = slice(piece.start, piece.stop)
+                    try:
+                        vectors[part] = self._execute(piece, buffers, input_ids[part], attention_mask[part])
+                    except BackendError as error:
+                        raise BackendError(
+                            f"{self._trt.__name__} failed on a batch of {rows} sentences x {length} tokens, in its profile "
+                            f"{self._profiles[piece.profile]}: {error}"
+                        ) from error
+        finally:
+            self._free.put(buffers)
         return vectors
 
-    def _execute(self, piece: Piece, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """The vectors [b, D] of one piece: a view of the pinned buffer, which the next piece overwrites."""
-        host_ids, host_mask, host_vectors = self._host(piece.shape)
+    def _execute(self, piece: Piece, buffers: Buffers, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """The vectors [b, D] of one piece: a view of the buffers, which the next piece overwrites."""
+        host_ids, host_mask, host_vectors = buffers.views(piece.shape)
         pad(input_ids, into=host_ids, value=self._special.pad)
         pad(attention_mask, into=host_mask, value=0)
-        lane = self._lanes[piece.profile]
-        if lane.graph is not None:
-            self._cuda.launch(lane.graph)
-        else:
-            self._enqueue(lane, piece.shape)
-        self._cuda.synchronize()
+        with self._lock:  # the stream, the contexts and the logger are of all threads
+            if (graph := buffers.graphs.get(piece.profile)) is not None:
+                self._cuda.launch(graph)
+            else:
+                self._enqueue(self._lanes[piece.profile], buffers, piece.shape)
+            self._cuda.record(buffers.done)
+        self._cuda.wait(buffers.done)
         return host_vectors[: len(input_ids)]
 
-    def _enqueue(self, lane: _Lane, shape: tuple[int, int]) -> None:
+    def _enqueue(self, lane: _Lane, buffers: Buffers, shape: tuple[int, int]) -> None:
         """Copy the inputs to the device, execute, copy the vectors back: all in the stream, nothing is awaited."""
+        if lane.buffers is not buffers:
+            lane.buffers = None  # stays so if only some of the addresses are taken; so with the shape
+            for name, address in buffers.addresses.items():
+                self._require(lane.context.set_tensor_address(name, address), f"refused a buffer for {name}")
+            lane.buffers = buffers
         if lane.shape != shape:
-            lane.shape = None  # stays so if the first input takes the shape and the second does not
+            lane.shape = None
             for name in INPUTS:
                 self._require(lane.context.set_input_shape(name, shape), f"refused the shape {shape[0]}x{shape[1]}")
             lane.shape = shape
-        host_ids, host_mask, host_vectors = self._host(shape)
-        self._cuda.upload(host_ids, self._addresses[INPUT_IDS])
-        self._cuda.upload(host_mask, self._addresses[ATTENTION_MASK])
+        host_ids, host_mask, host_vectors = buffers.views(shape)
+        self._cuda.upload(host_ids, buffers.addresses[INPUT_IDS])
+        self._cuda.upload(host_mask, buffers.addresses[ATTENTION_MASK])
         self._require(lane.context.execute_async_v3(self._cuda.stream), "did not start")
-        self._cuda.download(self._addresses[SENTENCE], host_vectors)
+        self._cuda.download(buffers.addresses[SENTENCE], host_vectors)
 
-    def _host(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The pinned buffers as input_ids and attention_mask of `shape`, and vectors [rows, D]."""
-        rows, cells = shape[0], shape[0] * shape[1]
-        vectors = self._pinned_vectors[: rows * self._dimensions].reshape(rows, self._dimensions)
-        return self._pinned_ids[:cells].reshape(shape), self._pinned_mask[:cells].reshape(shape), vectors
+    def _new_scratch(self) -> tuple[int, int]:
+        """(address, bytes) of what the kernels of any profile work in: one for all, since the stream runs one after the other.
 
-    def _allocate(self, sidecar: Sidecar) -> None:
-        """One set of buffers, large enough for every profile: their addresses never change, as CUDA graphs require.
-
-        What the kernels work in is ours too: a library that allocates while a graph is captured cannot be captured.
+        Ours, because a library that allocates while a graph is captured cannot be captured.
         """
-        self._addresses = {
-            tensor.name: self._cuda.memory(_largest_bytes(tensor, self._profiles))
-            for tensor in (*sidecar.inputs, *sidecar.outputs)
-        }
-        cells = max(profile.batch * profile.length for profile in self._profiles)
-        self._pinned_ids, self._pinned_mask = (self._cuda.pinned(cells, np.int64) for _ in INPUTS)
-        rows = max(profile.batch for profile in self._profiles)
-        self._pinned_vectors = self._cuda.pinned(rows * self._dimensions, np.float32)
         sizes = (self._engine.get_device_memory_size_for_profile_v2(index) for index in range(len(self._profiles)))
-        self._scratch_bytes = max(*sizes, 1)
-        self._scratch = self._cuda.memory(self._scratch_bytes)  # one for all: the stream runs one after the other
+        size = max(*sizes, 1)
+        return self._cuda.memory(size), size
 
     def _new_lane(self, index: int, kernels: Any) -> _Lane:
         how = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -172,38 +168,49 @@ class TensorRT(Backend):
         context = made(lambda: self._engine.create_execution_context(how), self._trt, self._log, what)
         self._require(context.set_optimization_profile_async(index, self._cuda.stream), f"could not {what}")
         self._cuda.synchronize()
-        context.set_device_memory(self._scratch, self._scratch_bytes)
-        for name, address in self._addresses.items():
-            self._require(context.set_tensor_address(name, address), f"refused a buffer for {name}")
+        context.set_device_memory(*self._scratch)
         return _Lane(context=context)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, sets: Sequence[Buffers]) -> None:
         """Run an empty text in every profile that runs as a CUDA graph, and capture it; without one, in the first profile.
 
         The first execution does what a capture must not contain (TensorRT's guide: enqueue once after a change of shape).
+        Hands the buffers over to `run`.
         """
         graphs = [index for index, profile in enumerate(self._profiles) if runs_as_graph(profile)]
         for index in graphs or [0]:
-            lane, profile = self._lanes[index], self._profiles[index]
+            profile = self._profiles[index]
             shape = (profile.batch, profile.length) if index in graphs else (1, min(8, profile.length))
             piece = Piece(profile=index, start=0, stop=1, shape=shape)
-            self._check_empty_text(piece)
-            if index not in graphs:
-                continue
+            self._check_empty_text(piece, sets[0])
             try:
-                self._require_capturable(lane.context)
-                lane.graph = self._cuda.capture(lambda lane=lane, shape=shape: self._enqueue(lane, shape))  # type: ignore[misc]
-            except BackendError as error:
+                for buffers in sets if index in graphs else ():
+                    self._check_empty_text(piece, buffers)
+                    buffers.graphs[index] = self._captured(self._lanes[index], buffers, shape)
+                    self._check_empty_text(piece, buffers)
+            except _NoGraphError as error:
+                for buffers in sets:
+                    buffers.graphs.pop(index, None)
                 self.reason += f"; note: profile {profile} runs without a CUDA graph, slower for small batches ({error})"
-            self._check_empty_text(piece)
+                self._check_empty_text(piece, sets[0])
+        self._free: queue.SimpleQueue[Buffers] = queue.SimpleQueue()
+        for buffers in sets:
+            self._free.put(buffers)
+
+    def _captured(self, lane: _Lane, buffers: Buffers, shape: tuple[int, int]) -> Any:
+        try:
+            self._require_capturable(lane.context)
+            return self._cuda.capture(lambda: self._enqueue(lane, buffers, shape))
+        except BackendError as error:
+            raise _NoGraphError(str(error)) from error
 
     def _require_capturable(self, context: Any) -> None:
         """TensorRT-RTX can tell; engines that it built before mexma-export asked for our memory are not."""
         if self.name == "rtx" and not context.is_stream_capturable(self._cuda.stream):
             raise BackendError("it says that this engine cannot be captured. Build it again: mexma-export engine BUNDLE rtx")
 
-    def _check_empty_text(self, piece: Piece) -> None:
-        vector = self._execute(piece, np.array([[self._special.bos, self._special.eos]]), np.array([[1, 1]]))
+    def _check_empty_text(self, piece: Piece, buffers: Buffers) -> None:
+        vector = self._execute(piece, buffers, np.array([[self._special.bos, self._special.eos]]), np.array([[1, 1]]))
         if not np.isfinite(vector).all():
             raise BackendError(
                 f"The engine gives vectors that are not finite, in its profile {self._profiles[piece.profile]}. "
@@ -266,10 +273,3 @@ def _require_described(engine: Any, sidecar: Sidecar, path: Path) -> None:
             f"{path} has the tensors {names} and the largest shapes {largest}, but its sidecar says {described} and "
             f"{expected}. Build it again: mexma-export engine BUNDLE {path.stem}"
         )
-
-
-def _largest_bytes(tensor: TensorInfo, profiles: Sequence[Profile]) -> int:
-    """Bytes of a tensor [-1, ...] or [-1, -1, ...] (rows, tokens, ...) in the profile where it is largest."""
-    free = [(profile.batch, profile.length) for profile in profiles]
-    shapes = [[size if size >= 0 else largest[axis] for axis, size in enumerate(tensor.shape)] for largest in free]
-    return max(math.prod(shape) for shape in shapes) * np.dtype(tensor.dtype).itemsize

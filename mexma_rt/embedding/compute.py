@@ -53,8 +53,9 @@ def compute(
     lengths, full_lengths = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     padded_tokens = batches = first = 0
     for window, tokens in _tokenised(tokenizer, texts, max_length):
-        fair = max(SHARED_CELLS, int(tokens.lengths.sum()) // backend.lanes)  # so that every lane has work
-        area = min(batch_tokens, fair) if backend.lanes > 1 else batch_tokens
+        area = batch_tokens
+        if backend.lanes > 1 and backend.device == "cpu":  # every processor has work; the lanes of a GPU take turns on it
+            area = min(area, max(SHARED_CELLS, int(tokens.lengths.sum()) // backend.lanes))
         packed = pack(tokens.lengths, area, max_rows, backend.run_cells)
         characters = np.fromiter(map(len, window), dtype=np.int64, count=len(window))
 

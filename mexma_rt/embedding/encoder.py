@@ -116,7 +116,8 @@ class Encoder(Portable):
     ) -> np.ndarray:
         """Embed n sentences; returns [n, D] in the same order. An empty list gives [0, D].
 
-        normalize: divide by the L2 norm (a zero vector stays zero).
+        normalize: divide by the L2 norm (a zero vector stays zero). Where the model's owner normalises, TensorRT engines do
+        so too and have no raw vectors.
         precision: storage of the result (`load` has that of the computation): "float32", "float16", "int8", "uint8", "binary"
         or "ubinary", as sentence-transformers names them; the ranges of int8 and uint8 are the bundle's (files/storage.py).
         truncate_dim: keep the first dimensions only, normalised after the cut.
@@ -324,9 +325,16 @@ class Encoder(Portable):
         check_truncate_dim(truncate_dim, self.dimensions)
         cells = check_count("batch_tokens", self.backend.batch_tokens if batch_tokens is None else batch_tokens)
         check_storage(precision, normalize)
+        if self.backend.normalized and not normalize:
+            raise BackendError(
+                f"normalize=False: the engine of {self.backend.name} gives vectors of length 1, not raw ones. For raw vectors "
+                "type load(..., backend='onnxruntime')."
+            )
         vectors = result_array(out, (len(texts), stored_columns(truncate_dim or self.dimensions, precision)), precision)
         settings: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
         finish(np.empty((0, self.dimensions), np.float32), ranges=self.bundle.ranges, **settings)  # raises without ranges
+        if self.backend.normalized and truncate_dim is None:
+            settings["normalize"] = False  # the engine has done it
 
         distinct, row_of = distinct_rows(texts)
         once = [texts[row] for row in distinct]

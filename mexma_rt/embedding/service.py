@@ -268,10 +268,12 @@ class Service:
         return parts
 
     def _compute(self, parts: list[_Part]) -> None:
-        """Compute the raw vectors of the parts; after an error part by part, so that only the call at fault gets it."""
+        """Compute the vectors of the parts, raw if the engine has raw ones; after an error part by part, so that only the call
+        at fault gets it.
+        """
         texts = [text for call, start, stop in parts for text in call.texts[start:stop]]
         try:
-            result = self.encoder.embed_report(texts, normalize=False, progress=False)
+            result = self.encoder.embed_report(texts, normalize=self.encoder.backend.normalized, progress=False)
         except Exception as error:
             if len(parts) > 1:
                 for part in parts:

@@ -83,7 +83,7 @@ def io(name: str, kind: Type, *shape: int) -> Tensor:
 
 
 INPUTS = [io("input_ids", Type.INT64, -1, -1), io("attention_mask", Type.INT64, -1, -1)]
-OUTPUTS = [io("sentence_embedding", Type.FLOAT, -1, 32), io("last_hidden_state", Type.FLOAT, -1, -1, 32)]
+OUTPUTS = [io("sentence_embedding", Type.FLOAT, -1, 32)]
 
 
 def fake_library(monkeypatch: pytest.MonkeyPatch, name: str = "tensorrt", version: str = "11.4.0.106", **knobs: Any) -> Any:
@@ -163,7 +163,8 @@ def fake_library(monkeypatch: pytest.MonkeyPatch, name: str = "tensorrt", versio
 
         def __init__(self, network: Any, log: Any) -> None: ...
 
-        def parse_from_file(self, path: str) -> bool:
+        def parse(self, model: bytes, path: str) -> bool:
+            calls.append(("parse", model, Path(path).name))
             return get["parse_error"] is None
 
         def get_error(self, index: int) -> Any:
@@ -188,6 +189,7 @@ def fake_library(monkeypatch: pytest.MonkeyPatch, name: str = "tensorrt", versio
     module.calls = calls
     monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(trt_compat, "device_sm", lambda: 90)
+    monkeypatch.setattr(engines, "serving_graph", lambda path, normalize: f"served, {normalize}".encode())
     return module
 
 
@@ -240,7 +242,8 @@ def test_tensorrt_builds_for_this_gpu_and_is_inspected(monkeypatch, graph: Path,
     assert graph.with_name("tensorrt.engine").read_bytes() == b"plan" * 99
     both = dict.fromkeys(("input_ids", "attention_mask"), ((1, 2), (8, 64), (8, 64)))
     assert trt.calls[0] == ("network", 2)  # 1 << STRONGLY_TYPED
-    assert trt.calls[2] == ("profile", both)
+    assert trt.calls[1] == ("parse", b"served, True", graph.name) and sidecar.normalized
+    assert trt.calls[3] == ("profile", both)
     assert trt.calls[-1] == ("build", "detailed") and not any(call[0] in ("sm", "cache") for call in trt.calls)
 
 
@@ -340,9 +343,9 @@ def test_a_library_without_a_builder(monkeypatch, graph: Path) -> None:
 
 
 def test_another_graph_is_refused(monkeypatch, graph: Path) -> None:
-    fake_library(monkeypatch, outputs=[OUTPUTS[1]])
+    fake_library(monkeypatch, outputs=[io("sentence_embedding", Type.HALF, -1, 32)])
     with pytest.raises(
-        BundleError, match=r"input_ids int64 \[-1, -1\].*last_hidden_state float32.*a graph of mexma-export has"
+        BundleError, match=r"input_ids int64 \[-1, -1\].*sentence_embedding float16.*a graph of mexma-export has"
     ):
         build(graph)
     fixed = [io("input_ids", Type.INT64, 1, 128), io("attention_mask", Type.INT64, 1, 128)]
@@ -453,10 +456,7 @@ def test_a_real_engine_for_four_architectures(half_graph: Path, tmp_path: Path, 
     assert sidecar == read_sidecar(target)
     assert (sidecar.library, sidecar.version, sidecar.sm) == ("tensorrt_rtx", tensorrt_rtx.__version__, (80, 86, 89, 120))
     assert sidecar.inputs == tuple(TensorInfo(name=n, dtype="int64", shape=(-1, -1)) for n in ("input_ids", "attention_mask"))
-    assert sidecar.outputs == (
-        TensorInfo(name="sentence_embedding", dtype="float32", shape=(-1, 32)),
-        TensorInfo(name="last_hidden_state", dtype="float32", shape=(-1, -1, 32)),
-    )
+    assert sidecar.outputs == (TensorInfo(name="sentence_embedding", dtype="float32", shape=(-1, 32)),) and sidecar.normalized
     assert sidecar.profiles == SMALL
     assert (sidecar.precision, sidecar.matmuls, sidecar.half_matmuls, sidecar.counted_in) == ("fp16", 24, 24, "network")
     assert sidecar.graph_sha256 == graph_hash(half_graph)
@@ -480,11 +480,11 @@ def test_the_real_parser_refuses_other_graphs(tiny_bundle: Path, half_graph: Pat
     target = tmp_path / "rtx.engine"
     with pytest.raises(BundleError, match=r"model\.onnx: 0 of 24 matrix products are in fp16"):
         build_engine(tiny_bundle / "onnx/model.onnx", target, engine="rtx", length_limit=512)
-    with pytest.raises(BundleError, match=r"model_int8\.onnx: tensorrt_rtx .* cannot read this graph: .*Give the fp16 graph"):
+    with pytest.raises(BundleError, match=r"model_int8\.onnx: inputs and outputs are .*token_states.*Give onnx/model_fp16"):
         build_engine(tiny_bundle / "onnx/model_int8.onnx", target, engine="rtx", length_limit=512)
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(half_graph.read_bytes()[:-1000])
-    with pytest.raises(BundleError, match=r"cut\.onnx: tensorrt_rtx .* cannot read this graph"):
+    with pytest.raises(BundleError, match=r"cut\.onnx: no ONNX graph \(.*\): cut or damaged\. Export the bundle again"):
         build_engine(cut, target, engine="rtx", length_limit=512)
     assert [path.name for path in tmp_path.iterdir()] == ["cut.onnx"]
 
@@ -523,7 +523,6 @@ def test_real_engines_of_the_bundled_model(tmp_path: Path) -> None:
         ("input_ids", "int64", (-1, -1)),
         ("attention_mask", "int64", (-1, -1)),
         ("sentence_embedding", "float32", (-1, source.dimensions)),
-        ("last_hidden_state", "float32", (-1, -1, source.dimensions)),
     ]
     assert sidecar.matmuls == sidecar.half_matmuls == 8 * source.config["num_hidden_layers"]
     assert sidecar.engine_bytes > half.stat().st_size / 2
@@ -591,4 +590,4 @@ def test_an_unknown_or_missing_engine_makes_no_folder(monkeypatch, bundle: Path)
 
 
 def test_a_graph_of_mexma_export_is_what_engines_expect() -> None:
-    assert list(engines.IO) == ["input_ids", "attention_mask", "sentence_embedding", "last_hidden_state"]
+    assert list(engines.IO) == ["input_ids", "attention_mask", "sentence_embedding"]

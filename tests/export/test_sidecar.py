@@ -32,6 +32,7 @@ def made(**changes: Any) -> Sidecar:
         "profiles": (Profile(batch=1, length=16), Profile(batch=32, length=64)),
         "inputs": (TensorInfo(name="input_ids", dtype="int64", shape=(-1, -1)),),
         "outputs": (TensorInfo(name="sentence_embedding", dtype="float32", shape=(-1, 32)),),
+        "normalized": False,
         "graph_sha256": "ab" * 32,
         "engine_sha256": "cd" * 32,
         "engine_bytes": 9,

@@ -136,7 +136,6 @@ def with_engine(bundle: Path, *, graph_sha256: str, engine: str = "tensorrt") ->
     path.write_bytes(b"plan")
     io = [TensorInfo(name=name, dtype="int64", shape=(-1, -1)) for name in ("input_ids", "attention_mask")]
     out = [TensorInfo(name="sentence_embedding", dtype="float32", shape=(-1, 32))]
-    out += [TensorInfo(name="last_hidden_state", dtype="float32", shape=(-1, -1, 32))]
     sidecar = Sidecar(
         library=engine,
         version="10.14.1.48",
@@ -148,6 +147,7 @@ def with_engine(bundle: Path, *, graph_sha256: str, engine: str = "tensorrt") ->
         profiles=tuple(Profile(batch=b, length=n) for b, n in [(1, 32), (512, 32), (128, 128), (32, 512)]),
         inputs=tuple(io),
         outputs=tuple(out),
+        normalized=True,
         graph_sha256=graph_sha256,
         engine_sha256=hashlib.sha256(b"plan").hexdigest(),
         engine_bytes=4,
@@ -181,9 +181,10 @@ def test_an_engine_is_served_with_the_profiles_that_take_its_batch(half_bundle: 
     assert (model / "1" / "model.plan").read_bytes() == b"plan"
     # 32x512 is the longest; 1x32 does not take 32 rows, 512x32 and 128x128 do
     assert [(group.kind, list(group.profile)) for group in config.instance_group] == [(1, ["1", "2", "3"])]
-    assert tensors(config.input) == INPUTS and tensors(config.output) == OUTPUTS
+    assert tensors(config.input) == INPUTS and tensors(config.output) == OUTPUTS[:1]
     text = (model / "config.pbtxt").read_text(encoding="utf-8")
     assert "Built by tensorrt 10.14.1.48 for SM 89: Triton must have this version." in text
+    assert "sentence_embedding has length 1. Requests" in text and "last_hidden_state" not in text
 
 
 def test_an_engine_of_another_graph_is_refused(half_bundle: Path, tmp_path: Path) -> None:

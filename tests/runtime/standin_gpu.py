@@ -1,7 +1,7 @@
 """A stand-in of a GPU: CUDA's functions, the two TensorRT modules, and a bundle with an engine for them.
 
-It holds "device" memory at real addresses, does queued work only when the stream is awaited, checks every address, and its
-engine computes vectors that can be computed by hand: dimension d of a sentence is (d + 1) times the sum of its ids.
+It holds "device" memory at real addresses, does queued work only when the stream or an event is awaited, checks every address,
+and its engine computes vectors that can be computed by hand: dimension d of a sentence is (d + 1) times the sum of its ids.
 
 It is as strict as the real ones. A context takes a profile before addresses and shapes, and runs when every tensor has an
 address, every input a shape and the kernels their memory. A capture may hold an execution only if the context has run in that
@@ -10,11 +10,15 @@ shape before, and its memory is the user's. Functions of CUDA answer tuples of t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
 import sys
+import threading
 import time
+from collections import Counter, deque
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -31,7 +35,7 @@ PROFILES = [(1, 16), (6, 32), (3, 96)]  # the first two run as CUDA graphs
 LIMIT = 1 << 20  # bytes of the stand-in's device
 # Functions that answer (error, value); the others answer (error,).
 ANSWERING = {"cudaGetDevice", "cudaStreamCreateWithFlags", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaMalloc"}
-ANSWERING |= {"cudaMallocHost", "cudaGetErrorString"}
+ANSWERING |= {"cudaMallocHost", "cudaGetErrorString", "cudaEventCreateWithFlags"}
 
 
 class Device:
@@ -42,7 +46,9 @@ class Device:
         self.blocks: dict[int, np.ndarray] = {}  # device memory
         self.pinned: dict[int, np.ndarray] = {}
         self.handles: set[Any] = set()  # streams, graphs
-        self.queue: list[Any] = []
+        self.queue: deque[Any] = deque()
+        self.recorded: Counter[Any] = Counter()  # marks of each event that were put into the stream ...
+        self.reached: Counter[Any] = Counter()  # ... and those that the stream has passed
         self.recording: list[Any] | None = None
         self.calls: list[str] = []
         self.current = 0  # GPU
@@ -50,9 +56,20 @@ class Device:
         self.refuse: set[str] = set()  # methods of a context that answer False
         self.gpu = 0  # where stream and memory are
         self.compiled = 0  # kernels that RTX had to compile
-        self.running = 0
+        self.running = threading.RLock()  # of the stream: whoever waits makes it go on
+        self.entered = threading.Lock()
         self.opened: list[bytes] = []
         self.answer = lambda sums: sums
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """While one thread gives work to the stream, no other may: contexts and captures are of one thread at a time."""
+        assert self.entered.acquire(blocking=False), "two threads use the stream"
+        try:
+            time.sleep(0)  # lets another thread in, where nothing keeps it out
+            yield
+        finally:
+            self.entered.release()
 
     def put(self, work: Any) -> None:
         (self.queue if self.recording is None else self.recording).append(work)
@@ -79,7 +96,8 @@ def cuda_runtime(device: Device) -> Any:
                 return (error, *failed)
             if name == "cudaMalloc" and sum(map(len, device.blocks.values())) + arguments[0] > LIMIT:
                 return (2, None)
-            result = work[name](*arguments)
+            with device.alone() if name in giving else contextlib.nullcontext():
+                result = work[name](*arguments)
             return (0, result) if name in ANSWERING else (0,)
 
         call.__signature__ = inspect.signature(work[name])  # type: ignore[attr-defined]
@@ -111,13 +129,23 @@ def cuda_runtime(device: Device) -> Any:
 
     def synchronize(stream: int) -> None:
         assert device.recording is None, "awaiting a stream that is being captured"
-        device.running += 1
-        time.sleep(0)  # lets another thread in, where nothing keeps it out
-        assert device.running == 1, "two threads use the stream"
-        work, device.queue = device.queue, []
-        for step in work:
-            step()
-        device.running -= 1
+        with device.running:
+            while device.queue:
+                device.queue.popleft()()
+
+    def record(event: Any, stream: int) -> None:
+        assert event in device.handles and stream in device.handles and device.recording is None
+        device.recorded[event] += 1
+        number = device.recorded[event]
+        device.put(lambda: device.reached.__setitem__(event, number))
+
+    def wait(event: Any) -> None:
+        assert event in device.handles
+        wanted = device.recorded[event]
+        with device.running:
+            while device.reached[event] < wanted:
+                device.queue.popleft()()
+                time.sleep(0)
 
     def launch(graph: Any, stream: int) -> None:
         assert graph in device.handles and stream in device.handles and device.recording is None
@@ -127,6 +155,8 @@ def cuda_runtime(device: Device) -> Any:
         device.current = gpu
 
     anywhere = ("cudaGetDevice", "cudaSetDevice", "cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaGraphExecDestroy")
+    anywhere += ("cudaEventDestroy",)
+    giving = ("cudaMemcpyAsync", "cudaGraphLaunch", "cudaEventRecord")
     streams = iter(range(7, 100))
     work = {
         "cudaGetDevice": lambda: device.current,
@@ -134,6 +164,10 @@ def cuda_runtime(device: Device) -> Any:
         "cudaStreamCreateWithFlags": lambda flags: new(next(streams)),
         "cudaStreamDestroy": lambda stream: device.handles.remove(stream),
         "cudaStreamSynchronize": synchronize,
+        "cudaEventCreateWithFlags": lambda flags: new(("event", next(streams))),
+        "cudaEventDestroy": lambda event: device.handles.remove(event),
+        "cudaEventRecord": record,
+        "cudaEventSynchronize": wait,
         "cudaStreamBeginCapture": begin,
         "cudaStreamEndCapture": end,
         "cudaGraphInstantiate": lambda graph, flags: new(("ready", graph[1])),
@@ -150,6 +184,7 @@ def cuda_runtime(device: Device) -> Any:
         **{name: function(name) for name in work},
         cudaGetErrorString=lambda error: (0, {2: b"out of memory", 700: b"an illegal memory access"}.get(error, b"words")),
         cudaStreamNonBlocking=1,
+        cudaEventDisableTiming=2,
         cudaMemcpyKind=SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down"),
         cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread"),
     )
@@ -221,20 +256,19 @@ def library(device: Device, name: str, version: str, profiles: list[tuple[int, i
 
             ids, mask = (tensor(name, cells, np.int64) for name in ("input_ids", "attention_mask"))
             vectors = tensor("sentence_embedding", rows * width, np.float32)
-            states = tensor("last_hidden_state", cells * width, np.float32)
 
             def compute() -> None:
                 assert (ids[mask == 0] == 1).all() and set(np.unique(mask)) <= {0, 1}  # <pad> where the mask says so
                 sums = (ids * mask).reshape(shape).sum(1)
                 vectors[:] = device.answer(sums[:, None] * (np.arange(width) + 1.0)).ravel()
-                states[:] = 99
 
-            device.put(compute)
+            with device.alone():
+                device.put(compute)
             return self.allowed("execute_async_v3")
 
     class Engine:
-        names = ("input_ids", "attention_mask", "sentence_embedding", "last_hidden_state")
-        num_io_tensors, num_optimization_profiles = 4, len(profiles)
+        names = ("input_ids", "attention_mask", "sentence_embedding")
+        num_io_tensors, num_optimization_profiles = 3, len(profiles)
         get_tensor_name = names.__getitem__
 
         def __init__(self, log: Any) -> None:
@@ -354,15 +388,13 @@ def put_engine(folder: Path, engine: str, shapes: list[tuple[int, int]] = PROFIL
     (folder / "engines" / f"{engine}.engine").write_bytes(plan)
     rtx = engine == "rtx"
     sidecar = {
-        **{"format": "mexma-engine", "format_version": 1, "library": "tensorrt_rtx" if rtx else "tensorrt"},
+        **{"format": "mexma-engine", "format_version": 2, "library": "tensorrt_rtx" if rtx else "tensorrt"},
         **{"version": "1.7.1.116" if rtx else VERSION, "sm": [86, SM], "precision": "fp16", "matmuls": 2, "half_matmuls": 2},
         **{"counted_in": "network", "build_seconds": 1, "built": "2026-11-22T18:00:00+00:00"},
         "profiles": [{"batch": batch, "length": length} for batch, length in shapes],
         "inputs": [{"name": name, "dtype": "int64", "shape": [-1, -1]} for name in ("input_ids", "attention_mask")],
-        "outputs": [
-            {"name": "sentence_embedding", "dtype": "float32", "shape": [-1, D]},
-            {"name": "last_hidden_state", "dtype": "float32", "shape": [-1, -1, D]},
-        ],
+        "outputs": [{"name": "sentence_embedding", "dtype": "float32", "shape": [-1, D]}],
+        "normalized": False,
         "graph_sha256": sha(f"{sha(b'a graph')} {sha(b'its weights')}".encode()),
         **{"engine_sha256": sha(plan), "engine_bytes": len(plan)},
     }

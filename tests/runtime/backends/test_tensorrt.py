@@ -9,6 +9,8 @@ import gc
 import json
 import shutil
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,23 @@ def test_results_are_the_callers_own(device: Device, tmp_path: Path) -> None:
     assert backend.run(np.empty((0, 4), np.int64), np.empty((0, 4), np.int64)).shape == (0, D)
 
 
+def test_a_batch_is_packed_while_another_is_computed(device: Device, tmp_path: Path) -> None:
+    """Two threads have a batch on the way at a time, in buffers of their own; a third waits for one of them."""
+    backend, batches = opened(tmp_path), [batch([40 + seed, 7], seed) for seed in range(3)]
+    device.calls.clear()
+    with ThreadPoolExecutor(3) as pool:
+        with device.running:  # the GPU stands still
+            coming = [pool.submit(backend.run, *one) for one in batches]
+            deadline = time.monotonic() + 10
+            while device.calls.count("cudaEventRecord") < 2 and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(0.05)
+            assert device.calls.count("execute") == 2 and not any(one.done() for one in coming)
+        for one, (ids, mask) in zip(coming, batches, strict=True):
+            np.testing.assert_array_equal(one.result(timeout=10), by_hand(ids, mask))
+    assert device.calls.count("execute") == 3 and backend.lanes == 2
+
+
 def test_threads_take_turns(device: Device, tmp_path: Path) -> None:
     backend, finished = opened(tmp_path), []
 
@@ -110,6 +129,29 @@ def test_the_whole_pipeline_on_an_engine(device: Device, tiny_bundle: Path, tmp_
     assert report.reason.startswith("backend='tensorrt' was named; its engines are in fp16; computed a vector, which could not")
 
 
+def test_an_engine_that_normalises_gives_no_raw_vectors(device: Device, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    manifest = json.loads((folder / "mexma.json").read_text())
+    manifest["graphs"]["fp16"] = manifest["graphs"]["fp32"]
+    del manifest["golden"], manifest["ranges"]
+    (folder / "mexma.json").write_text(json.dumps(manifest | {"dimensions": D}))
+    hashed = manifest["files"][manifest["graphs"]["fp32"]]["sha256"]
+    put_engine(folder, "tensorrt", graph_sha256=hashed, normalized=True)
+    device.answer = lambda sums: sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-30)
+    encoder, unit = load(folder, backend="tensorrt", max_length=64), np.array([1, 2, 3]) / 14**0.5
+    texts = ["Hello world", "Bonjour le monde"]
+    np.testing.assert_allclose(encoder.embed(texts), [unit, unit], rtol=1e-6)
+    np.testing.assert_allclose(encoder.embed(texts, truncate_dim=2), [[0.2**0.5, 0.8**0.5]] * 2, rtol=1e-6)
+    wanted = r"normalize=False: the engine of tensorrt gives vectors of length 1, .* load\(\.\.\., backend='onnxruntime'\)"
+    with pytest.raises(BackendError, match=wanted):
+        encoder.embed(texts, normalize=False)
+    with encoder.service() as service:
+        np.testing.assert_allclose(service.embed(texts), [unit, unit], rtol=1e-6)
+        with pytest.raises(BackendError, match=wanted):
+            service.embed(texts, normalize=False)
+
+
 def test_an_engine_on_the_second_gpu(device: Device, tmp_path: Path) -> None:
     """Every call is made there, and the thread has its own GPU back afterwards."""
     device.gpu = 1
@@ -126,7 +168,7 @@ def test_another_current_gpu_of_the_process_stays_current(device: Device, tmp_pa
     ids, mask = batch([7, 50])
     np.testing.assert_array_equal(backend.run(ids, mask), by_hand(ids, mask))
     assert device.current == 1
-    device.fail["cudaStreamSynchronize"] = 700
+    device.fail["cudaEventSynchronize"] = 700
     with pytest.raises(BackendError, match="illegal memory"):
         backend.run(ids, mask)
     assert device.current == 1
@@ -137,17 +179,19 @@ def test_another_current_gpu_of_the_process_stays_current(device: Device, tmp_pa
 
 def test_small_profiles_run_as_graphs_and_others_do_not(device: Device, tmp_path: Path) -> None:
     backend = opened(tmp_path)
-    assert device.calls.count("cudaGraphInstantiate") == 2
-    assert sorted(handle[0] for handle in device.handles if handle != 7) == ["ready", "ready"]  # the recordings are gone
+    assert device.calls.count("cudaGraphInstantiate") == 4  # two profiles, two sets of buffers
+    kinds = sorted(handle[0] for handle in device.handles if handle != 7)
+    assert kinds == ["event"] * 2 + ["ready"] * 4  # the recordings are gone
     device.calls.clear()
     for lengths in ([3], [16], [9, 4], [30] * 6):
         ids, mask = batch(lengths)
         np.testing.assert_array_equal(backend.run(ids, mask), by_hand(ids, mask))
-    assert device.calls == ["cudaGetDevice", "cudaGraphLaunch", "cudaStreamSynchronize"] * 4
+    assert device.calls == ["cudaGetDevice", "cudaGraphLaunch", "cudaEventRecord", "cudaEventSynchronize"] * 4
     device.calls.clear()
     backend.run(*batch([40, 50]))
     copies = ["cudaMemcpyAsync"] * 2
-    assert device.calls == ["cudaGetDevice", *copies, "execute", "cudaMemcpyAsync", "cudaStreamSynchronize"]
+    back = ["cudaMemcpyAsync", "cudaEventRecord", "cudaEventSynchronize"]
+    assert device.calls == ["cudaGetDevice", *copies, "execute", *back]
 
 
 @pytest.mark.parametrize("function", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
@@ -160,17 +204,17 @@ def test_a_graph_that_cannot_be_captured_is_said(device: Device, tmp_path: Path,
     assert backend.reason.count("without a CUDA graph") == 2
     ids, mask = batch([7])
     np.testing.assert_array_equal(backend.run(ids, mask), by_hand(ids, mask))
-    assert not any(handle != 7 for handle in device.handles)
+    assert {handle[0] for handle in device.handles if handle != 7} == {"event"}
 
 
 def test_an_engine_that_cannot_be_captured_leaves_the_capture(device: Device, tmp_path: Path, monkeypatch) -> None:
     run_in_stream = tensorrt.TensorRT._enqueue
 
-    def refuse_in_capture(self: Any, lane: Any, shape: Any) -> None:
+    def refuse_in_capture(self: Any, lane: Any, buffers: Any, shape: Any) -> None:
         with monkeypatch.context() as patch:
             if device.recording is not None:
                 patch.setattr(device, "refuse", {"execute_async_v3"})
-            run_in_stream(self, lane, shape)
+            run_in_stream(self, lane, buffers, shape)
 
     monkeypatch.setattr(tensorrt.TensorRT, "_enqueue", refuse_in_capture)
     backend = opened(tmp_path)
@@ -191,12 +235,12 @@ def test_without_small_profiles_nothing_is_captured(monkeypatch, tmp_path: Path)
 
 def test_buffers_are_made_once_and_freed_with_the_back_end(device: Device, tmp_path: Path) -> None:
     backend = opened(tmp_path)
-    # input_ids and attention_mask for 3x96 tokens, vectors for 6 rows, states for 3x96 tokens, what the kernels work in
-    assert sorted(map(len, device.blocks.values())) == sorted([288 * 8, 288 * 8, 6 * D * 4, 288 * D * 4, 288])
-    assert sorted(map(len, device.pinned.values())) == sorted([288 * 8, 288 * 8, 6 * D * 4])
+    # two sets: input_ids and attention_mask for 3x96 tokens, vectors for 6 rows; and what the kernels work in
+    assert sorted(map(len, device.blocks.values())) == sorted([288 * 8, 288 * 8, 6 * D * 4] * 2 + [288])
+    assert sorted(map(len, device.pinned.values())) == sorted([288 * 8, 288 * 8, 6 * D * 4] * 2)
     for lengths in ([96] * 7, [2], [32] * 6):
         backend.run(*batch(lengths))
-    assert device.calls.count("cudaMalloc") == 5 and device.calls.count("cudaMallocHost") == 3
+    assert device.calls.count("cudaMalloc") == 7 and device.calls.count("cudaMallocHost") == 6
     del backend
     gc.collect()
     assert (device.blocks, device.pinned, device.handles) == ({}, {}, set())
@@ -299,8 +343,8 @@ def test_a_failing_run_names_batch_and_profile_and_the_next_run_is_right(device:
         backend.run(*batch([60, 20]))
     device.refuse.clear()
     np.testing.assert_array_equal(backend.run(ids, mask), by_hand(ids, mask))
-    device.fail["cudaStreamSynchronize"] = 700
-    with pytest.raises(BackendError, match=r"in its profile 1x16: CUDA's cudaStreamSynchronize failed: an illegal memory"):
+    device.fail["cudaEventSynchronize"] = 700
+    with pytest.raises(BackendError, match=r"in its profile 1x16: CUDA's cudaEventSynchronize failed: an illegal memory"):
         backend.run(*batch([3]))
 
 

@@ -32,7 +32,7 @@ HERE: dict[str, Any] = {"library": "tensorrt_rtx", "version": "1.7.1.116", "sm":
 def engine(tmp_path: Path) -> Path:
     path = tmp_path / "rtx.engine"
     path.write_bytes(PLAN)
-    content = {"format": "mexma-engine", "format_version": 1} | dataclasses.asdict(made())
+    content = {"format": "mexma-engine", "format_version": 2} | dataclasses.asdict(made())
     sidecar_path(path).write_text(json.dumps(content))
     return path
 
@@ -49,6 +49,7 @@ def made(**changes: Any) -> Sidecar:
         "profiles": (Profile(batch=1, length=16), Profile(batch=32, length=64)),
         "inputs": (TensorInfo(name="input_ids", dtype="int64", shape=(-1, -1)),),
         "outputs": (TensorInfo(name="sentence_embedding", dtype="float32", shape=(-1, 32)),),
+        "normalized": True,
         "graph_sha256": GRAPH_SHA,
         "engine_sha256": hashlib.sha256(PLAN).hexdigest(),
         "engine_bytes": len(PLAN),
@@ -124,7 +125,9 @@ def test_another_file_is_no_sidecar(engine: Path, text: str) -> None:
 
 
 DAMAGED = [
-    ({"format_version": 2}, "format version 2, but this mexma-rt reads 1"),
+    ({"format_version": 1}, "format version 1, but this mexma-rt reads 2. Build it again"),
+    ({"format_version": 3}, "format version 3, but this mexma-rt reads 2"),
+    ({"normalized": 1}, "normalized is 1"),
     ({"version": ...}, "'version' is missing. The file was changed or cut"),
     ({"version": 11}, "version is 11"),
     ({"sm": []}, r"sm is \[\]"),

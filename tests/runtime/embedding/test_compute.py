@@ -72,6 +72,17 @@ def test_a_list_for_one_batch_is_shared_among_the_lanes(encoder, texts):
     assert len(alone.cells) == 1  # too little to share
 
 
+def test_a_list_for_one_batch_is_not_divided_among_the_lanes_of_a_gpu(encoder, texts):
+    """They take turns on it: a second batch would only start its kernels once more."""
+    batches = []
+    for lanes in (1, 2):
+        spy = Spy(encoder.backend, lanes)
+        spy.device = "cuda"
+        dataclasses.replace(encoder, backend=spy).embed_report(texts, batch_tokens=1 << 20)
+        batches.append(sorted(spy.cells))
+    assert batches[0] == batches[1]
+
+
 def test_cuts_are_counted_over_all_windows(tiny_bundle, texts, monkeypatch):
     short = load(tiny_bundle, device="cpu", max_length=40)
     expected = short.embed_report(texts).report
