@@ -1,4 +1,4 @@
-"""Does mexma_rt/backends/cuda.py hold on the real cuda-bindings: pinned memory, copies, capture and launch, errors, release?
+"""Does mexma_rt/backends/cuda.py hold on the real cuda-bindings: pinned memory, copies, events, capture and launch, errors, release?
 
 With --smoke the tests' stand-in of CUDA takes the place of the module.
 """
@@ -46,6 +46,12 @@ def main() -> None:
     cuda.launch(graph)
     cuda.synchronize()
     say(what="captured copies", equal=bool((sent == back).all()))
+    sent[:], back[:] = np.arange(COUNT) * 3, -1
+    mark = cuda.event()
+    copies()
+    cuda.record(mark)
+    cuda.wait(mark)
+    say(what="copies behind an event", equal=bool((sent == back).all()))
     for name, work in (("calls", copies), ("graph", lambda: cuda.launch(graph))):
         started = time.perf_counter()
         for _ in range(TIMES):

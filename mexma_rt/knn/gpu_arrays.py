@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from mexma_rt.knn.gpu_copies import CupyCopies, DeviceArray, Library, Staging, TorchCopies
+from mexma_rt.knn.gpu_copies import CupyCopies, DeviceArray, Library, Staging, TorchCopies, sent_type
 from mexma_rt.knn.gpu_errors import explained
 
 HASHED_ROWS = 4096  # at a time: their products are int64 [rows, D]
@@ -79,9 +79,10 @@ class TorchArrays:
         if not self.device.startswith("cuda"):
             return self.torch.from_numpy(np.ascontiguousarray(rows, np.float32))
         self.staging = self.staging or Staging(TorchCopies(self.torch, self.device))
-        sent = self.torch.empty(rows.shape, dtype=self.torch.float32, device=self.device)
+        dtype = getattr(self.torch, sent_type(rows).name)
+        sent = self.torch.empty(rows.shape, dtype=dtype, device=self.device)
         self.staging.send(rows, sent)
-        return sent
+        return sent.float()
 
     def half(self, rows: DeviceArray, n: int) -> DeviceArray:
         """Rows in the scan's precision, with rows of zeros up to n."""
@@ -174,9 +175,9 @@ class CupyArrays:
         if self.device is None:
             return self.xp.asarray(rows, dtype=np.float32)
         self.staging = self.staging or Staging(CupyCopies(self.xp))
-        sent = self.xp.empty(rows.shape, np.float32)
+        sent = self.xp.empty(rows.shape, sent_type(rows))
         self.staging.send(rows, sent)
-        return sent
+        return sent.astype(np.float32, copy=False)
 
     def half(self, rows: DeviceArray, n: int) -> DeviceArray:
         low = self.xp.zeros((n, rows.shape[1]), np.float16)

@@ -100,7 +100,7 @@ def prepare_on(arrays: tuple[Arrays, ...]) -> Callable[[np.ndarray], Prepared]:
 def tile_side(arrays: tuple[Arrays, ...], dimensions: int) -> int:
     """Rows of a piece, whole groups: a tile takes a quarter of the smallest device's memory, a piece an eighth."""
     least = min(ops.total_bytes for ops in arrays)
-    side = min(SIDE, isqrt(least // 8), least // (8 * dimensions * 6))  # 6: a piece in float32 and in half precision
+    side = min(SIDE, isqrt(least // 8), least // (8 * dimensions * 8))  # 8: a piece as it was sent, in float32 and in half
     return max(side // GROUP, 1) * GROUP
 
 

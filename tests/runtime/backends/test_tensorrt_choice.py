@@ -372,6 +372,7 @@ def parameters(doc: str) -> set[int]:
         ("cudaMallocHost", (16,)),
         ("cudaStreamCreateWithFlags", (1,)),
         ("cudaStreamSynchronize", (0,)),
+        ("cudaEventCreateWithFlags", (2,)),
     ],
 )
 def test_failed_calls_answer_as_many_values_as_those_of_cuda_python(name: str, arguments: tuple[int, ...]) -> None:
