@@ -2,10 +2,9 @@
 
 For a machine that takes commands of ten minutes, 64 MiB with each (the tree included), and gives back 64 MiB. Here:
 
-    shuf -n 900000 pairs.tsv > some.tsv                     # a million pairs are some 25 MB of carried shards
-    mexma models --checkpoint start && mexma-train prepare some.tsv shards --tokenizer start/tokenizer.json
-    mkdir -p .carry && tar -cJ -C shards . | split -b 15M -d - .carry/shards.tar.xz.
+    python benchmarks/gpu_model.py pack pairs.tsv .carry    # as many pairs as fit beside the tracked files of this tree
 
+@PAIRS@
 There, with .carry beside the tree (git ignores it, and runs/):
 
     python benchmarks/gpu_model.py train train/recipes/small.py .carry OUT      # nine minutes; OUT gets up to four parts
@@ -24,9 +23,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shutil
+import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -37,15 +39,19 @@ sys.path[:0] = [str(REPOSITORY / part) for part in ("", "train")]
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from mexma_rt.bundle.manifest import TOKENIZER  # noqa: E402
 from mexma_rt.bundle.opening import open_bundle  # noqa: E402
 from mexma_rt.bundle.safetensors_folder import write_checkpoint  # noqa: E402
 from mexma_rt.embedding import DEFAULT_MODEL  # noqa: E402
 from mexma_train.config import Recipe, load_recipe  # noqa: E402
+from mexma_train.data.prepare import prepare  # noqa: E402
 from mexma_train.run import train  # noqa: E402
 
 WORK = REPOSITORY / "runs" / "gpu_model"
 CHANGED, WEIGHTS = "changed.safetensors", "model.safetensors"
 PART_BYTES, PARTS = 15_000_000, 4
+SENT_BYTES = 64 << 20  # with one command, the tree included
+SAMPLE, CAREFUL = 20_000, 0.98  # pairs that say how many bytes a pair takes; the part of the room that they are trusted for
 PROBE = 30  # updates of a stage that are timed; the first third warms up
 SHARE = 0.92  # of the time left that is planned for: evaluation, saving and slower updates take the rest
 
@@ -69,14 +75,57 @@ def main(words: list[str] | None = None) -> None:
     step = steps.add_parser("join")
     step.add_argument("parts", type=Path)
     step.add_argument("checkpoint", type=Path)
+    step = steps.add_parser("pack")
+    step.add_argument("pairs", type=Path, help="lines of language, corpus, text and English text, with tabs between")
+    step.add_argument("carry", type=Path)
+    step.add_argument("--room", type=int, help="bytes for the pairs; default: 64 MiB less the tree's tracked files")
     args = parser.parse_args(words)
-    if args.step == "train":
+    if args.step == "pack":
+        pack(args.pairs, args.carry, args.model, tree_room() if args.room is None else args.room)
+    elif args.step == "train":
         train_on(args, started + 60 * args.minutes)
         send(args.work, args.out, 0)
     elif args.step == "send":
         send(args.work, args.out, args.first)
     else:
         join(args.parts, args.model, args.checkpoint)
+
+
+def tree_room() -> int:
+    """Bytes that may go beside the tracked files of this tree."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True).stdout.decode()
+    files = [REPOSITORY / name for name in listed.split("\0") if name]
+    return SENT_BYTES - sum(file.stat().st_size for file in files if file.is_file())
+
+
+def pack(pairs: Path, carry: Path, model: str, room: int) -> None:
+    """Write `shards.tar.xz.NN` of random pairs into the new folder `carry`: as many as fit into `room` bytes."""
+    tokenizer, rng = open_bundle(model).folder / TOKENIZER, random.Random(0)
+    lines = [line for line in pairs.read_bytes().splitlines(keepends=True) if line.strip()]
+    rng.shuffle(lines)
+    sample = lines[:SAMPLE]
+    each = len(packed_shards(sample, tokenizer)) / len(sample)
+    count = min(int(CAREFUL * room / each), len(lines))
+    while count and len(packed := packed_shards(lines[:count], tokenizer)) > room:
+        count = int(CAREFUL * count * room / len(packed))
+    if not count:
+        sys.exit(f"No pairs fit into {room:,} bytes, at {each:.0f} bytes a pair. Name more --room, or send a smaller tree.")
+    carry.mkdir(parents=True)
+    for number, start in enumerate(range(0, len(packed), PART_BYTES)):
+        (carry / f"shards.tar.xz.{number:02}").write_bytes(packed[start : start + PART_BYTES])
+    print(
+        f"{carry}: {count:,} of {len(lines):,} pairs in {len(packed):,} bytes, {len(packed) / count:.1f} a pair; room {room:,}"
+    )
+
+
+def packed_shards(lines: list[bytes], tokenizer: Path) -> bytes:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "pairs.tsv").write_bytes(b"".join(lines))
+        prepare(folder / "pairs.tsv", folder / "shards", tokenizer, progress=False)
+        with tarfile.open(folder / "shards.tar.xz", "w:xz") as archive:
+            archive.add(folder / "shards", ".")
+        return (folder / "shards.tar.xz").read_bytes()
 
 
 def train_on(args: argparse.Namespace, end: float) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import mexma_rt
 from mexma_export import load_sentences
 from mexma_export.engines import build_bundle_engine, parse_profiles
-from mexma_export.parity import THRESHOLDS
+from mexma_export.verdict import THRESHOLDS
 from mexma_rt.backends import Backend
 from mexma_rt.backends.profiles import plan
 

@@ -149,8 +149,8 @@ def test_the_parity_page_has_the_thresholds_of_the_code():
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d.]+) \| ([\d.]+) \|$", page, re.M)
     said = {name: (float(lowest), float(mean)) for names, lowest, mean in rows for name in re.findall(r"`(\w+)`", names)}
     assert {name: lowest for name, (lowest, _) in said.items()} == LEAST_COSINE
-    parity = pytest.importorskip("mexma_export.parity")
-    assert said == {name: (t.min_cosine, t.mean_cosine) for name, t in parity.THRESHOLDS.items()}
+    verdict = pytest.importorskip("mexma_export.verdict")
+    assert said == {name: (t.min_cosine, t.mean_cosine) for name, t in verdict.THRESHOLDS.items()}
     sentences = (ROOT / "export/mexma_export/parity_sentences.tsv").read_text(encoding="utf-8").splitlines()
     languages = {line.split("\t")[0] for line in sentences if "\t" in line and not line.startswith("#")}
     count, of = re.search(r"- (\d+) sentences in (\d+) languages", page).groups()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
 import sys
-import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -43,24 +43,33 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def carry(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """Shards of 100 made-up pairs, as `tar -cJ | split -b` leaves them."""
-    from mexma_train.data.prepare import prepare
-
+def carry(script: ModuleType, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Shards of 100 made-up pairs, in parts."""
     rng, rows = random.Random(0), []
     for _ in range(100):
         numbers = [rng.randrange(100) for _ in range(rng.randint(3, 9))]
         rows.append("xxx\ttoy\t" + "\t".join(" ".join(f"{word}{n}" for n in numbers) for word in ("one", "un")) + "\n")
     (tmp_path / "pairs.tsv").write_text("".join(rows), encoding="utf-8")
-    prepare(tmp_path / "pairs.tsv", tmp_path / "prepared", tiny_bundle / "tokenizer.json", progress=False)
-    with tarfile.open(tmp_path / "shards.tar.xz", "w:xz") as archive:
-        archive.add(tmp_path / "prepared", ".")
-    content, folder = (tmp_path / "shards.tar.xz").read_bytes(), tmp_path / "carry"
-    folder.mkdir()
-    for number, start in enumerate(range(0, len(content), 2000)):
-        (folder / f"shards.tar.xz.{number:02}").write_bytes(content[start : start + 2000])
-    assert len(list(folder.iterdir())) > 1
-    return folder
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "PART_BYTES", 2000)
+        script.main(["--model", str(tiny_bundle), "pack", str(tmp_path / "pairs.tsv"), str(tmp_path / "carry")])
+    assert len(list((tmp_path / "carry").iterdir())) > 1
+    return tmp_path / "carry"
+
+
+def test_as_many_pairs_are_packed_as_fit(
+    script: ModuleType, carry: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "100 of 100 pairs" in capsys.readouterr().out  # with the room that this tree leaves
+    room = sum(part.stat().st_size for part in carry.iterdir()) - 800
+    words = ["--model", str(tiny_bundle), "pack", str(tmp_path / "pairs.tsv")]
+    script.main([*words, str(tmp_path / "less"), "--room", str(room)])
+    said = re.search(r": (\d+) of 100 pairs in ([\d,]+) bytes", capsys.readouterr().out)
+    assert said and 50 < int(said[1]) < 100
+    assert sum(part.stat().st_size for part in (tmp_path / "less").iterdir()) == int(said[2].replace(",", "")) <= room
+    with pytest.raises(SystemExit, match=r"No pairs fit into 100 bytes, at \d+ bytes a pair"):
+        script.main([*words, str(tmp_path / "none"), "--room", "100"])
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_model_comes_back_trained_and_whole(

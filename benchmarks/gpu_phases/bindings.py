@@ -1,4 +1,4 @@
-"""Does mexma_rt/backends/cuda.py hold on the real cuda-bindings: pinned memory, copies, events, capture and launch, errors, release?
+"""Does mexma_rt/backends/cuda.py hold on the real cuda-bindings: pinned memory, copies, events, capture, errors, release?
 
 With --smoke the tests' stand-in of CUDA takes the place of the module.
 """

@@ -9,7 +9,8 @@ Importing the package loads neither torch nor onnx; `export_bundle` does, and sa
 from __future__ import annotations
 
 from mexma_export.bundle import ExportReport, export_bundle
-from mexma_export.parity import THRESHOLDS, Parity, ParityError, Sentence, Thresholds, load_sentences
+from mexma_export.sentences import Sentence, load_sentences
+from mexma_export.verdict import THRESHOLDS, Parity, ParityError, Thresholds
 
 __all__ = [
     "THRESHOLDS",

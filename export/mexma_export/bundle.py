@@ -22,9 +22,10 @@ from mexma_export.folder import new_folder
 from mexma_export.golden import describe_source, golden_vectors, vector_ranges
 from mexma_export.graph_format import GRAPHS, OPSET, OPSETS
 from mexma_export.head import PLAIN
-from mexma_export.parity import THRESHOLDS, Parity, Sentence, Thresholds, load_sentences, require_passed
 from mexma_export.peers import dense_weights, peer_files
 from mexma_export.precisions import gate_graphs, torch_runner, write_graphs
+from mexma_export.sentences import Sentence, load_sentences
+from mexma_export.verdict import THRESHOLDS, Parity, Thresholds, require_passed
 from mexma_rt.bundle.manifest import MANIFEST, PARITY, TOKENIZER, WEIGHTS, FileEntry, Manifest, manifest_text
 from mexma_rt.bundle.safetensors_folder import write_safetensors
 from mexma_rt.errors import InputError, require_extra

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from mexma_export.bundle import ExportReport, export_bundle
 from mexma_export.cli_tools import TOOLS, as_json_option, exit_with, parse_precisions, vocabulary_options
 from mexma_export.graph_format import OPSET
-from mexma_export.parity import load_sentences
+from mexma_export.sentences import load_sentences
 from mexma_export.trim import Vocabulary
 from mexma_export.usage import parse_languages
 from mexma_rt.cli.common import json_text

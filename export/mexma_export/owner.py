@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from mexma_export.checkpoint import Checkpoint, quiet_transformers
-from mexma_export.parity import ParityError, Sentence
 from mexma_export.pipeline import MODULES
 from mexma_export.precisions import torch_runner
+from mexma_export.sentences import Sentence
+from mexma_export.verdict import ParityError
 from mexma_rt.backends.checkpoint import POSITIONS, TIED, TYPES, WORDS, read_tensors
 from mexma_rt.errors import BundleError
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from mexma_export.graph_format import GRAPHS, OPSET
 from mexma_export.head import PLAIN
-from mexma_export.parity import Parity, Sentence, Thresholds, check_parity
+from mexma_export.parity import check_parity
+from mexma_export.sentences import Sentence
+from mexma_export.verdict import Parity, Thresholds
 from mexma_rt.bundle.structure import GRAPH, STRUCTURES, write_built
 from mexma_rt.errors import BundleError, MexmaError
 

@@ -18,8 +18,9 @@ import torch
 
 from mexma_export.blocks import Blocks, on_grid, quantise_blocks
 from mexma_export.blockwise import WORDS_WEIGHT, Form, product_names
-from mexma_export.parity import Sentence, Thresholds
 from mexma_export.reopen import Runner
+from mexma_export.sentences import Sentence
+from mexma_export.verdict import Thresholds
 from mexma_rt.bundle.graphs import PAD
 
 if TYPE_CHECKING:

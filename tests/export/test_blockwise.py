@@ -109,7 +109,7 @@ def test_a_checkpoint_off_the_grid_gets_the_forms_that_its_gate_needs(
 
 
 def test_the_search_leaves_cheap_what_costs_nothing(grid_checkpoint: Path, sentences) -> None:
-    from mexma_export.parity import THRESHOLDS, Thresholds
+    from mexma_export.verdict import THRESHOLDS, Thresholds
 
     source = load_checkpoint(grid_checkpoint)
     rows = [Sentence(lang=lang, text=text) for lang, text in sentences]

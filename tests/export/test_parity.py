@@ -8,15 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mexma_export.parity import (
-    THRESHOLDS,
-    ParityError,
-    Sentence,
-    Thresholds,
-    check_parity,
-    load_sentences,
-    require_passed,
-)
+from mexma_export.parity import check_parity
+from mexma_export.sentences import Sentence, load_sentences
+from mexma_export.verdict import THRESHOLDS, ParityError, Thresholds, require_passed
 from mexma_rt.errors import InputError
 
 D = 8

@@ -1,0 +1,129 @@
+"""What the parity gate demands of a graph, what it measured, and the error of a graph that falls short."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mexma_rt.bundle.golden import LEAST_COSINE
+from mexma_rt.errors import MexmaError
+
+
+class ParityError(MexmaError):
+    """An exported graph does not give the vectors of its checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What a graph must reach. `min_cosine` holds for every sentence, every length bucket and every way of batching."""
+
+    min_cosine: float
+    mean_cosine: float
+    min_token_cosine: float | None = None  # over all token states; None: reported only
+
+
+# The lowest cosine is the one that the runtime holds an engine to (`mexma doctor`).
+LEAST = {precision: Thresholds(min_cosine=least, mean_cosine=least) for precision, least in LEAST_COSINE.items()}
+THRESHOLDS: dict[str, Thresholds] = {
+    # fp32 differs by the order of additions only: 1 - cosine about 1e-12 measured. fused is fp32 by other operators
+    **{precision: replace(LEAST[precision], min_token_cosine=0.99999) for precision in ("fp32", "fused")},
+    # fp16 has 11 bits: 1 - cosine was at most 3.1e-6 for a trained model (62 languages, lengths to 512, torch and onnxruntime)
+    "fp16": replace(LEAST["fp16"], min_token_cosine=0.9999),
+    "int8": replace(LEAST["int8"], mean_cosine=0.999),
+    "w8": replace(LEAST["w8"], mean_cosine=0.999),
+    "w4": replace(LEAST["w4"], mean_cosine=0.999),
+    "mixed": replace(LEAST["mixed"], mean_cosine=0.9995),  # between the two; it has only the embeddings' rounding
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Agreement of one graph with the checkpoint. Bucket keys are lengths in tokens, `<s>` and `</s>` included."""
+
+    precision: str
+    sentences: int
+    languages: int
+    min_cosine: float
+    mean_cosine: float
+    max_abs_error: float
+    min_centred_cosine: float
+    mean_centred_cosine: float
+    min_token_cosine: float
+    first_state_min_cosine: float  # <s> among the token states: other numbers where a graph computes the two apart
+    first_state_mean_cosine: float
+    batch_min_cosine: float  # the graph against itself: a sentence alone, and inside a batch
+    padding_min_cosine: float  # the graph against itself: a sentence alone, and with padding behind it
+    padded_row_finite: bool  # a row without any real token gives finite numbers
+    buckets: dict[int, float]  # exact length -> lowest cosine
+    by_language: dict[str, float]  # language -> lowest cosine
+    worst: dict[str, Any]  # lang, text, cosine
+    thresholds: Thresholds
+    failures: tuple[str, ...] = field(default=())
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def summary(self) -> dict[str, Any]:
+        """The entry of the manifest."""
+        keys = ["sentences", "languages", "min_cosine", "mean_cosine", "max_abs_error"]
+        return {key: getattr(self, key) for key in keys} | {"passed": self.passed}
+
+    def full(self) -> dict[str, Any]:
+        """The entry of parity.json; None for what is no number, such as the centred cosine of one sentence alone."""
+        entry: dict[str, Any] = _without_nan(asdict(self))
+        return entry | {"passed": self.passed}
+
+
+def require_passed(results: Mapping[str, Parity]) -> None:
+    """Raise ParityError for the first graph that failed: figure, threshold, worst sentence, and what to try."""
+    for precision, parity in results.items():
+        if parity.passed:
+            continue
+        worst = parity.worst
+        others = [name for name in results if name != precision and results[name].passed and name in LEAST_COSINE]
+        if precision == "int8" and "mixed" not in results:
+            others.append("mixed")  # int8 embeddings and fp32 products: what int8 products disturb may pass there
+        remedy = (
+            f"--precision {','.join(others)} writes the bundle without this graph"
+            if others
+            else "the exporter and this model do not fit: please report it with the model's config.json"
+        )
+        raise ParityError(
+            f"The {precision} graph does not give the checkpoint's vectors, so no bundle was written: "
+            f"{'; '.join(parity.failures)}. Worst sentence: {worst['lang']} {worst['text'][:80]!r} at cosine "
+            f"{worst['cosine']:.6f}. What to try: {remedy}."
+        )
+
+
+def failures_of(parity: Parity, *, plain: bool) -> tuple[str, ...]:
+    """Each figure below its threshold as a phrase; NaN is below every threshold. `plain`: see `check_parity`."""
+    limits = parity.thresholds
+    checks = [
+        ("lowest cosine", parity.min_cosine, limits.min_cosine),
+        ("mean cosine", parity.mean_cosine, limits.mean_cosine),
+        ("lowest cosine of a sentence alone against itself in a batch", parity.batch_min_cosine, limits.min_cosine),
+        ("lowest cosine with padding against without", parity.padding_min_cosine, limits.min_cosine),
+    ]
+    if plain:
+        checks += [
+            ("lowest cosine of <s> among the token states", parity.first_state_min_cosine, limits.min_cosine),
+            ("mean cosine of <s> among the token states", parity.first_state_mean_cosine, limits.mean_cosine),
+        ]
+    if limits.min_token_cosine is not None:
+        checks.append(("lowest cosine of a token state", parity.min_token_cosine, limits.min_token_cosine))
+    checks += [(f"lowest cosine at {n} tokens", value, limits.min_cosine) for n, value in parity.buckets.items()]
+    phrases = [f"{what} {value:.6f}, threshold {limit}" for what, value, limit in checks if not value >= limit]
+    if not parity.padded_row_finite:
+        phrases.append("a fully padded row gives NaN or infinite numbers")
+    return tuple(phrases)
+
+
+def _without_nan(value: Any) -> Any:
+    """Numbers and dictionaries of them, with None for NaN and infinity, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
