@@ -271,7 +271,7 @@ def _hash_files(folder: Path) -> dict[str, FileEntry]:
     return {p.relative_to(folder).as_posix(): FileEntry(sha256=sha256_of(p), bytes=p.stat().st_size) for p in paths}
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: object) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(manifest_text(content), encoding="utf-8", newline="\n")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 from tqdm import tqdm
@@ -131,7 +130,7 @@ def export(
     click.echo(json_text(_as_data(report)) if as_json else _as_text(report))
 
 
-def _as_data(report: ExportReport) -> dict[str, Any]:
+def _as_data(report: ExportReport) -> dict[str, object]:
     return {
         "bundle": str(report.path),
         "name": report.name,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import click
 
@@ -14,7 +14,7 @@ from mexma_rt.backends import ENGINES
 from mexma_rt.cli.common import json_text
 from mexma_rt.errors import InputError, MexmaError, MissingExtraError
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., object])
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 

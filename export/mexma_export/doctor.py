@@ -13,7 +13,6 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from mexma_export.bundle import installed_version
 from mexma_export.graph_format import GRAPHS
@@ -62,7 +61,7 @@ class Examination:
     build: tuple[Ability, ...]
     run: tuple[Ability, ...]
 
-    def as_data(self) -> dict[str, Any]:
+    def as_data(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self)
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mexma_export.serving import serving_graph
@@ -217,7 +218,7 @@ def _checked(profiles: Sequence[Profile], length_limit: int) -> Sequence[Profile
     return profiles
 
 
-def _parse(trt: Any, builder: Any, log: Any, serving: bytes, graph: Path) -> tuple[Any, Any]:
+def _parse(trt: ModuleType, builder: Any, log: Any, serving: bytes, graph: Path) -> tuple[Any, Any]:
     # Without a meaning since tensorrt 11, where every network is strongly typed; needed in 10.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -40,13 +40,13 @@ class Writer:
         config, self.head = model.config, head
         if config.hidden_act != "gelu":
             raise BundleError(f"hidden_act is {config.hidden_act!r}, but the fused graphs know XLM-R's 'gelu' only.")
-        self.weights: dict[str, Any] = dict(model.named_parameters())
+        self.weights = dict(model.named_parameters())
         self.layers, self.heads = config.num_hidden_layers, config.num_attention_heads
         self.width, self.epsilon = config.hidden_size, config.layer_norm_eps
         self.pad = config.pad_token_id
-        self.casts: list[Any] = []  # of stored weights: outside the branches that read them
-        self.nodes: list[Any] = []
-        self.tensors: dict[str, Any] = {}
+        self.casts: list[onnx.NodeProto] = []  # of stored weights: outside the branches that read them
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: dict[str, TensorProto] = {}
 
     @property
     def dimensions(self) -> int:
@@ -66,7 +66,7 @@ class Writer:
         """Store a weight as it is."""
         return self.store(name, self.tensor(name))
 
-    def node(self, kind: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: Any) -> str:
+    def node(self, kind: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: object) -> str:
         """Append a node with one output; returns the output's name, which is the node's too."""
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, domain=domain, **attributes))
         return output
@@ -145,8 +145,8 @@ class Writer:
         names = dict(zip(("then_branch", "else_branch"), branches, strict=True))
         self.nodes = [*outside, helper.make_node("If", [SWITCH], OUTPUTS, name="last_layer", **names)]
 
-    def model(self) -> Any:
-        """The whole graph, an onnx.ModelProto."""
+    def model(self) -> onnx.ModelProto:
+        """The whole graph."""
         mask = self.node("Cast", [INPUTS[1]], "mask", to=TensorProto.INT32)
         lengths = self.node("ReduceSum", [mask, self.store("one", np.array([1]))], "lengths", keepdims=0)
         states = self.embed()
@@ -167,7 +167,7 @@ class Writer:
                 self.node("Identity", [value], output)
         return self._proto()
 
-    def _proto(self) -> Any:
+    def _proto(self) -> onnx.ModelProto:
         shapes: list[list[str | int | None]]
         shapes = [["batch", "length"], ["batch", "length"], ["batch", self.dimensions], ["batch", "length", self.width]]
         kinds = [TensorProto.INT64] * 2 + [TensorProto.FLOAT] * 2
@@ -181,7 +181,7 @@ class Writer:
         return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="mexma-export")
 
 
-def save_graph(proto: Any, path: Path) -> None:
+def save_graph(proto: onnx.ModelProto, path: Path) -> None:
     """Write a graph; weights beyond 1.8 GB go to `<name>.data` beside it, because protobuf cannot hold more than 2 GiB."""
     outside = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > ONE_FILE_BYTES
     onnx.save_model(proto, str(path), save_as_external_data=outside, location=f"{path.name}.data")

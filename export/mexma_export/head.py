@@ -14,6 +14,8 @@ import numpy as np
 from mexma_rt.errors import BundleError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mexma_export.fused import Writer
 
 ACTIVATIONS = {"Tanh": "Tanh", "Identity": ""}  # class of torch -> operator of ONNX
@@ -41,8 +43,8 @@ class Head:
         """D, where a state has `width` numbers."""
         return len(self.dense[-1].weight) if self.dense else width
 
-    def __call__(self, states: Any, mask: Any) -> Any:
-        """torch: states [B, L, W] and mask [B, L] -> raw sentence vectors [B, D]."""
+    def __call__(self, states: Tensor, mask: Tensor) -> Tensor:
+        """states [B, L, W] and mask [B, L] -> raw sentence vectors [B, D]."""
         import torch
 
         vectors = states[:, 0]

@@ -36,7 +36,7 @@ class Reference:
     largest_error: float
     lowest_cosine: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The entry of parity.json."""
         return asdict(self)
 

@@ -8,7 +8,7 @@ vector of the set, is therefore reported beside it (information, not gated). Wha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -148,7 +148,7 @@ class _Run:
             padded_row_finite=bool(np.isfinite(empty[0]).all() and np.isfinite(empty[1]).all()),
             buckets=self.buckets,
             by_language=dict(sorted(by_language.items())),
-            worst=asdict(sentences[worst]) | {"cosine": float(cosine[worst])},
+            worst={"lang": sentences[worst].lang, "text": sentences[worst].text, "cosine": float(cosine[worst])},
             thresholds=limits,
         )
         return replace(parity, failures=failures_of(parity, plain=plain))

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import gcd
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from mexma_export.blocks import Blocks, on_grid, quantise_blocks
 from mexma_export.blockwise import WORDS_WEIGHT, Form, product_names
@@ -131,14 +132,14 @@ def rounded(
 ) -> Iterator[None]:
     """Within the block the named products compute as MatMulNBits does with these forms. `held` keeps blocks between calls."""
     held = {} if held is None else held
-    before: list[tuple[Any, Any]] = []
-    hooks: list[Any] = []
+    before: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    hooks: list[RemovableHandle] = []
     try:
         for name, form in forms.items():
             if (name, form) not in held:
                 weight = _weight(model, name)
                 held[name, form] = quantise_blocks(weight, bits=form.bits, size=gcd(form.size, weight.shape[1]))
-            parameter: Any = model.get_parameter(name)
+            parameter = model.get_parameter(name)
             before.append((parameter, parameter.data))
             parameter.data = torch.from_numpy(held[name, form].numbers)
             if form.level == 4:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from mexma_export.fused import Writer
 from mexma_export.head import PLAIN, Head
@@ -116,8 +116,8 @@ class StructureWriter(Writer):
         half = self.node("Mul", [states, self.number("half_unit", 0.5)], f"{states}/halved")
         return self.node("Mul", [half, share], f"{states}/gelu")
 
-    def model(self) -> Any:
-        """The whole structure, an onnx.ModelProto."""
+    def model(self) -> ModelProto:
+        """The whole structure."""
         padding = self.node("Equal", [ATTENTION_MASK, self.store("no", np.array(0))], "padding")
         padding = self.node("Unsqueeze", [padding, self.store("axes", np.array([1, 2]))], "padding_keys")
         states = self.embed()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mexma_rt.backends.nvidia import device_sm, made
@@ -20,7 +21,7 @@ from mexma_rt.files.atomic import check_output
 RTX_SM = (80, 86, 89, 120)  # A100, RTX 30, RTX 40 and L4/L40, RTX 50
 
 
-def architectures_for(trt: Any, engine: str, wanted: Sequence[int] | None) -> Sequence[int]:
+def architectures_for(trt: ModuleType, engine: str, wanted: Sequence[int] | None) -> Sequence[int]:
     """The SMs to build for: `wanted` where the library can; None: this machine's GPU, or for rtx RTX_SM.
 
     Raises InputError (an SM that the library does not build for here) and BackendError (tensorrt without a GPU).
@@ -50,7 +51,7 @@ def architectures_for(trt: Any, engine: str, wanted: Sequence[int] | None) -> Se
     return RTX_SM if wanted is None else wanted
 
 
-def count_in_network(trt: Any, network: Any) -> tuple[int, int]:
+def count_in_network(trt: ModuleType, network: Any) -> tuple[int, int]:
     """(matrix products, those whose factors and result are fp16); in a strongly typed network the engine keeps these types."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     products = [layer for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY]
@@ -58,7 +59,7 @@ def count_in_network(trt: Any, network: Any) -> tuple[int, int]:
     return len(products), sum(all(tensor.dtype == trt.DataType.HALF for tensor in three) for three in tensors)
 
 
-def count_in_engine(trt: Any, log: Any, plan: Any) -> tuple[int, int] | None:
+def count_in_engine(trt: ModuleType, log: Any, plan: Any) -> tuple[int, int] | None:
     """(kernels with matrix products, those that read fp16), from the inspector; None where it names none.
 
     A product's kernel is a MatrixMultiply, or has "gemm" in its type or tactic (fused attention: "_gemm_mha_v2"); its inputs
@@ -72,16 +73,16 @@ def count_in_engine(trt: Any, log: Any, plan: Any) -> tuple[int, int] | None:
     return (len(products), sum("Half" in text or "FP16" in text for text in types)) if products else None
 
 
-def _type_words(tensor: dict[str, Any]) -> str:
+def _type_words(tensor: Mapping[str, object]) -> str:
     return " ".join(str(tensor.get(key, "")) for key in ("Format/Datatype", "Datatype", "Format"))
 
 
-def _is_product(layer: dict[str, Any]) -> bool:
+def _is_product(layer: Mapping[str, object]) -> bool:
     words = " ".join(str(layer.get(key, "")) for key in ("LayerType", "TacticName")).lower()
     return layer.get("LayerType") == "MatrixMultiply" or "gemm" in words
 
 
-def use_timing_cache(trt: Any, config: Any, path: Path | None) -> None:
+def use_timing_cache(trt: ModuleType, config: Any, path: Path | None) -> None:
     """Give the build the kernel timings of earlier ones. Raises BackendError for a cache of another GPU or version."""
     if path is None:
         return

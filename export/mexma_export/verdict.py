@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -39,6 +39,14 @@ THRESHOLDS: dict[str, Thresholds] = {
 }
 
 
+class Worst(TypedDict):
+    """The sentence whose vector differs most."""
+
+    lang: str
+    text: str
+    cosine: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parity:
     """Agreement of one graph with the checkpoint. Bucket keys are lengths in tokens, `<s>` and `</s>` included."""
@@ -59,7 +67,7 @@ class Parity:
     padded_row_finite: bool  # a row without any real token gives finite numbers
     buckets: dict[int, float]  # exact length -> lowest cosine
     by_language: dict[str, float]  # language -> lowest cosine
-    worst: dict[str, Any]  # lang, text, cosine
+    worst: Worst
     thresholds: Thresholds
     failures: tuple[str, ...] = field(default=())
 
@@ -67,15 +75,14 @@ class Parity:
     def passed(self) -> bool:
         return not self.failures
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """The entry of the manifest."""
         keys = ["sentences", "languages", "min_cosine", "mean_cosine", "max_abs_error"]
         return {key: getattr(self, key) for key in keys} | {"passed": self.passed}
 
-    def full(self) -> dict[str, Any]:
+    def full(self) -> dict[str, object]:
         """The entry of parity.json; None for what is no number, such as the centred cosine of one sentence alone."""
-        entry: dict[str, Any] = _without_nan(asdict(self))
-        return entry | {"passed": self.passed}
+        return {key: _without_nan(value) for key, value in asdict(self).items()} | {"passed": self.passed}
 
 
 def require_passed(results: Mapping[str, Parity]) -> None:
@@ -122,7 +129,7 @@ def failures_of(parity: Parity, *, plain: bool) -> tuple[str, ...]:
     return tuple(phrases)
 
 
-def _without_nan(value: Any) -> Any:
+def _without_nan(value: object) -> object:
     """Numbers and dictionaries of them, with None for NaN and infinity, which JSON has not."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,12 +15,12 @@ from mexma_rt.cli.edges import RESUMES, EdgesCommand, interrupted
 from mexma_rt.errors import MexmaError, require_extra
 from mexma_train.cli_eval import evaluate
 from mexma_train.config import Recipe, TokenizerConfig, as_original, load_recipe
-from mexma_train.flags import apply_flags, recipe_flags, run_flags
+from mexma_train.flags import Command, apply_flags, recipe_flags, run_flags
 
 if TYPE_CHECKING:
     from mexma_train.parallel import World
 
-PATH: Any = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 
 
 class _Group(EdgesCommand, click.Group):
@@ -41,7 +41,7 @@ def main() -> None:
     """Train MEXMA sentence encoders. Needs: pip install 'mexma-rt[train]'."""
 
 
-def execution(command: Callable[..., Any]) -> Callable[..., Any]:
+def execution(command: Command) -> Command:
     """Options of run and resume that say where and how long to train, not what is learnt."""
     for option in (
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: torch's)."),
@@ -81,7 +81,7 @@ def tokenizer(pairs: tuple[str, ...], tokenizer: Path, recipe: Path | None) -> N
 @click.option("--english", help="Column of the English text in parquet and data sets.")
 @click.option("--text", help="Column of the other text in parquet and data sets.")
 @click.option("--allow-held-out", is_flag=True, help="Keep rows with a sentence of FLORES-200 devtest or Tatoeba's test set.")
-def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, **options: Any) -> None:
+def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, allow_held_out: bool, **options: str | None) -> None:
     """Tokenise PAIRS into the folder SHARDS. Bad rows are counted and skipped; more than 1 % of them is an error.
 
     Rows with a sentence of a test set (FLORES-200 devtest, Tatoeba) on either side are counted and dropped.
@@ -95,7 +95,7 @@ def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, **options: An
     from mexma_train.data.prepare import prepare as write_shards
 
     given = {name: value for name, value in options.items() if value is not None}
-    meta = write_shards(list(pairs), shards, tokenizer, **given)
+    meta = write_shards(list(pairs), shards, tokenizer, allow_held_out=allow_held_out, **given)
     del meta["groups"]  # a table of pairs per language and source; it stays in meta.json
     click.echo(json.dumps(meta, indent=1, ensure_ascii=False))
 

@@ -10,7 +10,7 @@ import click
 
 from mexma_train.suite.model import CHECKPOINT_MAX_TOKENS
 
-PATH: Any = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 SUITE_OPTIONS = ("flores", "tatoeba", "out", "before", "trained", "mining_languages", "precision")
 DEFAULT_TOKENS = f"[default: {CHECKPOINT_MAX_TOKENS}; a bundle's own]"
 NEEDED = ("flores", "tatoeba", "out")

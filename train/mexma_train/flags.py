@@ -12,12 +12,14 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import click
 
 from mexma_rt.errors import InputError
 from mexma_train.config import RankingConfig, Recipe, WarmupConfig, union_members
+
+Command = TypeVar("Command", bound=Callable[..., object])
 
 OPTIONAL = {"warmup": "warm start", "ranking": "ranking stage"}  # stages that a recipe may have or not
 NONE = "none"  # the word for None in `X | None`, and for an empty list in `tuple[str, ...]`
@@ -62,7 +64,7 @@ def recipe_fields() -> Iterator[Flag]:
             yield _flag("", section, kind, default)
 
 
-def recipe_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+def recipe_flags(command: Command) -> Command:
     """Decorator: adds an option for every field of a recipe. The command gets them as keywords; see `apply_flags`."""
     for section, name in OPTIONAL.items():
         help_text = f"Without the {name}, whatever the recipe says."
@@ -72,7 +74,7 @@ def recipe_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def run_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+def run_flags(command: Command) -> Command:
     """Decorator: adds the options of RunConfig alone, which may change at a resume."""
     for flag in reversed([flag for flag in recipe_fields() if flag.section == "run"]):
         command = _option(flag)(command)
@@ -134,7 +136,7 @@ def _flag(section: str, name: str, hint: Any, default: Any) -> Flag:
     return Flag(section=section, name=name, kind=hint.__origin__, help=hint.__metadata__[0], default=default)
 
 
-def _option(flag: Flag) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _option(flag: Flag) -> Callable[[Command], Command]:
     """The click option of a field. default=None means "as in the recipe"; the dataclass's own default is told in the help."""
     text = flag.help if flag.default in (MISSING, None, (), {}) else f"{flag.help}  [recipe's default: {_shown(flag.default)}]"
     if flag.kind is bool:
@@ -146,7 +148,7 @@ def _option(flag: Flag) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
@@ -177,7 +179,7 @@ class _OrNone(click.ParamType):
     def __init__(self, inner: click.ParamType) -> None:
         self.inner, self.name = inner, f"{inner.name}|none"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
         return NONE if value == NONE else self.inner.convert(value, param, ctx)
 
 
@@ -186,7 +188,7 @@ class _Weights(click.ParamType):
 
     name = "json"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> object:
         if isinstance(value, dict):
             return value
         try:

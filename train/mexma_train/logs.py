@@ -18,10 +18,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from mexma_rt.errors import FileError, require_extra
 from mexma_rt.files.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
 
 LOG = "log.jsonl"
 EVENTS = "tensorboard"
@@ -55,8 +59,8 @@ class RunLog:
         self.pairs_per_update, self.every, self.tensorboard = pairs_per_update, every, tensorboard
         self._last, self._since = first, 0.0  # update and clock of the line before
         self._file: BinaryIO | None = None
-        self._bar: Any = None
-        self._events: Any = None
+        self._bar: tqdm | None = None
+        self._events: SummaryWriter | None = None
         self._exit = ExitStack()
 
     def __enter__(self) -> RunLog:
@@ -132,7 +136,7 @@ class RunLog:
             folder = self.folder / EVENTS / self.name
             self._events = opened.enter_context(SummaryWriter(str(folder), purge_step=self._last + 1))
 
-    def _write(self, update: int, values: Mapping[str, Any]) -> None:
+    def _write(self, update: int, values: Mapping[str, object]) -> None:
         """Append a whole line; the system has it when this returns, so killing the process loses nothing."""
         assert self._file is not None, "a RunLog writes only inside its with block"
         text = json.dumps(_plain({"stage": self.name, "update": update} | dict(values)), allow_nan=False)
@@ -217,7 +221,7 @@ def _damaged(path: Path, number: int, why: str) -> FileError:
     )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A value for JSON: mappings of strings, numbers; null for what is not finite."""
     if isinstance(value, Mapping):
         return {name: _plain(part) for name, part in value.items()}

@@ -56,12 +56,12 @@ def keep_rounded(optimizer: torch.optim.Optimizer, weights: Iterable[torch.nn.Pa
             weight.copy_(round_to_blocks(weight, bits))
 
     @torch.no_grad()
-    def before(*_: Any) -> None:
+    def before(*_: object) -> None:
         for weight in weights:  # taken out of the state, which Adam takes for begun where it holds anything
             weight.copy_(optimizer.state[weight].pop(MASTER))
 
     @torch.no_grad()
-    def after(*_: Any) -> None:
+    def after(*_: object) -> None:
         round_all()
 
     optimizer.register_step_pre_hook(before)

@@ -22,7 +22,6 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -72,7 +71,7 @@ class Screen:
             self.dropped[rows[i].lang] = self.dropped.get(rows[i].lang, 0) + 1
         return [row for row, drop in zip(rows, held, strict=True) if not drop]
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
         """What was dropped so far, and for which test sets; for meta.json."""
         return {"rows": sum(self.dropped.values()), "languages": dict(self.dropped), "sets": dict(self.listed.sets)}
 
