@@ -59,11 +59,11 @@ class Checkpoint:
 
     @property
     def dimensions(self) -> int:
-        """Of a sentence vector."""
+        """D, the length of a sentence vector."""
         return self.pipeline.head.dimensions(int(self.config["hidden_size"]))
 
     def read(self) -> EncoderWeights:
-        """The encoder's weights as the files have them, read again."""
+        """The encoder's weights, read again from the files."""
         return read_encoder(self.pipeline.encoder, _read_config(self.pipeline.encoder), pad=self.special_ids.pad)
 
     @property
@@ -233,7 +233,7 @@ def _load_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialIds]:
 
 
 def _pad_tokens(folder: Path) -> Iterator[str]:
-    """What tokenizer_config.json and special_tokens_map.json call the token of padding."""
+    """The padding token's name in tokenizer_config.json and special_tokens_map.json."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         try:
             said = json.loads((folder / name).read_text(encoding="utf-8"))["pad_token"]
@@ -273,7 +273,7 @@ def _load_model(folder: Path, read: EncoderWeights) -> XLMRobertaModel:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' bars and remarks; its settings are as before afterwards."""
+    """Silence transformers' progress bars and warnings inside the block; its settings are restored afterwards."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

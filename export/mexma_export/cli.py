@@ -1,8 +1,8 @@
 """`mexma-export CHECKPOINT BUNDLE`: a checkpoint becomes a bundle, or the command fails and leaves nothing.
 
-Beside `export`, which may be left out, the group has the commands of cli_tools.py: what is made of a bundle, and what this
-machine can do. Exit codes: 0 done; 1 the parity gate, a checkpoint or a bundle failed; 2 the command cannot run (arguments,
-missing extra); 130 Ctrl-C.
+The group also has the commands of cli_tools.py, which work on a bundle or describe this machine; `export` may be left out.
+Exit codes: 0 done; 1 the parity gate, a checkpoint or a bundle failed; 2 the command cannot run (arguments, missing extra);
+130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class _Group(EdgesCommand, click.Group):
     """A group whose default command is `export`, so that `mexma-export CHECKPOINT BUNDLE` works."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Before the group sees them, for options of `export` may come first."""
+        """Insert the default command before click parses the group's own options: those of `export` may come first."""
         return super().parse_args(ctx, self._named(args, ctx.help_option_names))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """For callers that resolve words themselves, as click's completion does."""
+        """The same for callers that resolve commands themselves, such as click's shell completion."""
         return super().resolve_command(ctx, self._named(args, ()))
 
     def _named(self, args: list[str], options: Iterable[str]) -> list[str]:

@@ -43,7 +43,7 @@ _VOCABULARY = [
 
 
 def vocabulary_options(command: Command) -> Command:
-    """The options of export and trim that say which pieces are kept."""
+    """Decorator: the options of export and trim that choose which pieces are kept."""
     for option in reversed(_VOCABULARY):
         command = option(command)
     return command

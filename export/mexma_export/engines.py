@@ -37,7 +37,7 @@ def default_profiles(length_limit: int) -> tuple[Profile, ...]:
     """One query or passage, a few of them, and three lengths with 16,384 tokens a batch, which need about the same memory.
 
     32 tokens hold most sentences (web sentences: median 25 tokens, mean 30), 128 is a bundle's default length, and the position
-    table ends at `length_limit`, so that no input finds no profile. The batch of 16,384 tokens is a first value, not measured.
+    table ends at `length_limit`, so that every input fits a profile. The batch of 16,384 tokens is a first value, not measured.
     """
     wanted = [(1, 32), (1, 128), (8, 64), (512, 32), (128, 128), (32, length_limit)]
     return tuple(dict.fromkeys(Profile(batch=batch, length=min(length, length_limit)) for batch, length in wanted))
@@ -121,7 +121,7 @@ def build_engine(
 
     `engine` is "tensorrt" (this machine's GPU) or "rtx" (the architectures `sm`, no GPU needed; None: 80, 86, 89, 120);
     `normalize`: its vectors have length 1; `profiles` None: `default_profiles`. `timing_cache`, for tensorrt only, is read
-    where it exists and rewritten: it saves a second build on the same GPU the measuring of kernels.
+    if it exists, and rewritten: a second build on the same GPU then need not time the kernels again.
 
     Raises InputError (an argument), MissingExtraError (the library), BackendError (it cannot build here, or the build failed),
     BundleError (a graph that it cannot parse, not one of ours, or with too few products in fp16), FileError. `target` is

@@ -32,7 +32,7 @@ CONTRIB = "com.microsoft"
 
 
 class Writer:
-    """Nodes and stored tensors of a graph in the making; subclasses choose how word embeddings and products are stored."""
+    """Collects the nodes and stored tensors of a graph; subclasses choose how word embeddings and products are stored."""
 
     opset, ir_version = OPSET, IR_VERSION
 
@@ -50,7 +50,7 @@ class Writer:
 
     @property
     def dimensions(self) -> int:
-        """Of a sentence vector."""
+        """D, the length of a sentence vector."""
         return self.head.dimensions(self.width)
 
     def tensor(self, name: str) -> np.ndarray:

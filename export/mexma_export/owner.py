@@ -37,7 +37,7 @@ class Reference:
     lowest_cosine: float
 
     def to_json(self) -> dict[str, object]:
-        """The entry of parity.json."""
+        """Its entry in parity.json."""
         return asdict(self)
 
 

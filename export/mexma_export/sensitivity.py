@@ -111,7 +111,7 @@ def choose_forms(
 
 
 def calibration(tokenizer: Tokenizer, sentences: Sequence[Sentence], pad: int = PAD) -> list[np.ndarray]:
-    """Batches of ids int64 [B, L], padded on the right, of some sentences from everywhere in the list and the shortest."""
+    """Batches of ids int64 [B, L], padded on the right: sentences spread over the list, and the shortest ones."""
     rows = [encoding.ids[:TOKENS] for encoding in tokenizer.encode_batch([s.text for s in sentences])]
     spread = range(0, len(rows), max(1, len(rows) // SPREAD))[:SPREAD]
     shortest = sorted(range(len(rows)), key=lambda i: len(rows[i]))[:SHORTEST]
@@ -130,7 +130,7 @@ def calibration(tokenizer: Tokenizer, sentences: Sequence[Sentence], pad: int = 
 def rounded(
     model: XLMRobertaModel, forms: Mapping[str, Form], held: dict[tuple[str, Form], Blocks] | None = None
 ) -> Iterator[None]:
-    """Within the block the named products compute as MatMulNBits does with these forms. `held` keeps blocks between calls."""
+    """Inside the block, the named products compute as MatMulNBits does with these forms. `held` caches blocks between calls."""
     held = {} if held is None else held
     before: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
     hooks: list[RemovableHandle] = []

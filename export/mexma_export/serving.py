@@ -1,8 +1,8 @@
-"""The fp16 graph of a bundle -> the graph that engines are built from: sentence vectors only, with nothing computed in vain.
+"""The fp16 graph of a bundle -> the graph that engines are built from: sentence vectors only, without work they do not need.
 
-The token states are no output, so that nothing of them is written or copied; where the vector is the state of the first token,
-what only it needs of the last layer is computed for that token alone (queries, attention, the feed-forward part; keys and
-values are needed of all tokens); and where the model's owner normalises, the graph does, on the GPU.
+The token states are not an output, so they are neither written nor copied. Where the vector is the state of the first token,
+the last layer computes queries, attention and the feed-forward part for that token alone; keys and values are needed for all
+tokens. Where the model's owner normalises, the graph ends in that division, on the GPU.
 """
 
 from __future__ import annotations

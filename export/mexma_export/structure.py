@@ -26,7 +26,7 @@ ALIGN = 64  # bytes: where weights start
 
 
 class StructureWriter(Writer):
-    """Standard operators; weights are named, shaped and placed in a file that is not there yet."""
+    """Writes standard operators; weights get their name, shape and place in a file that is written later."""
 
     opset, ir_version = 17, 8  # 17 brought LayerNormalization
 
@@ -48,11 +48,11 @@ class StructureWriter(Writer):
         return name
 
     def down(self, states: str) -> str:
-        """states in the type of products."""
+        """Cast states to the type of the matrix products."""
         return self.node("Cast", [states], f"{states}/half", to=TensorProto.FLOAT16) if self.half else states
 
     def up(self, states: str) -> str:
-        """states in fp32."""
+        """Cast states to fp32."""
         return self.node("Cast", [states], f"{states}/float", to=TensorProto.FLOAT) if self.half else states
 
     def number(self, name: str, value: float, *, narrow: bool = True) -> str:
@@ -70,7 +70,7 @@ class StructureWriter(Writer):
         return self.node("LayerNormalization", inputs, output, axis=-1, epsilon=self.epsilon)
 
     def norm(self, states: str, skip: str, name: str, bias: str, output: str) -> str:
-        """Of the embeddings: LayerNorm(states + skip + the row of token types)."""
+        """For the embeddings: LayerNorm(states + skip + the row of token types)."""
         total = self.node("Add", [states, skip], f"{output}/sum")
         row = self.outside("embeddings.token_type_embeddings.weight")
         return self.norm_of(self.node("Add", [total, row], f"{output}/typed"), name, output)

@@ -1,8 +1,8 @@
 """Differences between tensorrt 10, tensorrt 11 and tensorrt_rtx, so that engines.py has one path for all.
 
 `tensorrt` builds for the GPU of this machine, keeps a timing cache, and its engine can be inspected afterwards. `tensorrt_rtx`
-builds for any listed GPU architecture without a GPU, ignores a timing cache, and opens an engine only on a GPU, where it then
-compiles the kernels: so its matrix products are counted in the parsed network. It does not support SM 90 (H100, H200).
+builds for any listed GPU architecture without a GPU, ignores a timing cache, and opens an engine only on a GPU, where it
+compiles the kernels; its matrix products are therefore counted in the parsed network. It does not support SM 90 (H100, H200).
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def pieces_of(tokenizer: Tokenizer, languages: Sequence[str]) -> tuple[set[int],
 
 
 def write_usage(path: Path, usage: Usage, size: int) -> None:
-    """Write a table for a tokenizer of `size` pieces. The same table gives the same bytes."""
+    """Write a table for a tokenizer of `size` pieces. Equal tables give equal bytes."""
     header = {"format": FORMAT, "format_version": VERSION, "name": usage.name, "vocabulary": usage.vocabulary, "size": size}
     header |= {"text": usage.text, "languages": [asdict(language) for language in usage.languages.values()]}
     bits = np.zeros((len(usage.languages), size), bool)

@@ -76,12 +76,12 @@ class Parity:
         return not self.failures
 
     def summary(self) -> dict[str, object]:
-        """The entry of the manifest."""
+        """The graph's entry in the manifest."""
         keys = ["sentences", "languages", "min_cosine", "mean_cosine", "max_abs_error"]
         return {key: getattr(self, key) for key in keys} | {"passed": self.passed}
 
     def full(self) -> dict[str, object]:
-        """The entry of parity.json; None for what is no number, such as the centred cosine of one sentence alone."""
+        """The graph's entry in parity.json; None where there is no number, such as the centred cosine of a single sentence."""
         return {key: _without_nan(value) for key, value in asdict(self).items()} | {"passed": self.passed}
 
 
@@ -130,7 +130,7 @@ def failures_of(parity: Parity, *, plain: bool) -> tuple[str, ...]:
 
 
 def _without_nan(value: object) -> object:
-    """Numbers and dictionaries of them, with None for NaN and infinity, which JSON has not."""
+    """Replace NaN and infinity, which JSON lacks, by None, in numbers and dictionaries of them."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value

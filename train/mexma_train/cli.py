@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def execution(command: Command) -> Command:
-    """Options of run and resume that say where and how long to train, not what is learnt."""
+    """Decorator: options of run and resume for where and how long to train; none changes what is learnt."""
     for option in (
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: torch's)."),
         click.option("--minutes", type=float, help="Stop after this many minutes; continue with: mexma-train resume OUT"),

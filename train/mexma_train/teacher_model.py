@@ -23,7 +23,7 @@ BATCH_CHARACTERS = 64 * 512  # fewer texts, where they are long
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A model that is learnt from. `embed`: n >= 1 texts -> vectors float32 [n, D_t], and how many texts it had to cut."""
+    """A model to learn from. `embed`: n >= 1 texts -> vectors float32 [n, D_t], and how many texts it had to cut."""
 
     name: str
     sha256: str  # of the .onnx file, or of a bundle's manifest, which holds those of its files

@@ -1,4 +1,4 @@
-"""Read bitext: rows of language, source, English and its translation, from any of these (several may be given together):
+"""Reads bitext (rows of language, source, English and its translation) from any of these, or several of them together:
 
     what to type                     what it is
     pairs.tsv                        lines lang<TAB>source<TAB>english<TAB>text in UTF-8; plain, .gz, .xz, .zst, or - for
@@ -14,11 +14,11 @@ and, after commas, options for that source:
     english=trg, text=src            names of the columns in parquet and data sets; translation.en is the field en of a column
     lang_column=code, source_column=corpus     likewise
 
-so the data of facebookresearch/mexma is train.parquet,english=trg,text=src,lang=fra. The same options given for all sources
-(--lang fra) fill in where a source has neither an option of its own nor such a column. A source that nothing names gets the
-name of its file or folder. Line breaks and tabs inside a text are
-allowed where the format allows them. Bad rows (BAD_REASONS) are counted and skipped; above 1 % of at least 1,000 rows of a
-source the reading stops, because then it is not what the caller thinks it is.
+For example, the data of facebookresearch/mexma is train.parquet,english=trg,text=src,lang=fra. Options given for all sources
+(--lang fra) apply where a source has neither an option of its own nor such a column. A source without a name gets that of its
+file or folder. Line breaks and tabs inside a text are allowed where the format allows them. Bad rows (BAD_REASONS) are counted
+and skipped; when they exceed 1 % of a source (of at least 1,000 rows), reading stops, because the source is not what the caller
+thinks it is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pathlib import Path
 from mexma_rt.errors import InputError
 from mexma_train.data.formats import Fields, Options, open_source
 
-BAD_SHARE = 0.01  # more than this is another kind of file, not dirt
+BAD_SHARE = 0.01  # more than this is the wrong kind of file, not noise
 MIN_ROWS = 1_000  # below this one bad row would already be above the share
 BAD_REASONS = ("not 4 columns", "null value", "not UTF-8", "empty side", "no lang or source")
 
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(kw_only=True)
 class ReadReport:
-    """Counts of one reading; filled while the rows are consumed."""
+    """Counts of what was read; updated while the rows are consumed."""
 
     rows: int = 0
     bad: dict[str, int] = field(default_factory=dict)  # reason -> rows

@@ -1,4 +1,4 @@
-"""English segments that a run never draws, so that recipes and thresholds can be chosen on pairs that are in no test set.
+"""Holds out English segments from training, so that recipes and thresholds can be chosen on pairs outside the test sets.
 
 E English segments of a shard folder.
 """
@@ -17,8 +17,8 @@ SPLIT_SEED = 7
 def held_out_segments(shards: Shards, share: float) -> np.ndarray:
     """The English segments left out of training: bool [E], about `share` of them, and every segment equal to one of them.
 
-    Drawn by the segment's number, so that shards of the same pairs hold out the same lines whatever their tokenizer: prepare
-    numbers the lines, and does not look at their ids.
+    Drawn by segment number, which prepare assigns to lines regardless of their ids: shards of the same pairs hold out the same
+    lines whatever the tokenizer.
     """
     drawn = np.random.default_rng(SPLIT_SEED).random(len(shards.english_hash)) < share
     # A line that prepare has forgotten stands twice, under two numbers; two lines of unknown characters may also be equal.
@@ -28,7 +28,7 @@ def held_out_segments(shards: Shards, share: float) -> np.ndarray:
 def training_part(shards: Shards, held: np.ndarray) -> Shards:
     """The shards without the pairs of the held-out segments [E]: a sampler with order="draw" cannot reach them.
 
-    It draws through groups and order alone. With order="epochs" it would go through all pairs.
+    That sampler uses only groups and order; one with order="epochs" would still go through all pairs.
     """
     keep = ~held[shards.pair_english[shards.order]]
     before = np.concatenate([[0], np.cumsum(keep)])

@@ -1,4 +1,4 @@
-"""The files bitext comes in: one small function per format, all streaming, all giving the fields of a row as raw bytes.
+"""The file formats of bitext: one small function each, all streaming, all yielding the fields of a row as raw bytes.
 
 bitext.py has the table of what to type, and judges the rows.
 """
@@ -26,7 +26,7 @@ BATCH = 8_192  # rows of a table that become Python objects at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What may be said about a source: values for all its rows, and the names of columns."""
+    """Options of a source: values that hold for all its rows, and names of columns."""
 
     lang: str | None = None
     source: str | None = None
@@ -37,7 +37,7 @@ class Options:
 
 
 def open_source(name: str, own: Options, others: Options) -> Iterator[Fields]:
-    """The rows of a source in its order. `own` options go before its columns, `others` fill in what neither says.
+    """The rows of a source in its order. `own` options override its columns; `others` apply where neither says anything.
 
     Raises FileError if there is no such source, InputError if the options do not fit it.
     """
@@ -148,7 +148,7 @@ Column = bytes | tuple[str, ...]  # a value for all rows, or the name of a colum
 
 
 def _columns(schema: pa.Schema, path: Path, named: Path, own: Options, others: Options) -> list[Column]:
-    """Where the four fields of a row come from. Raises InputError that says what to type if one comes from nowhere."""
+    """Where the four fields of a row come from. Raises InputError, with what to type, if one has no source."""
     has = f"{path} has the columns {', '.join(schema.names)}"
     found: list[Column] = []
     for field, example, stand_in in (("lang", "fra", None), ("source", "NAME", _stem(named))):

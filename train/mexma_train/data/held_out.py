@@ -1,4 +1,4 @@
-"""Sentences of public test sets that must not be trained on: a shipped list of hashes, and the check of rows against it.
+"""Keeps sentences of public test sets out of training: a shipped list of hashes, and the check of rows against it.
 
 Two lines are the same here if `normalise` makes them equal, in whatever language. `held_out.bin.xz` lists the first 5 bytes of
 the BLAKE2b of every sentence of FLORES-200 devtest (90 languages) and of the Tatoeba test set of LASER (112 languages, both
@@ -38,7 +38,7 @@ _NEWLINE = ord("\n")
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """The list. `sets` says what is in it: {test set: its number of lines, repeated ones too}."""
+    """The list of hashes. sets: {test set: its number of lines, duplicates included}."""
 
     hashes: np.ndarray  # uint64 [S], ascending
     sets: Mapping[str, int]
@@ -53,7 +53,7 @@ class HeldOut:
 
 
 class Screen:
-    """Drops the rows of which a side is held out, without looking up the same English line again and again.
+    """Drops rows with a held-out side; remembers clean English lines so that repeats need no second lookup.
 
     Clean English lines leave Python's 64-bit hash in a table of fixed size, where a later one may overwrite it: what is
     forgotten is looked up again, and only two lines with equal hashes in one process (one in 2^64) would be mistaken.
@@ -65,14 +65,14 @@ class Screen:
         self.clean = np.zeros(SLOTS, np.int64)
 
     def keep(self, rows: Sequence[Row]) -> list[Row]:
-        """The rows of which neither side is held out; the others are counted in `dropped`."""
+        """The rows with neither side held out; the others are counted in `dropped`."""
         held = self._held([row.english for row in rows], [row.text for row in rows])
         for i in np.flatnonzero(held).tolist():
             self.dropped[rows[i].lang] = self.dropped.get(rows[i].lang, 0) + 1
         return [row for row, drop in zip(rows, held, strict=True) if not drop]
 
     def report(self) -> dict[str, object]:
-        """What was dropped so far, and for which test sets; for meta.json."""
+        """What was dropped so far and which test sets were checked, for meta.json."""
         return {"rows": sum(self.dropped.values()), "languages": dict(self.dropped), "sets": dict(self.listed.sets)}
 
     def _held(self, english: Sequence[str], texts: Sequence[str]) -> np.ndarray:

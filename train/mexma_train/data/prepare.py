@@ -1,4 +1,4 @@
-"""Bitext in, shard folder out (shards.py describes it), in memory that does not grow with the corpus.
+"""Turns bitext into a shard folder (shards.py describes it); memory use does not grow with the corpus.
 
 Rows are read, tokenised and written in slabs. What is kept between slabs: a window of English lines seen lately, a count for
 each (language, source), and 12 MB to find test sentences. A second, blockwise pass over the small columns of the pairs writes
@@ -146,7 +146,7 @@ class _Sentences:
 
 
 class _Seen:
-    """Numbers of the English lines seen lately: at least the last WINDOW distinct ones, at most twice as many.
+    """The numbers of recently seen English lines: at least the last WINDOW distinct ones, at most twice as many.
 
     Two generations of a dict: when the young one is full it becomes the old one, and what is met again moves to the young one.
     (One dict that drops its first key for each new one would scan a growing run of dropped keys.) Lines are told apart by 16
@@ -158,7 +158,7 @@ class _Seen:
         self.old: dict[bytes, int] = {}
 
     def number(self, line: str, new: int) -> int:
-        """The number under which this line was seen, or `new`, under which it is from now on."""
+        """This line's number: the one it was seen under, or else `new`, which it gets."""
         key = hashlib.blake2b(line.encode(), digest_size=16).digest()
         number = self.young.get(key)
         if number is None:

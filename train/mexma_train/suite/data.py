@@ -14,7 +14,7 @@ from mexma_train.evaluate import MIN_PAIRS, XSIM_K, TestSet, read_test_set
 ENGLISH = "eng"
 SAME = {"srp_Cyrl": "srp", "als": "sqi", "arb": "ara", "zho": "cmn"}  # FLORES' spelling -> Tatoeba's
 MINING_LANGUAGES = ("deu", "jpn", "tur", "ara", "fin")  # five families and three scripts, 1,000 Tatoeba pairs each
-MIN_MINING_PAIRS = 20  # fewer leave no neighbourhood of k = 4 once the noise is cut off; a figure to trust needs hundreds
+MIN_MINING_PAIRS = 20  # with fewer, noise leaves less than k = 4 neighbours; a reliable figure needs hundreds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def _by_language(folder: Path, suffix: str, option: str, wanted: str) -> dict[st
 
 
 def named(languages: str, option: str) -> list[str]:
-    """The languages of an option, split at commas and spaces. Raises InputError if one is named twice or none is."""
+    """The languages listed in an option, separated by commas or spaces. Raises InputError for a duplicate or an empty list."""
     names = languages.replace(",", " ").split()
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:
@@ -94,7 +94,7 @@ def named(languages: str, option: str) -> list[str]:
 
 
 def choose_mining(languages: Sequence[str] | None, tatoeba: dict[str, TestSet]) -> list[str]:
-    """The languages to mine: those named, else those of MINING_LANGUAGES (else the first five) that are large enough.
+    """The languages to mine: those named, or else those of MINING_LANGUAGES (failing that, the first five) with enough pairs.
 
     Raises InputError for a named one without a test file or with under 20 pairs.
     """
@@ -113,7 +113,7 @@ def choose_mining(languages: Sequence[str] | None, tatoeba: dict[str, TestSet]) 
 
 
 def choose_trained(option: str | None, said: Sequence[str], earlier: Sequence[str], tested: Iterable[str]) -> list[str]:
-    """The languages the model was trained on, first of: option, what the model said, the earlier results' list.
+    """The languages the model was trained on: from the option, or else the model, or else the earlier results.
 
     option: languages, "all" (every one of tested) or the folder of the shards it was trained on. Raises InputError if nobody
     knows, if one is named twice, and if none of them has a test file.

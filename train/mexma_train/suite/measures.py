@@ -1,4 +1,4 @@
-"""Three measures of the quality suite beside retrieval: mined pairs, paraphrases, and pieces that stay themselves.
+"""The quality suite's measures besides retrieval: mined pairs, paraphrases, and pieces equal on both sides.
 
 Pure functions of texts, vectors and token states. N sentences, D dimensions, P pairs, L pieces, M pieces of the other side.
 """
@@ -33,7 +33,7 @@ def mining_f1(test_set: TestSet, x_ND: np.ndarray, y_ND: np.ndarray, noise: floa
     x_ND are the vectors of its texts, y_ND those of its English lines. Of n pairs, noise * n / 2 lose their English line and
     as many their text: with 0.3, 15 of 85 lines of each side have no partner. A pair is right if its two lines stand together
     in the test set (equal lines are interchangeable). "best_f1" is F1 at the best threshold of 1.00, 1.01 ... 1.20, chosen
-    on these very lines: how much a threshold made for this model and this language could give at most.
+    on these same lines: an upper bound for a threshold tuned to this model and language.
     """
     rng, n = random.Random(SEED), len(test_set.text)
     rows, cut = rng.sample(range(n), n), int(noise * n / 2)
@@ -73,7 +73,7 @@ def mining_f1(test_set: TestSet, x_ND: np.ndarray, y_ND: np.ndarray, noise: floa
 
 
 def fold(text: str) -> str:
-    """Lower case, letters, marks, digits and question marks only: what is left when two lines differ in punctuation."""
+    """Casefold and keep only letters, marks, digits and question marks, so that punctuation makes no difference."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     kept = (c if c in QUESTION_MARKS or unicodedata.category(c)[0] in "LMN" else " " for c in folded)
     return " ".join("".join(kept).split())
@@ -125,7 +125,7 @@ def cosines(unit_ND: np.ndarray, pairs_P2: np.ndarray) -> np.ndarray:
 
 
 def shared_trigrams(texts: Sequence[str], pairs_P2: np.ndarray) -> np.ndarray:
-    """Jaccard similarity [P] of the sets of three letters in a row: what spelling alone says of each pair."""
+    """Jaccard similarity [P] of the sets of three letters in a row: how similar each pair is by spelling alone."""
 
     def trigrams(i: int) -> set[str]:
         text = f" {fold(texts[i])} "
@@ -144,7 +144,7 @@ def auc(like_P: np.ndarray, unlike_Q: np.ndarray) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity:
-    """Of P paraphrases and of the Q pairs of lines beside them: cosines of vectors, and what spelling alone says."""
+    """Of P paraphrases and of the Q pairs of lines beside them: cosines of vectors, and the similarity by spelling alone."""
 
     like_P: np.ndarray
     unlike_Q: np.ndarray
@@ -201,7 +201,7 @@ def aligned_pieces(english: Sequence[Pieces], texts: Sequence[Pieces]) -> tuple[
 
 
 def _shared(a: list[str], b: list[str]) -> list[tuple[int, int]]:
-    """Places of the numbers and names that stand once on each side."""
+    """Positions of the numbers and names that occur once on each side."""
     names = [piece for piece in a if any(c.isdigit() for c in piece) or (len(piece) > 1 and piece[0].isupper())]
     return [(a.index(piece), b.index(piece)) for piece in names if a.count(piece) == 1 and b.count(piece) == 1]
 

@@ -1,4 +1,4 @@
-"""What the quality suite embeds with: a checkpoint (torch, `probe.py`) or a bundle (`mexma_rt`, the thing that ships).
+"""The model that the quality suite measures: a checkpoint (torch, `probe.py`) or a bundle (`mexma_rt`, as it ships).
 
 L pieces of a sentence, D dimensions, T packed tokens.
 """
@@ -61,7 +61,7 @@ def open_model(
     """Open a bundled name, a bundle folder (it has mexma.json) or a checkpoint folder (config.json, model.safetensors).
 
     precision is a bundle's ("auto" takes its default); max_tokens per sentence, <s> and </s> included, None takes 200 for a
-    checkpoint and a bundle's own. A folder that is both, as an export with weights is, counts as a bundle.
+    checkpoint and a bundle's own. A folder that is both (an export with weights) counts as a bundle.
     Raises FileError for another folder, InputError for a precision named with a checkpoint, and what loading raises.
     """
     folder = bundled_models().get(name) or Path(name)
@@ -174,7 +174,7 @@ def _checkpoint(folder: Path, device: Any, threads: int | None, max_tokens: int 
 
 
 def _run_name(folder: Path) -> str:
-    """The name of the run for RUN/checkpoint, as every run calls it; else that of the folder. Never a path."""
+    """RUN for a folder RUN/checkpoint, else the folder's own name; never a path."""
     return folder.parent.name if folder.name == "checkpoint" and folder.parent.name else folder.name
 
 
@@ -213,5 +213,5 @@ def _languages(path: Path) -> tuple[str, ...]:
 
 
 def _versions(*modules: str) -> dict[str, str]:
-    """Asked of the modules, since onnxruntime comes in packages of several names."""
+    """Read from the modules, because onnxruntime is distributed under several package names."""
     return {"python": platform.python_version(), **{name: import_module(name).__version__ for name in modules}}

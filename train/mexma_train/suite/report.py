@@ -1,4 +1,4 @@
-"""What the quality suite writes: results.json (all figures), suite.md (tables), suite.png; beside earlier results or alone."""
+"""Writes the suite's report: results.json (all figures), suite.md (tables) and suite.png, optionally beside earlier results."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def check_out(out: Path, before: Path | None) -> None:
-    """Make the folder `out`; raise unless its files can be written, `before` is not one of them and matplotlib is there."""
+    """Make the folder `out`. Raises if its files cannot be written, `before` is one of them, or matplotlib is missing."""
     require_extra("train", "matplotlib")
     if out.exists() and not out.is_dir():
         raise FileError(f"{out} is a file, but --out is a folder for {RESULTS}, {TABLES} and {PICTURE}. Choose another name.")
@@ -165,7 +165,7 @@ def _made(results: dict[str, Any]) -> str:
 
 
 def _unlike(results: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """What was not measured alike, and so may be the cause of a difference."""
+    """Settings and data that differ between the two runs, and so may explain a difference in figures."""
     pairs = [("max_tokens", results["model"]["max_tokens"], before["model"].get("max_tokens"))]
     pairs += [(name, value, before["settings"].get(name)) for name, value in results["settings"].items()]
     for key in ("flores_sentences", "tatoeba_pairs"):

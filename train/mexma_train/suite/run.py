@@ -1,7 +1,7 @@
 """`mexma-train eval --suite`: the whole quality evaluation of a model, from two test sets to a dict of figures.
 
 FLORES (one file per language, line i of all the same sentence) gives the lead figure, xsim error X -> English by ratio margin
-(k = 4), and pieces that stay themselves; Tatoeba (lines english<TAB>text) accuracy of the nearest neighbour both ways, xsim,
+(k = 4), and equal pieces that align; Tatoeba (lines english<TAB>text) accuracy of the nearest neighbour both ways, xsim,
 mined pairs and paraphrases. `measures.py` has the measures, `report.py` and `plot.py` show the result.
 """
 
@@ -137,7 +137,7 @@ def measure(
 
 
 def groups(languages: Iterable[str], trained: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What is averaged over: {group: its languages}."""
+    """The groups that averages are taken over: {group: its languages}."""
     return {"trained": tuple(trained), "xtreme": XTREME, "use": USE, "all": tuple(languages)}
 
 
