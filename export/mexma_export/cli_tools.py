@@ -174,7 +174,7 @@ TOOLS = (engine, triton, rebuild, trim, doctor)
 
 
 def parse_precisions(text: str | None) -> list[str] | None:
-    """ "fp32, int8" -> ["fp32", "int8"]; None stays None."""
+    """The names in "fp32, int8"; None stays None."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 

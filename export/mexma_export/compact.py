@@ -75,6 +75,7 @@ class MixedWriter(Writer):
     """Word embeddings in int8 groups; weights of products as fp16, cast back once, when onnxruntime loads the graph."""
 
     def words(self) -> str:
+        """Word embeddings of `input_ids`, [B, L, D], from int8 steps and group scales."""
         steps, scale = group_quantise(self.tensor(f"{WORDS}.weight"))
         held = self.store(f"{WORDS}.steps", steps), self.store(f"{WORDS}.scale", scale)
         found = [self.node("Gather", [name, INPUTS[0]], f"{name}/rows") for name in held]
@@ -83,6 +84,7 @@ class MixedWriter(Writer):
         return self.node("Reshape", [rows, self.store("words_shape", np.array([0, 0, self.width]))], "words")
 
     def weight(self, name: str, columns: np.ndarray) -> str:
+        """A product's weight [in, out], stored as fp16; returns the name of its float32 form."""
         if name not in self.tensors:
             half = self.store(name, columns.astype(np.float16))
             self.casts.append(helper.make_node("Cast", [half], [f"{name}/fp32"], to=TensorProto.FLOAT))
@@ -114,12 +116,14 @@ class Int8Writer(MixedWriter):
         return parts
 
     def product(self, states: str, names: Sequence[str], output: str) -> str:
+        """states [B, L, in] times the named weights side by side, in integers -> float32 [B, L, out]."""
         (codes, scale, zero), (x, x_scale, x_zero) = self._codes(names), self._quantised(states)
         sums = self.node("MatMulInteger", [x, codes, x_zero, zero], f"{output}/sums")
         floats = self.node("Cast", [sums], f"{output}/floats", to=TensorProto.FLOAT)
         return self.node("Mul", [floats, self.node("Mul", [x_scale, scale], f"{output}/scales")], output)
 
     def attention(self, states: str, names: Sequence[str], bias: str, lengths: str, output: str) -> str:
+        """onnxruntime's QAttention over states [B, L, D] -> [B, L, D]."""
         (codes, scale, zero), (x, x_scale, x_zero) = self._codes(names), self._quantised(states)
         inputs = [x, codes, bias, x_scale, scale, lengths, x_zero, zero]
         return self.node("QAttention", inputs, output, domain=CONTRIB, num_heads=self.heads)

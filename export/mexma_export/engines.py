@@ -44,7 +44,7 @@ def default_profiles(length_limit: int) -> tuple[Profile, ...]:
 
 
 def parse_profiles(text: str) -> tuple[Profile, ...]:
-    """ "1x16,32x64" -> the profiles for up to 1 row of 16 tokens and up to 32 rows of 64. Raises InputError."""
+    """The profiles of "1x16,32x64": up to 1 row of 16 tokens, and up to 32 rows of 64. Raises InputError."""
     found = [re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", part.strip(), re.ASCII) for part in text.split(",")]
     profiles = [Profile(batch=int(match[1]), length=int(match[2])) for match in found if match]
     if len(profiles) < len(found) or len(set(profiles)) < len(profiles):
@@ -56,7 +56,7 @@ def parse_profiles(text: str) -> tuple[Profile, ...]:
 
 
 def parse_sm(text: str) -> tuple[int, ...]:
-    """ "80,86" -> (80, 86). Raises InputError."""
+    """The compute capabilities of "80,86": (80, 86). Raises InputError."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"\d{2,3}", part, re.ASCII) for part in parts) or len(set(parts)) < len(parts):
         raise InputError(

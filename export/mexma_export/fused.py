@@ -58,6 +58,7 @@ class Writer:
         return self.weights[name].detach().float().numpy()
 
     def store(self, name: str, array: np.ndarray) -> str:
+        """Store an array once under a name; returns the name."""
         if name not in self.tensors:
             self.tensors[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
@@ -98,6 +99,7 @@ class Writer:
     # The model.
 
     def embed(self) -> str:
+        """The embedding layer: words and positions, normalised, [B, L, D]."""
         pad, axis = self.store("pad_id", np.array(self.pad)), self.store("axis", np.array(1))
         padding = self.node("Equal", [INPUTS[0], pad], "is_padding")
         real = self.node("Cast", [self.node("Not", [padding], "is_real")], "real", to=TensorProto.INT64)
@@ -113,6 +115,7 @@ class Writer:
         return self.node("SkipLayerNormalization", inputs, output, domain=CONTRIB, epsilon=self.epsilon)
 
     def layer_after_attention(self, layer: str, rows: str, mixed: str, output: str) -> str:
+        """What follows the attention of a layer: projection, residual sums, norms and the feed-forward part."""
         dense = f"{layer}.attention.output.dense"
         mixed = self.product(mixed, [f"{dense}.weight"], f"{output}/projected")
         bias = self.keep(f"{dense}.bias")

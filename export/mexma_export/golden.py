@@ -52,6 +52,7 @@ def vector_ranges(vectors: np.ndarray, source: str) -> Ranges:
 
 
 def describe_source(sentences: Sequence[object], shipped: bool) -> str:
+    """How the manifest names the sentences that the ranges of int8 vectors were measured on."""
     what = "shipped parity sentences" if shipped else "sentences of --verify"
     return f"the source checkpoint's normalised vectors of the {len(sentences)} {what}"
 

@@ -1,4 +1,4 @@
-"""Checkpoint -> the fp32 graph of standard ONNX operators. (The fused ones for onnxruntime on CPU: fused.py, compact.py.)
+"""Checkpoint -> the fp32 graph of standard ONNX operators; fused.py and compact.py write those for onnxruntime on CPU.
 
 All graphs take `input_ids` and `attention_mask` (int64 [B, L], padding on the right) and give, in this order,
 `sentence_embedding` (float32 [B, D], not normalised: what head.py makes of the last states, for MEXMA the one of `<s>`) and
@@ -33,6 +33,7 @@ class SentenceEncoder(torch.nn.Module):
         self.eval()  # the exporters restore the wrapper's flag afterwards: without this dropout comes back on
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids and mask int64 [B, L] -> raw sentence vectors [B, D] and token states [B, L, W]."""
         states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return self.head(states, attention_mask), states
 

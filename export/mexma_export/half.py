@@ -54,6 +54,7 @@ class HalfEncoder(nn.Module):
         self.eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """ids and mask int64 [B, L] -> raw sentence vectors [B, D] and token states [B, L, W], both float32."""
         real = (input_ids != self.pad).long()
         positions = real.cumsum(dim=1) * real + self.pad  # XLM-R counts from 2; padding stays at 1
         table = self.model.embeddings

@@ -10,6 +10,8 @@ from mexma_rt.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Sentence:
+    """A line of the gate: an ISO 639-3 code and a sentence in that language."""
+
     lang: str
     text: str
 

@@ -56,6 +56,7 @@ class StructureWriter(Writer):
         return self.node("Cast", [states], f"{states}/float", to=TensorProto.FLOAT) if self.half else states
 
     def number(self, name: str, value: float, *, narrow: bool = True) -> str:
+        """Store a constant in the type of the matrix products, or with `narrow=False` in fp32."""
         return self.store(name, np.array(value, np.float16 if self.half and narrow else np.float32))
 
     def linear(self, states: str, layer: str, output: str) -> str:
@@ -66,6 +67,7 @@ class StructureWriter(Writer):
         return self.node("Add", [product, self.outside(f"{layer}.bias", self.narrow)], output)
 
     def norm_of(self, states: str, name: str, output: str) -> str:
+        """LayerNorm of states with the weights of a named layer."""
         inputs = [states, self.outside(f"{name}.weight"), self.outside(f"{name}.bias")]
         return self.node("LayerNormalization", inputs, output, axis=-1, epsilon=self.epsilon)
 
@@ -76,19 +78,23 @@ class StructureWriter(Writer):
         return self.norm_of(self.node("Add", [total, row], f"{output}/typed"), name, output)
 
     def keep(self, name: str) -> str:
+        """Refer to a weight in the other file."""
         return self.outside(name)
 
     def words(self) -> str:
+        """Word embeddings of `input_ids`, [B, L, W], in fp32."""
         rows = self.node("Gather", [self.outside("embeddings.word_embeddings.weight", self.narrow), INPUT_IDS], "words")
         return self.up(rows)
 
     def heads_of(self, states: str, layer: str, part: str, perm: Sequence[int]) -> str:
+        """Queries, keys or values of a layer, split into heads and transposed by `perm`."""
         name = f"{layer}.attention.self.{part}"
         shape = self.store("heads", np.array([0, 0, self.heads, self.width // self.heads]))
         split = self.node("Reshape", [self.linear(states, name, name), shape], f"{name}/heads")
         return self.node("Transpose", [split], f"{name}/turned", perm=list(perm))
 
     def layer(self, layer: str, states: str, padding: str) -> str:
+        """An encoder layer: states [B, L, W] -> states [B, L, W], both in fp32."""
         narrow = self.down(states)
         queries = self.heads_of(narrow, layer, "query", [0, 2, 1, 3])
         keys = self.heads_of(narrow, layer, "key", [0, 2, 3, 1])

@@ -45,6 +45,7 @@ class LanguageUse:
 
     @property
     def poor(self) -> bool:
+        """Whether trimming to this language alone costs more than POOR percent of its tokens."""
         return self.lost_tokens > POOR
 
 
@@ -66,7 +67,7 @@ def vocabulary_hash(tokenizer: Tokenizer) -> str:
 
 
 def parse_languages(text: str) -> tuple[str, ...]:
-    """ "fra, deu" -> ("fra", "deu"), each once. Raises InputError if there is none."""
+    """The codes of "fra, deu", each once. Raises InputError if there is none."""
     codes = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not codes:
         raise InputError(f"{text!r} names no language. Type ISO 639-3 codes, for example: --languages fra,deu,eng")

@@ -73,6 +73,7 @@ class Parity:
 
     @property
     def passed(self) -> bool:
+        """Whether no figure fell below its threshold."""
         return not self.failures
 
     def summary(self) -> dict[str, object]:

@@ -52,6 +52,7 @@ class MicroBatch:
 
     @property
     def pairs(self) -> int:
+        """Pairs of this process in the batch."""
         return len(self.lengths) // 2
 
     @property
@@ -87,6 +88,7 @@ class MaskedSide:
 
 
 def mask_side(batch: Ragged, config: MexmaConfig, vocab_size: int, rng: np.random.Generator) -> MaskedSide:
+    """Choose and mask the tokens of one language of a whole micro-batch."""
     masked = mask_tokens(
         batch.ids,
         config.mask_ratio,

@@ -19,6 +19,8 @@ from mexma_rt.errors import FileError, InputError
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
+    """Size of a new tokenizer, and how its text is sampled."""
+
     vocab_size: Annotated[int, "pieces, special ones included"] = 64_000  # at most 65,536 keeps shards at two bytes a token
     lines_per_language: Annotated[int, "lines sampled per language"] = 5_000
     english_share: Annotated[int, "English gets that many times the lines of another language"] = 8  # half of all text
@@ -179,6 +181,8 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
+    """A whole training run: model, data, and the stages with their settings."""
+
     name: Annotated[str, "shown in logs"]
     mexma: MexmaConfig
     model: ModelConfig = field(default_factory=ModelConfig)

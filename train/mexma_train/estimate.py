@@ -37,6 +37,7 @@ class Estimate:
 
     @property
     def parameters(self) -> int:
+        """Parameters of encoder and head together."""
         return self.encoder + self.head
 
 

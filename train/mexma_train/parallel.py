@@ -21,6 +21,8 @@ from mexma_rt.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class World:
+    """The processes of a run, and the place of this one among them."""
+
     device: torch.device
     rank: int = 0
     size: int = 1

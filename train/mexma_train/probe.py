@@ -23,6 +23,7 @@ def tokenise(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[np
 
 
 def ragged(sentences: list[np.ndarray]) -> Ragged:
+    """Lay id arrays end to end."""
     return Ragged(ids=np.concatenate(sentences), lengths=np.array([len(s) for s in sentences]))
 
 

@@ -33,13 +33,16 @@ class PairBatch:
 
     @property
     def pairs(self) -> int:
+        """Pairs in the batch."""
         return len(self.english_of)
 
     @property
     def tokens(self) -> int:
+        """Tokens of both sides."""
         return len(self.ids)
 
     def to(self, device: torch.device) -> PairBatch:
+        """The same batch with its tensors on a device, copied asynchronously."""
         ids, positions, english_of = (x.to(device, non_blocking=True) for x in (self.ids, self.positions, self.english_of))
         targets = None if self.targets is None else self.targets.to(device, non_blocking=True)
         return replace(self, ids=ids, positions=positions, english_of=english_of, targets=targets)

@@ -175,6 +175,7 @@ def languages_of(encoder: Encoder, sampler: PairSampler) -> list[str]:
 
 
 def warmup_stage(config: WarmupConfig, model: Mexma, sampler: PairSampler, seed: int) -> Stage:
+    """The warm start as a stage of the loop."""
     device = model.head.bias.device
     return Stage(
         name="warmup",
@@ -191,6 +192,7 @@ def warmup_stage(config: WarmupConfig, model: Mexma, sampler: PairSampler, seed:
 
 
 def ranking_stage(config: RankingConfig, recipe: Recipe, model: Mexma, sampler: PairSampler) -> Stage:
+    """Translation ranking as a stage of the loop."""
     device = model.head.bias.device
     attention, _ = choose_attention(recipe.run.attention, device, config.precision)
 
@@ -217,6 +219,7 @@ def ranking_stage(config: RankingConfig, recipe: Recipe, model: Mexma, sampler: 
 
 
 def mexma_stage(recipe: Recipe, model: Mexma, sampler: PairSampler, world: World, tests: list[TestSet]) -> Stage:
+    """MEXMA itself as a stage of the loop, evaluated on `tests`."""
     config, run = recipe.mexma, recipe.run
     attention, _ = choose_attention(run.attention, world.device, config.precision)
     batch_pairs = config.batch_pairs

@@ -73,12 +73,12 @@ class _SumBags(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, columns: Tensor, starts: Tensor, back_columns: Tensor, back_starts: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, starts: Tensor, back_columns: Tensor, back_starts: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(back_columns, back_starts)
         return F.embedding_bag(columns, rows, starts, mode="sum")
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         back_columns, back_starts = ctx.saved_tensors
         return F.embedding_bag(back_columns, grad.contiguous(), back_starts, mode="sum"), None, None, None, None
 
@@ -94,6 +94,7 @@ class Bags:
     back_starts: Tensor
 
     def to(self, device: torch.device) -> Bags:
+        """The same bags on a device."""
         return Bags(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
@@ -154,6 +155,7 @@ class BagBatch:
     tokens: int
 
     def to(self, device: torch.device) -> BagBatch:
+        """The same batch with its tensors on a device."""
         targets = None if self.targets is None else self.targets.to(device)
         return replace(self, text=self.text.to(device), english=self.english.to(device), targets=targets)
 

@@ -1,4 +1,6 @@
-"""Reads bitext (rows of language, source, English and its translation) from any of these, or several of them together:
+"""Reads bitext: rows of language, source, English and its translation.
+
+A source is any of these, and several may be given together:
 
     what to type                     what it is
     pairs.tsv                        lines lang<TAB>source<TAB>english<TAB>text in UTF-8; plain, .gz, .xz, .zst, or - for
@@ -42,6 +44,8 @@ _OPTION = re.compile(rf"(.*),({'|'.join(KEYS)})=([^,]+)", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
+    """One translation pair."""
+
     lang: str  # ISO 639-3 code of `text`
     source: str  # where the pair comes from, e.g. "tatoeba"
     english: str
@@ -57,6 +61,7 @@ class ReadReport:
     first_bad: dict[str, str] = field(default_factory=dict)  # reason -> "pairs.tsv, row 12"
 
     def reject(self, reason: str, place: str) -> None:
+        """Count a bad row, and remember the first place of each reason."""
         self.bad[reason] = self.bad.get(reason, 0) + 1
         self.first_bad.setdefault(reason, place)
 

@@ -112,6 +112,7 @@ class Shards:
 
     @property
     def tokenizer_path(self) -> Path:
+        """The tokenizer that made the ids."""
         return self.folder / "tokenizer.json"
 
 
