@@ -182,4 +182,4 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine along the last axis, in float64; NaN where a vector is zero or not finite."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+        return np.asarray((a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1)))

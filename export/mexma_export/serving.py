@@ -53,13 +53,13 @@ def serving_graph(path: Path, *, normalize: bool) -> bytes:
     if normalize:
         _normalize(model.graph)
     _drop_unused(model.graph, [SENTENCE])
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _first_token_only(graph: GraphProto) -> None:
     """Compute what only `states[:, 0]` needs for the first token alone."""
     for place, node in enumerate(graph.node):
-        if node.op_type == "Gather" and _attribute(node, "axis", 0) == 1 and _constant(graph, node.input[1]) == 0:
+        if node.op_type == "Gather" and _integer(node, "axis", 0) == 1 and _constant(graph, node.input[1]) == 0:
             rows = _FirstRows(graph, node.input[0], 1)
             node.input[0] = rows.first(node.input[0], 1)
             before, after = list(graph.node[:place]), list(graph.node[place:])
@@ -118,12 +118,12 @@ class _FirstRows:
         if node.op_type in ELEMENTWISE:
             return [(name, self._own_axis(name, axis - len(shape))) for name in node.input]
         if node.op_type in ("LayerNormalization", "Softmax"):
-            own = _attribute(node, "axis", -1) % len(shape)
+            own = _integer(node, "axis", -1) % len(shape)
             return [(data, axis), *rest] if axis < own else None
         if node.op_type == "MatMul":
             return [(data, axis), *rest] if axis == len(shape) - 2 and len(self.dims[data]) == len(shape) else None
         if node.op_type == "Transpose":
-            return [(data, list(_attribute(node, "perm", ()))[axis])]
+            return [(data, next(each.ints[axis] for each in node.attribute if each.name == "perm"))]
         if node.op_type == "Reshape":
             behind = all(isinstance(size, int) for size in shape[axis + 1 :])
             return [(data, axis), *rest] if behind and self.dims[data][: axis + 1] == shape[: axis + 1] else None
@@ -194,7 +194,7 @@ def _drop_unused(graph: GraphProto, outputs: list[str]) -> None:
         "value_info": [],
     }
     for field, items in kept.items():
-        graph.ClearField(field)  # type: ignore[arg-type]
+        graph.ClearField(field)
         getattr(graph, field).extend(items)
 
 
@@ -209,10 +209,8 @@ def _ancestors(makers: dict[str, NodeProto], names: Iterable[str]) -> Iterator[s
                 waiting += makers[name].input
 
 
-def _attribute(node: NodeProto, name: str, default: object) -> object:
-    from onnx import helper
-
-    return next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)
+def _integer(node: NodeProto, name: str, default: int) -> int:
+    return next((each.i for each in node.attribute if each.name == name), default)
 
 
 def _constant(graph: GraphProto, name: str) -> int | None:

@@ -23,13 +23,13 @@ def usefulness(counts: np.ndarray, scores: np.ndarray, pieces: Sequence[str] = (
     A script that no file is written in counts as one more file, with shares by the scores: by the scores alone, 84,000 of
     XLM-R's pieces leave Lao 8 % of its own, and half of the pieces of a Lao text are gone. `pieces` [V] are the pieces' texts.
     """
-    own = np.exp(scores - scores.max())
+    own: np.ndarray = np.exp(scores - scores.max())
     own[scores >= 0] = 0  # special pieces have no score; they are kept anyway
     own /= own.sum()
     if not len(counts):
         return own
     shares = [*(counts / counts.sum(axis=1, keepdims=True)), *_unseen_scripts(counts, own, pieces)]
-    return np.mean(shares, axis=0) / 2 + own / 2
+    return np.asarray(np.mean(shares, axis=0) / 2 + own / 2)
 
 
 def _unseen_scripts(counts: np.ndarray, own: np.ndarray, pieces: Sequence[str]) -> list[np.ndarray]:

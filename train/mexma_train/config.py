@@ -234,7 +234,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     """A recipe from the plain data of `recipe_to_dict`. Raises InputError for a name that no recipe has."""
-    return _from_dict(Recipe, data)
+    recipe: Recipe = _from_dict(Recipe, data)
+    return recipe
 
 
 def _from_dict(kind: type, data: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import click
 
@@ -20,6 +20,10 @@ from mexma_rt.errors import InputError
 from mexma_train.config import RankingConfig, Recipe, WarmupConfig, union_members
 
 Command = TypeVar("Command", bound=Callable[..., object])
+if TYPE_CHECKING:
+    ParamType: TypeAlias = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # it is not generic in click 8.1
 
 OPTIONAL = {"warmup": "warm start", "ranking": "ranking stage"}  # stages that a recipe may have or not
 NONE = "none"  # the word for None in `X | None`, and for an empty list in `tuple[str, ...]`
@@ -152,7 +156,7 @@ def _shown(value: object) -> str:
     return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
-def _click_type(kind: Any) -> click.ParamType:
+def _click_type(kind: Any) -> ParamType:
     members = [m for m in union_members(kind) if m is not types.NoneType]
     if len(members) < len(union_members(kind)):
         return _OrNone(_click_type(members[0]))
@@ -160,7 +164,7 @@ def _click_type(kind: Any) -> click.ParamType:
         return click.Choice(typing.get_args(kind))
     if typing.get_origin(kind) is dict:
         return _Weights()
-    simple: dict[Any, click.ParamType] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+    simple: dict[Any, ParamType] = {int: click.INT, float: click.FLOAT, str: click.STRING}
     return simple[kind]
 
 
@@ -173,17 +177,17 @@ def _plain(flag: Flag, value: Any) -> Any:
     return value
 
 
-class _OrNone(click.ParamType):
+class _OrNone(ParamType):
     """A type or the word `none`, which stays a word until `apply_flags`: for click, None is "not given"."""
 
-    def __init__(self, inner: click.ParamType) -> None:
+    def __init__(self, inner: ParamType) -> None:
         self.inner, self.name = inner, f"{inner.name}|none"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
         return NONE if value == NONE else self.inner.convert(value, param, ctx)
 
 
-class _Weights(click.ParamType):
+class _Weights(ParamType):
     """dict[str, float] as JSON."""
 
     name = "json"

@@ -49,7 +49,7 @@ class PairSampler:
         groups = self.shards.groups
         counts = np.array([group.count for group in groups], np.float64)
         if self.config.order == "epochs":
-            return counts / counts.sum()
+            return np.asarray(counts / counts.sum())
         weight = np.array([self.config.source_weights.get(name, 1.0) for name in self.shards.sources])
         langs = np.array([group.lang for group in groups])
         mass = counts * weight[[group.source for group in groups]]
@@ -59,7 +59,8 @@ class PairSampler:
         share: np.ndarray = np.zeros_like(of_lang)
         share[of_lang > 0] = of_lang[of_lang > 0] ** self.config.temperature
         share /= share.sum()
-        return share[langs] * np.divide(mass, of_lang[langs], out=np.zeros_like(mass), where=of_lang[langs] > 0)
+        within = np.divide(mass, of_lang[langs], out=np.zeros_like(mass), where=of_lang[langs] > 0)
+        return np.asarray(share[langs] * within)
 
     @property
     def language_share(self) -> np.ndarray:
@@ -190,7 +191,7 @@ def equal_cuts(lengths: np.ndarray, parts: int) -> np.ndarray:
     cuts = np.searchsorted(middles, ends[-1] * np.arange(1, parts) / parts)
     place = np.arange(1, parts)
     cuts = np.maximum.accumulate(np.maximum(cuts, place) - place) + place  # at least one pair before each cut ...
-    return np.minimum(cuts, len(lengths) - parts + place)  # ... and after it
+    return np.asarray(np.minimum(cuts, len(lengths) - parts + place))  # ... and after it
 
 
 def deal(lengths: np.ndarray, ranks: int) -> np.ndarray:

@@ -21,7 +21,8 @@ class Translations:
 
     def one_of(self, rng: np.random.Generator, segments: np.ndarray) -> np.ndarray:
         """A pair of each segment, any of them alike."""
-        return self.pairs[self.first[segments] + rng.integers(0, self.first[segments + 1] - self.first[segments])]
+        places = self.first[segments] + rng.integers(0, self.first[segments + 1] - self.first[segments])
+        return np.asarray(self.pairs[places])
 
     def others(self, rng: np.random.Generator, segments: np.ndarray, most: int) -> np.ndarray:
         """Up to `most` pairs of each segment, without repetition."""

@@ -47,7 +47,7 @@ def assert_same(x: np.ndarray, y: np.ndarray, k: int, expected: tuple[np.ndarray
 
 
 @pytest.mark.parametrize("prepared", [True, False], ids=["prepared", "arrays"])
-@pytest.mark.parametrize("memory", [80_000, 1 << 28], ids=["small tiles", "one tile"])
+@pytest.mark.parametrize("memory", [110_000, 1 << 28], ids=["small tiles", "one tile"])
 @pytest.mark.parametrize("kind", ["torch", "bfloat16", "two devices", "numpy"])
 def test_the_bytes_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch, kind: str, memory: int, prepared: bool) -> None:
     expected = mutual_neighbours(X, Y, 5)
@@ -58,7 +58,7 @@ def test_the_bytes_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch, kind: s
     else:
         arrays = tuple(torch_arrays(memory=memory) for _ in range(2 if kind == "two devices" else 1))
         where = device(arrays, prepared=prepared)
-    assert gpu_vectors.tile_side((torch_arrays(memory=memory),), 24) == (64 if memory == 80_000 else 5792)
+    assert gpu_vectors.tile_side((torch_arrays(memory=memory),), 24) == (64 if memory == 110_000 else 5792)
     use(monkeypatch, where)
     anew = assert_same(X, Y, 5, expected)
     assert anew < 1200 if kind == "bfloat16" else anew < 60  # proved for nearly all rows, with candidates to spare
@@ -75,7 +75,7 @@ def scan_all(arrays: Any, x: Any, y: Any, k: int, x_floor: Any = None, y_floor: 
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
-@pytest.mark.parametrize("memory", [80_000, 1 << 28], ids=["small tiles", "one tile"])
+@pytest.mark.parametrize("memory", [110_000, 1 << 28], ids=["small tiles", "one tile"])
 def test_scan_scores_are_the_best_of_the_rounded_product(kind: str, memory: int) -> None:
     arrays = torch_arrays(memory=memory) if kind == "torch" else gpu.CupyArrays(np, memory=memory)
     by_x, by_y = scan_all(arrays, X, Y, 9)
@@ -87,7 +87,7 @@ def test_scan_scores_are_the_best_of_the_rounded_product(kind: str, memory: int)
         assert all(len(set(row)) == 9 for row in index)
 
 
-@pytest.mark.parametrize("memory", [80_000, 1 << 28], ids=["small tiles", "one tile"])
+@pytest.mark.parametrize("memory", [110_000, 1 << 28], ids=["small tiles", "one tile"])
 def test_floors_leave_out_what_is_below_and_keep_what_reaches_them(memory: int) -> None:
     """A cell that equals its floor, to the bit, is a neighbour; the next float above it as a floor leaves it out."""
     arrays = torch_arrays(memory=memory)
@@ -100,7 +100,7 @@ def test_floors_leave_out_what_is_below_and_keep_what_reaches_them(memory: int) 
     expected = [set(np.flatnonzero(row >= floor)) for row, floor in zip(product, above, strict=True)]
     assert all(wanted <= set(row[row >= 0]) for row, wanted in zip(index, expected, strict=True))
     assert np.mean([len(wanted) for wanted in expected]) < 2.5  # and the floors do cut
-    if memory == 80_000:  # where floors are known, tiles are pruned: nothing far below a floor comes back
+    if memory == 110_000:  # where floors are known, tiles are pruned: nothing far below a floor comes back
         assert (index >= 0).sum() == sum(map(len, expected))
 
 
@@ -141,7 +141,7 @@ class Watched(gpu.TorchArrays):
 @pytest.fixture
 def watched() -> Watched:
     pytest.importorskip("torch", reason="torch's CPU is the device")
-    return Watched(80_000)
+    return Watched(110_000)
 
 
 def test_what_is_known_already_prunes_the_scan(watched: Watched) -> None:
@@ -166,7 +166,7 @@ def test_running_floors_prune_later_tiles(watched: Watched) -> None:
 def test_columns_are_looked_at_only_where_they_are_sought(watched: Watched) -> None:
     by_x, by_y = scan_all(watched, X, Y, 9, None, np.full(len(Y), np.inf, np.float32))
     assert set(watched.axes) == {2} and (by_y == EMPTY).all()
-    np.testing.assert_array_equal(by_x, scan_all(torch_arrays(memory=80_000), X, Y, 9)[0])
+    np.testing.assert_array_equal(by_x, scan_all(torch_arrays(memory=110_000), X, Y, 9)[0])
 
 
 def test_blocks_are_sent_once_and_held_across_pairs(watched: Watched) -> None:
@@ -187,7 +187,7 @@ def test_a_block_that_does_not_fit_is_sent_again(watched: Watched, monkeypatch: 
     where = device((watched,))
     use(monkeypatch, where)
     assert_same(X, Y, 5, mutual_neighbours(X, Y, 5))
-    tiles = -(-len(X) // 32)  # of 32 rows, by the memory that the device is said to have
+    tiles = -(-len(X) // 64)
     assert watched.rows_sent == len(X) + len(Y) + len(X) + tiles * len(Y)  # measured, then the scan
 
 
@@ -200,7 +200,7 @@ def test_lengths_losses_and_hashes_of_a_device(kind: str) -> None:
     rows = (RANDOM.standard_normal((300, 40)) * 10.0 ** RANDOM.integers(-30, 4, (300, 1))).astype(np.float32)
     rows[7], rows[8], rows[9] = 0, 1e-42, 7e4  # nothing, the smallest numbers of float32, and beyond half precision
     precision = "bfloat16" if kind == "bfloat16" else "float16"
-    one = gpu.CupyArrays(np, memory=80_000) if kind == "numpy" else torch_arrays(precision, 80_000)
+    one = gpu.CupyArrays(np, memory=110_000) if kind == "numpy" else torch_arrays(precision, 110_000)
     found = gpu_vectors.prepare_on((one, one) if kind == "two devices" else (one,))(rows)
     assert found.sent.side < 150  # several pieces
     with np.errstate(invalid="ignore", over="ignore"):

@@ -49,7 +49,7 @@ class HeldOut:
         if not len(self.hashes):
             return np.zeros(len(hashes), bool)
         place = np.searchsorted(self.hashes, hashes)
-        return self.hashes[np.minimum(place, len(self.hashes) - 1)] == hashes
+        return np.asarray(self.hashes[np.minimum(place, len(self.hashes) - 1)] == hashes)
 
 
 class Screen:
@@ -111,8 +111,8 @@ def _normalise(lines: Iterable[str]) -> list[bytes]:
     """`normalise` for all lines at once, in UTF-8. 1.8 times as fast (measured) as str.translate line by line."""
     composed = [unicodedata.normalize("NFKC", line.replace("\n", " ")) for line in lines]
     codes = np.frombuffer("\n".join(composed).lower().encode("utf-32-le", "surrogatepass"), "<u4")
-    kept = codes[_kept_characters()[codes]]
-    return kept.tobytes().decode("utf-32-le").encode().split(b"\n")
+    kept: bytes = codes[_kept_characters()[codes]].tobytes()
+    return kept.decode("utf-32-le").encode().split(b"\n")
 
 
 @functools.cache

@@ -237,7 +237,8 @@ def _second_pass(work: Path, pairs: int, groups: list[list[int]]) -> int:
     """
 
     def column(name: str) -> np.ndarray:
-        return np.load(work / f"{name}.npy", mmap_mode="r")
+        mapped: np.ndarray = np.load(work / f"{name}.npy", mmap_mode="r")
+        return mapped
 
     codes = np.array([lang << 16 | source for lang, source, _, _ in groups])
     places = np.array([start for _, _, start, _ in groups])  # where the next pair of each group goes

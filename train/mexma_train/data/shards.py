@@ -163,7 +163,7 @@ def _teacher(folder: Path, meta: dict[str, Any], tokens: int) -> np.ndarray | No
         about: dict[str, Any] = json.loads((folder / "teacher.json").read_text(encoding="utf-8"))
         shape = (about["segments"], about["dimensions"])
         made_for = (about["segments"], about["tokens"])
-        teacher = np.load(folder / "teacher.npy", mmap_mode="r")
+        teacher: np.ndarray = np.load(folder / "teacher.npy", mmap_mode="r")
     except (ValueError, KeyError, TypeError, OSError) as error:  # no JSON, a field or the array missing, an array cut short
         raise FileError(f"The teacher's vectors in {folder} are damaged: {error!r}. {again}") from None
     if made_for != (meta["english_segments"], tokens):
