@@ -44,12 +44,21 @@ def text_items(texts: Iterable[Any], name: str) -> list[Any]:
     if (columns := columns_of(texts)) is not None:
         raise InputError(_table_message(texts, columns, name))
     if isinstance(texts, np.ndarray) and texts.ndim != 1:
-        raise InputError(f"{name} is an array of shape {texts.shape}, but sentences [n] are needed. Type array.ravel().")
+        line = (
+            f"{name}[:, 0]" + (" (or another column)" if texts.shape[1:] != (1,) else "")
+            if texts.ndim == 2
+            else f"{name}.ravel()"
+        )
+        raise InputError(f"{name} is an array of shape {texts.shape}, but sentences [n] are needed. Type {line}.")
     if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Iterable):
         raise InputError(f"{name} is of type {type(texts).__name__}, but a list of sentences (str) is needed.")
     if type(texts).__module__.partition(".")[0] == "pyarrow" and hasattr(texts, "to_pylist"):
         return list(texts.to_pylist())  # its own iteration gives scalars
-    return list(texts)
+    try:
+        items = iter(texts)
+    except TypeError:  # it has the method, and raises, as the .str of pandas does
+        raise InputError(f"{name} is of type {type(texts).__name__}, but a list of sentences (str) is needed.") from None
+    return list(items)
 
 
 def _not_a_string(name: str, index: int, item: object) -> str:
@@ -61,7 +70,19 @@ def _not_a_string(name: str, index: int, item: object) -> str:
     if isinstance(item, Mapping) and item:
         key = next(iter(item))
         return f"{message} These are rows of a table with the columns {_listed(item)}: type [row[{key!r}] for row in {name}]."
+    fields = getattr(item, "_fields", ())  # of named tuples, as DataFrame.itertuples gives them
+    if (texts := [place for place in range(len(item)) if isinstance(item[place], str)] if _is_row(item) else []) and fields:
+        return f"{message} These are rows with the fields {_listed(fields)}: type [row.{fields[texts[0]]} for row in {name}]."
+    if texts:
+        return f"{message} If these are rows, of which one column is the text, type [row[{texts[0]}] for row in {name}]."
     return message
+
+
+def _is_row(item: Any) -> bool:
+    """Whether an item is like the rows that databases, csv.reader and zip give: short, and indexed by number."""
+    if isinstance(item, (list, tuple)) or type(item).__name__ == "Row":  # of sqlite3 and SQLAlchemy
+        return 0 < len(item) <= 100
+    return False
 
 
 def is_missing(item: object) -> bool:

@@ -6,6 +6,8 @@ One base class, so that a service can catch `MexmaError`; each leaf is also the 
 from __future__ import annotations
 
 import importlib.util
+import os
+import shlex
 
 
 class MexmaError(Exception):
@@ -50,6 +52,15 @@ class ThresholdWarning(UserWarning):
 
 class LineEndWarning(UserWarning):
     """A file has other line ends than those that are read, so that its lines may not be what its owner takes for them."""
+
+
+class EmptyPipeWarning(UserWarning):
+    """A pipe gave nothing: most often because the command that should have written it failed."""
+
+
+def typed(path: str | os.PathLike[str]) -> str:
+    """A path as one word of a command that a message asks to type: `rm -r my folder` would delete two others."""
+    return shlex.quote(os.fspath(path))
 
 
 def require_extra(extra: str, *modules: str) -> None:

@@ -153,7 +153,7 @@ def test_the_adapter_of_llama_index(folder):
     adapter = names_of_file("docs/interop.md", "llama.py")["MexmaEmbedding"]()
     texts = ["Where is the station?", "I like soup."]
     np.testing.assert_allclose(adapter.get_text_embedding_batch(texts), mexma_rt.embed(texts), atol=1e-5)
-    assert adapter.get_query_embedding(texts[0]) == pytest.approx(mexma_rt.embed(texts)[0].tolist(), abs=1e-5)
+    assert adapter.get_query_embedding(texts[0]) == pytest.approx(mexma_rt.embed(texts[:1])[0].tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("page", pages([page for page in LINKED if "```bash" in page.read_text("utf-8")]))

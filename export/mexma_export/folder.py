@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from mexma_rt.bundle.manifest import MANIFEST
-from mexma_rt.errors import FileError, InputError
+from mexma_rt.errors import FileError, InputError, typed
 from mexma_rt.files import folders
 
 
@@ -22,7 +22,7 @@ def new_folder(target: Path, *, force: bool = False) -> AbstractContextManager[P
 
 def _check_target(target: Path, force: bool) -> None:
     if not target.parent.is_dir():
-        raise FileError(f"{target.parent}: no such folder. Make it first: mkdir -p {target.parent}")
+        raise FileError(f"{target.parent}: no such folder. Make it first: mkdir -p {typed(target.parent)}")
     if not target.exists():
         return
     if not force:

@@ -71,12 +71,14 @@ def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ..
 
 def _check_plain(file: Path) -> None:
     """Raise InputError if a route, which reads the file by itself, would not find plain text in it."""
-    from mexma_rt.errors import InputError
+    from mexma_rt.errors import InputError, typed
     from mexma_rt.files.atomic import read_lines
     from mexma_rt.files.first_bytes import HEAD, packing
 
     if file.is_fifo():
-        raise InputError(f"{file} is a pipe, but every route reads the file again. Write it to a file first: cat {file} > NEW")
+        raise InputError(
+            f"{file} is a pipe, but every route reads the file again. Write it to a file first: cat {typed(file)} > NEW"
+        )
     with file.open("rb") as stream:
         if packed := packing(stream.read(HEAD)):
             raise InputError(f"{file} is packed ({packed[1:]}), but routes read plain text. Unpack it first.")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mexma_rt.errors import FileError, InputError
+from mexma_rt.errors import FileError, InputError, typed
 from mexma_rt.files.lines import text_lines
 from mexma_rt.files.unpacking import is_stdin
 
@@ -24,13 +24,15 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
 
 def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
     """Raise FileError or InputError if path cannot be written or is one of the inputs; called before long work."""
+    if os.fspath(path) == "":
+        raise FileError("The name of the output is empty, perhaps because a variable of the shell is not set.")
     path = Path(path)
     if path.is_dir():
         raise FileError(f"{path} is a folder, but the output is a file. Type {path / 'NAME'} instead.")
     direct = _is_special(path) or open_file(path) is not None
     folder = path.resolve().parent
     if not direct and not folder.is_dir():
-        raise FileError(f"{path} cannot be written: the folder {folder} does not exist. Type: mkdir -p {folder}")
+        raise FileError(f"{path} cannot be written: the folder {folder} does not exist. Type: mkdir -p {typed(folder)}")
     for name in inputs:
         if not is_stdin(name) and path.exists() and Path(name).exists() and path.samefile(name):
             raise InputError(f"{path} is an input as well as the output. Choose another name for the output.")

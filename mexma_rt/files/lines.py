@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from mexma_rt.errors import FileError, InputError, LineEndWarning
+from mexma_rt.errors import FileError, InputError, LineEndWarning, typed
 from mexma_rt.files.unpacking import is_stdin, open_unpacked, shown_name
 
 LONGEST_LINE = 2**24  # bytes; a small archive can unpack to one line larger than the memory
@@ -65,14 +65,16 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{shown_name(path)}, line {number}, byte {error.start + 1}: 0x{line[error.start]:02x} is not valid UTF-8 "
-                "there. Convert the file, for example: iconv -f LATIN1 -t UTF-8 FILE > NEW (with its real encoding in place "
-                "of LATIN1)."
+                "there. Convert the file from the encoding that it has: iconv -f ENCODING -t UTF-8 FILE > NEW (often "
+                "WINDOWS-1252 of western languages, SHIFT_JIS, GB18030 or EUC-KR; file --mime-encoding FILE guesses it)."
             ) from None
 
 
 @contextlib.contextmanager
 def damage_explained(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn library errors about damaged or unreadable files into FileError."""
+    if os.fspath(path) == "":
+        raise FileError("The name of a file is empty, perhaps because a variable of the shell is not set.")
     try:
         yield
     except (FileError, InputError):
@@ -82,7 +84,7 @@ def damage_explained(path: str | os.PathLike[str]) -> Iterator[None]:
     except IsADirectoryError:
         raise FileError(f"{path} is a folder, but a text file with one sentence per line is needed.") from None
     except PermissionError:
-        raise FileError(f"{path} cannot be read: no permission. Type: ls -l {path}") from None
+        raise FileError(f"{path} cannot be read: no permission. Type: ls -l {typed(path)}") from None
     except (EOFError, lzma.LZMAError, zlib.error, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's; gzip and pyarrow raise it without a number
             if is_stdin(path) and error.errno == errno.EBADF:

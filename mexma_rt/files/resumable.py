@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mexma_rt.errors import FileError, InputError, require_extra
+from mexma_rt.errors import FileError, InputError, require_extra, typed
 from mexma_rt.files.atomic import atomic_write, check_output, move_file, move_folder, open_file
 from mexma_rt.files.endings import check_ending, check_folder_name
 
@@ -136,7 +136,7 @@ def read_state(work: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        raise FileError(f"{work / 'state.json'} is damaged. Start over: rm -r {work}") from None
+        raise FileError(f"{work / 'state.json'} is damaged. Start over: rm -r {typed(work)}") from None
 
 
 def resume(work: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -151,7 +151,7 @@ def resume(work: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
     ]:
         raise InputError(
             f"{work} holds an unfinished run of another job, and vectors of two jobs cannot be mixed. It differs in "
-            f"{'; '.join(differences)}. Resume with the same input, model and settings, or start over: rm -r {work}"
+            f"{'; '.join(differences)}. Resume with the same input, model and settings, or start over: rm -r {typed(work)}"
         )
     return state
 
@@ -184,7 +184,9 @@ def check_rows(work: Path, layout: Layout, done: int) -> None:
         path = _shard(work, layout, name)
         needed = len(_header(layout, end - first)) + (min(done, end) - first) * layout.row_bytes
         if first < done and (not path.is_file() or path.stat().st_size < needed):
-            raise FileError(f"{path} is missing or cut off, although state.json counts its rows. Start over: rm -r {work}")
+            raise FileError(
+                f"{path} is missing or cut off, although state.json counts its rows. Start over: rm -r {typed(work)}"
+            )
 
 
 def is_moved(work: Path, target: Path, layout: Layout, done: int) -> bool:

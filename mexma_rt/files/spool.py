@@ -7,11 +7,12 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mexma_rt.errors import FileError, InputError
+from mexma_rt.errors import EmptyPipeWarning, FileError, InputError
 from mexma_rt.files.lines import damage_explained
 from mexma_rt.files.resumable import explained
 from mexma_rt.files.unpacking import is_stdin, shown_name
@@ -87,6 +88,12 @@ def _copy(source: Name, copy: Path, target: Path) -> None:
             with explained(target):
                 stream.write(block)
                 stream.flush()
+        if not stream.tell():
+            warnings.warn(
+                f"{shown_name(source)} gave nothing: look whether the command that writes it has failed.",
+                EmptyPipeWarning,
+                stacklevel=2,
+            )
 
 
 def _blocks(source: Name) -> Iterator[bytes]:

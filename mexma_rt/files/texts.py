@@ -58,7 +58,12 @@ def _json_lines(path: str | os.PathLike[str], field: str) -> Iterator[str]:
             raise InputError(f"{place} is a JSON {type(row).__name__}, but each line must be one object with {field!r}.")
         keys = path_of(row, field)
         if keys is None:
-            raise InputError(f"{place} has no field {field!r}. It has: {_listed(row)}.")
+            outer, value = _innermost(row, field)
+            if isinstance(value, list):
+                raise InputError(_of_list(place, outer))
+            if value is not None:
+                raise InputError(f"{place} has no field {field!r}. It has: {_listed(row)}.")
+            row, keys = None, []  # {"translation": null}, of which translation.fr is null too, as in parquet
         for key in keys:
             row = row[key]
         yield _checked(row, field, place)
@@ -84,6 +89,18 @@ def path_of(fields: Mapping[str, Any], field: str) -> list[str] | None:
         if rest is not None:
             return [field[:dot], *rest]
     return None
+
+
+def _innermost(fields: Mapping[str, Any], field: str) -> tuple[str, Any]:
+    """The longest part of a nested name that is there, and what it holds; ("", fields) if none is."""
+    outer = field.rpartition(".")[0]
+    while outer and path_of(fields, outer) is None:
+        outer = outer.rpartition(".")[0]
+    return outer, reduce(lambda inner, key: inner[key], path_of(fields, outer) or [], fields)
+
+
+def _of_list(place: str, name: str) -> str:
+    return f"{place}: {name!r} is a list, but a text is needed. Write a row for each of its items: jq -c '.{name}[]' FILE > NEW"
 
 
 def _listed(fields: Mapping[str, Any], most: int = 20) -> str:
@@ -142,6 +159,8 @@ def _checked(text: object, field: str, place: str) -> str:
     if not isinstance(text, str):
         if isinstance(text, dict):
             raise InputError(f"{place}: {field!r} is an object, not a text. Name one of its fields: {_listed({field: text})}.")
+        if isinstance(text, list):
+            raise InputError(_of_list(place, field))
         what = "missing (null)" if text is None else f"of type {type(text).__name__}"
         raise InputError(f"{place}: {field!r} is {what}, but a text is needed. Drop the row, or give it '' as an empty text.")
     if len(text) > LONGEST_LINE:

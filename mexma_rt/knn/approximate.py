@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mexma_rt.checks import check_dimensions, check_k, check_vectors
-from mexma_rt.errors import FileError, InputError, require_extra
+from mexma_rt.errors import FileError, InputError, require_extra, typed
 from mexma_rt.files import resumable
 from mexma_rt.files.atomic import atomic_write
 from mexma_rt.knn import ivfpq
@@ -168,7 +168,7 @@ def _load(folder: Path, done: int) -> np.ndarray:
     try:
         return np.load(_kept(folder, done), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise FileError(f"{_kept(folder, done)} is damaged ({error}). Start the search over: rm -r {folder}") from None
+        raise FileError(f"{_kept(folder, done)} is damaged ({error}). Start the search over: rm -r {typed(folder)}") from None
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mexma_rt.errors import FileError, InputError
+from mexma_rt.errors import FileError, InputError, typed
 from mexma_rt.files import resumable
 from mexma_rt.files.atomic import move_file
 
@@ -127,7 +127,7 @@ def build(
             if state["sha256"][part] != sha256 or not _part_file(folder, part).is_file():
                 raise FileError(
                     f"{folder} is the index of other vectors than {name}, or damaged: part {part} differs. "
-                    f"Start over: rm -r {folder}"
+                    f"Start over: rm -r {typed(folder)}"
                 )
         else:
             index = _read(folder / "trained.faiss")
@@ -165,7 +165,7 @@ def _read(path: Path) -> Any:
         return faiss.read_index(str(path))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise FileError(f"{path} is damaged or not complete ({reason}). Start over: rm -r {path.parent}") from None
+        raise FileError(f"{path} is damaged or not complete ({reason}). Start over: rm -r {typed(path.parent)}") from None
 
 
 def _write(index: Any, path: Path) -> None:

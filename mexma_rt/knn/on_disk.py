@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mexma_rt.checks import check_dimensions_of, check_k
-from mexma_rt.errors import FileError, InputError
+from mexma_rt.errors import FileError, InputError, typed
 from mexma_rt.files import resumable
 from mexma_rt.files.atomic import move_folder, sha256_of
 from mexma_rt.knn.blocks import SearchDevice, choose_device, neighbours_of
@@ -100,7 +100,7 @@ def knn_files(
         resumed = state["done"] / len(plan.pairs)
         if not (state["done"] == len(plan.pairs) and not (folder / "data").exists() and (final / INDEX).exists()):
             if final.exists():
-                raise FileError(f"{output} exists already. Choose another name, or delete it: rm -r {output}")
+                raise FileError(f"{output} exists already. Choose another name, or move it away.")
             _check_room(final, plan)
             rate = flops_per_second(plan.columns) * EFFICIENCY
             left = plan.flops * (1 - resumed) / rate
@@ -196,7 +196,7 @@ def _check_files(folder: Path, sides: tuple[SideState, SideState], plan: Plan, d
         for path in side.missing(numbers)
     ]
     if missing:
-        raise FileError(f"{missing[0]} is missing, although state.json counts it. Start over: rm -r {folder}")
+        raise FileError(f"{missing[0]} is missing, although state.json counts it. Start over: rm -r {typed(folder)}")
 
 
 def _check_room(final: Path, plan: Plan) -> None:

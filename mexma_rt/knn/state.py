@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mexma_rt.errors import FileError
+from mexma_rt.errors import FileError, typed
 from mexma_rt.files.atomic import atomic_write
 from mexma_rt.knn.keys import no_neighbours
 
@@ -38,7 +38,7 @@ class SideState:
         data = path.read_bytes()
         keys, digest = data[:-DIGEST], data[-DIGEST:]
         if len(keys) != (stop - start) * self._k * 8 or hashlib.blake2b(keys, digest_size=DIGEST).digest() != digest:
-            raise FileError(f"{path} is damaged, so the search cannot resume from it. Start over: rm -r {self._folder}")
+            raise FileError(f"{path} is damaged, so the search cannot resume from it. Start over: rm -r {typed(self._folder)}")
         return np.frombuffer(keys, np.uint64).reshape(stop - start, self._k).copy()
 
     def store(self, block: int, keys: np.ndarray) -> None:

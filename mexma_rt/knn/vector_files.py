@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mexma_rt.errors import FileError, InputError
+from mexma_rt.errors import FileError, InputError, typed
 from mexma_rt.files.resumable import INDEX
 from mexma_rt.files.storage import BUCKETS, SIGNS
 from mexma_rt.knn.search import unit_rows
@@ -100,7 +100,9 @@ def open_vectors(path: str | os.PathLike[str], *, unit: bool) -> VectorFiles:
     if not path.exists():
         raise FileError(f"{path} does not exist. Vectors come from: mexma embed FILE -o {path}")
     if path.is_fifo():
-        raise InputError(f"{path} is a pipe, but vectors are read in any order. Write them to a file: cat {path} > NEW.npy")
+        raise InputError(
+            f"{path} is a pipe, but vectors are read in any order. Write them to a file: cat {typed(path)} > NEW.npy"
+        )
     if not path.is_dir():
         shard = _shard(path, 0)
         if shard.dtype.kind == "i":  # the file does not say what they are; those of `mexma embed` are quantised

@@ -20,7 +20,7 @@ import numpy as np
 
 from mexma_rt.bundle.manifest import hash_of_files
 from mexma_rt.checks import check_dimensions, check_k, check_texts, check_vectors
-from mexma_rt.errors import FileError, InputError
+from mexma_rt.errors import FileError, InputError, typed
 from mexma_rt.files.atomic import atomic_write
 from mexma_rt.files.first_bytes import ZIP
 from mexma_rt.files.lines import damage_explained
@@ -107,7 +107,9 @@ class Background:
 def open_background(path: str | os.PathLike[str]) -> Background:
     """Read what `Background.save` wrote. Raises FileError if the file is missing, damaged or something else."""
     if Path(path).is_fifo():
-        raise InputError(f"{path} is a pipe, but a background is read in any order. Write it to a file first: cat {path} > NEW")
+        raise InputError(
+            f"{path} is a pipe, but a background is read in any order. Write it to a file first: cat {typed(path)} > NEW"
+        )
     try:
         with damage_explained(path), Path(path).open("rb") as stream:
             if stream.read(len(ZIP)) != ZIP:  # numpy would take it for a pickle, and advise to load it unsafely

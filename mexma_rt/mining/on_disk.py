@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mexma_rt.checks import check_dimensions_of, check_k, check_texts
-from mexma_rt.errors import FileError, InputError
+from mexma_rt.errors import FileError, InputError, typed
 from mexma_rt.files import resumable
 from mexma_rt.files.atomic import sha256_of
 from mexma_rt.knn import on_disk as knnfiles
@@ -156,10 +156,10 @@ def _check_found(place: Path, files: list[VectorFiles], k: int) -> None:
     if not same:
         raise FileError(
             f"{place} has the neighbours of other vectors or another k, from a run that was killed. Start over: "
-            f"rm -r {place.parent}"
+            f"rm -r {typed(place.parent)}"
         )
     if not whole:
-        raise FileError(f"{place}, which a run that was killed has left, is damaged. Start over: rm -r {place.parent}")
+        raise FileError(f"{place}, which a run that was killed has left, is damaged. Start over: rm -r {typed(place.parent)}")
 
 
 class _Rows:

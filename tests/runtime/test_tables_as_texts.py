@@ -19,11 +19,30 @@ from mexma_rt.checks import check_texts
 ROWS = {"text": ["un chat", "deux chiens", "trois"], "label": [1, 2, 3]}
 TEXTS = ROWS["text"]
 
+
+def sqlite_rows(sqlite3: Any) -> Any:
+    connection = sqlite3.connect(":memory:")
+    connection.row_factory = sqlite3.Row
+    return connection.execute("select 7 as id, 'un chat' as text")
+
+
 # How each is made of a library; a library that is not installed skips its cases.
 TABLES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "pandas": ("pandas", lambda pd: pd.DataFrame(ROWS), "texts is a DataFrame of pandas with the columns text, label"),
     "pandas-one-column": ("pandas", lambda pd: pd.DataFrame({"text": TEXTS}), "Type texts['text']."),
     "pandas-group": ("pandas", lambda pd: pd.DataFrame(ROWS).groupby("label"), "texts[0] is of type tuple"),
+    "pandas-tuples": ("pandas", lambda pd: pd.DataFrame(ROWS).itertuples(), "type [row.text for row in texts]."),
+    "pandas-values": ("pandas", lambda pd: pd.DataFrame(ROWS).values, "Type texts[:, 0] (or another column)."),
+    "pandas-one-value": ("pandas", lambda pd: pd.DataFrame({"text": TEXTS}).values, "Type texts[:, 0]."),
+    "pandas-str": ("pandas", lambda pd: pd.Series(TEXTS).str, "texts is of type StringMethods, but a list"),
+    "csv": ("csv", lambda csv: csv.reader(["1,un chat", "2,deux chiens"]), "type [row[0] for row in texts]."),
+    "sqlite": (
+        "sqlite3",
+        lambda sqlite3: sqlite3.connect(":memory:").execute("select 7, 'un chat'"),
+        "texts[0] is of type tuple, but each sentence must be a str. If these are rows, of which one column is the text, "
+        "type [row[1] for row in texts].",
+    ),
+    "sqlite-row": ("sqlite3", lambda sqlite3: sqlite_rows(sqlite3), "type [row[1] for row in texts]."),
     "pandas-two-levels": ("pandas", lambda pd: pd.concat({"a": pd.DataFrame(ROWS)}, axis=1), "Type texts[('a', 'text')]"),
     "pandas-wide": ("pandas", lambda pd: pd.DataFrame([range(99)]), "columns 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 89 more"),
     "polars": ("polars", lambda pl: pl.DataFrame(ROWS), "Type texts['text'] (or another column)."),

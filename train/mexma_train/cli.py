@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mexma_rt.cli.edges import RESUMES, EdgesCommand, interrupted
-from mexma_rt.errors import MexmaError, require_extra
+from mexma_rt.errors import MexmaError, require_extra, typed
 from mexma_train.cli_eval import evaluate
 from mexma_train.config import Recipe, TokenizerConfig, as_original, load_recipe
 from mexma_train.flags import Command, apply_flags, recipe_flags, run_flags
@@ -217,7 +217,9 @@ def _say(recipe: Recipe, world: World) -> None:
 def _end(finished: bool, out: Path, world: World) -> None:
     if world.main:
         checkpoint = f"{out / 'checkpoint'}"
-        click.echo(f"finished: {checkpoint}" if finished else f"stopped by --minutes; continue with: mexma-train resume {out}")
+        click.echo(
+            f"finished: {checkpoint}" if finished else f"stopped by --minutes; continue with: mexma-train resume {typed(out)}"
+        )
 
 
 def _kept(out: Path) -> str:
@@ -227,7 +229,9 @@ def _kept(out: Path) -> str:
     if not states(out):
         return "no state was saved yet, so there is nothing to resume: the same command starts again"
     state = newest_state(out)
-    return f"kept: {state.path}, {state.update:,} updates of stage {state.stage}. Continue with: mexma-train resume {out}"
+    return (
+        f"kept: {state.path}, {state.update:,} updates of stage {state.stage}. Continue with: mexma-train resume {typed(out)}"
+    )
 
 
 def _dry_run(recipe: Recipe, shards_folder: Path) -> str:

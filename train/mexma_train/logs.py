@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from mexma_rt.errors import FileError, require_extra
+from mexma_rt.errors import FileError, require_extra, typed
 from mexma_rt.files.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class RunLog:
     def _cannot_write(self, error: OSError) -> FileError:
         return FileError(
             f"{self.folder / LOG} cannot be written: {error.strerror or error}. Make room or fix the permissions; the run's "
-            f"saved state is unchanged, so continue with: mexma-train resume {self.folder}"
+            f"saved state is unchanged, so continue with: mexma-train resume {typed(self.folder)}"
         )
 
 
@@ -201,7 +201,7 @@ def _parse(path: Path) -> list[tuple[dict, bytes]]:
             f"{path} does not exist: {path.parent} is not the folder of a run. Give the folder that `mexma-train run` wrote."
         ) from None
     except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror or error}. Type: ls -l {path}") from error
+        raise FileError(f"{path} cannot be read: {error.strerror or error}. Type: ls -l {typed(path)}") from error
     parsed = []
     for number, raw in enumerate(lines, start=1):
         try:

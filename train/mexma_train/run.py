@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import XLMRobertaConfig
 
 from mexma_rt.backends.packed_encoder import Encoder
-from mexma_rt.errors import FileError, InputError
+from mexma_rt.errors import FileError, InputError, typed
 from mexma_train import probe
 from mexma_train.attention import choose_attention
 from mexma_train.batch import MicroBatch, update_batches
@@ -61,7 +61,9 @@ def train(
     """
     out = Path(out)
     if states(out):
-        raise FileError(f"{out} holds a run already. Continue it with: mexma-train resume {out}\nor name another folder.")
+        raise FileError(
+            f"{out} holds a run already. Continue it with: mexma-train resume {typed(out)}\nor name another folder."
+        )
     first = "warmup" if recipe.warmup else "ranking" if recipe.ranking else "mexma"
     return _go_on(State(stage=first, update=0, recipe=recipe, shards=str(Path(shards_folder).resolve())), out, device, minutes)
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from mexma_rt.errors import FileError, InputError, MexmaError
+from mexma_rt.errors import FileError, InputError, MexmaError, typed
 from mexma_rt.files.atomic import atomic_write, move_file
 from mexma_rt.progress import progress_bar
 from mexma_train.data.shards import TEACHER, Shards, open_shards
@@ -72,14 +72,14 @@ def teach(
     work = shards.folder / ".teacher"  # grows under this name; its files are moved out of it at the end
     if shards.teacher is not None:
         about = json.loads((shards.folder / TEACHER[0]).read_text(encoding="utf-8"))
-        _refuse_another(about, teacher, pupil, dimensions, "rm -f " + " ".join(str(shards.folder / name) for name in TEACHER))
+        _refuse_another(about, teacher, pupil, dimensions, "rm -f " + " ".join(typed(shards.folder / name) for name in TEACHER))
         shutil.rmtree(work, ignore_errors=True)  # all that the kill of a finished call can leave
         return Taught(about=about, made=False)
     texts = _Texts(shards)
     try:
         if (work / "progress.json").is_file():
             about = json.loads((work / "progress.json").read_text(encoding="utf-8"))
-            _refuse_another(about, teacher, pupil, dimensions, f"rm -r {work}")
+            _refuse_another(about, teacher, pupil, dimensions, f"rm -r {typed(work)}")
         else:
             about = _begin(work, teacher, pupil, texts, dimensions, progress)
         if about["done"] < about["segments"]:

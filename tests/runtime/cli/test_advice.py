@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -140,3 +141,46 @@ def test_names_of_other_bytes_than_utf8(tiny_bundle: Path) -> None:
     assert Path(f"{name}x.tsv").read_text(encoding="utf-8").splitlines()[1].startswith("caf\\xe9\tb\t")
     error = mexma(tiny_bundle, f"embed {name}.xyz -o v.npy", 1)
     assert "does not exist" in error.output
+
+
+def test_an_empty_name_is_a_variable_that_is_not_set(tiny_bundle: Path) -> None:
+    for words, which in {
+        ("embed", "", "-o", "v.npy"): "a file",
+        ("embed", "a.txt", "-o", ""): "the output",
+        ("score", "a.txt", ""): "a file",
+    }.items():
+        result = CliRunner().invoke(main, [*words, "--model", str(tiny_bundle)])
+        assert result.exit_code == 1
+        assert result.stderr == f"mexma: The name of {which} is empty, perhaps because a variable of the shell is not set.\n"
+
+
+def test_a_path_in_a_command_that_is_advised_is_one_word(tiny_bundle: Path) -> None:
+    """`rm -r my corpus/.v.npy.part` would delete the folder `my`: each advised line goes through a shell's own splitting."""
+    folder = Path("my corpus")
+    (folder / ".v.npy.part").mkdir(parents=True)
+    (folder / ".v.npy.part/state.json").write_text("{")
+    (folder / "shards").mkdir()
+    Path("it's").mkdir()
+    for words, advice in {
+        ("embed", "a.txt", "-o", "my corpus/v.npy"): ["rm", "-r", str(Path.cwd() / "my corpus/.v.npy.part")],
+        ("embed", "a.txt", "-o", "it's/no/v.npy"): ["mkdir", "-p", str(Path.cwd() / "it's/no")],
+    }.items():
+        result = CliRunner().invoke(main, [*words, "--model", str(tiny_bundle)])
+        assert result.exit_code == 1
+        start = result.stderr.index(f"{advice[0]} {advice[1]} ")
+        assert shlex.split(result.stderr[start:]) == advice
+    taken = CliRunner().invoke(
+        main, ["embed", "a.txt", "-o", "my corpus/shards", "--shard-rows", "2", "--model", str(tiny_bundle)]
+    )
+    assert "my corpus/shards exists already. Choose another name, or move it away." in taken.stderr  # it may be the user's own
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "shift-jis", "gb18030", "euc-kr", "koi8-r"])
+def test_no_encoding_is_advised_that_would_make_nonsense_of_the_text(encoding: str, tiny_bundle: Path) -> None:
+    text = {"cp1252": "It’s “quoted”", "shift-jis": "日本語の文章", "gb18030": "你好，世界", "euc-kr": "안녕하세요"}.get(
+        encoding, "Привет"
+    )
+    Path("a.txt").write_bytes(text.encode(encoding))
+    said = mexma(tiny_bundle, "embed a.txt -o v.npy", 1).stderr
+    assert "is not valid UTF-8 there. Convert the file from the encoding that it has: iconv -f ENCODING -t UTF-8" in said
+    assert "LATIN1" not in said and "8859-1" not in said

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mexma_rt.cli import main
+from mexma_rt.errors import EmptyPipeWarning
 
 from ..streams import ROOT
 
@@ -176,6 +177,17 @@ def test_errors_name_the_pipe_and_leave_nothing(tiny_bundle: Path) -> None:
     wide = "\ufeffone\n".encode("utf-16-le")
     assert "mexma: standard input is UTF-16, as its first bytes say" in mexma(tiny_bundle, "embed - -o v.npy", 1, wide).stderr
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.filterwarnings("ignore::mexma_rt.errors.EmptyPipeWarning")
+def test_a_pipe_that_gives_nothing_is_told(tiny_bundle: Path) -> None:
+    """As of <(zcat missing.gz): without a word the result of a command that failed would be an array without rows."""
+    said = "gave nothing: look whether the command that writes it has failed."
+    with writing(a=b""), pytest.warns(EmptyPipeWarning, match=rf"a\.pipe {said}"):
+        mexma(tiny_bundle, "embed a.pipe -o v.npy")
+    assert np.load("v.npy").shape == (0, 32)
+    with pytest.warns(EmptyPipeWarning, match=f"standard input {said}"):
+        mexma(tiny_bundle, "embed - -o v.npy", stdin=b"")
 
 
 def test_process_substitution_of_a_shell(tiny_bundle: Path) -> None:

@@ -218,7 +218,7 @@ def test_arguments_that_cannot_be_used(encoder: mexma_rt.Encoder, source: Path) 
         (InputError, "truncate_dim=99 is more than the 32 dimensions", "v", {"truncate_dim": 99}),
         (InputError, "is an input as well as the output", "in.txt", {}),
         (FileError, "is a file, but shards are written to a folder", "file", {"shard_rows": 4}),
-        (FileError, "out exists already. Choose another name, or delete it: rm -r out", "out", {"shard_rows": 4}),
+        (FileError, "out exists already. Choose another name, or move it away.", "out", {"shard_rows": 4}),
         (FileError, "is a device, a pipe or an open file", os.devnull, {}),
     ]:
         with pytest.raises(error, match=message):

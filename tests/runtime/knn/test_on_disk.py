@@ -272,7 +272,7 @@ def bad(kind: str) -> tuple[str, dict[str, Any]]:
         ("missing", "no.npy does not exist. Vectors come from: mexma embed"),
         ("text", "text.npy is no .npy file"),
         ("cut", "cut.npy is cut off"),
-        ("exists", "folder exists already. Choose another name, or delete it: rm -r folder"),
+        ("exists", "folder exists already. Choose another name, or move it away."),
         ("file", "y.npy is the name of a file"),
         ("empty folder", "folder without vectors.json"),
         ("ubinary", "sign bits"),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mexma_rt.errors import FileError, InputError
+from mexma_rt.errors import FileError, InputError, typed
 from mexma_rt.files.atomic import read_lines
 from mexma_train.evaluate import MIN_PAIRS, XSIM_K, TestSet, read_test_set
 
@@ -50,7 +50,7 @@ def read_flores(folder: Path) -> Flores:
         if len(text) != len(english):
             raise InputError(
                 f"{files[lang]} has {len(text)} lines and eng.txt {len(english)}, but line i of every file is the same "
-                f"sentence. Copy the file again, or leave the language out. Type: wc -l {folder}/*.txt"
+                f"sentence. Copy the file again, or leave the language out. Type: wc -l {typed(folder)}/*.txt"
             )
         if blank := next((i for i, line in enumerate(text, start=1) if not line.strip()), None):
             raise InputError(f"{files[lang]}, line {blank}: blank, but every line is a sentence. Copy the file again.")
