@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, SupportsFloat, TypeAlias
 
 from mexma_rt.errors import FileError, require_extra, typed
 from mexma_rt.files.atomic import atomic_write
@@ -26,6 +26,9 @@ from mexma_rt.files.atomic import atomic_write
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
+
+Plain: TypeAlias = "str | SupportsFloat | Mapping[str, Plain]"  # what a line of the log may hold
+Line: TypeAlias = dict[str, Any]  # a line of the log as read from JSON
 
 LOG = "log.jsonl"
 EVENTS = "tensorboard"
@@ -136,7 +139,7 @@ class RunLog:
             folder = self.folder / EVENTS / self.name
             self._events = opened.enter_context(SummaryWriter(str(folder), purge_step=self._last + 1))
 
-    def _write(self, update: int, values: Mapping[str, object]) -> None:
+    def _write(self, update: int, values: Mapping[str, Plain]) -> None:
         """Append a whole line; the system has it when this returns, so killing the process loses nothing."""
         assert self._file is not None, "a RunLog writes only inside its with block"
         text = json.dumps(_plain({"stage": self.name, "update": update} | dict(values)), allow_nan=False)
@@ -160,7 +163,7 @@ class RunLog:
         )
 
 
-def read_log(folder: Path) -> list[dict]:
+def read_log(folder: Path) -> list[Line]:
     """Return the lines of a run's log; a last line without its end (the run was killed, or is writing it now) is left out.
 
     Raises FileError if there is no log, or if a whole line is none of ours.
@@ -192,7 +195,7 @@ def truncate(folder: Path, stage_names_in_order: list[str], stage: str, update: 
             stream.write(data)
 
 
-def _parse(path: Path) -> list[tuple[dict, bytes]]:
+def _parse(path: Path) -> list[tuple[Line, bytes]]:
     """Each whole line as (values, bytes with the line's end)."""
     try:
         *lines, _torn = path.read_bytes().split(b"\n")
@@ -221,7 +224,7 @@ def _damaged(path: Path, number: int, why: str) -> FileError:
     )
 
 
-def _plain(value: object) -> object:
+def _plain(value: Plain) -> object:
     """A value for JSON: mappings of strings, numbers; null for what is not finite."""
     if isinstance(value, Mapping):
         return {name: _plain(part) for name, part in value.items()}

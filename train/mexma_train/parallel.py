@@ -130,14 +130,14 @@ class _AllGather(torch.autograd.Function):
     """all_gather along the rows; the backward pass sums each process's share of the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, size: int) -> Tensor:
         ctx.rows = len(x)
         parts = [torch.empty_like(x) for _ in range(size)]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)  # gloo has no reduce_scatter; the vectors are small beside the weights
         rank = dist.get_rank()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mexma_rt.errors import InputError, require_extra
 from mexma_rt.files.atomic import atomic_write, check_output
 from mexma_train.evaluate import MEAN
-from mexma_train.logs import LOG, read_log
+from mexma_train.logs import LOG, Line, read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,7 @@ class _Curve:
     label: str | None  # in the legend
     updates: list[int]
     values: list[float]  # NaN, a gap in the curve, where the log has null
-    style: dict
+    style: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def plot(folder: Path, target: Path) -> None:
         drawn.savefig(stream, format=suffix, dpi=120)
 
 
-def figure(lines: list[dict]) -> Figure:
+def figure(lines: list[Line]) -> Figure:
     """Return the picture of log lines (at least one, as `read_log` gives them); pyplot and its state are not touched."""
     require_extra("train", "matplotlib")
     from matplotlib.figure import Figure
@@ -124,7 +124,7 @@ def figure(lines: list[dict]) -> Figure:
     return whole
 
 
-def _panels(lines: list[dict]) -> list[_Panel]:
+def _panels(lines: list[Line]) -> list[_Panel]:
     """What one stage has to show: only the terms and measures that its lines hold, and every one of them."""
     steps = [line for line in lines if "evaluation" not in line]
     evaluations = [line for line in lines if "evaluation" in line]
@@ -142,7 +142,7 @@ def _panels(lines: list[dict]) -> list[_Panel]:
     return [panel for panel in panels if panel.curves]
 
 
-def _measure_curves(evaluations: list[dict], measure: str) -> list[_Curve]:
+def _measure_curves(evaluations: list[Line], measure: str) -> list[_Curve]:
     """A curve for each test set and a thick one for their mean; with one test set only its own."""
     names = dict.fromkeys(name for line in evaluations for name in line["evaluation"])
     sets = [name for name in names if name != MEAN]
@@ -160,7 +160,7 @@ def _measure_curves(evaluations: list[dict], measure: str) -> list[_Curve]:
     return curves
 
 
-def _series(rows: list[tuple[int, dict]], name: str) -> tuple[list[int], list[float]]:
+def _series(rows: list[tuple[int, Line]], name: str) -> tuple[list[int], list[float]]:
     """The updates whose row has `name`, and its values."""
     found = [(update, row[name]) for update, row in rows if name in row]
     return [update for update, _ in found], [math.nan if value is None else value for _, value in found]

@@ -8,6 +8,7 @@ as many pairs takes. T packed tokens, B pairs, D dimensions.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ def whole_terms(encoder: Encoder, batch: PairBatch, config: RankingConfig, atten
     return ranking_terms(text_BD, english_ED.index_select(0, batch.english_of), batch.targets, config, same_BB)
 
 
-def ranking_parameters(encoder: Encoder, config: RankingConfig) -> list[dict]:
+def ranking_parameters(encoder: Encoder, config: RankingConfig) -> list[dict[str, Any]]:
     """Adam groups: the top layer at config.lr, each one below it at layer_decay of that, then the embeddings; the words."""
     words = encoder.embeddings.word_embeddings.weight
     words.requires_grad_(config.words_lr > 0)

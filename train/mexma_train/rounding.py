@@ -28,7 +28,8 @@ def round_to_blocks(weight_OI: Tensor, bits: int) -> Tensor:
     largest = blocks.gather(1, blocks.abs().argmax(dim=1, keepdim=True))
     scale = (largest / -half).half().float()
     codes = (blocks / torch.where(scale == 0, 1, scale)).round().clamp(-half, half - 1)
-    return (codes * scale).reshape(weight_OI.shape)
+    numbers: Tensor = (codes * scale).reshape(weight_OI.shape)
+    return numbers
 
 
 def product_weights(encoder: Any) -> list[torch.nn.Parameter]:

@@ -267,7 +267,7 @@ def mexma_stage(recipe: Recipe, model: Mexma, sampler: PairSampler, world: World
     )
 
 
-def parameter_groups(model: nn.Module, config: MexmaConfig) -> list[dict]:
+def parameter_groups(model: nn.Module, config: MexmaConfig) -> list[dict[str, Any]]:
     """Decay on matrices only, as nanoGPT and the original; the tied matrix counts once."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [

@@ -22,7 +22,8 @@ def vocabulary_loss(
 
     Products run in the autocast type where autocast is on, softmax and sums in float32 (float64 for float64 states).
     """
-    return _Chunked.apply(states_MD, weight_VD, bias_V, labels_M, shares_M, chunk)  # type: ignore[return-value]
+    both: tuple[Tensor, Tensor] = _Chunked.apply(states_MD, weight_VD, bias_V, labels_M, shares_M, chunk)
+    return both
 
 
 class _Chunked(torch.autograd.Function):
@@ -67,6 +68,6 @@ class _Chunked(torch.autograd.Function):
         return (losses * shares).sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:
         saved = iter(ctx.saved_tensors)
         return *(next(saved) * grad if wanted else None for wanted in ctx.needs_input_grad[:3]), None, None, None

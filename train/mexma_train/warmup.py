@@ -73,12 +73,12 @@ class _SumBags(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, columns: Tensor, starts: Tensor, back_columns: Tensor, back_starts: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, starts: Tensor, back_columns: Tensor, back_starts: Tensor) -> Tensor:
         ctx.save_for_backward(back_columns, back_starts)
         return F.embedding_bag(columns, rows, starts, mode="sum")
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         back_columns, back_starts = ctx.saved_tensors
         return F.embedding_bag(back_columns, grad.contiguous(), back_starts, mode="sum"), None, None, None, None
 
@@ -138,7 +138,7 @@ def bag_vectors(encoder: Encoder, bags: Bags) -> Tensor:
     return layer.output.LayerNorm(layer.output.dense(F.gelu(layer.intermediate.dense(attended_BD))) + attended_BD)
 
 
-def warmup_parameters(encoder: Encoder, config: WarmupConfig) -> list[dict]:
+def warmup_parameters(encoder: Encoder, config: WarmupConfig) -> list[dict[str, Any]]:
     """Adam groups: the word embeddings at the full rate, the last layer at a tenth; nothing else is trained."""
     words, last = encoder.embeddings.word_embeddings.weight, encoder.encoder.layer[-1]
     return [{"params": [words], "lr": config.lr}, {"params": list(last.parameters()), "lr": config.lr / 10}]
