@@ -5,7 +5,8 @@ block of numbers of that row, so that no row depends on what else is in its batc
 bits, block size and level each product has is chosen by what the rounding costs this checkpoint (sensitivity.py).
 
 Word embeddings are in 4 bits, blocks of 32, read with GatherBlockQuantized, where that costs little enough: in w8 only where
-the table lies on such a grid already. Else they are in 8 bits, as int8 and mixed have them (compact.py).
+the table lies on such a grid already. Else they are in 8 bits, as int8 and mixed have them (compact.py). A table that was coded
+before training (word_codes.py) is stored in its codes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from mexma_export.blocks import Blocks, quantise_blocks
 from mexma_export.compact import WORDS, MixedWriter
 from mexma_export.fused import CONTRIB, save_graph
 from mexma_export.head import PLAIN, Head
+from mexma_export.word_codes import WordCodes, find_codes
 from mexma_rt.bundle.graphs import INPUTS
 
 if TYPE_CHECKING:
@@ -51,13 +53,39 @@ class BlockWriter(MixedWriter):
     def words(self) -> str:
         if self.forms[WORDS_WEIGHT].bits != 4:
             return super().words()
-        blocks = quantise_blocks(self.tensor(WORDS_WEIGHT), bits=4, size=WORDS_BLOCK)
+        table = self.tensor(WORDS_WEIGHT)
+        codes = find_codes(table)
+        if codes is None:
+            return self._rows_in_blocks(table, INPUTS[0], "words")
+        if codes.first == 0:
+            return self._rows_in_codes(codes, INPUTS[0], "words")
+        last, first = self.store("last_exact", np.array(codes.first - 1)), self.store("first_coded", np.array(codes.first))
+        exact = self._rows_in_blocks(table[: codes.first], self.node("Min", [INPUTS[0], last], "exact_ids"), "exact_rows")
+        beyond = self.node("Sub", [INPUTS[0], first], "ids_beyond")
+        beyond = self.node("Max", [beyond, self.store("zero_id", np.array(0))], "coded_ids")
+        coded = self._rows_in_codes(codes, beyond, "coded_rows")
+        frequent = self.node("Less", [INPUTS[0], first], "frequent")
+        frequent = self.node("Unsqueeze", [frequent, self.store("last_axis", np.array([-1]))], "frequent_rows")
+        return self.node("Where", [frequent, exact, coded], "words")
+
+    def _rows_in_codes(self, codes: WordCodes, ids: str, output: str) -> str:
+        """Rows of the coded part of the table, by their numbers in it."""
+        rows = self.node("Gather", [self.store(f"{WORDS}.codes", codes.codes), ids], f"{output}/codes")
+        places, book, part = codes.books.shape
+        starts = self.store("book_starts", np.arange(places, dtype=np.int32) * book)
+        numbers = self.node("Cast", [rows], f"{output}/numbers", to=TensorProto.INT32)
+        books = self.weight(f"{WORDS}.books", codes.books.reshape(-1, part))
+        parts = self.node("Gather", [books, self.node("Add", [numbers, starts], f"{output}/places")], f"{output}/parts")
+        return self.node("Reshape", [parts, self.store("words_shape", np.array([0, 0, self.width]))], output)
+
+    def _rows_in_blocks(self, table: np.ndarray, ids: str, output: str) -> str:
+        blocks = quantise_blocks(table, bits=4, size=WORDS_BLOCK)
         data, scales = f"{WORDS_WEIGHT}.steps4", self._scales(WORDS_WEIGHT, blocks)
         raw = (blocks.packed ^ 0x88).tobytes()  # the codes less 8, as numbers of 4 bits with a sign
         self.tensors[data] = helper.make_tensor(data, TensorProto.INT4, blocks.steps.shape, raw, raw=True)
-        inputs = [data, INPUTS[0], scales]
+        inputs = [data, ids, scales]
         attributes: dict[str, Any] = {"gather_axis": 0, "quantize_axis": 1, "block_size": WORDS_BLOCK}
-        return self.node("GatherBlockQuantized", inputs, "words", domain=CONTRIB, **attributes)
+        return self.node("GatherBlockQuantized", inputs, output, domain=CONTRIB, **attributes)
 
     def _scales(self, name: str, blocks: Blocks) -> str:
         """Store scales as they are; returns the name of their float32 values (a Cast of fp16, once, at loading)."""

@@ -139,9 +139,22 @@ def rebuild(bundle: str, checkpoint: Path, as_json: bool) -> None:
 @click.argument("checkpoint")
 @click.argument("target", type=click.Path(path_type=Path))
 @vocabulary_options
+@click.option(
+    "--code-beyond",
+    type=click.IntRange(min=0),
+    metavar="ROW",
+    help="Replace the word rows from this one on by product-quantised codes of them: in w4 and w8, 96 bytes a row of 384 "
+    "numbers instead of 216. A multiple of 1024. Train afterwards.",
+)
 @as_json_option
 def trim(
-    checkpoint: str, target: Path, trim_vocab: tuple[Path, ...], languages: str | None, pieces: int | None, as_json: bool
+    checkpoint: str,
+    target: Path,
+    trim_vocab: tuple[Path, ...],
+    languages: str | None,
+    pieces: int | None,
+    code_beyond: int | None,
+    as_json: bool,
 ) -> None:
     """Write CHECKPOINT with fewer word pieces to the new folder TARGET, to train on or to export."""
     from mexma_export.trim_checkpoint import trim_checkpoint
@@ -154,6 +167,7 @@ def trim(
             corpus=trim_vocab,
             languages=parse_languages(languages) if languages else (),
             pieces=pieces,
+            code_beyond=code_beyond,
         )
     except MexmaError as error:
         exit_with(error, as_json)

@@ -22,6 +22,7 @@ from mexma_export.blockwise import WORDS_WEIGHT, Form, product_names
 from mexma_export.reopen import Runner
 from mexma_export.sentences import Sentence
 from mexma_export.verdict import Thresholds
+from mexma_export.word_codes import stored_without_loss
 from mexma_rt.bundle.graphs import PAD
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ WIDE = Form(bits=8, size=128, level=4)  # faster than blocks of 32, and coarser
 def ladder(name: str, weight: np.ndarray, bits: int) -> tuple[Form, ...]:
     """The forms of the words or a product in w4 or w8, from the cheapest to the most exact."""
     if name == WORDS_WEIGHT:
-        if on_grid(weight, size=32):
+        if stored_without_loss(weight):
             return (EXACT,)
         return (EXACT, GROUPS) if bits == 4 else (GROUPS,)
     if bits == 4:
@@ -72,7 +73,7 @@ def choose_forms(
     rungs = {name: ladder(name, _weight(model, name), bits) for name in names}
     batches = calibration(tokenizer, sentences, pad)
     wanted = _vectors(run, batches, pad)
-    held: dict[tuple[str, Form], Blocks] = {}
+    held: dict[tuple[str, Form], Blocks | None] = {}
 
     def harm(forms: Mapping[str, Form]) -> tuple[float, float]:
         """1 - (lowest, mean) cosine of the sentence vectors with these products rounded, the others as they are."""
@@ -128,9 +129,12 @@ def calibration(tokenizer: Tokenizer, sentences: Sequence[Sentence], pad: int = 
 
 @contextmanager
 def rounded(
-    model: XLMRobertaModel, forms: Mapping[str, Form], held: dict[tuple[str, Form], Blocks] | None = None
+    model: XLMRobertaModel, forms: Mapping[str, Form], held: dict[tuple[str, Form], Blocks | None] | None = None
 ) -> Iterator[None]:
-    """Inside the block, the named products compute as MatMulNBits does with these forms. `held` caches blocks between calls."""
+    """Inside the block, the named products compute as MatMulNBits does with these forms.
+
+    `held` caches blocks between calls, None for words that the graph stores without loss.
+    """
     held = {} if held is None else held
     before: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
     hooks: list[RemovableHandle] = []
@@ -138,10 +142,13 @@ def rounded(
         for name, form in forms.items():
             if (name, form) not in held:
                 weight = _weight(model, name)
-                held[name, form] = quantise_blocks(weight, bits=form.bits, size=gcd(form.size, weight.shape[1]))
-            parameter = model.get_parameter(name)
-            before.append((parameter, parameter.data))
-            parameter.data = torch.from_numpy(held[name, form].numbers)
+                exact = name == WORDS_WEIGHT and form == EXACT and stored_without_loss(weight)
+                size = gcd(form.size, weight.shape[1])
+                held[name, form] = None if exact else quantise_blocks(weight, bits=form.bits, size=size)
+            if (blocks := held[name, form]) is not None:
+                parameter = model.get_parameter(name)
+                before.append((parameter, parameter.data))
+                parameter.data = torch.from_numpy(blocks.numbers)
             if form.level == 4:
                 layer = model.get_submodule(name.removesuffix(".weight"))
                 hooks.append(layer.register_forward_pre_hook(lambda _, inputs, size=form.size: (round_input(inputs[0], size),)))

@@ -1,7 +1,9 @@
 """A checkpoint with fewer pieces, to train on: `mexma-export trim CHECKPOINT FOLDER --pieces 120000`.
 
 The folder has the checkpoint's files, with the kept rows of its word embeddings, the trimmed tokenizer and the new vocab_size.
-Text that lost no piece keeps its vectors bit for bit (tests/export/test_trim.py). See trim.py for what is kept.
+Text that lost no piece keeps its vectors bit for bit (tests/export/test_trim.py). See trim.py for what is kept. With
+`code_beyond` the rows from that one on are replaced by what product-quantised codes of them say (word_codes.py): done before
+training, a bundle's w4 and w8 graphs store those rows in their codes without loss.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import numpy as np
 
 from mexma_export.checkpoint import load_checkpoint
 from mexma_export.folder import new_folder
-from mexma_export.trim import trim_vocabulary, write_weights
+from mexma_export.trim import PER_PIECE, trim_vocabulary, write_weights
+from mexma_export.word_codes import code_rows
 from mexma_rt.bundle.manifest import TOKENIZER, WEIGHTS
 from mexma_rt.errors import InputError, require_extra
 
@@ -37,10 +40,12 @@ def trim_checkpoint(
     corpus: tuple[Path, ...] = (),
     languages: tuple[str, ...] = (),
     pieces: int | None = None,
+    code_beyond: int | None = None,
 ) -> np.ndarray:
     """Write the trimmed checkpoint folder `target`; returns the kept rows, int64 [V], in ascending order.
 
-    Raises InputError (nothing that says what to keep, or too few or many `pieces`), BundleError, FileError.
+    Raises InputError (nothing that says what to keep, too few or many `pieces`, a `code_beyond` that code_rows refuses),
+    BundleError, FileError.
     """
     require_extra("export", "torch", "transformers", "safetensors")
     if not (corpus or languages or pieces):
@@ -57,4 +62,19 @@ def trim_checkpoint(
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         trim.tokenizer.save(str(folder / TOKENIZER))
         write_weights(replace(source, kept=trim.kept), folder / WEIGHTS)
+        if code_beyond is not None:
+            _code_words(folder / WEIGHTS, code_beyond)
     return trim.kept
+
+
+def _code_words(path: Path, first: int) -> None:
+    """Code the word rows from `first` on, in a safetensors file. They are written as float32, whatever they were."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    from torch import from_numpy
+
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    (name,) = (name for name in tensors if name.endswith(PER_PIECE[0]))
+    tensors[name] = from_numpy(code_rows(tensors[name].float().numpy(), first))
+    save_file(tensors, path, metadata=metadata)

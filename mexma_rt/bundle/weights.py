@@ -1,13 +1,14 @@
 """Reads the encoder's weights back from a graph that holds them, as {name in the checkpoint: float32 array}.
 
-The graphs that mexma-export writes itself keep every tensor's name. w4 and w8 hold steps and scales of blocks, mixed int8 steps
+The graphs that mexma-export writes itself keep every tensor's name. w4 and w8 hold steps and scales of blocks, and word
+rows in codes where they were coded before training, mixed int8 steps
 and scales of words and fp16 products, fused all in float32. The numbers are those that the graph computes with; a product's
 inputs, which w4 and w8 round while they run, are no weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,30 @@ def weights_of(graph: Path) -> Iterator[tuple[str, np.ndarray]]:
         if not name.startswith(("embeddings.", "encoder.")) or name.endswith((".scales", ".scale")):
             continue  # a constant of the graph, or read with its steps
         base, _, kind = name.rpartition(".")
-        if kind in ("steps4", "steps8"):
+        if name in (f"{WORDS}.books", f"{WORDS}.weight.steps4") and f"{WORDS}.codes" in held:
+            continue  # read with the codes
+        if name == f"{WORDS}.codes":
+            yield f"{WORDS}.weight", _coded(graph, held)
+        elif kind in ("steps4", "steps8"):
             yield base, _blocks(graph, tensor, held[f"{base}.scales"])
         elif kind == "steps":
             steps = read_tensor(graph, tensor).astype(np.float32) * read_tensor(graph, held[f"{base}.scale"])
             yield f"{base}.weight", steps.reshape(len(steps), -1)
         else:
             yield from _plain(name, read_tensor(graph, tensor).astype(np.float32))
+
+
+def _coded(graph: Path, held: Mapping[str, Tensor]) -> np.ndarray:
+    """[V, D] of the first rows in blocks, if there are any, and the others in codes: uint8 [V - first, P], one of the 256 parts
+    of each place's book, float16 [P * 256, D / P]."""
+    codes, books = (read_tensor(graph, held[f"{WORDS}.{part}"]) for part in ("codes", "books"))
+    rows, places = codes.shape
+    parts = books.astype(np.float32).reshape(places, len(books) // places, -1)
+    coded = parts[np.arange(places), codes].reshape(rows, -1)
+    first = held.get(f"{WORDS}.weight.steps4")
+    if first is None:
+        return coded
+    return np.concatenate([_blocks(graph, first, held[f"{WORDS}.weight.scales"]), coded])
 
 
 def _blocks(graph: Path, steps: Tensor, scales: Tensor) -> np.ndarray:

@@ -81,10 +81,10 @@ def test_the_command(file):
     drawn = importlib.util.find_spec("matplotlib") is not None  # without it the command is tried all the same
     result = CliRunner().invoke(main, [*arguments, *(["--plot", str(picture)] if drawn else [])])
     assert result.exit_code == 0, result.output
-    assert not drawn or "mexma-small: speed relative to mexma embed, w8" in picture.read_text(encoding="utf-8")
+    assert not drawn or "mexma-small: speed relative to mexma embed, w4" in picture.read_text(encoding="utf-8")
     data = json.loads(result.stdout)
     (row,) = data["rows"]
-    assert row["route"] == "mexma embed, w8" and row["sentences_per_second"] > 0 and row["lowest_cosine"] == pytest.approx(1)
+    assert row["route"] == "mexma embed, w4" and row["sentences_per_second"] > 0 and row["lowest_cosine"] == pytest.approx(1)
     assert "broken ended with status 1" in data["failed"]["broken"]
     assert CliRunner().invoke(main, ["bench", "embed", str(file), "--peer", "nothing"]).exit_code == 2
 
