@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mexma_rt.embedding.settings import EmbedSettings
 from mexma_rt.embedding.similarity import pairwise_cosines
 from mexma_rt.errors import InputError, require_extra
 
@@ -68,8 +69,8 @@ class MtebEncoder:
                     f"Task {getattr(task_metadata, 'name', '?')} has {', '.join(batch)}, and this model reads text."
                 )
             texts += batch["text"]
-        settings: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
-        return self.encoder.embed_report(texts, progress=show_progress_bar, **settings).vectors
+        settings = EmbedSettings(normalize=normalize, precision=precision, truncate_dim=truncate_dim)
+        return self.encoder.embed_with(texts, settings, progress=show_progress_bar).vectors
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
         """Cosines [n, m] between vectors [n, D] and [m, D], numpy or torch."""

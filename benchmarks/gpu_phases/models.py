@@ -13,7 +13,7 @@ from mexma_rt.backends.torch import Torch
 from mexma_rt.bundle.manifest import TOKENIZER, WEIGHTS, Bundle, FileEntry
 from mexma_rt.bundle.opening import open_bundle
 from mexma_rt.bundle.safetensors_folder import encoder_shapes, write_checkpoint
-from mexma_rt.embedding.encoder import DEFAULT_MODEL, Encoder
+from mexma_rt.embedding import DEFAULT_MODEL, Encoder
 from mexma_rt.embedding.tokenizer import Tokenizer
 
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}

@@ -73,7 +73,7 @@ def align_documents(
     source = _Document.of(doc_a, source_vectors, "doc_a", "source_vectors")
     target = _Document.of(doc_b, target_vectors, "doc_b", "target_vectors")
     if encoder is None and (source.vectors is None or target.vectors is None):
-        from mexma_rt.embedding.encoder import shared_encoder
+        from mexma_rt.embedding.loading import shared_encoder
 
         encoder = shared_encoder()
     x, y = (_segments(side, max_size - 1, segments, encoder, progress) for side in (source, target))

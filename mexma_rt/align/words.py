@@ -84,7 +84,7 @@ def align_words(
             "To pair the sentences of two documents first, use align_documents."
         )
     if encoder is None:
-        from mexma_rt.embedding.encoder import shared_encoder
+        from mexma_rt.embedding.loading import shared_encoder
 
         encoder = shared_encoder()
     results: list[WordAlignment] = []

@@ -69,7 +69,7 @@ def peak_mb() -> float | None:
 
 
 def _load_ours() -> tuple[Embed, dict[str, Any]]:
-    from mexma_rt.embedding.encoder import load
+    from mexma_rt.embedding.loading import load
 
     model, precision, device = sys.argv[1:4]
     encoder = load(model, device=device, precision=precision)

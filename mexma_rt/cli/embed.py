@@ -42,6 +42,10 @@ def embed(
     output: str,
     field: str | None,
     storage: str,
+    normalize: bool,
+    truncate_dim: int | None,
+    shard_rows: int | None,
+    prompt: str | None,
     ray: str | None,
     as_json: bool,
     batch_tokens: int | None,
@@ -54,18 +58,19 @@ def embed(
     worker has --threads processors (4 by default), and a GPU with --device cuda.
     """
     import mexma_rt
-    from mexma_rt.embedding.files import embed_file
+    from mexma_rt.embedding import EmbedSettings, write_vectors
 
-    settings = {name: options.pop(name) for name in ("normalize", "truncate_dim", "shard_rows", "prompt")}
-    settings |= {"field": field, "precision": storage, "batch_tokens": batch_tokens, "announce": partial(click.echo, err=True)}
+    settings = EmbedSettings(
+        normalize=normalize, precision=storage, truncate_dim=truncate_dim, batch_tokens=batch_tokens, prompt=prompt
+    )
     if ray is None:
-        with interrupted(RESUMES):
-            result = embed_file(lambda: mexma_rt.load(**options), file, output, **settings)
+        write = partial(write_vectors, lambda: mexma_rt.load(**options))
     else:
-        from mexma_rt.cluster.embed import embed_file_on
+        from mexma_rt.cluster.embed import write_vectors_on
 
-        with clean_stdout(ray), interrupted(RESUMES):
-            result = embed_file_on(ray, options, file, output, **settings)
+        write = partial(write_vectors_on, ray, options)
+    with clean_stdout(ray), interrupted(RESUMES):
+        result = write(file, output, settings, field=field, shard_rows=shard_rows, announce=partial(click.echo, err=True))
     if as_json:
         done = {"output": output, "shape": result.shape, "dtype": storage, "resumed": result.resumed, "cut": result.cut}
         echo_json(done | report_dict(result.report, file))

@@ -58,24 +58,16 @@ def knn(
     resumes. With --ray the bytes are the same; the vectors must be under the same path on every machine, and each
     worker takes as much --memory.
     """
-    if ray is None:
-        from mexma_rt.knn.on_disk import knn_files as search
-    else:
-        from mexma_rt.cluster.knn import knn_files_on
+    from mexma_rt.knn.on_disk import SearchSettings, write_neighbours
 
-        search = partial(knn_files_on, ray)
+    settings = SearchSettings(k=k, metric=metric, memory_bytes=memory, checkpoint_seconds=checkpoint, device=device)
+    search = write_neighbours
+    if ray is not None:
+        from mexma_rt.cluster.knn import write_neighbours_on
+
+        search = partial(write_neighbours_on, ray)
     with clean_stdout(ray), interrupted(RESUMES):
-        report = search(
-            source,
-            target,
-            output,
-            k=k,
-            metric=metric,
-            memory_bytes=memory,
-            checkpoint_seconds=checkpoint,
-            device=device,
-            announce=partial(click.echo, err=True),
-        )
+        report = search(source, target, output, settings, announce=partial(click.echo, err=True))
     if as_json:
         echo_json(asdict(report))
     else:

@@ -26,6 +26,7 @@ from mexma_rt.cli.edges import RESUMES, interrupted
 from mexma_rt.files.atomic import check_output
 from mexma_rt.files.endings import check_ending, visible
 from mexma_rt.files.tables import check_table, table
+from mexma_rt.knn.on_disk import SearchSettings
 from mexma_rt.mining.candidates import RETRIEVALS, OneToOne
 from mexma_rt.mining.found import MiningReport, Pair, Search
 from mexma_rt.mining.on_disk import search_files
@@ -143,9 +144,16 @@ def mine(
             if foreign is not None:
                 click.echo(f"warning: {foreign.message}", err=True)
         opened = search_files(
-            str(source_vectors), str(target_vectors), str(output), settings, src=texts[0], tgt=texts[1], memory_bytes=memory,
-            device=options["device"], ray=ray, announce=partial(click.echo, err=True),
-        )  # fmt: skip
+            str(source_vectors),
+            str(target_vectors),
+            str(output),
+            settings,
+            SearchSettings(memory_bytes=memory, device=options["device"]),
+            src=texts[0],
+            tgt=texts[1],
+            ray=ray,
+            announce=partial(click.echo, err=True),
+        )
     with interrupted(RESUMES) if source_vectors else nullcontext(), clean_stdout(ray), opened as search:
         listed, report, tally, matching = _take(search, output, show, as_json, report_file is not None, started)
         if report_file and tally is not None:

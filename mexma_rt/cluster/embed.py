@@ -9,30 +9,57 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from mexma_rt.backends import ENGINES
+from mexma_rt.bundle.manifest import FileEntry
 from mexma_rt.cluster import explained, session, worker_threads
-from mexma_rt.embedding import files as embed_file
+from mexma_rt.embedding.encoder import Encoder
+from mexma_rt.embedding.files import FileReport, Slab, write_vectors
+from mexma_rt.embedding.reading import Reading
 from mexma_rt.embedding.report import Embedded, EmbedReport
+from mexma_rt.embedding.settings import EmbedSettings
 from mexma_rt.errors import BackendError
+
+Row = dict[str, np.ndarray]  # a row of Ray Data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What every worker must have, and what a job depends on."""
+
+    files: Mapping[str, FileEntry]
+    prompts: Mapping[str, str]
+    report: EmbedReport  # of no texts: device, back end and precision
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Model:
+        return cls(
+            files=dict(encoder.bundle.files),
+            prompts=dict(encoder.bundle.prompts),
+            report=encoder.embed_report([]).report,
+        )
+
+    @property
+    def ran(self) -> list[str]:
+        """What runs: it must be the same everywhere."""
+        report = self.report
+        return [report.model, str(report.max_length), report.backend, report.device, report.precision]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterEncoder:
-    """What `embed_file` needs of an encoder, for one that the workers of a cluster load."""
+    """What `write_vectors` needs of an encoder, for one that the workers of a cluster load."""
 
     ray: Any
     options: dict[str, Any]  # of mexma_rt.load, back end, device and precision as one worker's `auto` chose them
     dimensions: int
-    bundle: Any
-    empty: EmbedReport
+    bundle: Model
     workers: int
 
     @classmethod
@@ -41,43 +68,41 @@ class ClusterEncoder:
         threads = worker_threads(ray, options.get("threads"))
         options = {**options, "threads": threads}
         with explained(ray):
-            facts = ray.get(ray.remote(_facts).options(**_resources(options)).remote(options))
-        report: EmbedReport = facts["empty"]
+            model, dimensions = ray.get(ray.remote(_facts).options(**_resources(options)).remote(options))
+        report = model.report
         chosen = {"device": report.device, "backend": report.backend, "precision": report.precision}
         return cls(
             ray=ray,
             options={**options, **chosen},
-            dimensions=facts["dimensions"],
-            bundle=SimpleNamespace(files=facts["files"], prompts=facts["prompts"]),
-            empty=report,
+            dimensions=dimensions,
+            bundle=model,
             workers=max(1, int(ray.cluster_resources()["CPU"]) // threads),
         )
 
-    def embed_report(self, texts: list[str], **keywords: Any) -> Embedded:
-        """Called without texts only: rejects unusable arguments."""
+    def embed_with(self, texts: list[str], settings: EmbedSettings, *, progress: bool | None = None) -> Embedded:
+        """Called without texts only: rejects unusable settings."""
         assert not texts
         with explained(self.ray):
-            report = self.ray.get(self.ray.remote(_empty).options(**_resources(self.options)).remote(self.options, keywords))
+            task = self.ray.remote(_empty).options(**_resources(self.options))
+            report = self.ray.get(task.remote(self.options, settings))
         return Embedded(vectors=np.empty((0, self.dimensions), np.float32), report=report)
 
-    def embed_slabs(self, reading: embed_file.Reading, keywords: dict[str, Any]) -> Iterator[tuple[int, Embedded, float]]:
-        """(first row, vectors and report, seconds of the worker) of every slab that is not done, in the order of the file."""
+    def embed_slabs(self, rest: Reading, settings: EmbedSettings) -> Iterator[Slab]:
+        """Every slab that is not done, in the order of the file, with the seconds of its worker."""
         import ray.data
 
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        reading = replace(reading, source=str(Path(reading.source).absolute()))  # tasks have a current folder of their own
-        files = {path: entry.sha256 for path, entry in self.bundle.files.items()}
-        worker = {"options": self.options, "keywords": keywords, "expected": (asdict(self.empty), files, self.bundle.prompts)}
+        rest = replace(rest, source=str(Path(rest.source).absolute()))  # tasks have a current folder of their own
         with _context(ray.data), explained(ray):
             slabs = ray.data.from_items([{"reading": 0}]).map_batches(
                 _read,  # type: ignore[arg-type]
                 batch_size=None,
-                fn_args=(reading,),
+                fn_args=(rest,),
                 num_cpus=0.01,
                 label_selector=here,
             )
             done = slabs.map_batches(
-                _worker(**worker),
+                _worker(options=self.options, settings=settings, expected=self.bundle),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(min_size=1, max_size=self.workers),
                 **_resources(self.options),
@@ -105,62 +130,51 @@ def _context(data: Any) -> Any:
     return data.DataContext.current(context)
 
 
-def _read(batch: dict[str, Any], reading: embed_file.Reading) -> Iterator[dict[str, Any]]:
-    for row, slab in reading:
+def _read(batch: Row, rest: Reading) -> Iterator[Row]:
+    for row, slab in rest:
         yield {"row": np.array([row]), "texts": np.array([json.dumps(slab, ensure_ascii=False)], object)}
 
 
-def _worker(**arguments: Any) -> type:
+def _worker(*, options: dict[str, Any], settings: EmbedSettings, expected: Model) -> type:
     """The actor with its arguments bound: Ray would put them into the object store, which may be gone at a restart."""
 
     class Worker(_Worker):
         def __init__(self) -> None:
-            super().__init__(**arguments)
+            super().__init__(options, settings, expected)
 
     return Worker
 
 
-def _load(options: dict[str, Any]) -> Any:
-    from mexma_rt.embedding.encoder import load
+def _load(options: dict[str, Any]) -> Encoder:
+    from mexma_rt.embedding.loading import load
 
     return load(**options)
 
 
-def _facts(options: dict[str, Any]) -> dict[str, Any]:
+def _facts(options: dict[str, Any]) -> tuple[Model, int]:
     encoder = _load(options)
-    bundle = encoder.bundle
-    facts = {"dimensions": encoder.dimensions, "files": dict(bundle.files), "prompts": dict(bundle.prompts)}
-    return facts | {"empty": encoder.embed_report([]).report}
+    return Model.of(encoder), encoder.dimensions
 
 
-def _empty(options: dict[str, Any], keywords: dict[str, Any]) -> EmbedReport:
-    return _load(options).embed_report([], **keywords).report
+def _empty(options: dict[str, Any], settings: EmbedSettings) -> EmbedReport:
+    return _load(options).embed_with([], settings).report
 
 
 class _Worker:
     """An actor: the model, loaded once."""
 
-    def __init__(
-        self,
-        options: dict[str, Any],
-        keywords: dict[str, Any],
-        expected: tuple[dict[str, Any], dict[str, str], dict[str, str]],
-    ) -> None:
-        self.encoder, self.keywords = _load(options), keywords
-        report = asdict(self.encoder.embed_report([]).report)
-        files = {path: entry.sha256 for path, entry in self.encoder.bundle.files.items()}
-        names = ("model", "max_length", "backend", "device", "precision")
-        same_files = (files, dict(self.encoder.bundle.prompts)) == expected[1:]
-        if not same_files or any(report[name] != expected[0][name] for name in names):
+    def __init__(self, options: dict[str, Any], settings: EmbedSettings, expected: Model) -> None:
+        self.encoder, self.settings = _load(options), settings
+        here = Model.of(self.encoder)
+        if (here.files, here.prompts, here.ran) != (expected.files, expected.prompts, expected.ran):
             raise BackendError(
                 "The machines of the cluster do not run the same model in the same way, and mixed vectors would be worthless: "
-                f"{[report[name] for name in names]} here, {[expected[0][name] for name in names]} on the first one. "
-                "Install the same mexma-rt and the same model everywhere."
+                f"{here.ran} here, {expected.ran} on the first one. Install the same mexma-rt and the same model everywhere."
             )
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Row) -> Row:
         started = time.perf_counter()
-        result = self.encoder.embed_report(json.loads(batch["texts"][0]), progress=False, **self.keywords)
+        result = self.encoder.embed_with(json.loads(batch["texts"][0]), self.settings, progress=False)
         vectors = np.ascontiguousarray(result.vectors)
         return {
             "row": batch["row"],
@@ -172,21 +186,34 @@ class _Worker:
         }
 
 
-def embed_file_on(
-    address: str, options: dict[str, Any], source: str | os.PathLike[str], output: str | os.PathLike[str], **settings: Any
-) -> embed_file.FileReport:
+def write_vectors_on(
+    address: str,
+    options: dict[str, Any],
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    settings: EmbedSettings,
+    *,
+    field: str | None = None,
+    shard_rows: int | None = None,
+    progress: bool | None = None,
+    announce: Callable[[str], object] | None = None,
+) -> FileReport:
     """`mexma_rt.embed_file` on the Ray cluster at `address` (see `session`): the same bytes, and after a kill of this process
     the same call resumes, with or without a cluster.
 
     options: of `mexma_rt.load`, for the workers. `threads` (4) is the number of processors of each; a `device` "cuda" takes a
-    GPU for each. settings: of `embed_file`. The bytes are those of one machine of the same kind of processor with as many
-    threads.
+    GPU for each. The other arguments are those of `write_vectors`. The bytes are those of one machine of the same kind of
+    processor with as many threads.
     """
     with session(address) as ray:
-        return embed_file.embed_file(
-            lambda: ClusterEncoder.of(ray, options),  # type: ignore[arg-type, return-value]
+        return write_vectors(
+            lambda: ClusterEncoder.of(ray, options),
             source,
             output,
+            settings,
+            field=field,
+            shard_rows=shard_rows,
+            progress=progress,
+            announce=announce,
             over=ClusterEncoder.embed_slabs,
-            **settings,
         )

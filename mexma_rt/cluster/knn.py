@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from mexma_rt.cluster import explained, session, worker_threads
 from mexma_rt.errors import InputError
 from mexma_rt.knn.blocks import Block, absorb_blocks, merge_neighbours, no_neighbours
-from mexma_rt.knn.on_disk import KnnReport, knn_files
+from mexma_rt.knn.on_disk import KnnReport, SearchSettings, write_neighbours
 from mexma_rt.knn.pair_search import BlockPair
 from mexma_rt.knn.plan import SCAN_BYTES, Plan
 from mexma_rt.knn.vector_files import VectorFiles
@@ -27,22 +28,26 @@ from mexma_rt.knn.vector_files import VectorFiles
 AHEAD = 2  # tasks queued for each worker, so that none waits
 
 
-def knn_files_on(
+def write_neighbours_on(
     address: str,
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    **settings: Any,
+    settings: SearchSettings,
+    *,
+    progress: bool | None = None,
+    announce: Callable[[str], object] | None = None,
 ) -> KnnReport:
     """`mexma_rt.knn.knn_files` on the Ray cluster at `address` (see `session`): the same bytes. After a kill of this
     process, the same call resumes, with or without a cluster.
 
-    settings: those of knn_files; memory_bytes is that of this process and of each worker, and device "auto" the CPU.
+    settings: memory_bytes is that of this process and of each worker, and device "auto" is the CPU.
     """
-    check_device(settings.pop("device", "cpu"))
+    check_device(settings.device)
     source, target = (Path(path).absolute() for path in (source, target))
     with session(address) as ray:
-        return knn_files(source, target, output, over=partial(ClusterPairSearch, ray), **settings)
+        start, here = partial(ClusterPairSearch, ray), replace(settings, device="cpu")
+        return write_neighbours(source, target, output, here, progress=progress, announce=announce, over=start)
 
 
 def check_device(device: str) -> None:

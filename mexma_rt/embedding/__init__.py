@@ -5,12 +5,15 @@ from mexma_rt.doors import doors
 
 __getattr__, __all__ = doors(
     __name__,
-    encoder="DEFAULT_MODEL Encoder load shared_encoder",
-    files="FileReport Reading embed_file",
+    encoder="Encoder",
+    files="FileReport Slab write_vectors",
+    loading="DEFAULT_MODEL embed embed_file load shared_encoder",
     packing="pack",
     proof="prove",
+    reading="Reading",
     report="EmbedReport Embedded how_to_keep warn_if_truncated",
     service="Service",
+    settings="EmbedSettings",
     similarity="pairwise_cosines",
     tokenizer="Tokenizer",
     tokens="TokenVectors embed_tokens",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mexma_rt.checks import check_texts
 from mexma_rt.embedding.report import warn_if_truncated
+from mexma_rt.embedding.settings import EmbedSettings
 
 if TYPE_CHECKING:
     from mexma_rt.embedding.encoder import Encoder
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 SLICE = 2048
 
 
-async def aembed(encoder: Encoder, texts: Iterable[str], *, stacklevel: int, **keywords: Any) -> np.ndarray:
+async def aembed(encoder: Encoder, texts: Iterable[str], settings: EmbedSettings, *, stacklevel: int) -> np.ndarray:
     """See `Encoder.aembed`; `stacklevel` as for warn_if_truncated."""
     import asyncio
 
     items = check_texts(texts)
     done = []
     for start in range(0, max(1, len(items)), SLICE):
-        embed = asyncio.to_thread(encoder.embed_report, items[start : start + SLICE], progress=False, **keywords)
+        embed = asyncio.to_thread(encoder.embed_with, items[start : start + SLICE], settings, progress=False)
         done.append(await embed)
     cut = [
         (number * SLICE + index, length)

@@ -1,75 +1,31 @@
-"""The loaded model and its methods: texts to vectors in the order of the texts (computed by compute.py)."""
+"""The loaded model and its methods: texts to vectors in the order of the texts."""
 
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mexma_rt.backends import Backend, open_backend
-from mexma_rt.bundle.manifest import TOKENIZER, Bundle
-from mexma_rt.bundle.opening import open_bundle
+from mexma_rt.backends import Backend
+from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.checks import check_count, check_texts
 from mexma_rt.embedding import sentence_transformers as sentencetransformers
-from mexma_rt.embedding.compute import compute
-from mexma_rt.embedding.files import FileReport, embed_file
-from mexma_rt.embedding.output import check_truncate_dim, copy_duplicates, distinct_rows, result_array
+from mexma_rt.embedding.files import FileReport, write_vectors
+from mexma_rt.embedding.output import embed_texts
 from mexma_rt.embedding.processes import Portable, Source
-from mexma_rt.embedding.prompts import named_prompt, with_own_prompt
-from mexma_rt.embedding.proof import prove
-from mexma_rt.embedding.report import Embedded, EmbedReport, warn_if_truncated
+from mexma_rt.embedding.prompts import with_own_prompt
+from mexma_rt.embedding.report import Embedded, warn_if_truncated
+from mexma_rt.embedding.settings import EmbedSettings
 from mexma_rt.embedding.similarity import cosines, pairwise_cosines
 from mexma_rt.embedding.tokenizer import Tokenizer
 from mexma_rt.embedding.tokens import TokenVectors, embed_tokens, warn_if_cut
-from mexma_rt.errors import BackendError, InputError
-from mexma_rt.files.storage import check_storage, finish, restore, stored_columns
-from mexma_rt.progress import progress_bar
+from mexma_rt.files.storage import restore
 
 if TYPE_CHECKING:
     from mexma_rt.embedding.service import Service
-
-DEFAULT_MODEL = "mexma-small"
-
-
-def load(
-    model: str | os.PathLike[str] = DEFAULT_MODEL,
-    *,
-    device: str = "auto",
-    backend: str = "auto",
-    precision: str = "auto",
-    max_length: int | None = None,
-    threads: int | None = None,
-    deterministic: bool = False,
-    revision: str | None = None,
-    offline: bool = False,
-) -> Encoder:
-    """See `mexma_rt.load`."""
-    bundle = open_bundle(model, revision=revision, offline=offline)
-    length = bundle.max_length if max_length is None else max_length
-    if type(length) is not int or not 3 <= length <= bundle.max_length_limit:
-        raise InputError(
-            f"max_length={length!r} must be a whole number of tokens from 3 (<s>, one piece, </s>) to "
-            f"{bundle.max_length_limit}, the limit of {bundle.name!r}."
-        )
-    tokenizer = Tokenizer(bundle.folder / TOKENIZER, bundle.special_ids)
-    proof = partial(prove, bundle, tokenizer)
-    opened = open_backend(bundle, device=device, backend=backend, precision=precision, threads=threads, prove=proof)
-    if opened.name == "onnxruntime" and opened.precision not in bundle.graphs:
-        proof(opened)  # a graph that was built on this machine: no parity gate has seen this file
-    return Encoder(
-        bundle=bundle,
-        tokenizer=tokenizer,
-        backend=opened,
-        max_length=length,
-        deterministic=deterministic,
-        source=Source.of(model, offline=offline, threads=threads),
-    )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -131,16 +87,10 @@ class Encoder(Portable):
         Sentences of more than `max_length` tokens are cut, with one TruncationWarning; `embed_report` lists their indices.
         Raises InputError for unusable texts or arguments, BackendError if the engine fails.
         """
-        result = self.embed_report(
-            texts,
-            normalize=normalize,
-            precision=precision,
-            truncate_dim=truncate_dim,
-            batch_tokens=batch_tokens,
-            progress=progress,
-            out=out,
-            prompt=prompt,
+        settings = EmbedSettings(
+            normalize=normalize, precision=precision, truncate_dim=truncate_dim, batch_tokens=batch_tokens, prompt=prompt
         )
+        result = self.embed_with(texts, settings, progress=progress, out=out)
         warn_if_truncated(result.report, stacklevel=2)
         return result.vectors
 
@@ -157,17 +107,17 @@ class Encoder(Portable):
         prompt: str | None = None,
     ) -> Embedded:
         """Like `embed`, but returns the vectors with a report instead of warning."""
-        before = named_prompt(self.bundle.prompts, prompt)
-        return self.run(
-            [before + text for text in check_texts(texts)] if before else check_texts(texts),
-            normalize=normalize,
-            precision=precision,
-            truncate_dim=truncate_dim,
-            batch_tokens=batch_tokens,
-            max_rows=None,
-            progress=progress,
-            out=out,
+        settings = EmbedSettings(
+            normalize=normalize, precision=precision, truncate_dim=truncate_dim, batch_tokens=batch_tokens, prompt=prompt
         )
+        return self.embed_with(texts, settings, progress=progress, out=out)
+
+    def embed_with(
+        self, texts: Iterable[str], settings: EmbedSettings, *, progress: bool | None = None, out: np.ndarray | None = None
+    ) -> Embedded:
+        """`embed_report` with the settings in one object."""
+        items = settings.prompted(check_texts(texts), self.bundle.prompts)
+        return embed_texts(self, items, settings, progress=progress, out=out)
 
     async def aembed(
         self,
@@ -186,8 +136,10 @@ class Encoder(Portable):
         """
         from mexma_rt.embedding.aembed import aembed
 
-        settings = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim, "batch_tokens": batch_tokens}
-        return await aembed(self, texts, stacklevel=2, prompt=prompt, **settings)
+        settings = EmbedSettings(
+            normalize=normalize, precision=precision, truncate_dim=truncate_dim, batch_tokens=batch_tokens, prompt=prompt
+        )
+        return await aembed(self, texts, settings, stacklevel=2)
 
     def service(self, *, batch_texts: int = 64, queue_texts: int = 4096, queue_timeout: float | None = None) -> Service:
         """A queue that merges the calls of many threads and tasks into shared batches; close it, or use it in `with`.
@@ -222,19 +174,10 @@ class Encoder(Portable):
         prompt: str | None = None,
     ) -> FileReport:
         """Embed a file of any size to vectors on disk: `mexma_rt.embed_file` with this encoder."""
-        return embed_file(
-            lambda: self,
-            source,
-            output,
-            field=field,
-            normalize=normalize,
-            precision=precision,
-            truncate_dim=truncate_dim,
-            batch_tokens=batch_tokens,
-            shard_rows=shard_rows,
-            progress=progress,
-            prompt=prompt,
+        settings = EmbedSettings(
+            normalize=normalize, precision=precision, truncate_dim=truncate_dim, batch_tokens=batch_tokens, prompt=prompt
         )
+        return write_vectors(lambda: self, source, output, settings, field=field, shard_rows=shard_rows, progress=progress)
 
     def embed_tokens(
         self,
@@ -307,94 +250,3 @@ class Encoder(Portable):
         dimensions could be bits, too). Sign bits of a `truncate_dim` that is no multiple of 8 come back with their fill.
         """
         return restore(np.asarray(vectors), self.dimensions, self.bundle.ranges, precision)
-
-    def run(
-        self,
-        texts: list[str],
-        *,
-        normalize: bool,
-        precision: str,
-        truncate_dim: int | None,
-        batch_tokens: int | None,
-        max_rows: int | None,
-        progress: bool | None,
-        out: np.ndarray | None,
-    ) -> Embedded:
-        """The common part of the methods above. max_rows bounds the rows of a batch."""
-        started = time.perf_counter()
-        check_truncate_dim(truncate_dim, self.dimensions)
-        cells = check_count("batch_tokens", self.backend.batch_tokens if batch_tokens is None else batch_tokens)
-        check_storage(precision, normalize)
-        if self.backend.normalized and not normalize:
-            raise BackendError(
-                f"normalize=False: the engine of {self.backend.name} gives vectors of length 1, not raw ones. For raw vectors "
-                "type load(..., backend='onnxruntime')."
-            )
-        vectors = result_array(out, (len(texts), stored_columns(truncate_dim or self.dimensions, precision)), precision)
-        settings: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
-        finish(np.empty((0, self.dimensions), np.float32), ranges=self.bundle.ranges, **settings)  # raises without ranges
-        if self.backend.normalized and truncate_dim is None:
-            settings["normalize"] = False  # the engine has done it
-
-        distinct, row_of = distinct_rows(texts)
-        once = [texts[row] for row in distinct]
-
-        def store(rows: np.ndarray, raw: np.ndarray) -> None:
-            if not np.isfinite(raw).all():
-                raise self._not_finite(distinct[rows[~np.isfinite(raw).all(axis=1)][0]])
-            vectors[distinct[rows]] = finish(raw, ranges=self.bundle.ranges, **settings)
-
-        # Time goes with characters, not sentences, so a bar of characters estimates the time left better.
-        with progress_bar(progress, total=sum(map(len, once)), desc="embed", unit="char") as advance:
-            counts = compute(
-                once,
-                self.tokenizer,
-                self.backend,
-                max_length=self.max_length,
-                batch_tokens=cells,
-                max_rows=1 if self.deterministic else max_rows,
-                store=store,
-                advance=advance,
-            )
-        copy_duplicates(vectors, row_of)
-
-        place = np.searchsorted(distinct, row_of)  # of each text among the distinct ones
-        truncated = np.flatnonzero((counts.full_lengths > counts.lengths)[place])
-        report = EmbedReport(
-            model=self.bundle.name,
-            sentences=len(texts),
-            distinct=len(distinct),
-            tokens=int(counts.lengths.sum()),
-            padded_tokens=counts.padded_tokens,
-            batches=counts.batches,
-            max_length=self.max_length,
-            truncated=tuple(truncated.tolist()),
-            truncated_lengths=tuple(counts.full_lengths[place[truncated]].tolist()),
-            seconds=time.perf_counter() - started,
-            backend=self.backend.name,
-            device=self.backend.device,
-            precision=self.backend.precision,
-            reason=self.backend.reason,
-            deterministic=self.deterministic,
-            max_length_limit=self.bundle.max_length_limit,
-        )
-        return Embedded(vectors=vectors, report=report)
-
-    def _not_finite(self, row: int) -> BackendError:
-        return BackendError(
-            f"{self!r} gave a vector that is not finite for the sentence with index {row}. "
-            "Load with precision='fp32'; if it persists, export the bundle again."
-        )
-
-
-_shared: dict[str, Encoder] = {}
-_shared_lock = threading.Lock()
-
-
-def shared_encoder(model: str | os.PathLike[str] = DEFAULT_MODEL) -> Encoder:
-    """A model with `load`'s defaults, loaded at the first call and shared by the whole process as long as it runs."""
-    with _shared_lock:
-        name = os.fspath(model)
-        if name not in _shared:
-            _shared[name] = load(model)
-        return _shared[name]

@@ -88,7 +88,7 @@ class Pickled:
             return encoder
 
     def _load(self) -> Encoder:
-        from mexma_rt.embedding.encoder import load
+        from mexma_rt.embedding.loading import load
 
         encoder = load(
             self.source.model,

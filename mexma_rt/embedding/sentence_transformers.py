@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mexma_rt.checks import check_count, check_texts
-from mexma_rt.embedding.output import check_truncate_dim
+from mexma_rt.embedding.output import embed_texts
 from mexma_rt.embedding.prompts import named_prompt
 from mexma_rt.embedding.report import warn_if_truncated
+from mexma_rt.embedding.settings import EmbedSettings, check_truncate_dim
 from mexma_rt.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,16 +49,11 @@ def encode(
     single = isinstance(sentences, str)
     texts = check_texts([sentences] if isinstance(sentences, str) else sentences, "sentences")
     again = normalize_embeddings or precision not in ("float32", "float16")  # the other storages keep directions only
-    result = encoder.run(
-        [prompt + text for text in texts] if prompt else texts,
-        normalize=again or encoder.bundle.normalize,
-        precision=precision,
-        truncate_dim=truncate_dim if again else None,
-        batch_tokens=None,
-        max_rows=batch_size,
-        progress=show_progress_bar,
-        out=None,
+    settings = EmbedSettings(
+        normalize=again or encoder.bundle.normalize, precision=precision, truncate_dim=truncate_dim if again else None
     )
+    texts = [prompt + text for text in texts] if prompt else texts
+    result = embed_texts(encoder, texts, settings, max_rows=batch_size, progress=show_progress_bar)
     warn_if_truncated(result.report, stacklevel=3)
     vectors = result.vectors if again else np.ascontiguousarray(result.vectors[:, :truncate_dim])
     return vectors[0] if single else vectors

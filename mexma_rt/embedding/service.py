@@ -15,15 +15,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from mexma_rt.checks import check_texts
-from mexma_rt.embedding.prompts import named_prompt
 from mexma_rt.embedding.report import EmbedReport, warn_if_truncated
+from mexma_rt.embedding.settings import EmbedSettings
 from mexma_rt.errors import BackendError, InputError, ServiceBusyError, ServiceError
-from mexma_rt.files.storage import finish
 
 if TYPE_CHECKING:
     from mexma_rt.embedding.encoder import Encoder
@@ -112,13 +111,14 @@ class Service:
         within `queue_timeout`; ServiceError if the service is closed; and the errors of `Encoder.embed`.
         """
         started = time.monotonic()
-        call = self._checked(texts, normalize, precision, truncate_dim, prompt, timeout)
+        settings = EmbedSettings(normalize=normalize, precision=precision, truncate_dim=truncate_dim, prompt=prompt)
+        call = self._checked(texts, settings, timeout)
         with self._submitted(call):
             if not wait({call.room}, _shorter(self.queue_timeout, timeout)).done:
                 raise self._no_room(call, timeout)
             if not wait({call.done}, None if timeout is None else timeout - (time.monotonic() - started)).done:
                 raise self._late(call, timeout)
-        return self._result(call, normalize, precision, truncate_dim)
+        return self._result(call, settings)
 
     async def aembed(
         self,
@@ -132,13 +132,14 @@ class Service:
     ) -> np.ndarray:
         """`embed` for asyncio: the event loop stays free. A cancelled task leaves the queue."""
         started = time.monotonic()
-        call = self._checked(texts, normalize, precision, truncate_dim, prompt, timeout)
+        settings = EmbedSettings(normalize=normalize, precision=precision, truncate_dim=truncate_dim, prompt=prompt)
+        call = self._checked(texts, settings, timeout)
         with self._submitted(call):
             if not await _wait(call.room, _shorter(self.queue_timeout, timeout)):
                 raise self._no_room(call, timeout)
             if not await _wait(call.done, None if timeout is None else timeout - (time.monotonic() - started)):
                 raise self._late(call, timeout)
-        return self._result(call, normalize, precision, truncate_dim)
+        return self._result(call, settings)
 
     def report(self) -> ServiceReport:
         """Counts so far."""
@@ -165,20 +166,11 @@ class Service:
 
     # --- the way of a call ----------------------------------------------------------------------------------------------
 
-    def _checked(
-        self,
-        texts: Iterable[str],
-        normalize: bool,
-        precision: str,
-        truncate_dim: int | None,
-        prompt: str | None,
-        timeout: float | None,
-    ) -> _Call:
-        """Check a call here, before it is merged with others, which may have another prompt."""
+    def _checked(self, texts: Iterable[str], settings: EmbedSettings, timeout: float | None) -> _Call:
+        """Check a call here, before it is merged with others, which may have other settings."""
         _check_seconds("timeout", timeout)
-        before = named_prompt(self.encoder.bundle.prompts, prompt)
-        items = [before + text for text in check_texts(texts)] if before else check_texts(texts)
-        self.encoder.embed_report([], normalize=normalize, precision=precision, truncate_dim=truncate_dim)
+        items = settings.prompted(check_texts(texts), self.encoder.bundle.prompts)
+        self.encoder.embed_with([], settings)
         return _Call(texts=items, raw=np.empty((len(items), self.encoder.dimensions), np.float32))
 
     @contextlib.contextmanager
@@ -302,15 +294,14 @@ class Service:
 
     # --- the end of a call ----------------------------------------------------------------------------------------------
 
-    def _result(self, call: _Call, normalize: bool, precision: str, truncate_dim: int | None) -> np.ndarray:
+    def _result(self, call: _Call, settings: EmbedSettings) -> np.ndarray:
         if call.error is not None:
             raise call.error
         if call.cut and call.report is not None:
             indices, lengths = zip(*call.cut, strict=True)
             report = replace(call.report, sentences=len(call.texts), truncated=indices, truncated_lengths=lengths)
             warn_if_truncated(report, stacklevel=3)
-        settings: dict[str, Any] = {"normalize": normalize, "precision": precision, "truncate_dim": truncate_dim}
-        return finish(call.raw, ranges=self.encoder.bundle.ranges, **settings)
+        return settings.stored(call.raw, self.encoder.bundle.ranges)
 
     def _no_room(self, call: _Call, timeout: float | None) -> ServiceBusyError:
         seconds = _shorter(self.queue_timeout, timeout)

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeVar, cast
 
 import numpy as np
 
@@ -26,6 +26,16 @@ from mexma_rt.files.endings import check_ending, check_folder_name
 
 INDEX = "vectors.json"  # in a folder of shards
 TABLE_ROWS = 8192  # rows of a parquet row group
+
+
+class WorkState(TypedDict):
+    """What state.json holds of every kind of work; each kind adds its own."""
+
+    job: Mapping[str, object]  # what the bytes of the result depend on
+    done: int  # units that are on disk: rows, pairs of blocks, parts
+
+
+State = TypeVar("State", bound=WorkState)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,21 +139,24 @@ def locked(lock: Path, target: Path) -> Iterator[None]:
         yield
 
 
-def read_state(work: Path) -> dict[str, Any] | None:
+def read_state(work: Path) -> WorkState | None:
     """The state that an earlier run left, or None. Raises FileError if it is damaged."""
     try:
-        return json.loads((work / "state.json").read_bytes())
+        return cast(WorkState, json.loads((work / "state.json").read_bytes()))
     except FileNotFoundError:
         return None
     except ValueError:
         raise FileError(f"{work / 'state.json'} is damaged. Start over: rm -r {typed(work)}") from None
 
 
-def resume(work: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The state of an unfinished run of this job, or None. Raises InputError if it is another job's."""
-    state = read_state(work)
+def resume(work: Path, fresh: State) -> State:
+    """The state of an unfinished run of the job of `fresh`, the state at the start; `fresh` itself without one.
+
+    Raises InputError if it is another job's.
+    """
+    state, job = read_state(work), fresh["job"]
     if state is None:
-        return None
+        return fresh
     if differences := [
         f"{key}: {state['job'].get(key)!r} then, {job.get(key)!r} now"
         for key in dict.fromkeys([*state["job"], *job])
@@ -153,10 +166,11 @@ def resume(work: Path, job: Mapping[str, Any]) -> dict[str, Any] | None:
             f"{work} holds an unfinished run of another job, and vectors of two jobs cannot be mixed. It differs in "
             f"{'; '.join(differences)}. Resume with the same input, model and settings, or start over: rm -r {typed(work)}"
         )
-    return state
+    return cast(State, state)
 
 
-def write_state(work: Path, target: Path, state: Mapping[str, Any]) -> None:
+def write_state(work: Path, target: Path, state: WorkState) -> None:
+    """Replace state.json, synced. Raises FileError that names `target`, the output."""
     with explained(target), atomic_write(work / "state.json") as stream:
         stream.write(json.dumps(state, ensure_ascii=False).encode())
 
@@ -204,7 +218,7 @@ def check_room(target: Path, layout: Layout, done: int) -> None:
         )
 
 
-def finish(work: Path, target: Path, layout: Layout, index: Mapping[str, Any]) -> None:
+def finish(work: Path, target: Path, layout: Layout, index: Mapping[str, object]) -> None:
     """Move the complete array to its name, replacing atomically what was there."""
     data = work / "data"
     with explained(target):

@@ -135,7 +135,7 @@ def _search_parts(
 ) -> np.ndarray:
     """Keys [q, k] of all parts of `index`. The result so far is saved in `folder` after each part."""
     folder.mkdir(exist_ok=True)
-    job: dict[str, Any] = {
+    job: dict[str, object] = {
         "k": k,
         "nlist": index.nlist,
         "m": index.m,
@@ -143,7 +143,7 @@ def _search_parts(
         "candidates": settings.candidates,
     }
     job |= {"seed": settings.seed, "queries": list(queries.sha256), "vectors": list(index.sha256)}
-    state = resumable.resume(folder, job) or {"job": job, "done": 0}
+    state = resumable.resume(folder, resumable.WorkState(job=job, done=0))
     done = state["done"]
     best = _load(folder, done) if done else no_neighbours(len(queries.vectors), k)
     advance(len(best) * done)
@@ -155,7 +155,8 @@ def _search_parts(
             advance(len(best[block]))
         with atomic_write(_kept(folder, number + 1)) as stream:
             np.save(stream, best, allow_pickle=False)
-        resumable.write_state(folder, folder, {"job": job, "done": number + 1})
+        state["done"] = number + 1
+        resumable.write_state(folder, folder, state)
         _kept(folder, number).unlink(missing_ok=True)
     return best
 

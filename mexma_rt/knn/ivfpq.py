@@ -66,6 +66,12 @@ class Index:
         return sum(path.stat().st_size for path in self.folder.glob("*.faiss"))
 
 
+class IndexState(resumable.WorkState):
+    """state.json of an index; what is done are parts."""
+
+    sha256: list[str]  # of the vectors of each part
+
+
 def index_sizes(settings: IvfPq, rows: int, dimensions: int, name: str, memory_bytes: int) -> tuple[int, int]:
     """The (nlist, m) of an index. Raises InputError for settings that cannot be used, and too few rows to train."""
     for field in ("nlist", "m", "nprobe", "candidates", "seed"):
@@ -117,7 +123,7 @@ def build(
     parts = tuple((first, min(first + part_rows, rows)) for first in range(0, rows, part_rows))
     folder.mkdir(parents=True, exist_ok=True)
     job = {"rows": rows, "dimensions": dimensions, "nlist": nlist, "m": m, "seed": settings.seed, "part_rows": part_rows}
-    state = resumable.resume(folder, job) or {"job": job, "done": 0, "sha256": []}
+    state = resumable.resume(folder, IndexState(job=job, done=0, sha256=[]))
     if not state["done"]:
         _write(_train(vectors, nlist, m, settings.seed, memory_bytes), folder / "trained.faiss")
     for part, (first, stop) in enumerate(parts):
@@ -134,7 +140,7 @@ def build(
             for start in range(0, len(block), READ_ROWS):
                 index.add(block[start : start + READ_ROWS])
             _write(index, _part_file(folder, part))
-            state = {"job": job, "done": part + 1, "sha256": [*state["sha256"], sha256]}
+            state = IndexState(job=job, done=part + 1, sha256=[*state["sha256"], sha256])
             resumable.write_state(folder, folder, state)
         advance(stop - first)
     return Index(folder=folder, vectors=vectors, parts=parts, sha256=tuple(state["sha256"]), nlist=nlist, m=m)

@@ -12,15 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mexma_rt.checks import check_dimensions_of, check_k
+from mexma_rt.checks import check_choice, check_count, check_dimensions_of, check_k
 from mexma_rt.errors import FileError, InputError, typed
 from mexma_rt.files import resumable
 from mexma_rt.files.atomic import move_folder, sha256_of
-from mexma_rt.knn.blocks import SearchDevice, choose_device, neighbours_of
+from mexma_rt.knn.blocks import choose_device, neighbours_of
 from mexma_rt.knn.keys import MOST_ROWS
 from mexma_rt.knn.pair_search import LocalPairSearch, PairSearch, StartPairSearch
 from mexma_rt.knn.plan import Plan, duration, flops_per_second, make_plan
@@ -30,7 +29,33 @@ from mexma_rt.progress import progress_bar
 
 NAMES = ("source_scores", "source_index", "target_scores", "target_index")
 INDEX = "knn.json"
+METRICS = ("cosine", "ip")
 EFFICIENCY = 0.85  # share of the peak rate of matrix products, to estimate the time
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """The settings of a search in files, as `knn_files` describes them; making one raises InputError for an unusable value."""
+
+    k: int = 4
+    metric: str = "cosine"
+    memory_bytes: int = 2_000_000_000
+    checkpoint_seconds: float = 60.0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_k(self.k, {}, "")
+        check_choice("metric", self.metric, METRICS)
+        check_count("memory_bytes", self.memory_bytes)
+        if not self.checkpoint_seconds > 0:
+            raise InputError(f"checkpoint_seconds={self.checkpoint_seconds!r} must be a number above 0.")
+
+
+class SearchState(resumable.WorkState):
+    """state.json of a search; what is done are pairs of blocks."""
+
+    seconds: float
+    computed_anew: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +86,6 @@ def knn_files(
     device: str = "cpu",
     progress: bool | None = None,
     announce: Callable[[str], object] | None = None,
-    over: StartPairSearch | None = None,
 ) -> KnnReport:
     """Write the k nearest target rows of every source row, and vice versa, to the new folder `output`; returns a report.
 
@@ -71,32 +95,35 @@ def knn_files(
     memory_bytes bounds the memory of the whole process. checkpoint_seconds: about how often the results so far are
     saved; after a kill, the same call resumes from there and produces identical bytes. announce is called with lines of text:
     the plan and, at each checkpoint, rate and time left. device: as for `mutual_neighbours`.
-    over: starts the search of the pairs of blocks elsewhere than here.
 
     Raises InputError or FileError for unusable input (before any work), too little memory, an existing output, or a checkpoint
     that is damaged or belongs to another job.
     """
+    settings = SearchSettings(
+        k=k, metric=metric, memory_bytes=memory_bytes, checkpoint_seconds=checkpoint_seconds, device=device
+    )
+    return write_neighbours(source, target, output, settings, progress=progress, announce=announce)
+
+
+def write_neighbours(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    settings: SearchSettings,
+    *,
+    progress: bool | None = None,
+    announce: Callable[[str], object] | None = None,
+    over: StartPairSearch | None = None,
+) -> KnnReport:
+    """`knn_files` with its settings in one object. over: starts the search of the pairs of blocks elsewhere than here."""
     say = announce if announce is not None else lambda text: None
-    if metric not in ("cosine", "ip"):
-        raise InputError(f"metric={metric!r} is not known. Type one of: cosine, ip.")
-    if not checkpoint_seconds > 0:
-        raise InputError(f"checkpoint_seconds={checkpoint_seconds!r} must be a number above 0.")
-    where = choose_device(device)
+    where = choose_device(settings.device)
     final = resumable.check_target(output, source, 1)
-    x, y = (open_vectors(path, unit=metric == "cosine") for path in (source, target))
-    check_dimensions_of((x.rows, x.columns), (y.rows, y.columns), x.name, y.name)
-    check_k(k, {x.name: x.rows, y.name: y.rows}, "rows")
-    if max(x.rows, y.rows) > MOST_ROWS:
-        raise InputError(f"More than {MOST_ROWS:,} rows of a side do not fit the index. Split it.")
-    swapped = y.rows < x.rows
-    outer, inner = (y, x) if swapped else (x, y)
-    plan = make_plan(outer.rows, inner.rows, x.columns, int(k), memory_bytes)
-    (x_hash, x_largest), (y_hash, y_largest) = x.check(), y.check()
-    if x_largest * y_largest * x.columns > float(np.finfo(np.float32).max):
-        raise InputError("The vectors are so long that their products leave float32. Use the metric cosine.")
-    job = {"source": x_hash[:16], "target": y_hash[:16], "k": int(k), "metric": metric, "plan": asdict(plan), "format": 1}
+    x, y = (open_vectors(path, unit=settings.metric == "cosine") for path in (source, target))
+    plan, swapped = _planned(x, y, settings)
+    job = _job(x, y, settings, plan)
     with resumable.work_folder(final) as folder:
-        state = resumable.resume(folder, job) or {"job": job, "done": 0, "seconds": 0.0, "computed_anew": 0}
+        state = resumable.resume(folder, SearchState(job=job, done=0, seconds=0.0, computed_anew=0))
         resumed = state["done"] / len(plan.pairs)
         if not (state["done"] == len(plan.pairs) and not (folder / "data").exists() and (final / INDEX).exists()):
             if final.exists():
@@ -110,20 +137,44 @@ def knn_files(
                 SideState(folder, "inner", plan.inner_blocks, plan.k, keep=plan.keep_inner),
             )
             _check_files(folder, sides, plan, state["done"])
-            run = _Run(
-                plan=plan,
-                sides=sides,
-                folder=folder,
-                final=final,
-                checkpoint_seconds=checkpoint_seconds,
-                progress=progress,
-                say=say,
-            )
-            make = over or (lambda outer, inner, plan, todo: LocalPairSearch(outer, inner, plan, where))
-            _search(run, state, lambda todo: make(outer, inner, plan, todo))
+            run = _Run(plan=plan, sides=sides, folder=folder, final=final, settings=settings, progress=progress, say=say)
+            outer, inner = (y, x) if swapped else (x, y)
+            start = over or (lambda outer, inner, plan, todo: LocalPairSearch(outer, inner, plan, where))
+            _search(run, state, lambda todo: start(outer, inner, plan, todo))
             index = {key: job[key] for key in ("format", "source", "target", "k", "metric")} | {"columns": plan.columns}
             _write(folder, final, sides[::-1] if swapped else sides, plan, swapped, index)
-    return _report(output, x, y, metric, resumed, state, plan, where)
+    return KnnReport(
+        output=str(output),
+        source_rows=x.rows,
+        target_rows=y.rows,
+        columns=x.columns,
+        k=plan.k,
+        metric=settings.metric,
+        device=where.name,
+        computed_anew=state["computed_anew"],
+        resumed=resumed,
+        seconds=round(state["seconds"], 1),
+    )
+
+
+def _planned(x: VectorFiles, y: VectorFiles, settings: SearchSettings) -> tuple[Plan, bool]:
+    """The plan of a search, and whether y is its outer side. Raises InputError for sides that cannot be compared."""
+    check_dimensions_of((x.rows, x.columns), (y.rows, y.columns), x.name, y.name)
+    check_k(settings.k, {x.name: x.rows, y.name: y.rows}, "rows")
+    if max(x.rows, y.rows) > MOST_ROWS:
+        raise InputError(f"More than {MOST_ROWS:,} rows of a side do not fit the index. Split it.")
+    swapped = y.rows < x.rows
+    outer, inner = (y, x) if swapped else (x, y)
+    return make_plan(outer.rows, inner.rows, x.columns, int(settings.k), settings.memory_bytes), swapped
+
+
+def _job(x: VectorFiles, y: VectorFiles, settings: SearchSettings, plan: Plan) -> dict[str, object]:
+    """What the bytes of the result depend on; reads all vectors. Raises InputError for values that cannot be compared."""
+    (x_hash, x_largest), (y_hash, y_largest) = x.check(), y.check()
+    if x_largest * y_largest * x.columns > float(np.finfo(np.float32).max):
+        raise InputError("The vectors are so long that their products leave float32. Use the metric cosine.")
+    sides = {"source": x_hash[:16], "target": y_hash[:16]}
+    return {**sides, "k": plan.k, "metric": settings.metric, "plan": asdict(plan), "format": 1}
 
 
 def open_neighbours(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -143,12 +194,12 @@ class _Run:
     sides: tuple[SideState, SideState]  # outer, inner
     folder: Path
     final: Path
-    checkpoint_seconds: float
+    settings: SearchSettings
     progress: bool | None
     say: Callable[[str], object]
 
 
-def _search(run: _Run, state: dict[str, Any], start: Callable[[Sequence[tuple[int, int]]], PairSearch]) -> None:
+def _search(run: _Run, state: SearchState, start: Callable[[Sequence[tuple[int, int]]], PairSearch]) -> None:
     """Search the pairs of blocks that the state does not count yet; the state is updated, and saved at each checkpoint."""
     plan, (outer, inner) = run.plan, run.sides
     todo = plan.pairs[state["done"] :]
@@ -167,7 +218,7 @@ def _search(run: _Run, state: dict[str, Any], start: Callable[[Sequence[tuple[in
             inner.store(j, by_inner)
             worked, now = worked + _cells(plan, (i, j)), time.monotonic()
             ends = done == len(plan.pairs) or plan.pairs[done][0] != i
-            if ends or now - saved >= run.checkpoint_seconds:
+            if ends or now - saved >= run.settings.checkpoint_seconds:
                 with resumable.explained(run.final):
                     outer.store(i, by_outer)
                     inner.flush()
@@ -208,7 +259,9 @@ def _check_room(final: Path, plan: Plan) -> None:
         )
 
 
-def _write(folder: Path, final: Path, sides: tuple[SideState, ...], plan: Plan, swapped: bool, index: dict[str, Any]) -> None:
+def _write(
+    folder: Path, final: Path, sides: tuple[SideState, ...], plan: Plan, swapped: bool, index: dict[str, object]
+) -> None:
     """Write the keys of both sides as arrays, in a folder that gets its name when it is complete."""
     data = folder / "data"
     with resumable.explained(final):
@@ -230,27 +283,3 @@ def _write(folder: Path, final: Path, sides: tuple[SideState, ...], plan: Plan, 
         index |= {"sha256": {name: sha256_of(data / f"{name}.npy") for name in NAMES}}
         (data / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         move_folder(data, final)
-
-
-def _report(
-    output: str | os.PathLike[str],
-    x: VectorFiles,
-    y: VectorFiles,
-    metric: str,
-    resumed: float,
-    state: dict[str, Any],
-    plan: Plan,
-    where: SearchDevice,
-) -> KnnReport:
-    return KnnReport(
-        output=str(output),
-        source_rows=x.rows,
-        target_rows=y.rows,
-        columns=x.columns,
-        k=plan.k,
-        metric=metric,
-        device=where.name,
-        computed_anew=state["computed_anew"],
-        resumed=resumed,
-        seconds=round(state["seconds"], 1),
-    )

@@ -96,7 +96,7 @@ def filter_bitext(
         if given is not None:
             given.check(k=k, model=model_identity(encoder))
         job = _job(bitext, encoder, given, background_lines, margin=margin, k=k, max_ratio=max_ratio)
-        state = resumable.resume(folder, job) or {"job": job, "done": 0}
+        state = resumable.resume(folder, resumable.WorkState(job=job, done=0))
         resumed = state["done"]
         layout = resumable.Layout(rows=bitext.pairs, columns=1, dtype=np.dtype(np.float32), shard_rows=None, parquet=False)
         resumable.check_rows(folder, layout, resumed)
@@ -174,7 +174,7 @@ def _score(
     folder: Path,
     final: Path,
     layout: resumable.Layout,
-    state: dict[str, Any],
+    state: resumable.WorkState,
     progress: bool | None,
 ) -> None:
     """Score the pairs that the state does not count yet, slab by slab; pairs already dropped have -inf."""

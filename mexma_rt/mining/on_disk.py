@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mexma_rt.errors import FileError, InputError, typed
 from mexma_rt.files import resumable
 from mexma_rt.files.atomic import sha256_of
 from mexma_rt.knn import on_disk as knnfiles
+from mexma_rt.knn.on_disk import SearchSettings
 from mexma_rt.knn.vector_files import VectorFiles, open_vectors
 from mexma_rt.mining.candidates import ScoredNeighbours
 from mexma_rt.mining.found import Search
@@ -37,11 +39,10 @@ def search_files(
     target_vectors: str | os.PathLike[str],
     output: str | os.PathLike[str],
     settings: MineSettings,
+    searching: SearchSettings = SearchSettings(),  # noqa: B008  (frozen)
     *,
     src: Iterable[str] | None = None,
     tgt: Iterable[str] | None = None,
-    memory_bytes: int = 2_000_000_000,
-    device: str = "cpu",
     progress: bool | None = None,
     announce: Callable[[str], object] | None = None,
     ray: str | None = None,
@@ -50,12 +51,14 @@ def search_files(
 
     src, tgt: the lines of the vectors, held in memory; without them pairs have positions only, and equal lines are not
     recognised. With them, vectors of blank and repeated lines are left out, so the others are copied beside the output.
-    memory_bytes: of the whole process while neighbours are searched, and a quarter of it to sort candidates; beyond that, 26
-    bytes per row of both sides. ray: search on the Ray cluster at this address (`mexma_rt.cluster.session`), with
-    the same result; its machines must see the vectors, and with src and tgt the folder of the output, under the same paths.
-    settings: its index must be "exact". The other arguments and the errors are those of `mine` and `knn_files`.
+    settings: its index must be "exact". searching: how neighbours are searched, by cosine and with the k of `settings` whatever
+    it says of them; its memory_bytes are those of the whole process meanwhile, and a quarter of them to sort candidates; beyond
+    that, 26 bytes per row of both sides are needed. ray: search on the Ray cluster at this address
+    (`mexma_rt.cluster.session`), with the same result; its machines must see the vectors, and with src and tgt the folder of
+    the output, under the same paths. The other arguments and the errors are those of `mine` and `knn_files`.
     """
-    search = _search_on(ray, device)
+    search = _search_on(ray, searching.device)
+    searching = replace(searching, k=settings.k, metric="cosine")
     final = Path(output).resolve()
     x, y = open_vectors(source_vectors, unit=True), open_vectors(target_vectors, unit=True)
     check_dimensions_of((x.rows, x.columns), (y.rows, y.columns), x.name, y.name)
@@ -63,7 +66,11 @@ def search_files(
     check_k(settings.k, {side.name: len(side.pool) for side in sides}, "rows")
     with resumable.locked_folder(final, "mining", _has_neighbours) as folder:
         files = [_compared(vectors, side, folder) for vectors, side in zip((x, y), sides, strict=True)]
-        place = _neighbours(files, folder, settings.k, search, memory_bytes=memory_bytes, progress=progress, announce=announce)
+        place = folder / "neighbours"
+        if place.exists():  # a killed run has finished them
+            _check_found(place, files, settings.k)
+        else:
+            search(files[0].name, files[1].name, place, searching, progress=progress, announce=announce)
         neighbours = ScoredNeighbours.of(*knnfiles.open_neighbours(place), margin=settings.margin)
         rows: Any = [_Rows(vectors) for vectors in files]  # sliced like arrays
         yield Search(
@@ -74,7 +81,7 @@ def search_files(
             threshold=settings.least_score,
             dimensions=x.columns,
             warnings=find_warnings(sides[0], sides[1], rows[0], rows[1], neighbours),
-            sort_memory=memory_bytes // 4,
+            sort_memory=searching.memory_bytes // 4,
         )
 
 
@@ -83,15 +90,15 @@ def _has_neighbours(folder: Path) -> bool:
 
 
 def _search_on(ray: str | None, device: str) -> Callable[..., object]:
-    """`knn_files` here or on a cluster; raises for a cluster that cannot be used."""
+    """`write_neighbours` here or on a cluster; raises for a cluster that cannot be used."""
     if ray is None:
-        return partial(knnfiles.knn_files, device=device)
+        return knnfiles.write_neighbours
     from mexma_rt.cluster import check_address
-    from mexma_rt.cluster.knn import check_device, knn_files_on
+    from mexma_rt.cluster.knn import check_device, write_neighbours_on
 
     check_device(device)
     check_address(ray)
-    return partial(knn_files_on, ray, device=device)
+    return partial(write_neighbours_on, ray)
 
 
 def _side(vectors: VectorFiles, texts: Iterable[str] | None, name: str, unify: bool) -> Side:
@@ -122,22 +129,6 @@ def _compared(vectors: VectorFiles, side: Side, folder: Path) -> VectorFiles:
             done += len(rows)
         copy.flush()
     return open_vectors(path, unit=True)
-
-
-def _neighbours(
-    files: list[VectorFiles],
-    folder: Path,
-    k: int,
-    search: Callable[..., object],
-    **settings: Any,
-) -> Path:
-    """The folder of neighbours; reuses what a killed run finished, if its vectors are the same."""
-    place = folder / "neighbours"
-    if place.exists():
-        _check_found(place, files, k)
-        return place
-    search(files[0].name, files[1].name, place, k=k, **settings)
-    return place
 
 
 def _check_found(place: Path, files: list[VectorFiles], k: int) -> None:

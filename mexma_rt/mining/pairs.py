@@ -185,7 +185,7 @@ def check_pools(k: int, source: Side, target: Side, what: str) -> None:
 def unit_vectors(source: Side, target: Side, encoder: Embeds | None, progress: bool | None) -> tuple[np.ndarray, np.ndarray]:
     """Return both sides as normalised float32 copies [size, D], embedding the texts that came without vectors."""
     if encoder is None and (source.vectors is None or target.vectors is None):
-        from mexma_rt.embedding.encoder import shared_encoder
+        from mexma_rt.embedding.loading import shared_encoder
 
         encoder = shared_encoder()
     x, y = (

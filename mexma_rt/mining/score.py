@@ -72,7 +72,7 @@ def _against(
     around = background if isinstance(background, Background) else open_background(background)
     given = source.vectors is not None and target.vectors is not None
     if encoder is None and not given:
-        from mexma_rt.embedding.encoder import shared_encoder
+        from mexma_rt.embedding.loading import shared_encoder
 
         encoder = shared_encoder()
     # Given vectors do not say which model made them: the caller vouches for that.

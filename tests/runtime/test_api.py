@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import pydoc
 import re
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 
 import mexma_rt
-from mexma_rt.embedding import encoder as pipeline
-from mexma_rt.embedding import files as embed_file
+from mexma_rt.embedding import EmbedSettings
+from mexma_rt.embedding import loading as pipeline
 
 PROMISE = [
     *(
@@ -72,7 +73,7 @@ def test_the_version_is_that_of_the_package():
     assert re.findall('^version = "(.*)"$', pyproject, re.MULTILINE) == [mexma_rt.__version__]
 
 
-def test_the_thin_functions_have_the_signatures_of_what_they_call():
+def test_the_functions_and_the_methods_have_the_same_keywords():
     def parameters(function, skip=()):
         return [
             (name, parameter.default, parameter.kind)
@@ -80,12 +81,13 @@ def test_the_thin_functions_have_the_signatures_of_what_they_call():
             if name not in skip
         ]
 
-    assert parameters(mexma_rt.load) == parameters(pipeline.load)
     for method in (mexma_rt.Encoder.embed, mexma_rt.Encoder.embed_report):
         assert parameters(mexma_rt.embed, skip=("model",)) == parameters(method, skip=("self",))
     file = parameters(mexma_rt.embed_file, skip=("model",))
     assert file == parameters(mexma_rt.Encoder.embed_file, skip=("self",))
-    assert file == parameters(embed_file.embed_file, skip=("load", "announce", "over"))
+    settings = {one.name: one.default for one in dataclasses.fields(EmbedSettings)}
+    for function in (mexma_rt.embed, mexma_rt.embed_file, mexma_rt.Encoder.aembed):
+        assert settings.items() <= {name: default for name, default, _ in parameters(function)}.items()
     for function in (mexma_rt.load, mexma_rt.embed, mexma_rt.embed_file):
         assert inspect.signature(function).parameters["model"].default == pipeline.DEFAULT_MODEL
 

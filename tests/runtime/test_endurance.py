@@ -143,12 +143,12 @@ def test_words_of_a_megabyte(encoder: mexma_rt.Encoder, piece: str, mate: str) -
 
 EMBED = """
 import sys, mexma_rt
-from mexma_rt.embedding import embed_file
+from mexma_rt.embedding import EmbedSettings, reading, write_vectors
 from mexma_rt.bench.worker import peak_mb
-embed_file.SLAB_ROWS = int(sys.argv[4])
+reading.SLAB_ROWS = int(sys.argv[4])
 said = []
 load = lambda: mexma_rt.load(sys.argv[1], precision="fp32", threads=1)
-report = embed_file.embed_file(load, sys.argv[2], sys.argv[3], announce=said.append)
+report = write_vectors(load, sys.argv[2], sys.argv[3], EmbedSettings(), announce=said.append)
 print(peak_mb(), report.resumed, *said)
 """
 

@@ -15,7 +15,7 @@ from mexma_rt import InputError, MissingExtraError, align_words
 from mexma_rt.align.links import ENTROPY, METHODS, find_links, inter, itermax, sinkhorn
 from mexma_rt.align.words import UNITS
 from mexma_rt.align.wordsplit import join_words, split_words
-from mexma_rt.embedding.encoder import shared_encoder
+from mexma_rt.embedding.loading import shared_encoder
 
 
 def links(matrix):

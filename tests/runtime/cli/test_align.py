@@ -14,7 +14,7 @@ from mexma_rt.align.documents import DELETION, SEGMENTS
 from mexma_rt.align.links import METHODS
 from mexma_rt.align.words import UNITS
 from mexma_rt.cli import main
-from mexma_rt.embedding import encoder
+from mexma_rt.embedding import loading
 
 SOURCE = ["The cat is sleeping.", "", "Where is the station?", "I bought three red apples at the market.", "It rains."]
 TARGET = ["Die Katze schläft.", "Wo ist der Bahnhof?", "Ich habe auf dem Markt drei rote Äpfel gekauft. Es regnet."]
@@ -24,7 +24,7 @@ TARGET = ["Die Katze schläft.", "Wo ist der Bahnhof?", "Ich habe auf dem Markt 
 def files(tmp_path, monkeypatch):
     """a.txt and b.txt; the model is loaded once for all tests."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mexma_rt.load", lambda **_: encoder.shared_encoder())
+    monkeypatch.setattr("mexma_rt.load", lambda **_: loading.shared_encoder())
     for name, lines in {"a.txt": SOURCE, "b.txt": TARGET, "c.txt": SOURCE[2:]}.items():
         Path(name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -129,9 +129,9 @@ def test_wrong_usage_ends_with_status_2(command: str, message: str) -> None:
 
 
 def test_unknown_device_model_and_length(monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> None:
-    from mexma_rt.embedding import encoder
+    from mexma_rt.embedding import loading
 
-    monkeypatch.setattr(mexma_rt, "load", encoder.load)
+    monkeypatch.setattr(mexma_rt, "load", loading.load)
     arguments = ["embed", "two.txt", "-o", "v.npy", "--model", str(tiny_bundle)]
     assert (
         fails(1, *arguments, "--device", "tpu")

@@ -21,12 +21,13 @@ from click.testing import CliRunner
 import mexma_rt
 from mexma_rt import BackendError, BundleError, FileError, InputError, MissingExtraError, cluster
 from mexma_rt.cli import main
-from mexma_rt.cluster.embed import embed_file_on
-from mexma_rt.cluster.knn import knn_files_on
-from mexma_rt.embedding import files as embed_file
+from mexma_rt.cluster.embed import write_vectors_on
+from mexma_rt.cluster.knn import write_neighbours_on
+from mexma_rt.embedding import reading
+from mexma_rt.embedding.settings import EmbedSettings
 from mexma_rt.files import resumable
 from mexma_rt.knn import plan as knnplan
-from mexma_rt.knn.on_disk import NAMES, knn_files
+from mexma_rt.knn.on_disk import NAMES, SearchSettings, knn_files
 
 ROOT = Path(mexma_rt.__file__).parents[1]
 SLAB = 60
@@ -54,7 +55,7 @@ def host():
 @pytest.fixture
 def texts(tmp_path, monkeypatch):
     """Twenty slabs."""
-    monkeypatch.setattr(embed_file, "SLAB_ROWS", SLAB)
+    monkeypatch.setattr(reading, "SLAB_ROWS", SLAB)
     path = tmp_path / "in.txt"
     path.write_text("".join(f"Hello {i} {'world, the cat is sleeping ' * (i % 5)}\n" for i in range(20 * SLAB - 7)))
     return path
@@ -110,7 +111,7 @@ in_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds
 def test_a_worker_killed_while_it_embeds_costs_time_only(texts, tiny_bundle, tmp_path, ray_here):
     state = tmp_path / ".v.npy.part" / "state.json"
     pids = killed("ray::MapWorker", lambda: done(state) >= 2 * SLAB)
-    report = embed_file_on("local", {"model": tiny_bundle, "threads": 1}, texts, tmp_path / "v.npy")
+    report = write_vectors_on("local", {"model": tiny_bundle, "threads": 1}, texts, tmp_path / "v.npy", EmbedSettings())
     assert len(pids) == 1 and ray_here.is_initialized()
     rows = 20 * SLAB - 7
     assert report.shape == (rows, 32) and report.report.sentences == rows and report.report.batches >= 20
@@ -128,7 +129,7 @@ def test_a_worker_killed_while_it_searches_costs_time_only(tmp_path, monkeypatch
     paths = [tmp_path / "x.npy", tmp_path / "y.npy"]
     pids = killed("ray::_pairs", lambda: done(tmp_path / ".found.part" / "state.json") >= 1)
     monkeypatch.chdir(tmp_path)
-    report = knn_files_on("local", "x.npy", "y.npy", tmp_path / "found", checkpoint_seconds=1e-9)
+    report = write_neighbours_on("local", "x.npy", "y.npy", tmp_path / "found", SearchSettings(checkpoint_seconds=1e-9))
     assert len(pids) == 1 and (report.source_rows, report.target_rows) == (9000, 12000)
     knn_files(*paths, tmp_path / "alone")
     for name in NAMES:
@@ -206,11 +207,11 @@ def test_a_search_on_a_cluster_goes_on_where_one_machine_was_stopped(tmp_path, m
     result = CliRunner().invoke(main, ["knn", *paths, "-o", str(tmp_path / "new"), "--ray=local"])
     assert result.exit_code == 1 and "y.npy" in result.stderr and not (tmp_path / "new").exists()
     with pytest.raises(InputError, match="device='cuda' is not offered on a Ray cluster"):
-        knn_files_on("local", *paths, tmp_path / "new", device="cuda")
+        write_neighbours_on("local", *paths, tmp_path / "new", SearchSettings(device="cuda"))
 
 
 def test_the_command_goes_on_where_a_run_on_one_machine_was_stopped(texts, tiny_bundle, tmp_path, monkeypatch, ray_here):
-    real, slabs = embed_file.resumable.write_state, []
+    real, slabs = resumable.write_state, []
 
     def write_state(*arguments):
         real(*arguments)
@@ -220,7 +221,7 @@ def test_the_command_goes_on_where_a_run_on_one_machine_was_stopped(texts, tiny_
 
     encoder = mexma_rt.load(tiny_bundle, threads=1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(embed_file.resumable, "write_state", write_state)
+        patch.setattr(resumable, "write_state", write_state)
         encoder.embed_file(texts, tmp_path / "v", shard_rows=500)
     arguments = ["embed", str(texts), "-o", str(tmp_path / "v"), "--shard-rows=500", f"--model={tiny_bundle}", "--ray=local"]
     result = CliRunner().invoke(main, [*arguments, "--threads=1", "--json"])
@@ -237,24 +238,24 @@ def test_the_command_goes_on_where_a_run_on_one_machine_was_stopped(texts, tiny_
 
 def test_what_goes_wrong_in_a_worker_is_said_as_if_it_had_gone_wrong_here(texts, tiny_bundle, tmp_path, monkeypatch, ray_here):
     with pytest.raises(BundleError, match="nowhere"):
-        embed_file_on("local", {"model": str(tmp_path / "nowhere")}, texts, tmp_path / "v.npy")
-    real = embed_file._first_reading
+        write_vectors_on("local", {"model": str(tmp_path / "nowhere")}, texts, tmp_path / "v.npy", EmbedSettings())
+    real = reading.first_reading
 
     def first_reading(source, *arguments):
         found = real(source, *arguments)
         Path(source).write_text(Path(source).read_text().replace("Hello 700 ", "Hullo 700 "))
         return found
 
-    monkeypatch.setattr(embed_file, "_first_reading", first_reading)
+    monkeypatch.setattr(reading, "first_reading", first_reading)
     with pytest.raises(FileError, match="The input changed while it was read"):
-        embed_file_on("local", {"model": tiny_bundle, "threads": 1}, texts, tmp_path / "v.npy")
+        write_vectors_on("local", {"model": tiny_bundle, "threads": 1}, texts, tmp_path / "v.npy", EmbedSettings())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt"]
 
 
 def test_without_ray_the_pip_line_comes_first(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"ray is not installed.*\n    pip install 'mexma-rt\[ray\]'"):
-        embed_file_on("local", {}, tmp_path / "in.txt", tmp_path / "v.npy")
+        write_vectors_on("local", {}, tmp_path / "in.txt", tmp_path / "v.npy", EmbedSettings())
 
 
 def test_addresses_that_lead_nowhere(monkeypatch, tmp_path):
@@ -263,13 +264,13 @@ def test_addresses_that_lead_nowhere(monkeypatch, tmp_path):
         port = server.getsockname()[1]
     started = time.monotonic()
     with pytest.raises(BackendError, match=rf"No Ray cluster answers at 127.0.0.1:{port} \(Connection refused\)"):
-        embed_file_on(f"127.0.0.1:{port}", {}, tmp_path / "in.txt", tmp_path / "v.npy")
+        write_vectors_on(f"127.0.0.1:{port}", {}, tmp_path / "in.txt", tmp_path / "v.npy", EmbedSettings())
     assert time.monotonic() - started < 2 * cluster.CONNECT_SECONDS
     for address in ("10.0.0.5", "here:port", "host:99999", ""):
         with pytest.raises(InputError, match=r"is no address of a Ray cluster\. Type local, auto or HOST:PORT"):
-            embed_file_on(address, {}, tmp_path / "in.txt", tmp_path / "v.npy")
+            write_vectors_on(address, {}, tmp_path / "in.txt", tmp_path / "v.npy", EmbedSettings())
     with pytest.raises(InputError, match="ray://head:10001 is the address of a Ray client"):
-        embed_file_on("ray://head:10001", {}, tmp_path / "in.txt", tmp_path / "v.npy")
+        write_vectors_on("ray://head:10001", {}, tmp_path / "in.txt", tmp_path / "v.npy", EmbedSettings())
     assert not list(tmp_path.iterdir())
 
 

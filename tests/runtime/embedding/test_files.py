@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 
 import mexma_rt
 from mexma_rt import FileError, InputError, MissingExtraError
-from mexma_rt.embedding import files as embed_file
+from mexma_rt.embedding import reading
+from mexma_rt.embedding.files import write_vectors
+from mexma_rt.embedding.settings import EmbedSettings
 from mexma_rt.files import resumable, storage
 
 TEXTS = ["one", "", "  ", "Où ?", "tab\there", "one", "猫は暖かい石の上で眠っています。", "Hello " * 100, "last"]
@@ -130,7 +132,7 @@ def test_an_empty_file(encoder: mexma_rt.Encoder) -> None:
 def test_slabs_of_any_size_give_the_vectors_of_the_list(
     encoder: mexma_rt.Encoder, source: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(embed_file, "SLAB_ROWS", rows)
+    monkeypatch.setattr(reading, "SLAB_ROWS", rows)
     monkeypatch.setattr(resumable, "TABLE_ROWS", 4)
     report = encoder.embed_file(source, "v.npy")
     expected = in_slabs(encoder, rows)
@@ -166,7 +168,7 @@ def test_settings_reach_the_encoder(encoder: mexma_rt.Encoder, source: Path) -> 
 def test_the_public_function_takes_a_model_by_name(
     encoder: mexma_rt.Encoder, source: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mexma_rt.embedding.encoder._shared", {str(tiny_bundle): encoder})
+    monkeypatch.setattr("mexma_rt.embedding.loading._shared", {str(tiny_bundle): encoder})
     assert isinstance(mexma_rt.embed_file(source, "v.npy", model=tiny_bundle), mexma_rt.FileReport)
     assert Path("v.npy").read_bytes() == saved(encoder.embed_report(TEXTS).vectors)
 
@@ -195,9 +197,9 @@ def test_int8_without_ranges_says_so_and_leaves_nothing(encoder: mexma_rt.Encode
 @given(st.lists(st.text(max_size=9)), st.integers(1, 5), st.integers(1, 30))
 def test_slabs_are_the_texts_in_order_and_bounded(texts: list[str], rows: int, characters: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embed_file, "SLAB_ROWS", rows)
-        patch.setattr(embed_file, "SLAB_CHARACTERS", characters)
-        slabs = list(embed_file._slabs(texts, embed_file.SLAB_ROWS, embed_file.SLAB_CHARACTERS))
+        patch.setattr(reading, "SLAB_ROWS", rows)
+        patch.setattr(reading, "SLAB_CHARACTERS", characters)
+        slabs = list(reading._slabs(texts, reading.SLAB_ROWS, reading.SLAB_CHARACTERS))
     assert [text for slab in slabs for text in slab] == texts
     for slab in slabs:
         assert len(slab) <= rows and (len(slab) == 1 or sum(map(len, slab)) <= characters)
@@ -229,12 +231,12 @@ def test_arguments_that_cannot_be_used(encoder: mexma_rt.Encoder, source: Path) 
 def test_a_missing_library_is_named_before_the_work(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="pyarrow is not installed"):  # at the start, not after hours
-        embed_file.embed_file(lambda: pytest.fail("a model was loaded"), source, "v.parquet")
+        write_vectors(lambda: pytest.fail("a model was loaded"), source, "v.parquet", EmbedSettings())
 
 
 def interrupted(encoder: mexma_rt.Encoder, monkeypatch: pytest.MonkeyPatch, slabs: int = 2, **settings: Any) -> None:
     """A run that ends after `slabs` slabs of two rows."""
-    monkeypatch.setattr(embed_file, "SLAB_ROWS", 2)
+    monkeypatch.setattr(reading, "SLAB_ROWS", 2)
     write_rows, calls = resumable.write_rows, iter(range(slabs))
 
     def write(*arguments: Any) -> None:
@@ -334,7 +336,7 @@ def test_an_input_that_changes_while_it_is_read(encoder: mexma_rt.Encoder, sourc
         return encoder
 
     with pytest.raises(FileError, match=r"The input changed while it was read.*Type the command again"):
-        embed_file.embed_file(load, source, "v.npy")
+        write_vectors(load, source, "v.npy", EmbedSettings())
     assert names() == ["in.txt"]
 
 
@@ -349,18 +351,18 @@ def test_size_and_memory_are_stated_before_a_long_job(
     encoder: mexma_rt.Encoder, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    embed_file.embed_file(lambda: encoder, source, "v.npy", announce=said.append)
+    write_vectors(lambda: encoder, source, "v.npy", EmbedSettings(), announce=said.append)
     assert said == []
     interrupted(encoder, monkeypatch)
-    embed_file.embed_file(lambda: encoder, source, "v.npy", announce=said.append)
-    embed_file.embed_file(lambda: encoder, source, "v.npy", announce=said.append)
+    write_vectors(lambda: encoder, source, "v.npy", EmbedSettings(), announce=said.append)
+    write_vectors(lambda: encoder, source, "v.npy", EmbedSettings(), announce=said.append)
     assert said[0].startswith("v.npy: 9 rows x 32 float32, 0.0 MB on disk; beside the model about ")
-    assert said[0].endswith("Goes on after row 4, where a run was interrupted.")
+    assert said[0].endswith("Resumes after row 4, where a run was interrupted.")
     assert said[1].endswith("If interrupted, run the same command again: it resumes.")
 
     zstandard = pytest.importorskip("zstandard", reason="part of mexma-rt[files]")
     wide = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=27)).compressobj()
     Path("in.zst").write_bytes(wide.compress(lines()) + wide.flush())  # as zstd --long
-    embed_file.embed_file(lambda: encoder, "in.zst", "v.npy", announce=said.append)
+    write_vectors(lambda: encoder, "in.zst", "v.npy", EmbedSettings(), announce=said.append)
     stated = [int(text.partition("about ")[2].partition(" MB")[0]) for text in said]
     assert stated[2] == pytest.approx(stated[1] + 2**27 / 1e6, abs=1.5)

@@ -18,30 +18,33 @@ import hashlib, json, sys
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from mexma_rt.embedding import files as embed_file
+from mexma_rt.embedding import reading
+from mexma_rt.embedding.files import write_vectors
+from mexma_rt.embedding.settings import EmbedSettings
 from mexma_rt.files import resumable
 from mexma_rt.errors import FileError
 from mexma_rt.embedding.report import Embedded, EmbedReport
 
-embed_file.SLAB_ROWS = 3
+reading.SLAB_ROWS = 3
 resumable.TABLE_ROWS = 4
 output, settings = sys.argv[1], json.loads(sys.argv[2])
+made = EmbedSettings(precision=settings.get("precision", "float32"))
 Path("in.txt").write_text("".join(f"text {i}\\n" for i in range(10)))
 
 
 class Encoder:
-    dimensions, bundle = 8, SimpleNamespace(files={})
-    def embed_report(self, texts, **keywords):
+    dimensions, bundle = 8, SimpleNamespace(files={}, prompts={})
+    def embed_with(self, texts, settings, progress=None):
         vectors = [np.frombuffer(hashlib.sha256(text.encode()).digest(), "u1")[:8] / 256 for text in texts]
         report = EmbedReport(
             model="m", sentences=len(texts), distinct=len(texts), tokens=1, padded_tokens=1, batches=1, max_length=9,
             truncated=(), truncated_lengths=(), seconds=0.0, backend="b", device="d", precision="p", reason="r")
-        return Embedded(vectors=np.array(vectors, keywords["precision"]).reshape(-1, 8), report=report)
+        return Embedded(vectors=np.array(vectors, settings.precision).reshape(-1, 8), report=report)
 
 
 def run():
     try:
-        report = embed_file.embed_file(Encoder, "in.txt", output, **settings)
+        report = write_vectors(Encoder, "in.txt", output, made, shard_rows=settings.get("shard_rows"))
     except FileError as error:  # killed after the last step but before its traces were gone: the folder is complete
         assert "exists already" in str(error) and "shard_rows" in settings, error
         return 10

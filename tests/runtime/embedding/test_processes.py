@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 
 import mexma_rt
-from mexma_rt.embedding import encoder as encoders
-from mexma_rt.embedding import processes
+from mexma_rt.embedding import loading, processes
 
 TEXTS = ["Hello world", "Bonjour le monde", "", "one two three four five six seven eight nine ten eleven twelve"]
 SETTINGS: dict[str, Any] = {"device": "cpu", "precision": "fp32", "max_length": 8, "threads": 1, "deterministic": True}
@@ -85,8 +84,8 @@ def test_in_its_own_process_it_stays_itself(encoder: mexma_rt.Encoder) -> None:
 @pytest.mark.usefixtures("as_another_process")
 def test_it_is_opened_at_first_use_once_for_many_tasks(encoder: mexma_rt.Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
-    real = encoders.load
-    monkeypatch.setattr(encoders, "load", lambda model, **options: (loads.append(model), real(model, **options))[1])
+    real = loading.load
+    monkeypatch.setattr(loading, "load", lambda model, **options: (loads.append(model), real(model, **options))[1])
     content = pickle.dumps(encoder)
     processes._live.clear()
     waiting = [pickle.loads(content) for _ in range(3)]
@@ -122,7 +121,7 @@ def test_a_hub_model_is_pinned_to_its_commit(
     encoder: mexma_rt.Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool, offline: bool
 ) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(encoders, "load", lambda model, **options: asked.update(options, model=model) or encoder)
+    monkeypatch.setattr(loading, "load", lambda model, **options: asked.update(options, model=model) or encoder)
     source = processes.Source.of("org/name", offline=False, threads=3)
     bundle = replace(encoder.bundle, revision="c" * 40, folder=tmp_path if cached else tmp_path / "none")
     processes.Pickled.of(replace(encoder, source=source, bundle=bundle)).open()

@@ -118,7 +118,7 @@ def test_a_killed_run_goes_on_with_its_neighbours(
         message = run(*VECTORS, "-o", "p.tsv", status=1).stderr
         assert "which a run that was killed has left, is damaged. Start over: rm -r" in message, (name, message)
         (place / name).write_bytes(whole)
-    monkeypatch.setattr(knnfiles, "knn_files", lambda *arguments, **settings: pytest.fail("sought again"))
+    monkeypatch.setattr(knnfiles, "write_neighbours", lambda *arguments, **settings: pytest.fail("sought again"))
     run(*VECTORS, "-o", "p.tsv")
     assert Path("p.tsv").read_bytes() == Path("whole.tsv").read_bytes()
     assert not Path(".p.tsv.mining").exists()
