@@ -1,6 +1,6 @@
 """mexma-rt: cross-lingual sentence embeddings in production. What this file lists is public; nothing else is.
 
-Importing it loads numpy and nothing heavier: engines, the tokenizer and the hub client are imported where they are used.
+Importing it loads no library, not even numpy: each name below is imported at its first use.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ def embed(
     worker has --threads processors (4 by default), and a GPU with --device cuda.
     """
     import mexma_rt
-    from mexma_rt.embedding import EmbedSettings, write_vectors
+    from mexma_rt.embedding.files import write_vectors
+    from mexma_rt.embedding.settings import EmbedSettings
 
     settings = EmbedSettings(
         normalize=normalize, precision=storage, truncate_dim=truncate_dim, batch_tokens=batch_tokens, prompt=prompt
