@@ -11,24 +11,21 @@ import contextlib
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from mexma_rt.checks import check_texts
-from mexma_rt.embedding.report import EmbedReport, warn_if_truncated
+from mexma_rt.embedding.queue import Call, FairQueue, Part
+from mexma_rt.embedding.report import warn_if_truncated
 from mexma_rt.embedding.settings import EmbedSettings
 from mexma_rt.errors import BackendError, InputError, ServiceBusyError, ServiceError
 
 if TYPE_CHECKING:
     from mexma_rt.embedding.encoder import Encoder
-
-BATCH_CHARACTERS = 100_000  # bound of a shared batch, beyond its first text
-SHARE = 16  # texts that a call gets per turn, so that a long call leaves room for short ones behind it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +40,6 @@ class ServiceReport:
     @property
     def sentences_per_batch(self) -> float:
         return self.sentences / self.batches if self.batches else 0.0
-
-
-@dataclass(kw_only=True, eq=False)
-class _Call:
-    texts: list[str]
-    raw: np.ndarray  # float32 [n, D], filled batch by batch
-    room: Future[None] = field(default_factory=Future)  # done when the queue has taken the call
-    done: Future[None] = field(default_factory=Future)
-    taken: int = 0  # texts that went into a batch
-    ready: int = 0  # texts whose vectors are there
-    cut: list[tuple[int, int]] = field(default_factory=list)  # (index, tokens) of texts that were too long
-    report: EmbedReport | None = None  # of its last batch
-    error: Exception | None = None
-
-
-_Part = tuple[_Call, int, int]  # texts start:stop of a call
 
 
 class Service:
@@ -80,9 +61,8 @@ class Service:
         self.encoder, self.batch_texts = encoder, batch_texts
         self.queue_texts, self.queue_timeout = queue_texts, queue_timeout
         self._lock = threading.Lock()  # of all that follows
-        self._queue: deque[_Call] = deque()  # calls with texts that are not in a batch yet
-        self._line: deque[_Call] = deque()  # calls that wait for room in the queue, in the order of their arrival
-        self._waiting = self._calls = self._sentences = self._batches = 0
+        self._queue = FairQueue(queue_texts)
+        self._calls = self._sentences = self._batches = 0
         self._running = 0  # workers, of which the back end can keep `lanes` busy
         self._closed = False
         self._process = os.getpid()
@@ -144,18 +124,17 @@ class Service:
     def report(self) -> ServiceReport:
         """Counts so far."""
         with self._lock:
-            return ServiceReport(calls=self._calls, sentences=self._sentences, batches=self._batches, waiting=self._waiting)
+            return ServiceReport(
+                calls=self._calls, sentences=self._sentences, batches=self._batches, waiting=self._queue.waiting
+            )
 
     def close(self, *, finish: bool = True) -> None:
         """Accept no more calls and stop. Waiting calls are finished first or, with finish=False, fail with ServiceError."""
         with self._lock:
             self._closed = True
             if not finish:
-                for call in (*self._queue, *self._line):
+                for call in self._queue.clear():
                     self._answer(call, ServiceError("The service was closed before this call had its turn."))
-                self._queue.clear()
-                self._line.clear()
-                self._waiting = 0
         self._executor.shutdown(wait=True)
 
     def __enter__(self) -> Service:
@@ -166,15 +145,15 @@ class Service:
 
     # --- the way of a call ----------------------------------------------------------------------------------------------
 
-    def _checked(self, texts: Iterable[str], settings: EmbedSettings, timeout: float | None) -> _Call:
+    def _checked(self, texts: Iterable[str], settings: EmbedSettings, timeout: float | None) -> Call:
         """Check a call here, before it is merged with others, which may have other settings."""
         _check_seconds("timeout", timeout)
         items = settings.prompted(check_texts(texts), self.encoder.bundle.prompts)
         self.encoder.embed_with([], settings)
-        return _Call(texts=items, raw=np.empty((len(items), self.encoder.dimensions), np.float32))
+        return Call(texts=items, raw=np.empty((len(items), self.encoder.dimensions), np.float32))
 
     @contextlib.contextmanager
-    def _submitted(self, call: _Call) -> Iterator[None]:
+    def _submitted(self, call: Call) -> Iterator[None]:
         """Put the call in line for the queue for the length of the block; a timeout, Ctrl-C or cancellation removes it."""
         if self._process != os.getpid():
             raise ServiceError(
@@ -185,7 +164,7 @@ class Service:
             if self._closed:
                 raise ServiceError("The service is closed. Make another one: encoder.service().")
             if call.texts:
-                self._line.append(call)
+                self._queue.line.append(call)
             else:
                 call.room.set_result(None)
                 self._answer(call)
@@ -198,28 +177,18 @@ class Service:
             raise
 
     def _admit(self) -> None:
-        """Let calls into the queue while there is room, starting workers while lanes are free. A call with more texts than the
-        queue holds enters when the queue is empty; no call overtakes it.
-        """
-        while self._line and (not self._waiting or self._waiting + len(self._line[0].texts) <= self.queue_texts):
-            call = self._line.popleft()
-            self._queue.append(call)
-            self._waiting += len(call.texts)
-            call.room.set_result(None)
+        """Let calls into the queue while there is room, and start workers while lanes are free."""
+        for _ in range(self._queue.admit()):
             if self._running < self.encoder.backend.lanes and not self._closed:  # else those at work take it, too
                 self._executor.submit(self._work)
                 self._running += 1
 
-    def _withdraw(self, call: _Call) -> None:
+    def _withdraw(self, call: Call) -> None:
         call.done.cancel()
-        if call in self._line:
-            self._line.remove(call)
-        elif call in self._queue:
-            self._queue.remove(call)
-            self._waiting -= len(call.texts) - call.taken
+        self._queue.withdraw(call)
         self._admit()
 
-    def _answer(self, call: _Call, error: Exception | None = None) -> None:
+    def _answer(self, call: Call, error: Exception | None = None) -> None:
         """Wake the caller, who raises the error: a future that holds an error complains if nobody retrieves it."""
         call.error = error
         for future in (call.room, call.done):
@@ -233,33 +202,15 @@ class Service:
         """Compute batches until the queue is empty; runs in a thread of the service."""
         while True:
             with self._lock:
-                parts = self._next_parts()
+                share = -(-self._queue.waiting // self._running)  # of the waiting texts, for each worker
+                parts = self._queue.next_batch(min(self.batch_texts, share))
                 self._admit()
                 if not parts:  # nor is anybody in line: whatever leaves the queue lets the next ones in
                     self._running -= 1
                     return
             self._compute(parts)
 
-    def _next_parts(self) -> list[_Part]:
-        """The next batch: each call in its turn gives up to SHARE texts, until the batch is full or has this worker's share of
-        those that wait.
-        """
-        parts: list[_Part] = []
-        most = min(self.batch_texts, -(-self._waiting // self._running))
-        texts = characters = 0
-        while self._queue and texts < most and characters < BATCH_CHARACTERS:
-            call = self._queue.popleft()
-            start, stop = call.taken, min(call.taken + SHARE, len(call.texts))
-            while call.taken < stop and texts < most and characters < BATCH_CHARACTERS:
-                characters += len(call.texts[call.taken])
-                call.taken, texts = call.taken + 1, texts + 1
-            parts.append((call, start, call.taken))
-            if call.taken < len(call.texts):
-                self._queue.append(call)
-        self._waiting -= texts
-        return parts
-
-    def _compute(self, parts: list[_Part]) -> None:
+    def _compute(self, parts: list[Part]) -> None:
         """Compute the vectors of the parts, raw if the engine has raw ones; after an error part by part, so that only the call
         at fault gets it.
         """
@@ -294,7 +245,7 @@ class Service:
 
     # --- the end of a call ----------------------------------------------------------------------------------------------
 
-    def _result(self, call: _Call, settings: EmbedSettings) -> np.ndarray:
+    def _result(self, call: Call, settings: EmbedSettings) -> np.ndarray:
         if call.error is not None:
             raise call.error
         if call.cut and call.report is not None:
@@ -303,18 +254,18 @@ class Service:
             warn_if_truncated(report, stacklevel=3)
         return settings.stored(call.raw, self.encoder.bundle.ranges)
 
-    def _no_room(self, call: _Call, timeout: float | None) -> ServiceBusyError:
+    def _no_room(self, call: Call, timeout: float | None) -> ServiceBusyError:
         seconds = _shorter(self.queue_timeout, timeout)
         return ServiceBusyError(
-            f"The queue of the service is full: {self._waiting:,} of {self.queue_texts:,} texts wait, and there was no room "
-            f"for {len(call.texts):,} more within {seconds:g} s. The calls come faster than they are computed: try again "
+            f"The queue of the service is full: {self._queue.waiting:,} of {self.queue_texts:,} texts wait, and there was no "
+            f"room for {len(call.texts):,} more within {seconds:g} s. The calls come faster than they are computed: try again "
             "later, send less, or let calls wait longer with encoder.service(queue_timeout=...)."
         )
 
-    def _late(self, call: _Call, timeout: float | None) -> ServiceBusyError:
+    def _late(self, call: Call, timeout: float | None) -> ServiceBusyError:
         return ServiceBusyError(
             f"The {len(call.texts):,} texts of this call were not ready within timeout={timeout:g} s, and what was missing was "
-            f"dropped ({self._waiting:,} texts wait). Try again later, or name a longer timeout."
+            f"dropped ({self._queue.waiting:,} texts wait). Try again later, or name a longer timeout."
         )
 
 

@@ -210,9 +210,9 @@ def test_a_call_larger_than_the_queue_comes_in_when_it_is_empty_and_is_not_overt
         calls.append(start(service.embed, ["a"]))
         until(lambda: service.report().waiting == 1)
         calls.append(start(service.embed, TEXTS))
-        until(lambda: len(service._line) == 1)
+        until(lambda: len(service._queue.line) == 1)
         calls.append(start(service.embed, ["behind"]))
-        until(lambda: len(service._line) == 2)
+        until(lambda: len(service._queue.line) == 2)
         assert service.report().waiting == 1
         gate.door.set()
         for thread, results in calls:
@@ -305,7 +305,7 @@ def test_close_finishes_what_waits(encoder: mexma_rt.Encoder, gate: Gate, lanes:
     calls += [start(service.embed, TEXTS)]
     until(lambda: service.report().waiting == 24)
     calls += [start(service.embed, ["in line"])]
-    until(lambda: len(service._line) == 1)
+    until(lambda: len(service._queue.line) == 1)
     closing, _ = start(service.close)
     until(lambda: service._closed)
     with pytest.raises(ServiceError, match=re.escape("The service is closed. Make another one: encoder.service().")):
@@ -325,7 +325,7 @@ def test_a_closed_service_finishes_a_call_in_line_though_a_lane_is_free(encoder:
     calls = [start(service.embed, TEXTS)]  # one worker has half of it, the other half fills the queue
     until(lambda: service.report().waiting == 12 and gate.entered.is_set())
     calls += [start(service.embed, TEXTS[:20])]
-    until(lambda: len(service._line) == 1)
+    until(lambda: len(service._queue.line) == 1)
     closing, _ = start(service.close)
     until(lambda: service._closed)
     gate.door.set()
@@ -351,7 +351,7 @@ def test_close_without_finishing_fails_what_waits(encoder: mexma_rt.Encoder, gat
         calls += [start(service.embed, TEXTS)]
         until(lambda: service.report().waiting == 24)
         calls += [start(service.embed, ["in line"])]
-        until(lambda: len(service._line) == 1)
+        until(lambda: len(service._queue.line) == 1)
         threading.Timer(0.1, gate.door.set).start()
         raise KeyboardInterrupt
     for thread, _ in calls:
@@ -404,14 +404,14 @@ def test_a_cancelled_task_leaves_the_queue_and_others_go_on(encoder: mexma_rt.En
         in_line = asyncio.create_task(service.aembed(["b"]))
         last = asyncio.create_task(service.aembed(["c"]))
         await asyncio.sleep(0.01)  # the loop is free while the engine is held up
-        assert service.report().waiting == 24 and len(service._line) == 2
+        assert service.report().waiting == 24 and len(service._queue.line) == 2
         in_line.cancel()
         queued.cancel()
         first.cancel()  # its batch is at work, and nobody waits for it
         for task in (first, queued, in_line):
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert service.report().waiting == 1 and not service._line
+        assert service.report().waiting == 1 and not service._queue.line
         gate.door.set()
         np.testing.assert_allclose(await last, encoder.embed(["c"]), atol=1e-5)
         service.close()
