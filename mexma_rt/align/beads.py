@@ -35,7 +35,8 @@ class Costs:
         """Cosine distance of segments, divided by their average distance to random segments; [rows, columns]."""
         p, q = shape[0] - 1, shape[1] - 1
         distance = np.maximum(1 - self._x[p][rows] @ self._y[q][columns].T, LEAST)
-        return 2 * distance / (self._x_random[p][rows, None] + self._y_random[q][columns])
+        cost: np.ndarray = 2 * distance / (self._x_random[p][rows, None] + self._y_random[q][columns])
+        return cost
 
     def __call__(self, shape: Shape, rows: slice, columns: slice) -> np.ndarray:
         """Cost of beads: the distance times the number of sentences on both sides, so that large beads are not favoured."""

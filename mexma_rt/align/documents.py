@@ -135,5 +135,6 @@ def _segments(document: _Document, sizes: int, how: str, encoder: Embeds | None,
 def _embed_quietly(encoder: Embeds, texts: list[str], progress: bool | None) -> np.ndarray:
     """Embed without the warning of cut texts: positions of segments mean nothing to the caller, who was told of cut lines."""
     if (report := getattr(encoder, "embed_report", None)) is not None:
-        return report(texts, progress=progress).vectors
+        vectors: np.ndarray = report(texts, progress=progress).vectors
+        return vectors
     return encoder.embed(texts, progress=progress)

@@ -66,7 +66,8 @@ def transport(similarity: np.ndarray) -> np.ndarray:
     """Pairs that receive at least SHARE of the mass of their row and column, in the geometric mean of the two."""
     plan = sinkhorn(similarity)
     share = plan / np.sqrt(plan.sum(axis=1, keepdims=True) * plan.sum(axis=0, keepdims=True))
-    return share >= SHARE
+    linked: np.ndarray = share >= SHARE
+    return linked
 
 
 def sinkhorn(similarity: np.ndarray, entropy: float = ENTROPY) -> np.ndarray:
@@ -84,4 +85,5 @@ def sinkhorn(similarity: np.ndarray, entropy: float = ENTROPY) -> np.ndarray:
         v = columns / (u @ kernel)
         if np.abs(u * (kernel @ v) * n - 1).max() < TOLERANCE:
             break
-    return u[:, None] * kernel * v
+    plan: np.ndarray = u[:, None] * kernel * v
+    return plan

@@ -113,7 +113,7 @@ def _sentences(sentences: Iterable[str | Sequence[str]], name: str) -> list[_Sen
         if isinstance(item, (list, tuple)):
             text, spans = join_words(check_texts(item, f"{name}[{index}]"))
         else:
-            text, spans = item, split_words(item) if isinstance(item, str) else []  # type: ignore[assignment]
+            text, spans = item, split_words(item) if isinstance(item, str) else []
         result.append(_Sentence(text=text, spans=spans, words=tuple(text[a:b] for a, b in spans)))
     check_texts([sentence.text for sentence in result], name)
     return result

@@ -97,7 +97,8 @@ class OnnxRuntime(Backend):
                 f"onnxruntime failed on a batch of {input_ids.shape[0]} sentences x {input_ids.shape[1]} tokens on "
                 f"{self.device}: {error}\nIf memory ran out, type a smaller batch_tokens."
             ) from error
-        return vectors.astype(np.float32, copy=False)
+        found: np.ndarray = vectors.astype(np.float32, copy=False)
+        return found
 
 
 # Both are removed first: they write the same files, and removing one of them deletes those of the other. From 1.28 on,

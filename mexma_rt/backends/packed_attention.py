@@ -173,8 +173,8 @@ def _equal(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, layout: Layout
         qkv = [x.index_select(0, layout.order_T) for x in qkv]
     sizes = [sentences * length for sentences, length in layout.groups]
     parts = []
-    for group, (sentences, length) in zip(zip(*(x.split(sizes) for x in qkv), strict=True), layout.groups, strict=True):
-        query, key, value = (x.unflatten(0, (sentences, length)).transpose(1, 2) for x in group)
+    for group, (sentences, length) in zip(zip(*(torch.split(x, sizes) for x in qkv), strict=True), layout.groups, strict=True):
+        query, key, value = (x.view(sentences, length, *x.shape[1:]).transpose(1, 2) for x in group)
         parts.append(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(0, 1))
     out_THE = torch.cat(parts)
     return out_THE if layout.back_T is None else out_THE.index_select(0, layout.back_T)
@@ -184,7 +184,7 @@ def _pad(x_THE: Tensor, table: Table) -> Tensor:
     """[T, H, E] -> [S, H, L, E]. index_copy, whose backward is a plain read, unlike that of indexing."""
     cells = x_THE.new_zeros(table.sentences * table.longest, *x_THE.shape[1:])
     cells = cells.index_copy(0, table.cells_N, x_THE.index_select(0, table.tokens_N))
-    return cells.unflatten(0, (table.sentences, table.longest)).transpose(1, 2)
+    return cells.view(table.sentences, table.longest, *x_THE.shape[1:]).transpose(1, 2)
 
 
 def _flex_mask(documents_T: Tensor) -> Any:

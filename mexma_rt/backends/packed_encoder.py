@@ -46,7 +46,8 @@ class Layer(nn.Module):
             context, states_TD = context.index_select(0, rows_R), states_TD.index_select(0, rows_R)
         attended = self.attention.output.LayerNorm(self._drop(self.attention.output.dense(context)) + states_TD)
         widened = F.gelu(self.intermediate.dense(attended))
-        return self.output.LayerNorm(self._drop(self.output.dense(widened)) + attended)
+        states: Tensor = self.output.LayerNorm(self._drop(self.output.dense(widened)) + attended)
+        return states
 
     def _drop(self, states: Tensor) -> Tensor:
         return F.dropout(states, self.dropout, self.training)
@@ -91,7 +92,7 @@ class Encoder(nn.Module):
         *lower, last = self.encoder.layer
         for layer in lower:
             states_TD = layer(states_TD, layout)
-        states = last(states_TD, layout, rows_R)
+        states: Tensor = last(states_TD, layout, rows_R)
         return states if rows_R is not None or back_T is None else states.index_select(0, back_T)
 
 

@@ -26,4 +26,5 @@ def import_onnxruntime() -> ModuleType:
         finally:
             if ours:
                 del os.environ[SWITCH]
-    return onnxruntime
+    module: ModuleType = onnxruntime
+    return module

@@ -87,7 +87,8 @@ class Torch(Backend):
                 all_tokens = tokens or self._head.pooling != "cls"
                 states = self._encoder(ids, positions, layout, None if all_tokens else layout.starts_S)
                 vectors = states if tokens else self._head(states, lengths_S)
-                return vectors.float().cpu().numpy()
+                found: np.ndarray = vectors.float().cpu().numpy()
+                return found
         except RuntimeError as error:  # running out of memory is one
             raise BackendError(
                 f"torch {torch.__version__} failed on a batch of {len(lengths_S)} sentences, {len(ids_T)} tokens, on "

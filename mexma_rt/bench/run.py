@@ -202,7 +202,7 @@ def flops_per_token(bundle: Bundle) -> int | None:
         width, inner, layers = (config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
     except (OSError, ValueError, KeyError):
         return None
-    return layers * 2 * (4 * width**2 + 2 * width * inner)
+    return int(layers * 2 * (4 * width**2 + 2 * width * inner))
 
 
 def as_table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
@@ -240,7 +240,8 @@ def as_data(rows: Sequence[Row], facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cosines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+    found: np.ndarray = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+    return found
 
 
 def _percentiles(seconds: Sequence[float]) -> tuple[float, float]:
@@ -287,4 +288,5 @@ class _Worker:
             self._errors.seek(0)
             last = self._errors.read().strip().rpartition("\n")[2]
             raise InputError(f"{self._route.name} ended with status {self._process.returncode}: {last[:300]}")
-        return json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
+        return answer

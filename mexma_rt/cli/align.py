@@ -56,7 +56,7 @@ WORD_COLUMNS = {"links": str, "scores": str, "source_words": str, "target_words"
 @model_options
 @click.pass_context
 def align(
-    context: click.Context, source: str, target: str, output: str | None, words: bool, as_json: bool, **options: Any
+    context: click.Context, /, source: str, target: str, output: str | None, words: bool, as_json: bool, **options: Any
 ) -> None:
     """Align the sentences of two documents, SOURCE and TARGET, one sentence per line, in the same order.
 

@@ -75,7 +75,7 @@ _MARGIN = [
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-class Memory(click.ParamType):
+class Memory(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3 only
     """A number of bytes: 2GB, 500M, 1.5G."""
 
     name = "bytes"

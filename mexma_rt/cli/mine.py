@@ -90,6 +90,7 @@ _DEFAULTS = ", ".join(f"{value} for {margin}" for margin, value in DEFAULT_THRES
 @click.pass_context
 def mine(
     context: click.Context,
+    /,
     source: str | None,
     target: str | None,
     output: str | None,

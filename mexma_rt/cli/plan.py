@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from mexma_rt.cli.common import echo_json
-from mexma_rt.cli.knn import Memory
+from mexma_rt.cli.common import Memory, echo_json
 
 
 @click.command(epilog="Example: mexma plan 1000000000 1000000000 --machines 100")

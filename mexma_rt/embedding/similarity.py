@@ -11,7 +11,8 @@ from mexma_rt.files.storage import normalized
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine of each row of a [n, D] with each row of b [m, D]: float32 [n, m]; 0 for a zero row."""
     check_columns(a, b)
-    return normalized(a) @ normalized(b).T
+    found: np.ndarray = normalized(a) @ normalized(b).T
+    return found
 
 
 def pairwise_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -19,7 +20,8 @@ def pairwise_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     check_columns(a, b)
     if len(a) != len(b):
         raise InputError(f"{len(a)} and {len(b)} vectors are no pairs.")
-    return (normalized(a) * normalized(b)).sum(axis=1)
+    found: np.ndarray = (normalized(a) * normalized(b)).sum(axis=1)
+    return found
 
 
 def check_columns(a: np.ndarray, b: np.ndarray) -> None:

@@ -118,7 +118,8 @@ def restore(vectors: np.ndarray, dimensions: int, ranges: Ranges | None, precisi
         return np.unpackbits(bits, axis=1, count=min(8 * bits.shape[1], dimensions)).astype(np.float32) * 2 - 1
     start, step = _needed(ranges, precision).start_and_step
     first = np.float32(0.5 if precision == "uint8" else 128.5)
-    return start[: vectors.shape[1]] + (vectors.astype(np.float32) + first) * step[: vectors.shape[1]]
+    middles: np.ndarray = start[: vectors.shape[1]] + (vectors.astype(np.float32) + first) * step[: vectors.shape[1]]
+    return middles
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:
@@ -129,7 +130,8 @@ def normalized(vectors: np.ndarray) -> np.ndarray:
 
 def _buckets(vectors: np.ndarray, ranges: Ranges) -> np.ndarray:
     start, step = ranges.start_and_step
-    return np.clip(np.floor((vectors - start) / step), 0, 255)
+    buckets: np.ndarray = np.clip(np.floor((vectors - start) / step), 0, 255)
+    return buckets
 
 
 def _needed(ranges: Ranges | None, precision: str) -> Ranges:

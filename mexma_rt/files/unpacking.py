@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from mexma_rt.errors import FileError, InputError, require_extra
 from mexma_rt.files.first_bytes import HEAD, PACKED, no_text, packing
@@ -76,16 +76,16 @@ def unpacking_bytes(path: str | os.PathLike[str]) -> int:
 
 def _again(head: bytes, rest: BinaryIO) -> BinaryIO:
     """The stream `rest`, of which `head` was read already, from its start."""
-    return io.BufferedReader(_Again(head, rest), BLOCK)  # type: ignore[return-value]
+    return io.BufferedReader(_Again(head, rest), BLOCK)
 
 
 def _unpacked(stream: BinaryIO, packed: str, name: str) -> BinaryIO:
     if packed == ".gz":
-        return gzip.GzipFile(fileobj=stream)  # type: ignore[return-value]
+        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
     if packed == ".zst":
         require_extra("files", "zstandard")
-        return io.BufferedReader(_Zstd(stream))  # type: ignore[return-value]
-    return io.BufferedReader(_Xz(stream, name))  # type: ignore[return-value]
+        return io.BufferedReader(_Zstd(stream))
+    return io.BufferedReader(_Xz(stream, name))
 
 
 class _Again(io.RawIOBase):

@@ -167,9 +167,10 @@ def _kept(folder: Path, done: int) -> Path:
 
 def _load(folder: Path, done: int) -> np.ndarray:
     try:
-        return np.load(_kept(folder, done), allow_pickle=False)
+        keys: np.ndarray = np.load(_kept(folder, done), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise FileError(f"{_kept(folder, done)} is damaged ({error}). Start the search over: rm -r {typed(folder)}") from None
+    return keys
 
 
 @contextlib.contextmanager

@@ -95,7 +95,8 @@ def scan_error(
 def floor_of(keys: np.ndarray, error: np.ndarray) -> np.ndarray:
     """Return float32 [n]: a scan score below it cannot become one of the k best of keys [n, k]."""
     kth = neighbours_of(keys[:, -1])[0]
-    return np.nextafter((kth - error).astype(np.float32), np.float32(-np.inf))
+    floor: np.ndarray = np.nextafter((kth - error).astype(np.float32), np.float32(-np.inf))
+    return floor
 
 
 def prove_rows(
@@ -128,7 +129,8 @@ def prove_rows(
         keys[own] = merged = merge_neighbours(keys[own], found)
         kth, full = neighbours_of(merged[:, -1])[0].astype(np.float64), index[:, -1] >= 0
         left_open = full & (scores[:, -1] >= kth - error[own]) & ((error[own] > 0) | (not orders_ties))
-        return own[left_open | np.isinf(error[own])]  # inf: out of the precision's range
+        unproved: np.ndarray = own[left_open | np.isinf(error[own])]  # inf: out of the precision's range
+        return unproved
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         return np.concatenate(list(pool.map(one, range(0, len(keys), PROVED_ROWS))))

@@ -45,7 +45,7 @@ class TorchArrays:
         if not self.device.startswith("cuda"):
             return self.memory
         unused = self.torch.cuda.memory_reserved(self.device) - self.torch.cuda.memory_allocated(self.device)
-        return self.torch.cuda.mem_get_info(self.device)[0] + unused
+        return int(self.torch.cuda.mem_get_info(self.device)[0] + unused)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -135,7 +135,8 @@ class TorchArrays:
 
     def where(self, mask: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
         """Rows and columns of what is true, in the order of the rows."""
-        return self.torch.nonzero(mask, as_tuple=True)
+        rows, columns = self.torch.nonzero(mask, as_tuple=True)
+        return rows, columns
 
     def counts(self, index: DeviceArray, n: int) -> DeviceArray:
         return self.torch.bincount(index, minlength=n)
@@ -144,7 +145,8 @@ class TorchArrays:
         return self.torch.cat([a, b], dim=1)
 
     def host(self, cells: DeviceArray) -> np.ndarray:
-        return (cells.float() if cells.dtype == self.dtype else cells).cpu().numpy()
+        array: np.ndarray = (cells.float() if cells.dtype == self.dtype else cells).cpu().numpy()
+        return array
 
 
 class CupyArrays:
@@ -160,7 +162,7 @@ class CupyArrays:
     def free_bytes(self) -> int:
         if self.device is None:
             return self.memory
-        return self.xp.cuda.Device(self.device).mem_info[0] + self.xp.get_default_memory_pool().free_bytes()
+        return int(self.xp.cuda.Device(self.device).mem_info[0] + self.xp.get_default_memory_pool().free_bytes())
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -229,7 +231,8 @@ class CupyArrays:
         return self.xp.take_along_axis(cells, index, axis=axis)
 
     def where(self, mask: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
-        return self.xp.nonzero(mask)
+        rows, columns = self.xp.nonzero(mask)
+        return rows, columns
 
     def counts(self, index: DeviceArray, n: int) -> DeviceArray:
         return self.xp.bincount(index, minlength=n)

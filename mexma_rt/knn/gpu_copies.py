@@ -66,7 +66,7 @@ class TorchCopies:
 
     def pinned(self, size: int) -> np.ndarray:
         tensor = self.torch.empty(size, dtype=self.torch.uint8, pin_memory=True)
-        view = tensor.numpy()
+        view: np.ndarray = tensor.numpy()
         self.held[view.ctypes.data] = tensor
         return view
 

@@ -15,7 +15,8 @@ MARGINS = ("ratio", "distance", "absolute")
 
 def neighbour_means(scores: np.ndarray) -> np.ndarray:
     """Return the mean cosine of each sentence to its neighbours: scores [n, k] -> float64 [n]."""
-    return scores.mean(axis=1, dtype=np.float64)
+    means: np.ndarray = scores.mean(axis=1, dtype=np.float64)
+    return means
 
 
 def margin_scores(cosine: np.ndarray, x_mean: np.ndarray, y_mean: np.ndarray, margin: str) -> np.ndarray:
@@ -29,6 +30,9 @@ def margin_scores(cosine: np.ndarray, x_mean: np.ndarray, y_mean: np.ndarray, ma
     if margin == "absolute":
         return cosine
     mean = (np.asarray(x_mean, np.float64) + y_mean) / 2
+    scores = np.zeros(np.broadcast_shapes(cosine.shape, mean.shape))
     if margin == "distance":
-        return cosine - mean
-    return np.divide(cosine, mean, out=np.zeros(np.broadcast_shapes(cosine.shape, mean.shape)), where=mean > 0)
+        np.subtract(cosine, mean, out=scores)
+    else:
+        np.divide(cosine, mean, out=scores, where=mean > 0)
+    return scores

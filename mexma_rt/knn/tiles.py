@@ -87,7 +87,8 @@ def entry(keys: np.ndarray, floor: np.ndarray) -> np.ndarray:
     """The float32 [n] that a cell must exceed: the k-th best so far, whose equals do not count (those still to come must have
     higher indices), or the floor [n], whose equals do.
     """
-    return np.maximum(neighbours_of(keys[:, -1])[0], np.nextafter(floor, np.float32(-np.inf)))
+    bar: np.ndarray = np.maximum(neighbours_of(keys[:, -1])[0], np.nextafter(floor, np.float32(-np.inf)))
+    return bar
 
 
 def absorb_tile(

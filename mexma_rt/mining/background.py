@@ -78,7 +78,8 @@ class Background:
         """The mean of each row's k best cosines, among `others` and, where it is not `there` already, its partner."""
         best = nearest(vectors, others, self.k)[0].astype(np.float64)
         last = np.where(there, best[:, -1], np.maximum(best[:, -1], own))
-        return (best[:, :-1].sum(axis=1) + last) / self.k
+        means: np.ndarray = (best[:, :-1].sum(axis=1) + last) / self.k
+        return means
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an .npz file (nothing pickled), complete or absent. Raises FileError."""

@@ -142,7 +142,8 @@ class OneToOne:
 
     def free(self, block: np.ndarray) -> np.ndarray:
         rows, columns = np.frombuffer(self.rows, np.uint8), np.frombuffer(self.columns, np.uint8)
-        return (rows[block["row"]] | columns[block["column"]]) == 0
+        free: np.ndarray = (rows[block["row"]] | columns[block["column"]]) == 0
+        return free
 
     def take(self, chunk: np.ndarray) -> np.ndarray:
         """Return the candidates of a sorted chunk that are kept."""
@@ -172,4 +173,5 @@ def _follows(block: np.ndarray, last: np.void) -> np.ndarray:
     """Which candidates come after `last` in the order of `_sorted`."""
     row, column = block["row"], block["column"]
     later = (row > last["row"]) | ((row == last["row"]) & (column > last["column"]))
-    return (block["score"] < last["score"]) | ((block["score"] == last["score"]) & later)
+    after: np.ndarray = (block["score"] < last["score"]) | ((block["score"] == last["score"]) & later)
+    return after

@@ -43,7 +43,8 @@ def histogram(edges: np.ndarray, everything: np.ndarray, kept: np.ndarray, thres
     step, plot = (width - left - 8) / len(kept), height - bottom - 22
 
     def x(value: float) -> float:
-        return left + (value - edges[0]) / (edges[-1] - edges[0]) * (width - left - 8)
+        place: float = left + (value - edges[0]) / (edges[-1] - edges[0]) * (width - left - 8)
+        return place
 
     def bars(counts: np.ndarray, name: str) -> Iterator[str]:
         for place, count in enumerate(counts.tolist()):

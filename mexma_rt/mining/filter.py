@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -147,11 +147,11 @@ def _check_arguments(
         raise InputError(f"{dropped} cannot have both the kept and the dropped pairs. Choose another name for one of them.")
 
 
-def _job(bitext: Bitext, encoder: Encoder, given: Background | None, lines: int, **settings: Any) -> dict[str, Any]:
+def _job(bitext: Bitext, encoder: Encoder, given: Background | None, lines: int, **settings: object) -> dict[str, object]:
     """What the scores depend on. (Not the threshold, which is applied at the end.)"""
     around = lines if given is None else f"given, {len(given.source)} and {len(given.target)} lines, {given.source_keys[:2]}"
     job = {"pairs": bitext.pairs, "texts": bitext.sha256[:16], "model": model_identity(encoder), "background": around}
-    return json.loads(json.dumps({**job, **settings}, default=str))
+    return cast(dict[str, object], json.loads(json.dumps({**job, **settings}, default=str)))
 
 
 def _background(folder: Path, bitext: Bitext, encoder: Encoder, k: int, made: bool) -> Background:
