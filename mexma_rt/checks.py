@@ -204,6 +204,7 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def check_count(name: str, value: int) -> int:
+    """Return value as an int, or raise InputError unless it is a whole number of at least 1."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name}={value!r} must be a whole number of at least 1.")
     return int(value)

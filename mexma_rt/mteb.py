@@ -42,7 +42,7 @@ class MtebEncoder:
             }
         )
 
-    def encode(
+    def encode(  # noqa: PLR0913  (mteb's interface)
         self,
         inputs: Iterable[dict[str, Any]],
         *,

@@ -89,8 +89,10 @@ def open_backend(
     threads: int | None = None,
     prove: Callable[[Backend], str] | None = None,
 ) -> Backend:
-    """Open the named engine, or the first usable one: the bundle's TensorRT engines, onnxruntime on cuda, torch on cuda,
-    onnxruntime on the cpu. (torch comes behind onnxruntime on cuda until the two have been measured side by side.)
+    """Open the named engine, or the first usable one.
+
+    The order is: the bundle's TensorRT engines, onnxruntime on cuda, torch on cuda, onnxruntime on the cpu. (torch comes behind
+    onnxruntime on cuda until the two have been measured side by side.)
 
     `prove` is asked of every TensorRT engine, whose numbers depend on the machine that built it: it says in words what it saw,
     or raises BackendError; "auto" then goes on to the next.

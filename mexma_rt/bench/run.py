@@ -170,6 +170,7 @@ def _rows(file: Path, lengths: np.ndarray, routes: Sequence[Route], base: str, t
 
 
 def read_lines(file: Path) -> list[str]:
+    """The lines of a file, as the routes read them."""
     return file.read_text(encoding="utf-8").rstrip("\n").split("\n")
 
 
@@ -236,6 +237,7 @@ def as_table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
 
 
 def as_data(rows: Sequence[Row], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows and the facts, for JSON."""
     return {**facts, "rows": [asdict(row) for row in rows]}
 
 

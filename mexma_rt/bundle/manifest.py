@@ -219,7 +219,7 @@ def _file_entry(name: str, entry: Any, path: Path) -> FileEntry:
 
 
 def _safe(file: Any, path: Path) -> str:
-    """A relative posix path that stays inside the folder. (Hub caches link their files, so only the text is judged.)"""
+    """A relative posix path that stays inside the folder; only its text is judged, because hub caches link their files."""
     valid = isinstance(file, str) and file and not set(file) & set("\\:\0")
     valid = valid and not any(part in ("", ".", "..") for part in file.split("/"))
     _check(bool(valid), path, f"the path {file!r} does not stay inside the bundle folder")

@@ -81,6 +81,7 @@ class Memory(click.ParamType):  # type: ignore[type-arg]  # generic since click 
     name = "bytes"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """See click."""
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?", str(value).strip().upper())
         if match is None or float(match[1]) <= 0:
             self.fail(f"{value!r} is not an amount of memory. Type for example 2GB or 500MB.", param, ctx)

@@ -44,6 +44,7 @@ class EdgesCommand(click.Command):
     """A command, or the group of all commands, that minds Ctrl-C and its streams; its `name` begins every such line."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """See click."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
@@ -51,6 +52,7 @@ class EdgesCommand(click.Command):
             ctx.exit(130)
 
     def main(self, *arguments: Any, **keywords: Any) -> Any:
+        """See click."""
         if not keywords.get("standalone_mode", True) or sys.stdout is not sys.__stdout__:  # the streams are another's
             return super().main(*arguments, **keywords)
         closed = sys.stdout is None

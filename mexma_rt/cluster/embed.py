@@ -39,6 +39,7 @@ class Model:
 
     @classmethod
     def of(cls, encoder: Encoder) -> Model:
+        """What the encoder of this process is."""
         return cls(
             files=dict(encoder.bundle.files),
             prompts=dict(encoder.bundle.prompts),

@@ -63,6 +63,7 @@ class ClusterPairSearch:
         self._found = _found_by_workers(ray, outer, inner, plan, pairs)
 
     def __call__(self, pair: BlockPair, by_outer: np.ndarray, by_inner: np.ndarray, advance: Callable[[int], object]) -> int:
+        """See `PairSearch`."""
         found_outer, found_inner, anew = next(self._found)
         by_inner[:] = merge_neighbours(by_inner, found_inner)
         if len(found_outer):  # else it came with an earlier pair

@@ -159,7 +159,7 @@ class Encoder(Portable):
 
         return Service(self, batch_texts=batch_texts, queue_texts=queue_texts, queue_timeout=queue_timeout)
 
-    def embed_file(
+    def embed_file(  # noqa: PLR0913  (public keywords)
         self,
         source: str | os.PathLike[str],
         output: str | os.PathLike[str],

@@ -102,7 +102,7 @@ def embed(
     return result.vectors
 
 
-def embed_file(
+def embed_file(  # noqa: PLR0913  (public keywords)
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,

@@ -99,6 +99,7 @@ def distinct_rows(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def copy_duplicates(vectors: np.ndarray, row_of: np.ndarray) -> None:
+    """Fill the rows of repeated texts from those where they first occur."""
     duplicates = np.flatnonzero(row_of != np.arange(len(row_of)))
     for start in range(0, len(duplicates), COPY_ROWS):
         rows = duplicates[start : start + COPY_ROWS]
@@ -106,6 +107,7 @@ def copy_duplicates(vectors: np.ndarray, row_of: np.ndarray) -> None:
 
 
 def result_array(out: np.ndarray | None, shape: tuple[int, int], precision: str) -> np.ndarray:
+    """Return `out`, or a new array. Raises InputError unless `out` has the shape, the storage's type, and can be written."""
     dtype = np.dtype(STORAGES[precision])
     if out is None:
         return np.empty(shape, dtype)

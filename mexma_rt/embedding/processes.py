@@ -36,6 +36,7 @@ class Source:
 
     @classmethod
     def of(cls, model: str | os.PathLike[str], *, offline: bool, threads: int | None) -> Source:
+        """From arguments of `load`; a path becomes absolute."""
         path = Path(model).expanduser()
         is_path = not (isinstance(model, str) and model in bundled_models()) and path.is_dir()
         return cls(model=str(path.absolute()) if is_path else os.fspath(model), offline=offline, threads=threads)

@@ -38,6 +38,7 @@ class EmbedReport:
 
     @property
     def sentences_per_second(self) -> float:
+        """Repeated sentences count."""
         return self.sentences / self.seconds if self.seconds else 0.0
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mexma_rt.embedding.encoder import Encoder
 
 
-def encode(
+def encode(  # noqa: PLR0913  (the interface of sentence-transformers)
     encoder: Encoder,
     sentences: str | Iterable[str],
     *,

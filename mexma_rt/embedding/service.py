@@ -39,6 +39,7 @@ class ServiceReport:
 
     @property
     def sentences_per_batch(self) -> float:
+        """Mean size of a shared batch."""
         return self.sentences / self.batches if self.batches else 0.0
 
 

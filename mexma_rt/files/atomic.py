@@ -1,4 +1,4 @@
-"""Result files that are complete or absent. (Text files are read by lines.py; `read_lines` reads a small one whole.)"""
+"""Result files that are complete or absent; and `read_lines`, which reads a small text file whole."""
 
 from __future__ import annotations
 

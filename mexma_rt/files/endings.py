@@ -33,5 +33,5 @@ def check_folder_name(path: str | os.PathLike[str]) -> None:
 
 
 def visible(name: str) -> str:
-    """A file's name as text that any encoding of Unicode takes: bytes of it that are not UTF-8 become \\xNN."""
+    r"""A file's name as text that any encoding of Unicode takes: bytes of it that are not UTF-8 become \xNN."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -22,9 +22,9 @@ TO_FEEDS = "tr '\\r' '\\n' < FILE > NEW"
 
 
 def byte_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """Lines of a file ("-" is standard input), unpacked if it is .gz, .xz or .zst by name or first bytes, without their ends.
+    r"""Lines of a file ("-" is standard input), unpacked if it is .gz, .xz or .zst by name or first bytes, without their ends.
 
-    A line ends in \\n or \\r\\n and nowhere else, so that line numbers are those of grep and wc; an initial byte order mark
+    A line ends in \n or \r\n and nowhere else, so that line numbers are those of grep and wc; an initial byte order mark
     is dropped. One LineEndWarning for a file with more carriage returns than line feeds.
     Raises FileError if the file is missing, unreadable or damaged, InputError for what is no UTF-8 text by its first bytes and
     at a line of more than LONGEST_LINE bytes, MissingExtraError if a .zst file needs a library that is not installed.

@@ -50,6 +50,7 @@ class Layout:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a stored row."""
         return self.columns * self.dtype.itemsize
 
     @property

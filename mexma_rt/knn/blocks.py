@@ -119,6 +119,7 @@ class Block:
 
     @property
     def for_scan(self) -> Any:
+        """The vectors as the scan takes them."""
         return self.vectors if self.sent is None else self.sent
 
 

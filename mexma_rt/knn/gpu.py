@@ -130,6 +130,7 @@ class Best:
         self.fresh = False
 
     def keys(self) -> np.ndarray:
+        """The best cells as keys uint64 [n, k] (keys.py), in host memory."""
         scores, index = (self.ops.host(one) for one in (self.scores, self.index))
         nothing = ~np.isfinite(scores)  # not seen, or beyond what half precision holds: the bound of the error is infinite then
         keys = keys_of(np.where(nothing, np.float32(0), scores), np.where(nothing, 0, index))

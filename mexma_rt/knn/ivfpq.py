@@ -63,6 +63,7 @@ class Index:
 
     @property
     def disk_bytes(self) -> int:
+        """Bytes of the index files."""
         return sum(path.stat().st_size for path in self.folder.glob("*.faiss"))
 
 

@@ -74,7 +74,7 @@ class KnnReport:
     seconds: float  # of all runs together
 
 
-def knn_files(
+def knn_files(  # noqa: PLR0913  (public keywords)
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     output: str | os.PathLike[str],

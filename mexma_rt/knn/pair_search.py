@@ -39,6 +39,7 @@ class LocalPairSearch:
         self._y: Block | None = None
 
     def __call__(self, pair: BlockPair, by_outer: np.ndarray, by_inner: np.ndarray, advance: Callable[[int], object]) -> int:
+        """See `PairSearch`."""
         (i, j), (last_i, last_j) = pair, self._pair
         if i != last_i:
             self._x = None  # freed before the next one is read

@@ -42,6 +42,7 @@ class Plan:
 
     @property
     def inner_blocks(self) -> list[tuple[int, int]]:
+        """(start, stop) of the inner blocks."""
         return _cut(self.inner_rows, self.inner_block)
 
     @property
@@ -52,6 +53,7 @@ class Plan:
 
     @property
     def flops(self) -> float:
+        """Floating-point operations of the whole product."""
         return 2.0 * self.outer_rows * self.inner_rows * self.columns
 
     @property

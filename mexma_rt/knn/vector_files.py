@@ -44,10 +44,12 @@ class VectorFiles:
 
     @property
     def rows(self) -> int:
+        """Rows of all files together."""
         return self.shards[-1].stop if self.shards else 0
 
     @property
     def columns(self) -> int:
+        """D of the vectors."""
         return self.shards[0].columns
 
     def read(self, start: int, stop: int) -> np.ndarray:

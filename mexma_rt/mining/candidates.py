@@ -141,6 +141,7 @@ class OneToOne:
         self.rows, self.columns = bytearray(n), bytearray(m)
 
     def free(self, block: np.ndarray) -> np.ndarray:
+        """Which candidates of a block have neither sentence taken: bool [n]."""
         rows, columns = np.frombuffer(self.rows, np.uint8), np.frombuffer(self.columns, np.uint8)
         free: np.ndarray = (rows[block["row"]] | columns[block["column"]]) == 0
         return free

@@ -22,6 +22,7 @@ class Lengths:
     pairs: int = 0
 
     def add(self, source: int, target: int) -> None:
+        """Count one pair of lengths."""
         x, y = log2(max(1, source)), log2(max(1, target))
         place = [min(CELLS - 1, int(value / LONGEST * CELLS)) for value in (x, y)]
         self.cells[place[0], place[1]] += 1

@@ -52,7 +52,7 @@ class FilterReport:
     warnings: tuple[MiningWarning, ...] = ()
 
 
-def filter_bitext(
+def filter_bitext(  # noqa: PLR0913  (public keywords)
     load: Callable[[], Encoder],
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -101,7 +101,10 @@ def filter_bitext(
         layout = resumable.Layout(rows=bitext.pairs, columns=1, dtype=np.dtype(np.float32), shard_rows=None, parquet=False)
         resumable.check_rows(folder, layout, resumed)
         around = given or _background(folder, bitext, encoder, k, made=resumed > 0)
-        _score(source, target, encoder, around, bitext, margin, folder, final, layout, state, progress)
+        scoring = _Scoring(
+            encoder=encoder, around=around, margin=margin, bitext=bitext, folder=folder, final=final, layout=layout
+        )
+        _score(source, target, scoring, state, progress)
         scores = np.load(folder / "data", mmap_mode="r")[:, 0]
         settings, foreign = resolved(settings, encoder)
         least = settings.least_score if top is None else _share_threshold(scores, math.floor(top * bitext.pairs))
@@ -148,7 +151,7 @@ def _check_arguments(
 
 
 def _job(bitext: Bitext, encoder: Encoder, given: Background | None, lines: int, **settings: object) -> dict[str, object]:
-    """What the scores depend on. (Not the threshold, which is applied at the end.)"""
+    """What the scores depend on: not the threshold, which is applied at the end."""
     around = lines if given is None else f"given, {len(given.source)} and {len(given.target)} lines, {given.source_keys[:2]}"
     job = {"pairs": bitext.pairs, "texts": bitext.sha256[:16], "model": model_identity(encoder), "background": around}
     return cast(dict[str, object], json.loads(json.dumps({**job, **settings}, default=str)))
@@ -164,21 +167,28 @@ def _background(folder: Path, bitext: Bitext, encoder: Encoder, k: int, made: bo
     return open_background(path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Scoring:
+    """What scores the pairs, and where the scores are kept."""
+
+    encoder: Encoder
+    around: Background
+    margin: str
+    bitext: Bitext
+    folder: Path
+    final: Path
+    layout: resumable.Layout
+
+
 def _score(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
-    encoder: Encoder,
-    around: Background,
-    bitext: Bitext,
-    margin: str,
-    folder: Path,
-    final: Path,
-    layout: resumable.Layout,
+    scoring: _Scoring,
     state: resumable.WorkState,
     progress: bool | None,
 ) -> None:
     """Score the pairs that the state does not count yet, slab by slab; pairs already dropped have -inf."""
-    start = stop = 0
+    start, stop, bitext, encoder = 0, 0, scoring.bitext, scoring.encoder
     with progress_bar(progress, total=bitext.pairs - state["done"], desc="filter", unit="pair") as advance:
         for slab in slabs(source, target):
             stop = start + len(slab)
@@ -190,10 +200,10 @@ def _score(
                 if len(good):
                     src, tgt = ([slab[row][side] for row in good.tolist()] for side in (0, 1))
                     x, y = (encoder.embed_report(lines, progress=False).vectors for lines in (src, tgt))
-                    scores[good] = around.scores(src, tgt, x, y, margin=margin)
-                resumable.write_rows(folder, final, layout, start, scores[:, None])
+                    scores[good] = scoring.around.scores(src, tgt, x, y, margin=scoring.margin)
+                resumable.write_rows(scoring.folder, scoring.final, scoring.layout, start, scores[:, None])
                 state["done"] = stop
-                resumable.write_state(folder, final, state)
+                resumable.write_state(scoring.folder, scoring.final, state)
                 advance(len(slab))
             start = stop
     if start != bitext.pairs or stop > bitext.pairs:

@@ -146,6 +146,7 @@ class Search:
             )
 
     def report(self, pairs: int, seconds: float) -> MiningReport:
+        """The report of a call that kept so many pairs."""
         return MiningReport(
             source=self.source.counts,
             target=self.target.counts,

@@ -43,7 +43,6 @@ def search_files(
     *,
     src: Iterable[str] | None = None,
     tgt: Iterable[str] | None = None,
-    progress: bool | None = None,
     announce: Callable[[str], object] | None = None,
     ray: str | None = None,
 ) -> Iterator[Search]:
@@ -70,7 +69,7 @@ def search_files(
         if place.exists():  # a killed run has finished them
             _check_found(place, files, settings.k)
         else:
-            search(files[0].name, files[1].name, place, searching, progress=progress, announce=announce)
+            search(files[0].name, files[1].name, place, searching, announce=announce)
         neighbours = ScoredNeighbours.of(*knnfiles.open_neighbours(place), margin=settings.margin)
         rows: Any = [_Rows(vectors) for vectors in files]  # sliced like arrays
         yield Search(

@@ -92,6 +92,7 @@ class Tally:
 
     @classmethod
     def of(cls, search: Search) -> Tally:
+        """An empty tally for the settings of a search."""
         low, high = np.inf, -np.inf
         for scores in search.best_scores():
             low, high = min(low, float(scores.min())), max(high, float(scores.max()))
@@ -112,6 +113,7 @@ class Tally:
             yield from pairs
 
     def all_scores(self) -> np.ndarray:
+        """The scores of all pairs, in the order in which they came."""
         return sum((_binned(scores, self.edges) for scores in self.search.best_scores()), np.zeros(BINS, np.int64))
 
 
@@ -156,6 +158,7 @@ def render_page(
 
 
 def write_page(path: str, html: str) -> None:
+    """Write the page, complete or not at all. Raises FileError."""
     from mexma_rt.files.atomic import atomic_write
 
     with atomic_write(path) as stream:

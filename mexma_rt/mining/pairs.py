@@ -72,7 +72,7 @@ class Mined:
     report: MiningReport
 
 
-def mine(
+def mine(  # noqa: PLR0913  (public keywords)
     src: Iterable[str] | None = None,
     tgt: Iterable[str] | None = None,
     *,
@@ -112,7 +112,7 @@ def mine(
     return list(search.pairs())
 
 
-def mine_report(
+def mine_report(  # noqa: PLR0913  (public keywords)
     src: Iterable[str] | None = None,
     tgt: Iterable[str] | None = None,
     *,
@@ -179,6 +179,7 @@ def prepare(
 
 
 def check_pools(k: int, source: Side, target: Side, what: str) -> None:
+    """Raise InputError unless k can be found on both sides; `what` names what is compared."""
     check_k(k, {side.name: len(side.pool) for side in (source, target)}, what)
 
 

@@ -55,10 +55,12 @@ class Side:
 
     @property
     def counts(self) -> SideCounts:
+        """Line counts, for a report."""
         blank = int((self.place < 0).sum())
         return SideCounts(lines=self.size, blank=blank, repeated=self.size - blank - len(self.pool), compared=len(self.pool))
 
     def text(self, row: int) -> str | None:
+        """The line of a row; None without texts."""
         return None if self.texts is None else self.texts[row]
 
 
