@@ -22,6 +22,7 @@ class Thresholds:
     seed: int
 
     def by_margin(self) -> Mapping[str, float]:
+        """The scores by the name of their margin."""
         return {name: getattr(self, name) for name in SCORES}
 
     def to_json(self) -> dict[str, Any]:

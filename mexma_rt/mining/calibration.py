@@ -94,7 +94,7 @@ def calibrate(
         rows = np.sort(rng.permutation(len(source))[:MOST]).tolist()
         source, target = [source[row] for row in rows], [target[row] for row in rows]
     if encoder is None:
-        from mexma_rt.embedding.encoder import shared_encoder
+        from mexma_rt.embedding.loading import shared_encoder
 
         encoder = shared_encoder()
     x, y = (unit_rows(encoder.embed(texts, progress=progress)) for texts in (source, target))

@@ -36,6 +36,7 @@ class ScoredNeighbours:
     def of(
         cls, cosine_xy: np.ndarray, index_xy: np.ndarray, cosine_yx: np.ndarray, index_yx: np.ndarray, margin: str
     ) -> ScoredNeighbours:
+        """From what a search found, both ways; margin: of MARGINS."""
         x_mean, y_mean = (
             np.concatenate(
                 [neighbour_means(cosine[start : start + SCORED_ROWS]) for start in range(0, len(cosine), SCORED_ROWS)]
