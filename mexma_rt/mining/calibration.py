@@ -91,8 +91,8 @@ def calibrate(
     source, target, left_out = usable_pairs(check_texts(src, "source"), check_texts(tgt, "target"))
     rng = np.random.default_rng(seed)
     if len(source) > MOST:
-        rows = np.sort(rng.permutation(len(source))[:MOST]).tolist()
-        source, target = [source[row] for row in rows], [target[row] for row in rows]
+        kept = np.sort(rng.permutation(len(source))[:MOST]).tolist()
+        source, target = [source[row] for row in kept], [target[row] for row in kept]
     if encoder is None:
         from mexma_rt.embedding.loading import shared_encoder
 
@@ -105,8 +105,8 @@ def calibrate(
     for _ in range(DRAWS):
         order = rng.permutation(len(source))
         rows, columns = order[:side], np.concatenate([order[:whole], order[side : 2 * side - whole]])
-        parts = [[texts[row] for row in chosen.tolist()] for texts, chosen in ((source, rows), (target, columns))]
-        draws.append(f1_curves(*parts, x[rows], y[columns], whole, k=k))
+        src, tgt = ([texts[row] for row in chosen.tolist()] for texts, chosen in ((source, rows), (target, columns)))
+        draws.append(f1_curves(src, tgt, x[rows], y[columns], whole, k=k))
     before = thresholds_of(encoder).by_margin
     margins = {
         margin: _best(np.mean([draw[margin] for draw in draws], axis=0), STEPS[margin], before[margin]) for margin in MARGINS

@@ -49,7 +49,7 @@ def thresholds_of(encoder: Any) -> ModelThresholds:
     """
     bundle = getattr(encoder, "bundle", None)
     found = getattr(bundle, "thresholds", None)
-    if found is not None:
+    if bundle is not None and found is not None:
         return ModelThresholds(by_margin=found.by_margin(), own=True, model=bundle.name)
     own = encoder is None or (bundle is not None and is_bundled(bundle))
     return ModelThresholds(by_margin=DEFAULT_THRESHOLD, own=own, model=getattr(bundle, "name", ""))

@@ -33,7 +33,7 @@ ROOT = Path(mexma_rt.__file__).parents[1]
 class Stub:
     """Vectors by the number at the end of a line, with a little noise by its text; counts what it embeds."""
 
-    dimensions, max_length, bundle = 24, 128, SimpleNamespace(name="stub", files={})
+    dimensions, max_length, bundle = 24, 128, SimpleNamespace(name="stub", files={}, folder=Path("stub"))
 
     def __init__(self) -> None:
         self.seen = 0
