@@ -133,10 +133,10 @@ class TorchArrays:
     def take(self, cells: DeviceArray, index: DeviceArray, axis: int) -> DeviceArray:
         return self.torch.gather(cells, axis, index)
 
-    def where(self, mask: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
-        """Rows and columns of what is true, in the order of the rows."""
-        rows, columns = self.torch.nonzero(mask, as_tuple=True)
-        return rows, columns
+    def where(self, mask: DeviceArray) -> tuple[DeviceArray, ...]:
+        """The place of what is true along each axis, in the order of the rows."""
+        found: tuple[DeviceArray, ...] = self.torch.nonzero(mask, as_tuple=True)
+        return found
 
     def counts(self, index: DeviceArray, n: int) -> DeviceArray:
         return self.torch.bincount(index, minlength=n)
@@ -230,9 +230,9 @@ class CupyArrays:
     def take(self, cells: DeviceArray, index: DeviceArray, axis: int) -> DeviceArray:
         return self.xp.take_along_axis(cells, index, axis=axis)
 
-    def where(self, mask: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
-        rows, columns = self.xp.nonzero(mask)
-        return rows, columns
+    def where(self, mask: DeviceArray) -> tuple[DeviceArray, ...]:
+        found: tuple[DeviceArray, ...] = self.xp.nonzero(mask)
+        return found
 
     def counts(self, index: DeviceArray, n: int) -> DeviceArray:
         return self.xp.bincount(index, minlength=n)
