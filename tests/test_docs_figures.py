@@ -176,8 +176,8 @@ def test_a_file_of_results_says_when_on_what_and_how(path):
     assert re.search(r"python (-m )?\S+|`benchmarks/\w+\.py`|mexma-\w+ ", text), "no command"
 
 
-@pytest.mark.parametrize("quick", [True, False])
-def test_the_commands_of_all_have_their_scripts_and_flags(quick):
+@pytest.mark.parametrize("size", ["full", "quick", "smoke"])
+def test_the_commands_of_all_have_their_scripts_and_flags(size):
     spec = importlib.util.spec_from_file_location("benchmarks_all", ROOT / "benchmarks/all.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["benchmarks_all"] = module  # dataclasses look there
@@ -185,7 +185,7 @@ def test_the_commands_of_all_have_their_scripts_and_flags(quick):
     places = {"model": "m", "out": "o", "flores": "f", "tatoeba": "t"}
     for name, job in module.JOBS.items():
         assert job.needs or not any("{flores}" in line or "{tatoeba}" in line for line in job.commands), name
-        for words in module.commands_of(job, quick=quick, **places):
+        for words in module.commands_of(job, quick=size == "quick", smoke=size == "smoke", **places):
             if words[0] == "-m":
                 found = importlib.util.find_spec(words[1])
                 assert found and (not found.submodule_search_locations or importlib.util.find_spec(f"{words[1]}.__main__")), (

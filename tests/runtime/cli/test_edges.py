@@ -236,3 +236,22 @@ def test_a_pipe_that_must_not_block_is_waited_for(folder: Path, tiny_bundle: Pat
             lines = stream.read().splitlines()
         assert process.stderr is not None and b"Traceback" not in process.stderr.read()
     assert process.returncode == 0 and len(lines) == 3001
+
+
+@pytest.mark.parametrize(
+    ("words", "index", "wanted"),
+    [
+        ("mexma ", 1, {"embed", "mine", "xsim"}),
+        ("mexma embed --stor", 2, {"--storage"}),
+        ("mexma embed --storage f", 3, {"float32", "float16"}),
+        ("mexma mine --margin ", 3, {"ratio", "distance", "absolute"}),
+    ],
+)
+def test_the_shell_completes(words: str, index: int, wanted: set[str], folder: Path) -> None:
+    """What the line of docs/getting-started.md makes bash ask, by the protocol of click."""
+    asked = {"_MEXMA_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(index), "PYTHONPATH": str(ROOT)}
+    script = "import sys; sys.argv = ['mexma']; from mexma_rt.cli import main; main(prog_name='mexma')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env=os.environ | asked, capture_output=True, text=True, check=False
+    )
+    assert wanted <= {line.partition(",")[2] for line in done.stdout.splitlines()} and done.stderr == ""

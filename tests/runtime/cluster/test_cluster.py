@@ -252,6 +252,29 @@ def test_what_goes_wrong_in_a_worker_is_said_as_if_it_had_gone_wrong_here(texts,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_read_here_and_gives_the_bytes_of_the_file(texts, tiny_bundle, tmp_path, ray_here):
+    """Also where another process's name for it (/dev/fd/63, -) would be another file: a worker never opens it."""
+    options = {"model": tiny_bundle, "threads": 1}
+    embed_file_on("local", options, texts, tmp_path / "file.npy")
+    os.mkfifo(tmp_path / "pipe")
+    reader, writer = os.pipe()
+
+    def write(name: str | Path | int) -> None:
+        with open(name, "wb") as stream:  # noqa: PTH123  (a name or a number)
+            stream.write(texts.read_bytes())
+
+    for source, written, target in ((tmp_path / "pipe",) * 2 + ("pipe.npy",), (f"/dev/fd/{reader}", writer, "fd.npy")):
+        thread = threading.Thread(target=write, args=(written,), daemon=True)
+        thread.start()
+        report = embed_file_on("local", options, source, tmp_path / target)
+        assert report.shape[0] == 20 * SLAB - 7
+        assert (tmp_path / target).read_bytes() == (tmp_path / "file.npy").read_bytes()
+        thread.join(timeout=60)
+    os.close(reader)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fd.npy", "file.npy", "in.txt", "pipe", "pipe.npy"]
+
+
 def test_without_ray_the_pip_line_comes_first(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"ray is not installed.*\n    pip install 'mexma-rt\[ray\]'"):
