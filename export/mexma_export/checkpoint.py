@@ -180,6 +180,8 @@ def _find(source: str | Path, revision: str | None) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
+        if inside := sorted(folder.glob("snapshots/*/config.json")) or sorted(folder.glob("*/config.json")):
+            raise FileError(f"{folder}: config.json is missing, but there is {inside[0]}. Name its folder: {inside[0].parent}")
         raise FileError(
             f"{folder}: config.json is missing, so this is no checkpoint folder. It needs config.json, "
             "model.safetensors and tokenizer.json; mexma-train writes them into its output folder."

@@ -77,6 +77,7 @@ OTHER_KINDS = {  # why a model that many people have is refused
     "gemma3_text": "rotary positions",
 }
 FORMS = ("xlm-roberta", "bert", "distilbert")
+LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,11 @@ def read_encoder(folder: Path, config: Mapping[str, Any], *, pad: int) -> Encode
     """
     kind = check_kind(folder, config)
     held, split = read_tensors(folder)
+    if quantised := sorted(name for name, tensor in held.items() if name.endswith(".weight") and not _is_plain(tensor)):
+        raise BundleError(
+            f"{folder}: the weights are quantised ({quantised[0]} is {str(held[quantised[0]].dtype).removeprefix('torch.')}), "
+            "and what their numbers stand for is known to the library that wrote them. Name the model that it was made from."
+        )
     tensors, prefix = _encoder_names(folder, held)
     if kind == "distilbert":
         tensors = {_renamed(name): tensor for name, tensor in tensors.items()}
@@ -119,6 +125,11 @@ def read_encoder(folder: Path, config: Mapping[str, Any], *, pad: int) -> Encode
     )
 
 
+def _is_plain(tensor: Any) -> bool:
+    """Whether numbers are what they stand for: of 8 bits and whole ones are scaled by others, that we do not read."""
+    return bool(tensor.is_floating_point()) and tensor.element_size() >= 2
+
+
 def bert_to_xlmr(positions: Any, pad: int) -> Any:
     """BERT's position table [P, D], row 0 for the first token -> XLM-R's [pad + 1 + P, D]: rows up to that of padding are 0."""
     moved = positions.new_zeros((pad + 1 + positions.shape[0], positions.shape[1]))
@@ -134,6 +145,10 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> str:
         raise BundleError(
             f"{path}: model_type is {kind!r}{why}. Known are encoders of the forms {', '.join(FORMS)} (post-norm layers, a "
             "table of positions), such as MEXMA, multilingual-e5, LaBSE, bge-m3 and paraphrase-multilingual models."
+        )
+    if config.get("quantization_config"):
+        raise BundleError(
+            f"{path}: quantization_config is set: the weights are quantised. Name the model that it was made from."
         )
     if config.get("is_decoder") or config.get("add_cross_attention"):
         raise BundleError(
@@ -158,6 +173,11 @@ def read_tensors(folder: Path) -> tuple[dict[str, Any], bool]:
         try:
             tensors |= load(folder / name)
         except Exception as error:  # safetensors' own, of a file that is cut or damaged
+            with (folder / name).open("rb") as stream:
+                if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise BundleError(
+                        f"{folder / name} is a pointer of Git LFS, not the weights. Fetch them in the clone: git lfs pull"
+                    ) from None
             raise BundleError(
                 f"{folder / name}: the weights do not load: {str(error).strip().rstrip('.')}. The file is damaged or was not "
                 "copied whole. Copy the checkpoint again."
@@ -175,7 +195,11 @@ def _shards(folder: Path) -> list[str]:
                 f"{folder}: only pickled weights ({pickles[0]}), and loading a pickle can run any code: refused. If you "
                 "trust the file, convert it once with safetensors.torch.save_file, and name the new folder."
             )
-        raise FileError(f"{folder}: {WEIGHTS} is missing. Copy the checkpoint again, or train it with mexma-train.")
+        others = sorted(
+            p.name for pattern in ("*.h5", "*.msgpack", "*.gguf", "*.onnx", "onnx/*.onnx") for p in folder.glob(pattern)
+        )
+        found = f", and {others[0]} is of another library" if others else ""
+        raise FileError(f"{folder}: {WEIGHTS} is missing{found}. Copy the checkpoint again, or train it with mexma-train.")
     try:
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:

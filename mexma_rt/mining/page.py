@@ -173,7 +173,8 @@ def _sentence(report: MiningReport) -> str:
         "bwd": "the best source of every target line",
         "knn": "all candidates of every sentence",
     }[report.retrieval]
-    return f"{how}, {report.margin} margin over {report.k} neighbours of at least {_number(report.threshold)}."
+    least = f" of at least {_number(report.threshold)}" if abs(report.threshold) < float("inf") else ", without a threshold"
+    return f"{how}, {report.margin} margin over {report.k} neighbours{least}."
 
 
 def _number(value: float) -> str:

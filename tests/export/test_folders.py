@@ -176,3 +176,43 @@ def test_only_a_sentencepiece_model(folder: Path) -> None:
     (folder / "tokenizer.json").rename(folder / "sentencepiece.bpe.model")
     with pytest.raises(FileError, match=r"tokenizer\.json is missing.* only a SentencePiece model gets one by"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_are_no_numbers_that_we_know(kind: Any, folder: Path) -> None:
+    """They loaded, and the vectors were those of another model: the scales were left out."""
+    change_weights(folder, lambda tensors: {n: t.to(kind) if t.ndim == 2 else t for n, t in tensors.items()})
+    with pytest.raises(
+        BundleError, match=r"are quantised \(.* is (int8|float8_e4m3fn)\).*Name the model that it was made from"
+    ):
+        load_checkpoint(folder)
+
+
+def test_a_configuration_of_quantised_weights(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    with pytest.raises(BundleError, match="quantization_config is set: the weights are quantised"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["tf_model.h5", "model.gguf", "onnx/model.onnx"])
+def test_weights_of_another_library_alone(name: str, folder: Path) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(FileError, match=rf"model\.safetensors is missing, and {Path(name).name} is of another library"):
+        load_checkpoint(folder)
+
+
+def test_a_pointer_of_git_lfs(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n")
+    with pytest.raises(BundleError, match=r"is a pointer of Git LFS, not the weights\. Fetch them in the clone: git lfs pull"):
+        load_checkpoint(folder)
+
+
+def test_the_folder_around_it(folder: Path, tmp_path: Path) -> None:
+    """As the hub's cache keeps models."""
+    inside = tmp_path / "models--a--b" / "snapshots" / "0a1b"
+    inside.parent.mkdir(parents=True)
+    folder.rename(inside)
+    with pytest.raises(FileError, match=r"config\.json is missing, but there is .*Name its folder: .*snapshots/0a1b$"):
+        load_checkpoint(tmp_path / "models--a--b")

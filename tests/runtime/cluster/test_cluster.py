@@ -256,7 +256,7 @@ def test_what_goes_wrong_in_a_worker_is_said_as_if_it_had_gone_wrong_here(texts,
 def test_a_pipe_is_read_here_and_gives_the_bytes_of_the_file(texts, tiny_bundle, tmp_path, ray_here):
     """Also where another process's name for it (/dev/fd/63, -) would be another file: a worker never opens it."""
     options = {"model": tiny_bundle, "threads": 1}
-    embed_file_on("local", options, texts, tmp_path / "file.npy")
+    write_vectors_on("local", options, texts, tmp_path / "file.npy", EmbedSettings())
     os.mkfifo(tmp_path / "pipe")
     reader, writer = os.pipe()
 
@@ -267,7 +267,7 @@ def test_a_pipe_is_read_here_and_gives_the_bytes_of_the_file(texts, tiny_bundle,
     for source, written, target in ((tmp_path / "pipe",) * 2 + ("pipe.npy",), (f"/dev/fd/{reader}", writer, "fd.npy")):
         thread = threading.Thread(target=write, args=(written,), daemon=True)
         thread.start()
-        report = embed_file_on("local", options, source, tmp_path / target)
+        report = write_vectors_on("local", options, source, tmp_path / target, EmbedSettings())
         assert report.shape[0] == 20 * SLAB - 7
         assert (tmp_path / target).read_bytes() == (tmp_path / "file.npy").read_bytes()
         thread.join(timeout=60)
