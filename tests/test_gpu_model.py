@@ -60,12 +60,12 @@ def carry(script: ModuleType, tiny_bundle: Path, tmp_path: Path, monkeypatch: py
 def test_as_many_pairs_are_packed_as_fit(
     script: ModuleType, carry: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "100 of 100 pairs" in capsys.readouterr().out  # with the room that this tree leaves
-    room = sum(part.stat().st_size for part in carry.iterdir()) - 800
+    assert 1 << 20 < script.tree_room() < 64 << 20  # what `carry` was packed into, whole
+    room = sum(part.stat().st_size for part in carry.iterdir()) - 200
     words = ["--model", str(tiny_bundle), "pack", str(tmp_path / "pairs.tsv")]
     script.main([*words, str(tmp_path / "less"), "--room", str(room)])
     said = re.search(r": (\d+) of 100 pairs in ([\d,]+) bytes", capsys.readouterr().out)
-    assert said and 50 < int(said[1]) < 100
+    assert said and 0 < int(said[1]) < 100
     assert sum(part.stat().st_size for part in (tmp_path / "less").iterdir()) == int(said[2].replace(",", "")) <= room
     with pytest.raises(SystemExit, match=r"No pairs fit into 100 bytes, at \d+ bytes a pair"):
         script.main([*words, str(tmp_path / "none"), "--room", "100"])

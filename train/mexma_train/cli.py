@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -81,7 +81,7 @@ def tokenizer(pairs: tuple[str, ...], tokenizer: Path, recipe: Path | None) -> N
 @click.option("--english", help="Column of the English text in parquet and data sets.")
 @click.option("--text", help="Column of the other text in parquet and data sets.")
 @click.option("--allow-held-out", is_flag=True, help="Keep rows with a sentence of FLORES-200 devtest or Tatoeba's test set.")
-def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, allow_held_out: bool, **options: str | None) -> None:
+def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, allow_held_out: bool, **options: Any) -> None:
     """Tokenise PAIRS into the folder SHARDS. Bad rows are counted and skipped; more than 1 % of them is an error.
 
     Rows with a sentence of a test set (FLORES-200 devtest, Tatoeba) on either side are counted and dropped.

@@ -142,7 +142,8 @@ class RunLog:
     def _write(self, update: int, values: Mapping[str, Plain]) -> None:
         """Append a whole line; the system has it when this returns, so killing the process loses nothing."""
         assert self._file is not None, "a RunLog writes only inside its with block"
-        text = json.dumps(_plain({"stage": self.name, "update": update} | dict(values)), allow_nan=False)
+        line: dict[str, Plain] = {"stage": self.name, "update": update, **values}
+        text = json.dumps(_plain(line), allow_nan=False)
         rest = memoryview(text.encode() + b"\n")
         try:
             while rest:
