@@ -77,10 +77,10 @@ def word_pieces() -> Any:
     return tokenizer
 
 
-def make_model(folder: Path, kind: str, *, word_piece: bool = False) -> Any:
+def make_model(folder: Path, kind: str, *, word_piece: bool = False, layers: int = 2) -> Any:
     """Write a random encoder "xlm-roberta", "bert" or "distilbert" with the tiny model's pieces; returns it, in fp32.
 
-    2 layers of 32, 4 heads, 322 pieces; texts have up to 96 tokens. BERT's configuration names another pad_token_id than its
+    Layers of 32, 4 heads, 322 pieces; texts have up to 96 tokens. BERT's configuration names another pad_token_id than its
     tokenizer, as multilingual-e5-small's and paraphrase-multilingual-MiniLM's do. word_piece: with `word_pieces` instead.
     """
     import torch
@@ -88,14 +88,16 @@ def make_model(folder: Path, kind: str, *, word_piece: bool = False) -> Any:
 
     tokenizer = word_pieces() if word_piece else None
     shape: dict[str, Any] = {"vocab_size": tokenizer.get_vocab_size() if tokenizer else 322, "initializer_range": 0.3}
-    bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    bert = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 64}
     makers: dict[str, Any] = {
         "xlm-roberta": lambda: XLMRobertaModel(
             XLMRobertaConfig(**shape, **bert, max_position_embeddings=98, type_vocab_size=1, pad_token_id=1)
         ),
         "bert": lambda: BertModel(BertConfig(**shape, **bert, max_position_embeddings=96, type_vocab_size=2, pad_token_id=0)),
         "distilbert": lambda: DistilBertModel(
-            DistilBertConfig(**shape, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=96, pad_token_id=1)
+            DistilBertConfig(
+                **shape, dim=32, n_layers=layers, n_heads=4, hidden_dim=64, max_position_embeddings=96, pad_token_id=1
+            )
         ),
     }
     with torch.random.fork_rng(devices=[]):

@@ -178,10 +178,22 @@ class Writer:
         tensors = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in named]
         switch = helper.make_tensor_value_info(SWITCH, TensorProto.BOOL, [])  # an input with a value: it need not be given
         inputs = [*tensors[:2], *([switch] if SWITCH in self.tensors else [])]
-        stored, nodes = list(self.tensors.values()), [*self.casts, *self.nodes]
-        graph = helper.make_graph(nodes, "xlm-roberta", inputs, tensors[2:], stored)
         imports = [helper.make_opsetid("", self.opset), helper.make_opsetid(CONTRIB, 1)]
-        return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="mexma-export")
+        return self.assembled(inputs, tensors[2:], imports)
+
+    def assembled(
+        self,
+        inputs: Sequence[onnx.ValueInfoProto],
+        outputs: Sequence[onnx.ValueInfoProto],
+        imports: Sequence[onnx.OperatorSetIdProto],
+    ) -> onnx.ModelProto:
+        """The model of all nodes and stored tensors, which it takes over one by one: three copies of a model's
+        weights, as the library makes of a list, would be gigabytes."""
+        graph = helper.make_graph([*self.casts, *self.nodes], "xlm-roberta", inputs, outputs)
+        made = helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="mexma-export")
+        while self.tensors:
+            made.graph.initializer.append(self.tensors.pop(next(iter(self.tensors))))
+        return made
 
 
 def save_graph(proto: onnx.ModelProto, path: Path) -> None:

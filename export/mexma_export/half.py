@@ -44,13 +44,7 @@ class HalfEncoder(nn.Module):
         for module in self.model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.float()
-        for name, parameter in self.model.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                largest = float(model.get_parameter(name).detach().abs().max())
-                raise BundleError(
-                    f"{name} holds {largest:.6g}, and fp16 ends at 65504: this checkpoint has no fp16 graph, and so no engine. "
-                    "A weight so large usually means that the training diverged; the fp32 graph still works."
-                )
+        check_range(model)
         self.eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,6 +74,17 @@ class HalfEncoder(nn.Module):
         return (weights.half() @ values).transpose(1, 2).flatten(2)
 
 
+def check_range(model: XLMRobertaModel) -> None:
+    """Raise BundleError, which names it, for a weight that fp16 cannot hold."""
+    for name, parameter in model.named_parameters():
+        largest = float(parameter.detach().abs().max())
+        if largest >= 65520:  # rounds to infinity
+            raise BundleError(
+                f"{name} holds {largest:.6g}, and fp16 ends at 65504: this checkpoint has no fp16 graph, and so no engine. "
+                "A weight so large usually means that the training diverged; the fp32 graph still works."
+            )
+
+
 def half_runner(model: XLMRobertaModel, head: Head = PLAIN) -> Runner:
     """The fp16 encoder in torch, for the parity gate: true fp16 arithmetic, in which an overflow shows.
 
@@ -96,9 +101,10 @@ def half_runner(model: XLMRobertaModel, head: Head = PLAIN) -> Runner:
     return run
 
 
-def export_half(model: XLMRobertaModel, path: Path, head: Head = PLAIN, *, length_limit: int, opset: int = OPSET) -> None:
+def export_half(model: XLMRobertaModel, path: Path, head: Head = PLAIN, *, opset: int = OPSET) -> None:
     """Write the fp16 graph of an XLM-R to `path` (and `<name>.data` beyond 1.8 GB); the model is left as it was.
 
     Raises BundleError for a weight beyond fp16's range or another activation than gelu.
     """
-    export_standard(HalfEncoder(model, head), path, length_limit=length_limit, opset=opset)
+    check_range(model)
+    export_standard(model, path, head, half=True, opset=opset)

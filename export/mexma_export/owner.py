@@ -8,7 +8,7 @@ layer left out or another tokenizer would pass. So the loaded checkpoint itself 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -78,7 +78,7 @@ def _ours(source: Checkpoint, texts: Sequence[str], max_length: int) -> np.ndarr
     """float64 [n, D] of the loaded checkpoint, as the bundle's `encode` gives them."""
     run, pad = torch_runner(source), source.special_ids.pad
     rows = cut_ids(source, texts, max_length)
-    vectors = np.concatenate([run(*_batch(rows[i : i + BATCH], pad))[0] for i in range(0, len(rows), BATCH)])
+    vectors = _by_length(rows, lambda batch: run(*_batch(batch, pad))[0])
     return _finished(vectors, source.pipeline.normalize)
 
 
@@ -114,14 +114,15 @@ def _by_transformers(source: Checkpoint, texts: list[str], max_length: int, how:
 
     model, note = _auto_model(source)
     pad, rows = source.special_ids.pad, cut_ids(source, texts, max_length)
-    vectors = []
-    for start in range(0, len(rows), BATCH):
-        ids, mask = map(torch.from_numpy, _batch(rows[start : start + BATCH], pad))
+
+    def run(batch: Sequence[Sequence[int]]) -> np.ndarray:
+        ids, mask = map(torch.from_numpy, _batch(batch, pad))
         with torch.inference_mode():
             states = model.eval()(input_ids=ids, attention_mask=mask).last_hidden_state
-        vectors.append(_pooled(source, states.numpy(), mask.numpy()))
+        return _pooled(source, states.numpy(), mask.numpy())
+
     code = f"transformers {version('transformers')}, {type(model).__name__}{note}, {how}"
-    return _finished(np.concatenate(vectors), source.pipeline.normalize), code, None
+    return _finished(_by_length(rows, run), source.pipeline.normalize), code, None
 
 
 def _auto_model(source: Checkpoint) -> tuple[Any, str]:
@@ -195,6 +196,15 @@ def _check_ids(source: Checkpoint, texts: Sequence[str], theirs: list[list[int]]
             f"first {other[0][:80]!r}. Its tokenizer is not the one in tokenizer.json: if that one is right, write "
             '"tokenizer_class": "PreTrainedTokenizerFast" into tokenizer_config.json, which takes it as it is.'
         )
+
+
+def _by_length(rows: Sequence[Sequence[int]], run: Callable[[Sequence[Sequence[int]]], np.ndarray]) -> np.ndarray:
+    """Vectors [n, D] in the order of `rows`, computed in batches of rows of about one length, so that little is padding."""
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    parts = [run([rows[row] for row in order[start : start + BATCH]]) for start in range(0, len(order), BATCH)]
+    vectors = np.concatenate(parts)
+    vectors[order] = vectors.copy()
+    return vectors
 
 
 def _batch(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:

@@ -42,7 +42,7 @@ def write_graphs(
     """
     from mexma_export.blockwise import export_blocks
     from mexma_export.compact import export_fused, export_int8, export_mixed
-    from mexma_export.graphs import SentenceEncoder, export_standard
+    from mexma_export.graphs import export_standard
     from mexma_export.half import export_half
     from mexma_export.structure import export_structure
     from mexma_export.trim import trimmed_embeddings
@@ -57,9 +57,7 @@ def write_graphs(
             forms = _forms(source, precision, sentences, thresholds, tell) if precision in BLOCK_BITS else {}
             with trimmed_embeddings(source.model, source.kept):
                 if precision == "fp32":
-                    export_standard(
-                        SentenceEncoder(source.model, head), path, length_limit=source.max_length_limit, opset=opset
-                    )
+                    export_standard(source.model, path, head, opset=opset)
                 elif precision == "int8":
                     export_int8(source.model, path, head)
                 elif precision == "fused":
@@ -73,7 +71,7 @@ def write_graphs(
                         if name not in precisions:
                             export_structure(source.model, folder / structure, head, half=name == "fp16")
                 else:
-                    export_half(source.model, path, head, length_limit=source.max_length_limit, opset=opset)
+                    export_half(source.model, path, head, opset=opset)
         except (OSError, MexmaError):  # a full disk, before all: new_folder says so; and what we say ourselves
             raise
         except Exception as error:  # torch, onnx and onnxruntime each raise their own, often with pages of graph

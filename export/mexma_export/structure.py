@@ -61,10 +61,12 @@ class StructureWriter(Writer):
 
     def linear(self, states: str, layer: str, output: str) -> str:
         """A linear layer with bias of states in the type of products, [B, L, in] -> [B, L, out]."""
-        weight = self.outside(f"{layer}.weight", self.narrow)
-        columns = self.node("Transpose", [weight], f"{weight}/columns", perm=[1, 0])
-        product = self.node("MatMul", [states, columns], f"{output}/product")
+        product = self.node("MatMul", [states, self.columns_of(f"{layer}.weight")], f"{output}/product")
         return self.node("Add", [product, self.outside(f"{layer}.bias", self.narrow)], output)
+
+    def columns_of(self, weight: str) -> str:
+        """A linear layer's weight [out, in] as [in, out], in the type of products."""
+        return self.node("Transpose", [self.outside(weight, self.narrow)], f"{weight}/columns", perm=[1, 0])
 
     def norm_of(self, states: str, name: str, output: str) -> str:
         """LayerNorm of states with the weights of a named layer."""
@@ -140,9 +142,7 @@ class StructureWriter(Writer):
         kinds = [TensorProto.INT64] * 2 + [TensorProto.FLOAT] * 2
         named = zip([*INPUTS, *OUTPUTS], kinds, shapes, strict=True)
         tensors = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in named]
-        graph = helper.make_graph(self.nodes, "xlm-roberta", tensors[:2], tensors[2:], list(self.tensors.values()))
-        imports = [helper.make_opsetid("", self.opset)]
-        return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="mexma-export")
+        return self.assembled(tensors[:2], tensors[2:], [helper.make_opsetid("", self.opset)])
 
 
 def export_structure(model: XLMRobertaModel, path: Path, head: Head = PLAIN, *, half: bool) -> None:

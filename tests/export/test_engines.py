@@ -443,7 +443,7 @@ def half_graph(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     from mexma_export.half import export_half
 
     path = tmp_path_factory.mktemp("half") / "model_fp16.onnx"
-    export_half(load_checkpoint(tiny_checkpoint).model, path, length_limit=512)
+    export_half(load_checkpoint(tiny_checkpoint).model, path)
     return path
 
 

@@ -11,7 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="compares with the torch checkpoint (pip: mexma-rt[export])")
 onnx = pytest.importorskip("onnx", reason="reads the graphs with onnx (pip: mexma-rt[export])")
 
-from mexma_export import graphs  # noqa: E402
+from mexma_export import fused, graphs  # noqa: E402
+from mexma_export.checkpoint import load_checkpoint  # noqa: E402
 
 GRAPHS = ["onnx/model.onnx", "onnx/model_int8.onnx"]
 
@@ -48,27 +49,19 @@ def test_no_folder_of_the_exporting_machine_is_in_the_file(tiny_bundle: Path, na
     assert b"site-packages" not in content and b"mexma_export" not in content
 
 
-class Toy(torch.nn.Module):
-    """Two outputs of the right shapes; exports in a second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = torch.nn.Embedding(300, 64)
-
-    def forward(self, input_ids, attention_mask):
-        states = self.words(input_ids) * attention_mask.unsqueeze(-1)
-        return states[:, 0], states
-
-
-def test_weights_beyond_the_limit_of_one_file_go_to_a_second_one(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(graphs, "ONE_FILE_BYTES", 1000)
-    toy = Toy().eval()
-    graphs.export_standard(toy, tmp_path / "model.onnx", length_limit=512)
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_beyond_the_limit_of_one_file_go_to_a_second_one(
+    half: bool, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(fused, "ONE_FILE_BYTES", 1000)
+    graphs.export_standard(load_checkpoint(tiny_checkpoint).model, tmp_path / "model.onnx", half=half)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     ids = np.array([[0, 7, 9, 30, 2]])
-    sentence, _ = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
-    np.testing.assert_array_equal(sentence, toy.words.weight.detach().numpy()[[0]])
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    one_file = onnxruntime.InferenceSession(tiny_bundle / GRAPHS[0], providers=["CPUExecutionProvider"])
+    for found, wanted in zip(session.run(None, feed), one_file.run(None, feed), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=0.03 if half else 1e-6)
 
 
 SHAPES = [(1, 1), (1, 2), (1, 7), (1, 512), (2, 3), (2, 511), (3, 20), (5, 64), (16, 5), (33, 2), (64, 1)]
