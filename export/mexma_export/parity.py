@@ -7,13 +7,15 @@ vector of the set, is therefore reported beside it (information, not gated). Wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mexma_export.reopen import Runner
+from mexma_export.reopen import LateGraph, Runner
 from mexma_export.sentences import Sentence
 from mexma_export.verdict import THRESHOLDS, Parity, ParityError, Thresholds, failures_of
 from mexma_rt.bundle.graphs import XLMR, SpecialIds
@@ -55,32 +57,41 @@ def check_parity(
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
     long_inputs = _bucket_inputs(ids, max_length, length_limit, special)
     probes = order[:: max(1, len(order) // PROBES)]
-    total = len(batches) + len(long_inputs) + len(graphs)
+    inputs = [*(_pad([ids[i] for i in rows], special.pad) for rows in batches), *long_inputs.values()]
+    wanted, results, steps = np.empty((0, 0)), {}, iter(range(1, len(inputs) * (1 + len(graphs)) + 1))
 
-    runs = {name: _Run(graph, len(ids), special.pad) for name, graph in graphs.items()}
-    wanted = np.empty((0, 0))
-    for step, rows in enumerate(batches):
-        batch = _pad([ids[i] for i in rows], special.pad)
-        vectors, tokens = _run(reference, batch, special.pad)
-        wanted = wanted if step else np.empty((len(ids), vectors.shape[1]))
-        wanted[rows] = vectors
-        for name, run in runs.items():
-            run.add(name, rows, batch, vectors, tokens)
+    def advance() -> None:
+        if progress:
+            progress(next(steps), len(inputs) * (1 + len(graphs)))
+
+    # One graph after the other, so that one is in memory; what they are compared with waits in a file.
+    with TemporaryFile() as states:
+        shapes, long_vectors = [], {}
+        for step, batch in enumerate(inputs):
+            vectors, tokens = _run(reference, batch, special.pad)
+            if step < len(batches):
+                wanted = wanted if step else np.empty((len(ids), vectors.shape[1]))
+                wanted[batches[step]] = vectors
+                shapes.append(tokens.shape)
+                states.write(np.ascontiguousarray(tokens, np.float32))
+            else:
+                long_vectors[batch.shape[1]] = vectors
+            advance()
         if out is not None:
-            out[rows] = vectors
-        if progress:
-            progress(step + 1, total)
-    for step, (length, batch) in enumerate(long_inputs.items(), start=len(batches)):
-        vectors, _ = _run(reference, batch, special.pad)
-        for run in runs.values():
-            run.buckets[length] = float(_cosine(_run(run.graph, batch, special.pad)[0], vectors).min())
-        if progress:
-            progress(step + 1, total)
-    results = {}
-    for step, (name, run) in enumerate(runs.items(), start=total - len(graphs)):
-        results[name] = run.judge(name, wanted, sentences, [ids[i] for i in probes], probes, thresholds[name], plain)
-        if progress:
-            progress(step + 1, total)
+            out[:] = wanted
+        for name, graph in graphs.items():
+            run = _Run(graph, len(ids), special.pad)
+            states.seek(0)
+            for rows, batch, shape in zip(batches, inputs, shapes, strict=False):
+                tokens = np.frombuffer(states.read(4 * math.prod(shape)), np.float32).reshape(shape)
+                run.add(name, rows, batch, wanted[rows], tokens)
+                advance()
+            for length, batch in long_inputs.items():
+                run.buckets[length] = float(_cosine(_run(graph, batch, special.pad)[0], long_vectors[length]).min())
+                advance()
+            results[name] = run.judge(name, wanted, sentences, [ids[i] for i in probes], probes, thresholds[name], plain)
+            if isinstance(graph, LateGraph):
+                graph.close()
     return results
 
 

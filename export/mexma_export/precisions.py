@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -127,35 +128,42 @@ def gate_graphs(
     `out` [n, D] receives the checkpoint's sentence vectors.
     """
     from mexma_export.half import half_runner
-    from mexma_export.reopen import open_graph
+    from mexma_export.reopen import LateGraph, open_graph
     from mexma_export.trim import trimmed_embeddings
 
     plain = source.pipeline.head == PLAIN
-    runners = {precision: open_graph(folder / GRAPHS[precision], plain=plain) for precision in precisions}
-    thresholds = dict(thresholds)
-    for precision in BLOCK_BITS:  # what the runtime builds of it where its operators are unknown
-        for kind in [kind for kind, path in STRUCTURES.items() if precision in precisions and (folder / path).is_file()]:
-            with TemporaryDirectory(dir=folder) as work:
-                write_built(folder / STRUCTURES[kind], folder / GRAPHS[precision], Path(work))
-                name = f"{kind} built from {precision}"
-                runners[name], thresholds[name] = open_graph(Path(work) / GRAPH, plain=plain), thresholds[precision]
-    if "fp16" in runners:  # the file, in onnxruntime, and the arithmetic: onnxruntime on CPU hides an overflow
+
+    def late(path: Path) -> Runner:
+        return LateGraph(lambda: open_graph(path, plain=plain))
+
+    def half() -> Runner:
         with trimmed_embeddings(source.model, source.kept):
-            runners["fp16 in torch"] = half_runner(source.model, source.pipeline.head)
-        thresholds = {**thresholds, "fp16 in torch": thresholds["fp16"]}
-    return check_parity(
-        runners,
-        torch_runner(source),
-        source.tokenizer,
-        sentences,
-        max_length=max_length,
-        length_limit=source.max_length_limit,
-        special=source.special_ids,
-        plain=plain,
-        thresholds=thresholds,
-        out=out,
-        progress=lambda done, total: tell("parity gate", done, total),
-    )
+            return half_runner(source.model, source.pipeline.head)
+
+    runners = {precision: late(folder / GRAPHS[precision]) for precision in precisions}
+    thresholds = dict(thresholds)
+    with ExitStack() as works:
+        for precision in BLOCK_BITS:  # what the runtime builds of it where its operators are unknown
+            for kind in [kind for kind, path in STRUCTURES.items() if precision in precisions and (folder / path).is_file()]:
+                work = Path(works.enter_context(TemporaryDirectory(dir=folder)))
+                write_built(folder / STRUCTURES[kind], folder / GRAPHS[precision], work)
+                name = f"{kind} built from {precision}"
+                runners[name], thresholds[name] = late(work / GRAPH), thresholds[precision]
+        if "fp16" in runners:  # the file, in onnxruntime, and the arithmetic: onnxruntime on CPU hides an overflow
+            runners["fp16 in torch"], thresholds["fp16 in torch"] = LateGraph(half), thresholds["fp16"]
+        return check_parity(
+            runners,
+            torch_runner(source),
+            source.tokenizer,
+            sentences,
+            max_length=max_length,
+            length_limit=source.max_length_limit,
+            special=source.special_ids,
+            plain=plain,
+            thresholds=thresholds,
+            out=out,
+            progress=lambda done, total: tell("parity gate", done, total),
+        )
 
 
 def torch_runner(source: Checkpoint) -> Runner:

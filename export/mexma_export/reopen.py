@@ -22,6 +22,23 @@ Runner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """(input_ids int64 [B, L], attention_mask int64 [B, L]) -> (sentence vectors [B, D], token vectors [B, L, D])."""
 
 
+class LateGraph:
+    """A runner that is opened when it is first called and closed when told, so that of many one is in memory."""
+
+    def __init__(self, opener: Callable[[], Runner]) -> None:
+        self._opener = opener
+        self._run: Runner | None = None
+
+    def __call__(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._run is None:
+            self._run = self._opener()
+        return self._run(ids, mask)
+
+    def close(self) -> None:
+        """Forget it, and what it holds; the next call opens it again."""
+        self._run = None
+
+
 def open_graph(path: Path, *, plain: bool = True) -> Runner:
     """Open an ONNX graph on the CPU; of a graph with two branches (fused.py) the vectors are those of the short one.
 

@@ -169,6 +169,7 @@ def _normalize(graph: GraphProto) -> None:
 
     raw = f"{SENTENCE}/raw"
     for node in graph.node:
+        node.name = raw if node.name == SENTENCE else node.name  # the last of the new ones is called so
         for names in (node.input, node.output):
             names[:] = [raw if name == SENTENCE else name for name in names]
     axis, least = np.array([1], np.int64), np.array(LEAST_NORM, np.float32)

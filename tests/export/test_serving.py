@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="part of mexma-rt[export]")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from mexma_export.checkpoint import load_checkpoint  # noqa: E402
-from mexma_export.graphs import SentenceEncoder, export_standard  # noqa: E402
+from mexma_export.graphs import export_standard  # noqa: E402
 from mexma_export.half import export_half  # noqa: E402
 from mexma_export.head import Dense, Head  # noqa: E402
 from mexma_export.serving import serving_graph  # noqa: E402
@@ -52,9 +52,9 @@ def graph(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
             made[key] = folder / key / "model.onnx"
             made[key].parent.mkdir()
             if kind == "fp16":
-                export_half(model, made[key], head, length_limit=512, opset=opset)
+                export_half(model, made[key], head, opset=opset)
             else:
-                export_standard(SentenceEncoder(model, head), made[key], length_limit=512, opset=opset)
+                export_standard(model, made[key], head, opset=opset)
         return made[key]
 
     return get
