@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 
@@ -78,10 +78,10 @@ def _not_a_string(name: str, index: int, item: object) -> str:
     return message
 
 
-def _is_row(item: Any) -> bool:
+def _is_row(item: object) -> TypeGuard[Sequence[object]]:
     """Whether an item is like the rows that databases, csv.reader and zip give: short, and indexed by number."""
     if isinstance(item, (list, tuple)) or type(item).__name__ == "Row":  # of sqlite3 and SQLAlchemy
-        return 0 < len(item) <= 100
+        return 0 < len(cast(Sequence[object], item)) <= 100
     return False
 
 

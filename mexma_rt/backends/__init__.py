@@ -51,7 +51,7 @@ class Backend(ABC):
 
     @property
     def batch_tokens(self) -> int:
-        """Cells of a batch where nobody says how many."""
+        """Default size of a batch, in cells."""
         return BATCH_TOKENS if self.device == "cpu" else GPU_BATCH_TOKENS
 
     @abstractmethod
@@ -95,7 +95,7 @@ def open_backend(
     onnxruntime on cuda until the two have been measured side by side.)
 
     `prove` is asked of every TensorRT engine, whose numbers depend on the machine that built it: it says in words what it saw,
-    or raises BackendError; "auto" then goes on to the next.
+    or raises BackendError; "auto" then tries the next.
 
     Raises BackendError or MissingExtraError with what is missing, BundleError for an engine of another graph.
     """

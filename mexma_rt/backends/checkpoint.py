@@ -1,4 +1,4 @@
-"""The encoder of a checkpoint folder in one form, XLM-R's, whatever model it was and whoever wrote it. Needs safetensors.
+"""Reads the encoder of a checkpoint folder into one form, XLM-R's, whichever model and tool wrote it. Needs safetensors.
 
 XLM-R, BERT and DistilBERT are the same network: word, position and token type rows, then post-norm layers. They differ in the
 names of their tensors and in where the position table starts: BERT's row 0 is that of the first token, XLM-R's comes behind the
@@ -138,7 +138,7 @@ def bert_to_xlmr(positions: Any, pad: int) -> Any:
 
 
 def check_kind(folder: Path, config: Mapping[str, Any]) -> str:
-    """The model_type, one of FORMS. Raises BundleError that says what another one is."""
+    """Return the model_type, one of FORMS. Raises BundleError for any other, naming it."""
     kind, path = config.get("model_type"), folder / "config.json"
     if kind not in FORMS:
         why = f": {OTHER_KINDS[kind]}" if kind in OTHER_KINDS else ""
@@ -165,7 +165,7 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Any], bool]:
-    """Every tensor of model.safetensors or of its shards, and whether there are several files. Pickles are never read."""
+    """Return all tensors of model.safetensors or its shards, and whether there are shards. Pickles are never read."""
     load = importlib.import_module("safetensors.torch").load_file
     files = [WEIGHTS] if (folder / WEIGHTS).is_file() else _shards(folder)
     tensors: dict[str, Any] = {}
@@ -214,7 +214,7 @@ def _shards(folder: Path) -> list[str]:
 
 
 def _encoder_names(folder: Path, held: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """The tensors without the prefix that wrappers and trainers put before their names, and that prefix."""
+    """Return the tensors without the prefix that wrappers and trainers add to their names, and that prefix."""
     prefixes = sorted(name.removesuffix(POSITIONS) for name in held if name.endswith(POSITIONS))
     if not prefixes:
         raise BundleError(

@@ -17,7 +17,7 @@ from mexma_rt.errors import BackendError
 
 @contextlib.contextmanager
 def on_gpu(runtime: Any, number: int) -> Iterator[None]:
-    """Make a visible GPU the current one of this thread, and give the thread its own back afterwards.
+    """Make a visible GPU this thread's current one, and restore the previous one afterwards.
 
     Engine, stream and memory must be on one GPU, and other libraries of the process may have chosen another.
     """
@@ -33,7 +33,7 @@ def on_gpu(runtime: Any, number: int) -> Iterator[None]:
 
 
 class Cuda:
-    """A stream and what was allocated beside it, until `release`. Copies, launches and captured work run in its order."""
+    """A stream and its allocations, until `release`. Copies, launches and captured work run in its order."""
 
     def __init__(self, runtime: Any) -> None:
         """`runtime` is the module `cuda.bindings.runtime`. Raises BackendError, as every method does."""
@@ -55,7 +55,7 @@ class Cuda:
         return address
 
     def pinned(self, count: int, dtype: type[np.generic]) -> np.ndarray:
-        """An array [count] in page-locked memory: only from there do copies run beside other work. Dead after `release`."""
+        """An array [count] in page-locked memory, which copies need to overlap with other work. Invalid after `release`."""
         size = count * np.dtype(dtype).itemsize
         address = int(self._call("cudaMallocHost", size))
         self._free_later("cudaFreeHost", address)
@@ -63,31 +63,31 @@ class Cuda:
         return np.frombuffer(block, dtype=dtype)
 
     def upload(self, source: np.ndarray, target: int) -> None:
-        """Copy a pinned array, without gaps, to an address on the device; returns before it is done."""
+        """Start copying a contiguous pinned array to an address on the device."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", target, source.ctypes.data, source.nbytes, kind, self._stream)
 
     def download(self, source: int, target: np.ndarray) -> None:
-        """Fill a pinned array, without gaps, from an address on the device; returns before it is done."""
+        """Start filling a contiguous pinned array from an address on the device."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", target.ctypes.data, source, target.nbytes, kind, self._stream)
 
     def event(self) -> Any:
-        """A mark that `record` puts into the stream and `wait` waits for."""
+        """An event, for `record` and `wait`."""
         event = self._call("cudaEventCreateWithFlags", self._runtime.cudaEventDisableTiming)  # which would cost time
         self._free_later("cudaEventDestroy", event)
         return event
 
     def record(self, event: Any) -> None:
-        """Mark the end of what is in the stream now."""
+        """Record the event behind what is in the stream now."""
         self._call("cudaEventRecord", event, self._stream)
 
     def wait(self, event: Any) -> None:
-        """Wait until everything before the mark is done; errors of that work appear here. Other threads run meanwhile."""
+        """Block until everything before the event is done, raising errors of that work. Other threads run meanwhile."""
         self._call("cudaEventSynchronize", event)
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """Record what `work` puts into the stream, without running it: a graph for `launch`."""
+        """Capture what `work` puts into the stream, without running it, as a graph for `launch`."""
         # Thread-local: what other threads of the process do with CUDA meanwhile does not disturb the recording.
         self._call("cudaStreamBeginCapture", self._stream, self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
@@ -105,7 +105,7 @@ class Cuda:
         return graph
 
     def launch(self, graph: Any) -> None:
-        """Run a captured graph; returns before it is done."""
+        """Start a captured graph."""
         self._call("cudaGraphLaunch", graph, self._stream)
 
     def synchronize(self) -> None:

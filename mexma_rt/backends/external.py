@@ -1,4 +1,4 @@
-"""Which other files an ONNX file refers to, read without an ONNX library, so that a graph reaches no byte that is not verified.
+"""Finds the files that an ONNX file refers to, without an ONNX library, so that a graph reads only verified bytes.
 
 A tensor may keep its bytes in another file, named in the graph. onnxruntime looks for it beside the graph; recent versions
 refuse a path that leads out of that folder, and none knows which files the manifest has hashes of. The walk follows the wire
@@ -39,7 +39,7 @@ def check_external_files(bundle: Bundle, graph: str) -> None:
 
 
 def external_files(path: Path) -> set[str]:
-    """The locations that the tensors of an ONNX file name, as they are written there. Raises BundleError if it is none."""
+    """The locations that the tensors of an ONNX file name, as written there. Raises BundleError for another kind of file."""
     with mapped(path) as view:
         try:
             return set(_locations(view, "model", 0, len(view)))

@@ -1,4 +1,4 @@
-"""The kernels that TensorRT-RTX compiles on a machine, kept beside the engine: without them every load compiles them anew.
+"""The kernels that TensorRT-RTX compiles on a machine, kept beside the engine: otherwise every load compiles them again.
 
 The library checks a cache itself, and takes none that another version of it or another GPU has written.
 """
@@ -12,12 +12,12 @@ from mexma_rt.files.atomic import atomic_write
 
 
 def cache_path(engine: Path, sm: int) -> Path:
-    """Where the kernels of an engine file for a GPU of this SM lie: rtx.engine -> rtx.engine.sm89.kernels."""
+    """Path of an engine's kernels for GPUs of this SM: rtx.engine -> rtx.engine.sm89.kernels."""
     return engine.with_name(f"{engine.name}.sm{sm}.kernels")
 
 
 def read_cache(cache: Any, path: Path) -> bool:
-    """Fill an IRuntimeCache from a file; False if there is none, or none that the library takes here."""
+    """Fill an IRuntimeCache from a file; False if there is none, or the library does not accept it here."""
     try:
         return bool(cache.deserialize(path.read_bytes()))
     except OSError:
@@ -25,7 +25,7 @@ def read_cache(cache: Any, path: Path) -> bool:
 
 
 def write_cache(cache: Any, path: Path) -> str:
-    """Keep an IRuntimeCache; returns why that could not be done, or ""."""
+    """Save an IRuntimeCache; returns why that failed, or ""."""
     try:
         with atomic_write(path) as stream:
             stream.write(memoryview(cache.serialize()))

@@ -1,4 +1,4 @@
-"""What the build and the run of an engine share: the two TensorRT libraries, CUDA's bindings and the GPU, or what is missing.
+"""Shared by building and running engines: finds the TensorRT libraries, CUDA's bindings and the GPU, or says what is missing.
 
 Both libraries have one Python API; what runs is told by the name of the engine, which is also that of the pip extra.
 """
@@ -18,7 +18,7 @@ MAJORS = {"tensorrt": (10, 11), "rtx": (1,)}  # strongly typed networks began wi
 
 
 def load_library(engine: str) -> Any:
-    """The imported module, of a version that this code knows. Raises InputError, MissingExtraError, BackendError."""
+    """Import one of the libraries, in a supported version. Raises InputError, MissingExtraError, BackendError."""
     if engine not in MODULES:
         raise InputError(f"Unknown engine {engine!r}. Known: {', '.join(MODULES)}.")
     name = MODULES[engine]

@@ -31,7 +31,7 @@ NARROW = 384
 
 
 class OnnxRuntime(Backend):
-    """One inference session of the bundle's graph of one precision. onnxruntime sessions may be run by many threads."""
+    """An inference session for the bundle's graph in one precision; many threads may run it."""
 
     name = "onnxruntime"
 
@@ -128,7 +128,7 @@ def _load_cuda_libraries() -> None:
 
 
 def clash_of_packages() -> str:
-    """What is wrong, and the lines that repair it, where onnxruntime and onnxruntime-gpu are both installed; else "".
+    """What is wrong where onnxruntime and onnxruntime-gpu are both installed, with the commands that repair it; else "".
 
     They share a folder and overwrite each other: the sizes in each one's RECORD tell whose files lie on the disk.
     """

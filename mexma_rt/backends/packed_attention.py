@@ -1,4 +1,4 @@
-"""Self-attention of packed sentences: T tokens of S sentences end to end, each sentence sees itself alone. Needs torch.
+"""Self-attention over packed sentences: T tokens of S sentences end to end, each attending to itself only. Needs torch.
 
 Training (mexma_train) and the torch back end share it. One function, five ways to compute the same thing:
     varlen  torch's variable-length flash attention: CUDA, bf16 or fp16; no padding anywhere
@@ -199,7 +199,7 @@ def _flex_mask(documents_T: Tensor) -> Any:
 
 @functools.cache
 def _flex_function(device_type: str) -> Callable[..., Tensor]:
-    """FlexAttention is fast only compiled; eager on CPU, where it only serves the comparison."""
+    """FlexAttention, compiled; eager on CPU, where it serves only for comparison."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention  # type: ignore[return-value]

@@ -34,7 +34,7 @@ class Layer(nn.Module):
         )
 
     def forward(self, states_TD: Tensor, layout: Layout, rows_R: Tensor | None = None) -> Tensor:
-        """States [T, D], or [R, D] at the wanted rows alone: what the last layer need not compute, it does not."""
+        """States [T, D], or [R, D] at the wanted rows only, which saves work in the last layer."""
         project, low_TD = self.attention.self, states_TD
         if torch.is_autocast_enabled(states_TD.device.type):  # one cast, kept once; autocast itself would make and keep three
             low_TD = states_TD.to(torch.get_autocast_dtype(states_TD.device.type))

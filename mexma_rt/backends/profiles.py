@@ -1,4 +1,4 @@
-"""Splits a batch into executions of an engine: which optimisation profile takes which rows, padded to what shape.
+"""Splits a batch into executions of an engine: the optimisation profile for each run of rows, and the shape to pad to.
 
 This part of the TensorRT back end uses numpy only, so it can be tested without a GPU.
 """
@@ -34,7 +34,7 @@ class Piece:
 
 
 def runs_as_graph(profile: Profile) -> bool:
-    """Whether every execution of a profile has its full shape, so that one CUDA graph serves them all."""
+    """Whether a profile always runs at its full shape, so that one CUDA graph serves all executions."""
     return profile.batch * profile.length <= GRAPH_CELLS
 
 

@@ -65,12 +65,12 @@ class Sidecar:
 
 
 def engine_path(bundle: Path, engine: str) -> Path:
-    """Where a bundle folder has the engine of that name ("tensorrt" or "rtx")."""
+    """Path of a bundle's engine for "tensorrt" or "rtx"."""
     return bundle / "engines" / f"{engine}.engine"
 
 
 def sidecar_path(engine: Path) -> Path:
-    """Where the sidecar of an engine file lies: the same name with .json behind it."""
+    """Path of an engine's sidecar: its name with .json appended."""
     return engine.with_name(engine.name + ".json")
 
 

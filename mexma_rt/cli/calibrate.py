@@ -36,7 +36,7 @@ def calibrate_command(
 
     SOURCE and TARGET are line-aligned translations, or SOURCE alone is a TSV file of two columns. A thousand pairs of text
     like what is to be mined give a steady result, and a hundred are needed. Some lines of each side are left without their
-    partner, several times anew, and the threshold of each margin is where mining's mean F1 is best.
+    partner, several times over, and the threshold of each margin is where mining's mean F1 is best.
     """
     encoder = LoadedEncoder(options)
     lines = read_both(source, target, None) if target is not None else read_columns(source)

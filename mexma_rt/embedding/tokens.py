@@ -122,7 +122,7 @@ def own_characters(text: str, encoding: tokenizers.Encoding) -> list[tuple[int, 
     characters that normalisation joined to the one before (a letter and its combining accent).
     """
     pieces, spans = encoding.tokens[1:-1], encoding.offsets[1:-1]
-    mended = []
+    corrected = []
     for index, (piece, (start, end)) in enumerate(zip(pieces, spans, strict=True)):
         first, last = start, end
         while first < last and _is_blank(text[first]):
@@ -137,8 +137,8 @@ def own_characters(text: str, encoding: tokenizers.Encoding) -> list[tuple[int, 
         else:
             while last < following and not _is_blank(text[last]):
                 last += 1
-        mended.append((first, last))
-    return mended
+        corrected.append((first, last))
+    return corrected
 
 
 def _is_blank(character: str) -> bool:

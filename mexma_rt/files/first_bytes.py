@@ -1,16 +1,16 @@
-"""What the first bytes of a file say that it is, whatever its name says."""
+"""Recognises a file's format by its first bytes, whatever its name says."""
 
 from __future__ import annotations
 
 import codecs
 
-HEAD = 512  # bytes that are looked at: a tar archive says what it is at byte 257
+HEAD = 512  # bytes that are read; the mark of a tar archive is at byte 257
 PACKED = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 PARQUET = b"PAR1"
 ZIP = b"PK\x03\x04"
 
-_OTHERS = {  # what is no text with one sentence per line, and what to do about it
-    ZIP: ("a zip archive (.npz, .xlsx and .docx are such, too)", "Unpack it: unzip FILE"),
+_OTHERS = {  # formats that are not lines of text, and what to do about each
+    ZIP: ("a zip archive (so are .npz, .xlsx and .docx)", "Unpack it: unzip FILE"),
     b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", "Unpack it: 7z x FILE"),
     b"\x04\x22\x4d\x18": ("compressed with lz4, which is not read", "Unpack it: lz4 -d FILE NEW"),
     PARQUET: ("a parquet file, not lines of text", "mexma embed reads its texts: name their column with --field NAME."),

@@ -50,7 +50,7 @@ class SideState:
             self._kept.clear()
 
     def flush(self) -> None:
-        """Write what was changed."""
+        """Write the blocks that have changed."""
         for block in sorted(self._changed):
             data = np.ascontiguousarray(self._kept[block]).data
             with atomic_write(self._path(block)) as stream:
@@ -59,7 +59,7 @@ class SideState:
         self._changed.clear()
 
     def missing(self, blocks: Sequence[int]) -> list[Path]:
-        """The files of blocks that should be there and are not."""
+        """The files of these blocks that do not exist."""
         return [self._path(block) for block in blocks if not self._path(block).is_file()]
 
     def _path(self, block: int) -> Path:

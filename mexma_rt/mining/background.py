@@ -127,7 +127,7 @@ def open_background(path: str | os.PathLike[str]) -> Background:
 
 
 def model_identity(encoder: Any) -> str:
-    """Name, length limit and a hash of the files of an encoder: equal if, and only if, vectors can be compared."""
+    """Name, length limit and a hash of the files of an encoder: equal if and only if vectors can be compared."""
     bundle = getattr(encoder, "bundle", None)
     if bundle is None:
         return type(encoder).__name__

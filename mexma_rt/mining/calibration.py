@@ -81,7 +81,7 @@ def calibrate(
 
     A hundred pairs are needed, a thousand or more give a steady result, and of more than 20,000 that many are drawn. Take text
     like what is to be mined: short sentences want a lower threshold than long ones. 30 % of the lines of each side are left
-    without their partner, five times anew, and the threshold is where the mean F1 is best; the same texts, model and seed give
+    without their partner, five times over, and the threshold is where the mean F1 is best; the same texts, model and seed give
     the same. encoder: what `mexma_rt.load` returns; None takes the bundled default model. k: as for `mine`.
 
     `mexma_rt.bundle.write_thresholds(encoder.bundle, found.thresholds)` writes the result into the bundle, where `mine` and

@@ -1,4 +1,4 @@
-"""Which score a pair must reach if the caller names none, and whether it was chosen for the model that embeds."""
+"""The default threshold of a pair's score, and whether it was chosen for the model that embeds."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def parquet(data: bytes) -> bytes:
     ("make", "message"),
     [
         (bz2.compress, "is compressed with bzip2, which is not read. Unpack it: bunzip2 -k FILE"),
-        (zipped, r"is a zip archive \(.npz, .xlsx and .docx are such, too\). Unpack it: unzip FILE"),
+        (zipped, r"is a zip archive \(so are .npz, .xlsx and .docx\). Unpack it: unzip FILE"),
         (tarred, "is a tar archive of files, not lines of text. Unpack it: tar -xf FILE"),
         (array, "is a numpy array, not lines of text. Vectors go to --source-vectors"),
         (parquet, "is a parquet file, not lines of text. mexma embed reads its texts: name their column with --field NAME"),
