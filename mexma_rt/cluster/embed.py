@@ -168,9 +168,12 @@ class _Worker:
         self.encoder, self.settings = _load(options), settings
         here = Model.of(self.encoder)
         if (here.files, here.prompts, here.ran) != (expected.files, expected.prompts, expected.ran):
+            what = f"{here.ran} here, {expected.ran} on the first one"
+            if here.ran == expected.ran:
+                what = f"the {'prompts' if here.files == expected.files else 'files'} of {here.report.model!r} differ"
             raise BackendError(
                 "The machines of the cluster do not run the same model in the same way, and mixed vectors would be worthless: "
-                f"{here.ran} here, {expected.ran} on the first one. Install the same mexma-rt and the same model everywhere."
+                f"{what}. Install the same mexma-rt and the same model everywhere."
             )
 
     def __call__(self, batch: Row) -> Row:
