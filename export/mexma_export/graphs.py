@@ -1,4 +1,4 @@
-"""Checkpoint -> the graphs of standard ONNX operators, fp32 and fp16. (The fused ones for the CPU: fused.py, compact.py.)
+"""Checkpoint -> the graphs of standard ONNX operators, fp32 and fp16; fused.py and compact.py write the CPU's.
 
 All graphs take `input_ids` and `attention_mask` (int64 [B, L], padding on the right) and give, in this order,
 `sentence_embedding` (float32 [B, D], not normalised: what head.py makes of the last states, for MEXMA the one of `<s>`) and
@@ -34,10 +34,12 @@ class StandardWriter(StructureWriter):
         self.ir_version = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
 
     def outside(self, name: str, kind: int = TensorProto.FLOAT) -> str:
+        """Store a weight of the checkpoint in the graph itself."""
         narrow = np.float16 if kind == TensorProto.FLOAT16 else np.float32
         return self.store(name, self.tensor(name).astype(narrow, copy=False))
 
     def columns_of(self, weight: str) -> str:
+        """Store a linear layer's weight [out, in] as [in, out], in the type of products."""
         return self.store(weight, self.tensor(weight).T.astype(np.float16 if self.half else np.float32))
 
 

@@ -58,7 +58,8 @@ def check_parity(
     long_inputs = _bucket_inputs(ids, max_length, length_limit, special)
     probes = order[:: max(1, len(order) // PROBES)]
     inputs = [*(_pad([ids[i] for i in rows], special.pad) for rows in batches), *long_inputs.values()]
-    wanted, results, steps = np.empty((0, 0)), {}, iter(range(1, len(inputs) * (1 + len(graphs)) + 1))
+    wanted, results = np.empty((0, 0)), dict[str, Parity]()
+    steps = iter(range(1, len(inputs) * (1 + len(graphs)) + 1))
 
     def advance() -> None:
         if progress:
@@ -66,7 +67,7 @@ def check_parity(
 
     # One graph after the other, so that one is in memory; what they are compared with waits in a file.
     with TemporaryFile() as states:
-        shapes, long_vectors = [], {}
+        shapes, long_vectors = list[tuple[int, ...]](), dict[int, np.ndarray]()
         for step, batch in enumerate(inputs):
             vectors, tokens = _run(reference, batch, special.pad)
             if step < len(batches):

@@ -30,6 +30,7 @@ class LateGraph:
         self._run: Runner | None = None
 
     def __call__(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Run it on ids and mask int64 [B, L]; see Runner."""
         if self._run is None:
             self._run = self._opener()
         return self._run(ids, mask)
