@@ -74,7 +74,7 @@ def check_parity(
                 wanted = wanted if step else np.empty((len(ids), vectors.shape[1]))
                 wanted[batches[step]] = vectors
                 shapes.append(tokens.shape)
-                states.write(np.ascontiguousarray(tokens, np.float32))
+                states.write(np.ascontiguousarray(tokens, np.float32).tobytes())
             else:
                 long_vectors[batch.shape[1]] = vectors
             advance()
