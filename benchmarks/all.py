@@ -49,6 +49,7 @@ class Job:
 JOBS = {
     "quality": Job(
         commands=("-m mexma_train eval --suite {model} --flores {flores} --tatoeba {tatoeba} --out {out}/quality",),
+        smoke="--trained all",
         needs=("flores", "tatoeba"),
     ),
     "mining_f1": Job(
@@ -91,7 +92,7 @@ JOBS = {
     "plan": Job(
         commands=("benchmarks/plan.py -o {out}/plan.md",),
         quick="--rows 20000 30000 40000 --queries 2000",
-        smoke="--rows 1000 1500 2000 --queries 100 --dimensions 64",
+        smoke="--rows 10000 11000 12000 --queries 100 --dimensions 64",
     ),
 }
 
