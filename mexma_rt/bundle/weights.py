@@ -67,7 +67,7 @@ def _coded(graph: Path, held: Mapping[str, Tensor]) -> np.ndarray:
     codes, books = (read_tensor(graph, held[f"{WORDS}.{part}"]) for part in ("codes", "books"))
     rows, places = codes.shape
     parts = books.astype(np.float32).reshape(places, len(books) // places, -1)
-    coded = parts[np.arange(places), codes].reshape(rows, -1)
+    coded: np.ndarray = parts[np.arange(places), codes].reshape(rows, -1)
     first = held.get(f"{WORDS}.weight.steps4")
     if first is None:
         return coded

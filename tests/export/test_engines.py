@@ -516,7 +516,7 @@ def test_real_engines_of_the_bundled_model(tmp_path: Path) -> None:
 
     source = load_checkpoint(rebuild_checkpoint("mexma-small", tmp_path / "mini"))
     half = tmp_path / "model_fp16.onnx"
-    export_half(source.model, half, length_limit=source.max_length_limit)
+    export_half(source.model, half)
     sidecar = build_engine(half, tmp_path / "e", engine="rtx", length_limit=512, profiles=SMALL)
     assert sidecar == read_sidecar(tmp_path / "e") and sidecar.sm == (80, 86, 89, 120) and sidecar.profiles == SMALL
     assert [(t.name, t.dtype, t.shape) for t in (*sidecar.inputs, *sidecar.outputs)] == [

@@ -211,7 +211,7 @@ def test_bad_input(arguments, message):
 
 
 def test_cut_sentences_are_warned_of_and_cut_segments_are_not():
-    encoder = mexma_rt.load(max_length=12)
+    encoder = mexma_rt.load(max_length=8)
     long = "The children were playing near the river all afternoon."
     with pytest.warns(mexma_rt.TruncationWarning, match="1 of 2 texts") as caught:
         align_documents([long, "Yes."], ["No.", "Why not?"], encoder=encoder)

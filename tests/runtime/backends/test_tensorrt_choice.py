@@ -414,7 +414,7 @@ def test_a_real_engine_is_refused_where_there_is_no_gpu(tiny_checkpoint: Path, t
 
     without_gpu()
     (tmp_path / "onnx").mkdir()
-    export_half(load_checkpoint(tiny_checkpoint).model, tmp_path / "onnx" / "model_fp16.onnx", length_limit=96)
+    export_half(load_checkpoint(tiny_checkpoint).model, tmp_path / "onnx" / "model_fp16.onnx")
     shutil.copyfile(tiny_checkpoint / "tokenizer.json", tmp_path / "tokenizer.json")
     write_manifest(tmp_path, ["onnx/model_fp16.onnx", "tokenizer.json"], 32)
     build_bundle_engine(tmp_path, engine="rtx", sm=[86], profiles=parse_profiles("1x16"))

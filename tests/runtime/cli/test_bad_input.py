@@ -21,7 +21,7 @@ TWO, FOUR = "one\ntwo\n", "one\ntwo\nthree\nfour\n"
 class Stub:
     """An encoder without files: a vector from the letters of each text."""
 
-    dimensions, bundle = 26, SimpleNamespace(files={})
+    dimensions, bundle = 26, SimpleNamespace(files={}, prompts={}, folder=Path("stub"), name="stub")
 
     def embed_report(self, texts: list[str], **keywords: Any) -> mexma_rt.Embedded:
         vectors = np.array([[text.count(letter) + 1 for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts], np.float32)
@@ -30,6 +30,9 @@ class Stub:
             truncated=(), truncated_lengths=(), seconds=0.1, backend="none", device="cpu", precision="fp32", reason="a stub",
         )  # fmt: skip
         return mexma_rt.Embedded(vectors=vectors, report=report)
+
+    def embed_with(self, texts: list[str], settings: Any, **keywords: Any) -> mexma_rt.Embedded:
+        return self.embed_report(texts)
 
 
 @pytest.fixture(autouse=True)
