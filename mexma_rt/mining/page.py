@@ -17,14 +17,9 @@ import numpy as np
 from mexma_rt.embedding.report import EmbedReport
 from mexma_rt.mining.charts import Lengths, histogram, length_map
 from mexma_rt.mining.found import MiningReport, Pair, Search
+from mexma_rt.mining.warnings import KINDS
 from mexma_rt.version import __version__
 
-TITLES = {
-    "tiny": "Few lines",
-    "zeros": "Vectors of zeros",
-    "identical": "Identical lines",
-    "near-duplicates": "Near-duplicates",
-}
 EXAMPLES = 8  # best pairs, and lowest candidates
 BINS = 56
 STYLE = """
@@ -142,7 +137,7 @@ def render_page(
         f"<h1>{source} ↔ {target}</h1>",
         f'<p class="soft">Mined with mexma-rt {escape(__version__)}, {now}: {escape(_sentence(report))}</p>',
         '<div class="tiles">' + "".join(f'<div class="tile"><b>{a}</b><span>{b}</span></div>' for a, b in tiles) + "</div>",
-        *(f'<div class="warning" role="note"><b>{TITLES[w.kind]}.</b> {escape(w.message)}</div>' for w in report.warnings),
+        *(f'<div class="warning" role="note"><b>{KINDS[w.kind]}.</b> {escape(w.message)}</div>' for w in report.warnings),
         _charts(tally, report),
         _examples(report, tally, below, lowest),
         _details(report, names, embedded),

@@ -19,11 +19,18 @@ SAME_COSINE = 0.9999  # of equal vectors, stored in float16 at worst
 SAMPLE = 1000  # lines whose nearest line of the same side is searched
 COMPARED_ROWS = 65_536
 
+KINDS = {  # of warnings, and what a page calls them
+    "tiny": "Few lines",
+    "zeros": "Vectors of zeros",
+    "identical": "Identical lines",
+    "near-duplicates": "Near-duplicates",
+    "threshold": "Threshold of another model",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MiningWarning:
-    """kind: "tiny", "zeros", "identical", "near-duplicates" or "threshold" (another model's); side: "source", "target" or
-    "both".
+    """kind: of KINDS; side: "source", "target" or "both".
 
     share: of the lines concerned (tiny: the fewest lines).
     """

@@ -309,6 +309,8 @@ def test_calibrate_writes_what_mine_and_filter_take(tiny_bundle: Path, parallel:
     assert foreign in mexma("filter", *parallel, "-o", "k.tsv", *model).stderr
     assert foreign not in mexma("filter", *parallel, "-o", "k.tsv", "--top", "0.5", *model).stderr
     assert foreign not in mexma("mine", *parallel, "-o", "p.tsv", "--threshold", "1", *model).stderr
+    mexma("mine", *parallel, "-o", "p.tsv", "--report", "page.html", *model)
+    assert "<b>Threshold of another model.</b> The threshold 1.12" in Path("page.html").read_text(encoding="utf-8")
 
     result = mexma("calibrate", *parallel, *model)
     lines = result.stdout.splitlines()
