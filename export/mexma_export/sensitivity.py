@@ -74,6 +74,8 @@ def choose_forms(
     batches = calibration(tokenizer, sentences, pad)
     wanted = _vectors(run, batches, pad)
     held: dict[tuple[str, Form], Blocks | None] = {}
+    if rungs[WORDS_WEIGHT] == (EXACT,):  # as the ladder has it where nothing is lost: looked for once, it takes seconds
+        held[WORDS_WEIGHT, EXACT] = None
 
     def harm(forms: Mapping[str, Form]) -> tuple[float, float]:
         """1 - (lowest, mean) cosine of the sentence vectors with these products rounded, the others as they are."""

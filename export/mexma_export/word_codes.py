@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mexma_export.blocks import on_grid
+from mexma_rt.bundle.weights import coded_rows
 from mexma_rt.errors import InputError, require_extra
 
 PART = 4  # numbers of a part
@@ -40,8 +41,7 @@ class WordCodes:
     @property
     def rows(self) -> np.ndarray:
         """float32 [V - first, D]."""
-        places = np.arange(len(self.books))
-        return self.books.astype(np.float32)[places, self.codes].reshape(len(self.codes), -1)
+        return coded_rows(self.codes, self.books)
 
 
 def code_rows(table: np.ndarray, first: int) -> np.ndarray:
@@ -81,15 +81,15 @@ def find_codes(table: np.ndarray) -> WordCodes | None:
     if width % PART or rows <= 2 * WORDS_OF_A_BOOK:
         return None
     table = np.ascontiguousarray(table, np.float32)
-    names = _part_names(table)
-    first = _first_coded(names)
-    if first > rows // 2:
-        return None
-    places = width // PART
+    places, first = width // PART, 0
+    for place in range(places):
+        first = max(first, _first_coded(_part_names(table, place)))
+        if first > rows // 2:
+            return None
     books = np.zeros((places, WORDS_OF_A_BOOK, PART), np.float16)
     codes = np.empty((rows - first, places), np.uint8)
     for place in range(places):
-        _, where, codes[:, place] = np.unique(names[place, first:], return_index=True, return_inverse=True)
+        _, where, codes[:, place] = np.unique(_part_names(table, place)[first:], return_index=True, return_inverse=True)
         books[place, : len(where)] = table[first + where, place * PART : (place + 1) * PART]
     found = WordCodes(first=first, codes=codes, books=books)
     return found if np.array_equal(found.rows, table[first:]) else None
@@ -101,22 +101,17 @@ def stored_without_loss(table: np.ndarray) -> bool:
     return on_grid(table if codes is None else table[: codes.first], size=32)
 
 
-def _part_names(table: np.ndarray) -> np.ndarray:
-    """A number for each part of each row, uint64 [P, V], the same for the same bits (and hardly ever for others)."""
-    pairs = table.view(np.uint64).reshape(len(table), -1, PART // 2).transpose(2, 1, 0)
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(pairs[0] * np.uint64(0x9E3779B97F4A7C15) ^ pairs[1] * np.uint64(0xC2B2AE3D27D4EB4F))
+def _part_names(table: np.ndarray, place: int) -> np.ndarray:
+    """A number for the part of each row at a place, uint64 [V], the same for the same bits (and hardly ever for others)."""
+    halves = np.ascontiguousarray(table[:, place * PART : (place + 1) * PART]).view(np.uint64)
+    names: np.ndarray = halves[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ halves[:, 1] * np.uint64(0xC2B2AE3D27D4EB4F)
+    return names
 
 
 def _first_coded(names: np.ndarray) -> int:
-    """The first row, a multiple of SLAB, from which on every place has at most 256 different parts; V if there is none."""
-    rows = names.shape[1]
-
-    def coded(first: int) -> bool:
-        return all(len(np.unique(place[first:])) <= WORDS_OF_A_BOOK for place in names)
-
-    low, high = 0, -(-rows // SLAB)  # in slabs; coded(high) holds, for nothing is left there
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if coded(middle * SLAB) else (middle + 1, high)
-    return min(low * SLAB, rows)
+    """The first row, a multiple of SLAB, from which on there are at most 256 different parts; V if there is none."""
+    last = len(names) - 1 - np.unique(names[::-1], return_index=True)[1]  # the last row of each part
+    if len(last) <= WORDS_OF_A_BOOK:
+        return 0
+    before = int(np.partition(last, -WORDS_OF_A_BOOK - 1)[-WORDS_OF_A_BOOK - 1])  # from this row on there is one too many
+    return min((before // SLAB + 1) * SLAB, len(names))

@@ -11,9 +11,9 @@ __getattr__, __all__ = doors(
     known="INSTALL KNOWN bundle_name export_command find_known",
     manifest="Bundle FileEntry MANIFEST Manifest PARITY POOLINGS TOKENIZER WEIGHTS hash_of_files manifest_text",
     onnxfile="Tensor fields initialisers mapped read_tensor",
-    opening="MODELS bundled_models open_bundle read_manifest verify_files",
+    opening="DEFAULT_MODEL MODELS bundled_models open_bundle read_manifest verify_files",
     safetensors_folder="encoder_shapes write_checkpoint write_safetensors",
     structure="DATA GRAPH STRUCTURES buildable built_graph cache_folder write_built",
     thresholds="Thresholds",
-    weights="HOLDERS holder weights_of",
+    weights="HOLDERS coded_rows holder weights_of",
 )

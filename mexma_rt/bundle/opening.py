@@ -17,6 +17,7 @@ from mexma_rt.errors import BundleError, InputError
 from mexma_rt.files.atomic import sha256_of
 
 MODELS = Path(__file__).parents[1] / "models"
+DEFAULT_MODEL = "mexma-small"  # of them, where nobody names a model
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)

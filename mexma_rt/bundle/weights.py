@@ -1,9 +1,8 @@
 """Reads the encoder's weights back from a graph that holds them, as {name in the checkpoint: float32 array}.
 
-The graphs that mexma-export writes itself keep every tensor's name. w4 and w8 hold steps and scales of blocks, and word
-rows in codes where they were coded before training, mixed int8 steps
-and scales of words and fp16 products, fused all in float32. The numbers are those that the graph computes with; a product's
-inputs, which w4 and w8 round while they run, are no weights.
+The graphs that mexma-export writes itself keep every tensor's name. w4 and w8 hold steps and scales of blocks, and codes of
+the word rows that were coded before training; mixed int8 steps and scales of words and fp16 products; fused all in float32.
+The numbers are those that the graph computes with; a product's inputs, which w4 and w8 round while they run, are no weights.
 """
 
 from __future__ import annotations
@@ -65,13 +64,17 @@ def _coded(graph: Path, held: Mapping[str, Tensor]) -> np.ndarray:
     """[V, D] of the first rows in blocks, if there are any, and the others in codes: uint8 [V - first, P], one of the 256 parts
     of each place's book, float16 [P * 256, D / P]."""
     codes, books = (read_tensor(graph, held[f"{WORDS}.{part}"]) for part in ("codes", "books"))
-    rows, places = codes.shape
-    parts = books.astype(np.float32).reshape(places, len(books) // places, -1)
-    coded: np.ndarray = parts[np.arange(places), codes].reshape(rows, -1)
+    coded = coded_rows(codes, books.reshape(codes.shape[1], -1, books.shape[1]))
     first = held.get(f"{WORDS}.weight.steps4")
     if first is None:
         return coded
     return np.concatenate([_blocks(graph, first, held[f"{WORDS}.weight.scales"]), coded])
+
+
+def coded_rows(codes: np.ndarray, books: np.ndarray) -> np.ndarray:
+    """float32 [R, P * W] of codes [R, P]: each names one of the parts of its place's book, books [P, parts, W]."""
+    rows: np.ndarray = books.astype(np.float32)[np.arange(len(books)), codes].reshape(len(codes), -1)
+    return rows
 
 
 def _blocks(graph: Path, steps: Tensor, scales: Tensor) -> np.ndarray:
