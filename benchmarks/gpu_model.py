@@ -4,8 +4,8 @@ For a machine that takes commands of ten minutes, 64 MiB with each (the tree inc
 
     python benchmarks/gpu_model.py pack pairs.tsv .carry    # as many pairs as fit beside the tracked files of this tree
 
-A pair takes 129 bytes (measured: 20,000 random ones of 5.6 million in 2.58 MB, in the pieces of mexma-small), so the 17.1 MB
-beside a tree of 50.0 MB hold some 130,000.
+A pair takes 161 bytes (measured: 20,000 random ones of 5.6 million in 3.22 MB, in the pieces of mexma-small), so the 17.3 MB
+beside a tree of 49.9 MB hold some 105,000.
 
 There, with .carry beside the tree (git ignores it, and runs/):
 
@@ -17,8 +17,8 @@ Here again, with all that came back in one folder:
     python benchmarks/gpu_model.py join PARTS CHECKPOINT && mexma-export CHECKPOINT BUNDLE
 
 The recipe's stages are timed over a few updates first; then they run in its proportions with as many updates as there is time
-for, so that the learning rate ends at 0. What comes back are the weights that changed, in fp16 (float32 with --float32, which a
-recipe with round_bits needs), and log.jsonl.
+for, so that the learning rate ends at 0. What comes back are the weights that changed, in fp16, and log.jsonl; in float32 with
+--float32, and of a recipe with round_bits, whose numbers fp16 cannot hold.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main(words: list[str] | None = None) -> None:
     step.add_argument("parts", type=Path)
     step.add_argument("checkpoint", type=Path)
     step = steps.add_parser("pack")
-    step.add_argument("pairs", type=Path, help="lines of language, corpus, text and English text, with tabs between")
+    step.add_argument("pairs", type=Path, help="lines of language, source, English text and text, with tabs between")
     step.add_argument("carry", type=Path)
     step.add_argument("--room", type=int, help="bytes for the pairs; default: 64 MiB less the tree's tracked files")
     args = parser.parse_args(words)
@@ -145,7 +145,8 @@ def train_on(args: argparse.Namespace, end: float) -> None:
     if not (args.work / "run" / "checkpoint").is_dir():
         sys.exit("The time ended before MEXMA's own stage. Take a recipe with fewer updates of ranking for each of MEXMA's.")
     changed = changed_weights(args.work / "run" / "checkpoint", start)
-    dtype = torch.float32 if args.float32 else torch.float16
+    rounded = any(stage and stage.round_bits for stage in (planned.ranking, planned.mexma))
+    dtype = torch.float32 if args.float32 or rounded else torch.float16
     save_file({name: tensor.to(dtype) for name, tensor in changed.items()}, args.work / CHANGED)
     print(f"{'finished' if finished else 'stopped early'}; {len(changed)} tensors changed", flush=True)
 
