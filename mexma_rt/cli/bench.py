@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from mexma_rt.bundle.opening import DEFAULT_MODEL
 from mexma_rt.cli.common import echo_json
 
 
@@ -17,7 +18,7 @@ def bench() -> None:
 
 @bench.command(epilog="Example: mexma bench embed texts.txt --plot bars.png")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--model", default="mexma-small", show_default=True, help="Model: a bundled name, a bundle folder or a hub name.")
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, help="Model: a bundled name, a bundle folder or a hub name.")
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),

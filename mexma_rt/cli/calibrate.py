@@ -40,7 +40,7 @@ def calibrate_command(
     """
     encoder = LoadedEncoder(options)
     lines = read_both(source, target, None) if target is not None else read_columns(source)
-    check_writable(encoder.bundle, output)
+    check_writable(encoder.loaded().bundle, output)
     found = calibrate(*lines, encoder=encoder, k=k, seed=seed)
     folder = write_thresholds(encoder.bundle, found.thresholds, output)
     if as_json:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mexma_rt.bundle.opening import DEFAULT_MODEL
 from mexma_rt.embedding.report import how_to_keep
 from mexma_rt.knn.margin import MARGINS
 
@@ -39,7 +40,7 @@ def _keep_verbose(context: click.Context, _: click.Parameter, value: bool) -> No
 
 _MODEL = [
     click.option(
-        "--model", default="mexma-small", show_default=True, help="Model: a bundled name, a bundle folder or a hub name."
+        "--model", default=DEFAULT_MODEL, show_default=True, help="Model: a bundled name, a bundle folder or a hub name."
     ),
     click.option("--revision", help="Branch, tag or commit of a hub model.  [default: its main branch]"),
     click.option("--offline", is_flag=True, help="Use only the local cache for a hub model; no network."),

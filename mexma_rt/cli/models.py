@@ -28,13 +28,12 @@ def models(as_json: bool, checkpoint: Path | None, wanted: str | None) -> None:
     """List the models that come with this installation, and the known ones that one command fetches and converts.
 
     With --checkpoint, write the PyTorch form of a model instead: mexma models --checkpoint FOLDER"""
-    from mexma_rt.bundle.opening import bundled_models, open_bundle, read_manifest
+    from mexma_rt.bundle.opening import DEFAULT_MODEL, bundled_models, open_bundle, read_manifest
 
     if wanted is not None and checkpoint is None:
         raise click.UsageError("--model belongs to --checkpoint: mexma models --checkpoint FOLDER --model NAME")
     if checkpoint is not None:
         from mexma_rt.bundle.safetensors_folder import write_checkpoint
-        from mexma_rt.embedding import DEFAULT_MODEL
 
         bundle = open_bundle(DEFAULT_MODEL if wanted is None else wanted)
         folder = write_checkpoint(bundle, checkpoint)

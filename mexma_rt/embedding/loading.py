@@ -11,7 +11,7 @@ import numpy as np
 
 from mexma_rt.backends import open_backend
 from mexma_rt.bundle.manifest import TOKENIZER
-from mexma_rt.bundle.opening import open_bundle
+from mexma_rt.bundle.opening import DEFAULT_MODEL, open_bundle
 from mexma_rt.embedding.encoder import Encoder
 from mexma_rt.embedding.files import FileReport, write_vectors
 from mexma_rt.embedding.processes import Source
@@ -20,8 +20,6 @@ from mexma_rt.embedding.report import warn_if_truncated
 from mexma_rt.embedding.settings import EmbedSettings
 from mexma_rt.embedding.tokenizer import Tokenizer
 from mexma_rt.errors import InputError
-
-DEFAULT_MODEL = "mexma-small"
 
 
 def load(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mexma_rt.bundle.opening import MODELS
+from mexma_rt.bundle.opening import DEFAULT_MODEL, MODELS
 from mexma_rt.mining.warnings import MiningWarning
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 # Those of the bundled model, where mean F1 was best on held-out training sentences in 14 languages, 30 % of the lines without
 # partner: benchmarks/results/thresholds.md.
 DEFAULT_THRESHOLD = {"ratio": 1.12, "distance": 0.07, "absolute": 0.62}
-DEFAULT_MODEL = "mexma-small"
 
 
 @dataclass(frozen=True, kw_only=True)
