@@ -25,7 +25,7 @@ from mexma_rt.knn.costs import Rates
 from mexma_rt.knn.ivfpq import IvfPq
 from mexma_rt.knn.on_disk import knn_files
 from mexma_rt.knn.search import unit_rows
-from mexma_rt.knn.vector_files import VectorFiles
+from mexma_rt.knn.vector_files import Shard, VectorFiles
 
 K, MEMORY = 4, 1 << 30
 FITTED = [IvfPq(nprobe=8, candidates=8), IvfPq(nprobe=64, candidates=8), IvfPq(nprobe=8, candidates=64)]
@@ -43,7 +43,7 @@ def main() -> None:
     read = [0]
     fill = VectorFiles._fill
 
-    def counted(self: VectorFiles, block: np.ndarray, shard: object, first: int) -> None:
+    def counted(self: VectorFiles, block: np.ndarray, shard: Shard, first: int) -> None:
         read[0] += block.nbytes
         fill(self, block, shard, first)
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-for name in ("tiny", "forms"):  # tests take them from sys.modules: importlib mode has no path to import them by
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-tiny = sys.modules["tiny"]
+from . import tiny
 
 
 @pytest.fixture(scope="session")

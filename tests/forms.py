@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
+
+from . import tiny
 
 CLS: dict[str, object] = {"pooling_mode_cls_token": True, "word_embedding_dimension": 32}
 MEAN: dict[str, object] = {"pooling_mode_mean_tokens": True, "word_embedding_dimension": 32}
@@ -65,7 +66,7 @@ def word_pieces() -> Any:
     """A WordPiece tokenizer of the characters of the tests' sentences, as LaBSE's and distiluse's are made."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    characters = sorted({c for _, text in sys.modules["tiny"].SENTENCES for c in text if not c.isspace()})
+    characters = sorted({c for _, text in tiny.SENTENCES for c in text if not c.isspace()})
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters), "the", "##er"]
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
@@ -109,6 +110,6 @@ def make_model(folder: Path, kind: str, *, word_piece: bool = False, layers: int
         tokenizer.enable_truncation(16)
         tokenizer.save(str(folder / "tokenizer.json"))
     else:
-        shutil.copy(sys.modules["tiny"].TOKENIZER, folder / "tokenizer.json")
+        shutil.copy(tiny.TOKENIZER, folder / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text(json.dumps(WORD_PIECE_CONFIG if tokenizer else TOKENIZER_CONFIG))
     return model.eval()

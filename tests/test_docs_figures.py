@@ -6,13 +6,14 @@ import ast
 import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 from mexma_rt.bundle.golden import LEAST_COSINE
 from mexma_rt.bundle.opening import bundled_models
+
+from .scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -29,6 +30,12 @@ def agrees(said: str, measured: float) -> bool:
 
 def numbers(text: str) -> list[float]:
     return [float(number.replace(",", "")) for number in NUMBER.findall(text)]
+
+
+def search(pattern: str, text: str) -> re.Match[str]:
+    found = re.search(pattern, text, re.M)
+    assert found is not None, f"{pattern} is not in {text[:200]!r}"
+    return found
 
 
 def result(name: str) -> str:
@@ -56,7 +63,7 @@ def of_language(text: str) -> list[tuple[str, str]]:
 
 def check_accuracy(said: str, quality: dict) -> None:
     mean = quality["averages"]["tatoeba_accuracy"]["trained"]
-    share, languages = re.search(r"([\d.]+) % over the (\d+) languages", said).groups()
+    share, languages = search(r"([\d.]+) % over the (\d+) languages", said).groups()
     assert agrees(share, mean["mean"]) and agrees(languages, mean["languages"])
     for language, accuracy in of_language(said):
         assert agrees(accuracy, quality["languages"][language]["tatoeba_accuracy"]), language
@@ -64,7 +71,7 @@ def check_accuracy(said: str, quality: dict) -> None:
 
 def check_xsim(said: str, quality: dict) -> None:
     mean = quality["averages"]["flores_xsim"]["trained"]
-    error, languages = re.search(r"([\d.]+) % over the (\d+) ", said).groups()
+    error, languages = search(r"([\d.]+) % over the (\d+) ", said).groups()
     assert agrees(error, mean["mean"]) and agrees(languages, mean["languages"])
 
 
@@ -78,7 +85,7 @@ def check_parity(said: str, quality: dict) -> None:
     folder = bundled_models()[quality["model"]["name"]]
     manifest = json.loads((folder / "mexma.json").read_text(encoding="utf-8"))
     parity = manifest["parity"][manifest["default_precision"]]
-    lowest, mean = re.search(r"lowest ([\d.]+), mean ([\d.]+)", said).groups()
+    lowest, mean = search(r"lowest ([\d.]+), mean ([\d.]+)", said).groups()
     assert agrees(lowest, parity["min_cosine"]) and agrees(mean, parity["mean_cosine"])
 
 
@@ -87,25 +94,25 @@ def check_embed(said: str, quality: dict) -> None:
     rows = {cells[1].strip(): float(cells[2].replace(",", "")) for cells in (row.split("|") for row in table.splitlines()[2:])}
     default = rows["sentence-transformers, torch fp32 (its defaults)"]
     ours, onnx = rows["mexma embed, mixed"], rows["sentence-transformers, our fp32 ONNX (transformers 4)"]
-    times, its_onnx, fastembed = re.search(r"([\d.]+) times sen.*ONNX ([\d.]+)\), ([\d.]+) times fastembed", said).groups()
+    times, its_onnx, fastembed = search(r"([\d.]+) times sen.*ONNX ([\d.]+)\), ([\d.]+) times fastembed", said).groups()
     assert agrees(times, ours / default) and agrees(its_onnx, onnx / default)
     assert agrees(fastembed, ours / rows["fastembed, our fp32 ONNX"])
 
 
 def check_faiss(said: str, quality: dict) -> None:
-    cells = re.search(r"^\| times as fast as faiss, each round \|(.*)\|$", result("mining_speed.md"), re.M)[1].split("|")
+    cells = search(r"^\| times as fast as faiss, each round \|(.*)\|$", result("mining_speed.md"))[1].split("|")
     for dimensions, columns in (("384", cells[:2]), ("1,024", cells[2:])):
         rates = numbers(" ".join(columns))
-        lowest, highest = re.search(rf"([\d.]+) to ([\d.]+)(?: times as fast)? at {dimensions}", said).groups()
+        lowest, highest = search(rf"([\d.]+) to ([\d.]+)(?: times as fast)? at {dimensions}", said).groups()
         assert agrees(lowest, min(rates)) and agrees(highest, max(rates)), dimensions
 
 
 def check_knn(said: str, quality: dict) -> None:
     part = result("mining_speed.md").split("## `mexma knn` out of core")[1]
-    hours, share, memory = re.search(r"([\d.]+) h \(extrapolated from ([\d.]+) %\), peak memory ([\d.]+) GB", said).groups()
-    assert agrees(hours, float(re.search(r"extrapolated from [\d.]+%: ([\d.]+) h", part)[1]))
-    assert agrees(share, float(re.search(r"extrapolated from ([\d.]+)%", part)[1]))
-    assert agrees(memory, float(re.search(r"peak of the whole process \(VmHWM\): ([\d.]+) of", part)[1]))
+    hours, share, memory = search(r"([\d.]+) h \(extrapolated from ([\d.]+) %\), peak memory ([\d.]+) GB", said).groups()
+    assert agrees(hours, float(search(r"extrapolated from [\d.]+%: ([\d.]+) h", part)[1]))
+    assert agrees(share, float(search(r"extrapolated from ([\d.]+)%", part)[1]))
+    assert agrees(memory, float(search(r"peak of the whole process \(VmHWM\): ([\d.]+) of", part)[1]))
 
 
 CHECKS = {
@@ -153,7 +160,7 @@ def test_the_parity_page_has_the_thresholds_of_the_code():
     assert said == {name: (t.min_cosine, t.mean_cosine) for name, t in verdict.THRESHOLDS.items()}
     sentences = (ROOT / "export/mexma_export/parity_sentences.tsv").read_text(encoding="utf-8").splitlines()
     languages = {line.split("\t")[0] for line in sentences if "\t" in line and not line.startswith("#")}
-    count, of = re.search(r"- (\d+) sentences in (\d+) languages", page).groups()
+    count, of = search(r"- (\d+) sentences in (\d+) languages", page).groups()
     assert agrees(count, sum("\t" in line and not line.startswith("#") for line in sentences)) and agrees(of, len(languages))
 
 
@@ -178,10 +185,7 @@ def test_a_file_of_results_says_when_on_what_and_how(path):
 
 @pytest.mark.parametrize("size", ["full", "quick", "smoke"])
 def test_the_commands_of_all_have_their_scripts_and_flags(size):
-    spec = importlib.util.spec_from_file_location("benchmarks_all", ROOT / "benchmarks/all.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmarks_all"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
+    module = load_script("benchmarks/all.py", "benchmarks_all")
     places = {"model": "m", "out": "o", "flores": "f", "tatoeba": "t"}
     for name, job in module.JOBS.items():
         assert job.needs or not any("{flores}" in line or "{tatoeba}" in line for line in job.commands), name

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from .scripts import ROOT, load_script
 
-
-def module_of(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-page = module_of(ROOT / "docs/site/examples.py")
+page = load_script("docs/site/examples.py")
 SHOWN = {match["name"]: match for match in page.OUTPUT.finditer(page.PAGE.read_text(encoding="utf-8"))}
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
@@ -30,7 +20,7 @@ def run(monkeypatch, capsys):
 
     def run(name: str, *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        module_of(ROOT / f"examples/{name}.py").main()
+        load_script(f"examples/{name}.py").main()
         return capsys.readouterr().out
 
     return run

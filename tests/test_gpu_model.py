@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import re
@@ -15,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="part of mexma-rt[train]")
 for name in ("transformers", "safetensors"):
     pytest.importorskip(name, reason=f"{name} is part of mexma-rt[train]")
+from .scripts import load_script  # noqa: E402
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPE = """
@@ -33,10 +33,7 @@ RECIPE = Recipe(
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    spec = importlib.util.spec_from_file_location("gpu_model", REPOSITORY / "benchmarks" / "gpu_model.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("benchmarks/gpu_model.py")
     monkeypatch.setattr(module, "PART_BYTES", 20_000)
     monkeypatch.setattr(module, "PROBE", 6)
     return module

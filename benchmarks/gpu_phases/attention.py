@@ -47,13 +47,13 @@ def main() -> None:
 
 def passes(layout: Layout, exact: list[torch.Tensor], dtype: torch.dtype, *, backward: bool) -> list[torch.Tensor]:
     """The result, and the gradients of q, k and v."""
-    *inputs, gradient = (x.to(dtype) for x in exact)
+    q, k, v, gradient = (x.to(dtype) for x in exact)
     if not backward:
         with torch.inference_mode():
-            return [attend(*inputs, layout)]
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    result = attend(*inputs, layout)
-    return [result.detach(), *torch.autograd.grad(result, inputs, gradient)]
+            return [attend(q, k, v, layout)]
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+    result = attend(q, k, v, layout)
+    return [result.detach(), *torch.autograd.grad(result, (q, k, v), gradient)]
 
 
 if __name__ == "__main__":

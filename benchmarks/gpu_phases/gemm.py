@@ -28,8 +28,8 @@ def main() -> None:
         for name, whole in SHAPES.items():
             if dtype == torch.float32 and name not in ("square", "large, widening"):
                 continue
-            shape = [max(n // part, 1) for n in whole]
-            rate = matmul_rate(*shape, dtype, device)
+            rows, inner, columns = shape = [max(n // part, 1) for n in whole]
+            rate = matmul_rate(rows, inner, columns, dtype, device)
             say(what=name, shape=shape, dtype=str(dtype), tflops=round(rate / 1e12, 3))
     for pinned in (False, True):
         host = torch.empty((256 << 20) // part, dtype=torch.uint8, pin_memory=pinned and device == "cuda")

@@ -17,6 +17,7 @@ from clock import matmul_rate
 from telling import flags, say
 
 from mexma_rt.knn import blocks, gpu
+from mexma_rt.knn.gpu_arrays import TorchArrays
 from mexma_rt.knn.search import neighbours, unit_rows
 
 SIDE = 16384  # of the product that is the yardstick
@@ -32,8 +33,8 @@ def main() -> None:
     rows, dimensions, k, device = args.rows, args.dimensions, args.k, "cuda"
     if args.smoke:
         rows, dimensions, args.check, device = 600, 64, 50, "cpu"
-        found = gpu.OpenGpus(arrays=(gpu.TorchArrays("cpu"),), name="the CPU as a GPU", reason="--smoke")
-        gpu.open_devices = lambda name: found
+        found = gpu.OpenGpus(arrays=(TorchArrays("cpu"),), name="the CPU as a GPU", reason="--smoke")
+        gpu.open_devices = lambda device: found
     side = SIDE if device == "cuda" else 256
     rate = matmul_rate(side, dimensions, side, torch.float16, device, rounds=10)
     x, y = (made(rows, dimensions, device, seed) for seed in (0, 1))

@@ -258,7 +258,7 @@ def _load_model(folder: Path, read: EncoderWeights) -> XLMRobertaModel:
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     with quiet_transformers():
-        model: Any = XLMRobertaModel.from_pretrained(
+        model: XLMRobertaModel = XLMRobertaModel.from_pretrained(
             None,
             config=XLMRobertaConfig(**read.config),
             state_dict=read.tensors,  # complete and of these shapes: read_encoder has compared both

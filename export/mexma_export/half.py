@@ -71,7 +71,8 @@ class HalfEncoder(nn.Module):
         scores = (queries @ keys.transpose(2, 3)).float()
         # The lowest finite number, not -inf: a row of padding alone then gets even weights in the place of NaN.
         weights = scores.masked_fill(padding, torch.finfo(torch.float32).min).softmax(dim=-1)
-        return (weights.half() @ values).transpose(1, 2).flatten(2)
+        mixed: Tensor = (weights.half() @ values).transpose(1, 2).flatten(2)
+        return mixed
 
 
 def check_range(model: XLMRobertaModel) -> None:

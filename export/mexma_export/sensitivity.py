@@ -164,7 +164,7 @@ def rounded(
 
 def round_input(states: torch.Tensor, size: int) -> torch.Tensor:
     """states [..., K] in 8 bits with a scale for each block of `size` numbers of a row, as accuracy_level 4 has it."""
-    blocks = states.unflatten(-1, (-1, size))
+    blocks: torch.Tensor = states.unflatten(-1, (-1, size))
     scale = blocks.abs().amax(dim=-1, keepdim=True) / 127
     return ((blocks / scale.clamp_min(1e-30)).round() * scale).flatten(-2)
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import XLMRobertaModel
 
     from mexma_export.checkpoint import Checkpoint
-    from mexma_export.parity import Sentence
+    from mexma_export.sentences import Sentence
 
 SLAB = 1000  # lines tokenised at once: enough to keep the tokenizer's threads busy
 SPECIALS = 4  # <s> <pad> </s> <unk> at 0 to 3: others are refused

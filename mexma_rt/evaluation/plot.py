@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mexma_rt.evaluation.folder import Comparison
 from mexma_rt.files.pictures import COLOURS
 
 if TYPE_CHECKING:
@@ -15,24 +16,24 @@ if TYPE_CHECKING:
 BAR, CELL = 0.2, 0.2  # inches per language
 
 
-def bars(rows: Sequence[dict[str, Any]], title: str, mean: float) -> Figure:
-    """One bar per language, best first; with "by_type" in the rows, each bar is stacked by what was found instead."""
+def bars(rows: Sequence[Comparison], title: str, mean: float) -> Figure:
+    """One bar per language, best first; with by_type in the rows, each bar is stacked by what was found instead."""
     from matplotlib.figure import Figure
 
-    ordered = sorted(rows, key=lambda row: (row["xsim"], row["language"]))
+    ordered = sorted(rows, key=lambda row: (row.xsim, row.language))
     places = np.arange(len(ordered))
     figure = Figure(figsize=(7.5, max(2.2, BAR * len(ordered) + 1.3)), layout="constrained")
     axes = figure.add_subplot()
-    kinds: list[str | None] = list(ordered[0].get("by_type") or [None])
+    kinds: list[str | None] = list(ordered[0].by_type or [None])
     left = np.zeros(len(ordered))
     for number, kind in enumerate(kinds):
-        part = [row["xsim"] if kind is None else 100 * row["by_type"][kind] / row["sentences"] for row in ordered]
+        part = [100 * row.by_type[kind] / row.sentences if row.by_type and kind else row.xsim for row in ordered]
         drawn = axes.barh(places, part, 0.78, left=left, color=COLOURS[number % len(COLOURS)], label=kind)
         left += part
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}  # so that the line of the mean does not cross numbers
-    axes.bar_label(drawn, [f"{row['xsim']:.2f}" for row in ordered], padding=3, fontsize=7, bbox=behind)
+    axes.bar_label(drawn, [f"{row.xsim:.2f}" for row in ordered], padding=3, fontsize=7, bbox=behind)
     axes.axvline(mean, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.5)
-    axes.set_yticks(places, [row["language"] for row in ordered], fontsize=8)
+    axes.set_yticks(places, [row.language for row in ordered], fontsize=8)
     axes.set_ylim(len(ordered) - 0.5, -0.5)
     axes.set_xlim(0, max(float(left.max()) * 1.12, 1.0))
     axes.set_xlabel(f"error, % (less is better); dashed: mean of the languages, {mean:.2f}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+
+from .. import tiny
 
 
 @pytest.fixture(scope="session")
@@ -14,5 +15,5 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name, reason=f"the tiny bundle is exported with {name} (pip: mexma-rt[export])")
     target = tmp_path_factory.mktemp("bundle") / "tiny"
-    sys.modules["tiny"].make_bundle(tiny_checkpoint, target)
+    tiny.make_bundle(tiny_checkpoint, target)
     return target

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from mexma_export.checkpoint import load_checkpoint
 from mexma_export.precisions import torch_runner
 from mexma_rt.errors import BundleError, FileError
 
-forms = sys.modules["forms"]  # tests/forms.py
+from .. import forms
+
 CLS, sentence_transformers = forms.CLS, forms.sentence_transformers
 
 

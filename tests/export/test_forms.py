@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mexma_export import Sentence, export_bundle
 from mexma_export.checkpoint import load_checkpoint
 from mexma_rt.errors import BundleError
 
-forms = sys.modules["forms"]  # tests/forms.py
+from .. import forms
 
 
 def states_of(model: Any, folder: Path, texts: list[str]) -> list[np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import mexma_rt
 from mexma_export import Sentence, export_bundle
 from mexma_export.verdict import THRESHOLDS
 
-forms = sys.modules["forms"]  # tests/forms.py
+from .. import forms
+
 TANH = "torch.nn.modules.activation.Tanh"
 PRECISIONS = ["fp16", "int8", "mixed", "w8", "w4"]
 MARKS = ["don't stop, ok?", "a  b\tc", "xq zz qx", "", " ", "über-groß"]  # of which some have no piece

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from mexma_export.checkpoint import Checkpoint, load_checkpoint
 from mexma_export.owner import compare_with_owner
 from mexma_rt.errors import BundleError
 
-forms = sys.modules["forms"]  # tests/forms.py
+from .. import forms
+
 CLS, MEAN, sentence_transformers = forms.CLS, forms.MEAN, forms.sentence_transformers
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tokenizers
+
+from .. import tiny
 
 onnxruntime = pytest.importorskip("onnxruntime")
 AGAIN = "run `python tests/tiny.py` and commit tests/tiny_bundle"
@@ -44,7 +45,7 @@ def test_the_graphs_give_the_same_vectors(tiny_bundle: Path, graph: str, lowest:
         [(each.name, each.shape, each.type) for each in [*graph.get_inputs(), *graph.get_outputs()]] for graph in (new, old)
     ]
     assert shown[0] == shown[1], AGAIN
-    for _, text in sys.modules["tiny"].SENTENCES:
+    for _, text in tiny.SENTENCES:
         ids = np.array([tokenizer.encode(text).ids])
         a, b = (
             each.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0][0]

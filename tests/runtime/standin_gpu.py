@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -100,7 +100,7 @@ def cuda_runtime(device: Device) -> Any:
                 result = work[name](*arguments)
             return (0, result) if name in ANSWERING else (0,)
 
-        call.__signature__ = inspect.signature(work[name])  # type: ignore[attr-defined]
+        call.__signature__ = inspect.signature(work[name])  # type: ignore[attr-defined]  # any function may have one
         return call
 
     def allocate(where: dict[int, np.ndarray], size: int, fill: int) -> int:
@@ -155,10 +155,10 @@ def cuda_runtime(device: Device) -> Any:
         device.current = gpu
 
     anywhere = ("cudaGetDevice", "cudaSetDevice", "cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaGraphExecDestroy")
-    anywhere += ("cudaEventDestroy",)
+    anywhere = (*anywhere, "cudaEventDestroy")
     giving = ("cudaMemcpyAsync", "cudaGraphLaunch", "cudaEventRecord")
     streams = iter(range(7, 100))
-    work = {
+    work: dict[str, Callable[..., Any]] = {
         "cudaGetDevice": lambda: device.current,
         "cudaSetDevice": choose,
         "cudaStreamCreateWithFlags": lambda flags: new(next(streams)),
@@ -202,7 +202,10 @@ def library(device: Device, name: str, version: str, profiles: list[tuple[int, i
 
     class Context:
         def __init__(self, log: Any, kernels: Any) -> None:
-            self.log, self.profile, self.shapes, self.addresses = log, None, {}, {}
+            self.log: Any = log
+            self.profile: int | None = None
+            self.shapes: dict[str, tuple[int, int]] = {}
+            self.addresses: dict[str, int] = {}
             self.kernels, self.memory, self.ran = kernels, 0, None
 
         def allowed(self, name: str) -> bool:
@@ -216,7 +219,9 @@ def library(device: Device, name: str, version: str, profiles: list[tuple[int, i
             return self.allowed("set_optimization_profile_async")
 
         def set_device_memory(self, memory: int, size: int) -> None:
-            assert size >= scratch(self.profile), "less than get_device_memory_size_for_profile_v2 says"
+            assert self.profile is not None and size >= scratch(self.profile), (
+                "less than get_device_memory_size_for_profile_v2 says"
+            )
             device.view(device.blocks, memory, size)
             self.memory = memory
 

@@ -25,7 +25,9 @@ def imported(file):
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.partition(".")[0])
         elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func):
-            names |= {arg.value.partition(".")[0] for arg in node.args if isinstance(arg, ast.Constant)}
+            names |= {
+                arg.value.partition(".")[0] for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
+            }
     return names
 
 

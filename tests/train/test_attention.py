@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
+pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
-from mexma_rt.backends.packed_attention import attend, make_layout  # noqa: E402
-from mexma_rt.errors import InputError  # noqa: E402
-from mexma_train.attention import choose_attention  # noqa: E402
+import torch
+
+from mexma_rt.backends.packed_attention import attend, make_layout
+from mexma_rt.errors import InputError
+from mexma_train.attention import choose_attention
 
 CPU = torch.device("cpu")
 LENGTHS = np.array([3, 1, 7, 2, 7])
@@ -72,7 +74,7 @@ def test_gradients_agree_with_those_of_block(kind: str) -> None:
     gradients = []
     for way in (kind, "block"):
         inputs = tensors()
-        out = attend(*inputs, make_layout(LENGTHS, way))
+        out = attend(inputs[0], inputs[1], inputs[2], make_layout(LENGTHS, way))
         (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
         gradients.append([x.grad for x in inputs])
     for ours, block in zip(*gradients, strict=True):
@@ -86,7 +88,7 @@ def test_cuda_ways_agree_with_block_and_so_do_their_gradients(kind: str, dtype: 
     results = []
     for way in (kind, "block"):
         inputs = [x.detach().to("cuda", dtype).requires_grad_() for x in tensors(64)]  # flex has no heads below 16 on CUDA
-        out = attend(*inputs, make_layout(LENGTHS, way, "cuda"))
+        out = attend(inputs[0], inputs[1], inputs[2], make_layout(LENGTHS, way, "cuda"))
         (out * torch.linspace(-1, 1, out.numel(), device="cuda", dtype=dtype).view_as(out)).sum().backward()
         results.append([out, *(x.grad for x in inputs)])
     for ours, reference in zip(*results, strict=True):

@@ -78,6 +78,7 @@ def test_totals_are_those_of_the_update_or_make_the_originals_mean_of_means(samp
 
 def test_candidates_include_every_piece_and_are_sorted_and_distinct(sampler: PairSampler) -> None:
     batch = update_batches(0, sampler, replace(CONFIG, sampled_pieces=5), batch_pairs=8)[0]
+    assert batch.candidates is not None
     candidates = batch.candidates.numpy()
     assert (np.diff(candidates) > 0).all()
     assert set(batch.labels.tolist()) <= set(candidates.tolist())

@@ -97,7 +97,7 @@ def test_a_warm_start_and_a_checkpoint_exclude_each_other() -> None:
 )
 def test_values_out_of_range_are_refused(name: str, value: float, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        replace(TOY.mexma, **{name: value})
+        replace(TOY.mexma, **{name: value})  # type: ignore[arg-type]  # whatever the field is of
 
 
 def test_recipe_files_that_are_none_are_explained(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import struct
 from pathlib import Path
@@ -19,18 +18,15 @@ from tokenizers.models import Unigram  # noqa: E402
 
 from mexma_rt.errors import BundleError  # noqa: E402
 
-SCRIPT = Path(__file__).parents[2] / "train" / "e5_small_start.py"
+from ..scripts import load_script  # noqa: E402
+
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "a", "b"]
 WIDTH, INNER, LAYERS = 32, 64, 2
 
 
 @pytest.fixture(scope="module")
 def start() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("e5_small_start", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train/e5_small_start.py")
 
 
 def q4_0(codes: np.ndarray, scales: np.ndarray) -> bytes:

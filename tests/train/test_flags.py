@@ -25,7 +25,7 @@ SECTIONS = ("mexma", "model", "tokenizer", "sampling", "run", "warmup", "ranking
 @click.command()
 @recipe_flags
 @click.pass_context
-def command(ctx: click.Context, **flags: object) -> None:
+def command(ctx: click.Context, /, **flags: object) -> None:
     ctx.obj.update(flags)
 
 

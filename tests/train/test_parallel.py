@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
+pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
-from safetensors.torch import load_file  # noqa: E402
+import torch
+from safetensors.torch import load_file
 
-from mexma_rt.errors import InputError  # noqa: E402
-from mexma_train.parallel import World, clip_gradient, distribute, gather_rows, start_world, synchronised  # noqa: E402
+from mexma_rt.errors import InputError
+from mexma_train.parallel import World, clip_gradient, distribute, gather_rows, start_world, synchronised
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch is built without torch.distributed")
 

@@ -170,7 +170,7 @@ def test_an_older_picture_stays_until_the_new_one_is_complete(tmp_path: Path, mo
     target = tmp_path / "run.png"
     target.write_bytes(b"old")
 
-    def half(self: Figure, stream, **_: object) -> None:  # type: ignore[no-untyped-def]
+    def half(self: Figure, stream, **_: object) -> None:
         stream.write(b"half a picture")
         stream.flush()
         assert target.read_bytes() == b"old"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
-transformers = pytest.importorskip("transformers", reason="part of mexma-rt[train]")
+pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
+pytest.importorskip("transformers", reason="part of mexma-rt[train]")
 
-from mexma_train.config import ModelConfig  # noqa: E402
+import torch
+import transformers
 
-from .reference import encode, info_nce, koleo_of, layer, mean_square, reference_terms, token_loss  # noqa: E402
+from mexma_train.config import ModelConfig
+
+from .reference import encode, info_nce, koleo_of, layer, mean_square, reference_terms, token_loss
 
 VOCAB = 50
 SHAPE = ModelConfig(
@@ -20,7 +24,7 @@ SHAPE = ModelConfig(
     head_layers=2, head_heads=3, head_intermediate_size=36, head_norm_eps=1e-12,
 )  # fmt: skip
 IDS = [[0, 7, 44, 13, 8, 2], [0, 31, 2], [0, 5, 9, 9, 27, 1, 4, 33, 2]]  # <pad> inside the last: the original's masking does it
-OFF = {"koleo_weight": 0.0, "align_weight": 0.0, "mlm_weight": 1.0}
+OFF: dict[str, Any] = {"koleo_weight": 0.0, "align_weight": 0.0, "mlm_weight": 1.0}
 
 
 def hugging_face_config(**changes: object) -> transformers.XLMRobertaConfig:
@@ -144,7 +148,13 @@ def two_pairs() -> tuple[list, list]:
 def test_loss_is_the_weighted_sum_of_the_terms() -> None:
     _, _, weights = fresh()
     source, target = two_pairs()
-    weighted = {"koleo_weight": 0.3, "align_weight": 0.7, "mlm_weight": 0.9, "contrastive_weight": 0.2, "temperature": 0.1}
+    weighted: dict[str, Any] = {
+        "koleo_weight": 0.3,
+        "align_weight": 0.7,
+        "mlm_weight": 0.9,
+        "contrastive_weight": 0.2,
+        "temperature": 0.1,
+    }
     terms = {k: v.item() for k, v in reference_terms(weights, SHAPE, source, target, **weighted).items()}
     assert set(terms) == {"mlm_source", "mlm_target", "align", "koleo", "contrastive", "loss"}
     mlm = (terms["mlm_source"] + terms["mlm_target"]) / 2

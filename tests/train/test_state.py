@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
+pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from mexma_rt.errors import FileError, InputError  # noqa: E402
-from mexma_train.config import MexmaConfig, Recipe, RunConfig  # noqa: E402
-from mexma_train.parallel import World  # noqa: E402
-from mexma_train.state import State, load_optimizer, load_weights, newest_state, save_state, states  # noqa: E402
+from mexma_rt.errors import FileError, InputError
+from mexma_train.config import MexmaConfig, Recipe, RunConfig
+from mexma_train.parallel import World
+from mexma_train.state import State, load_optimizer, load_weights, newest_state, save_state, states
 
 WORLD = World(device=torch.device("cpu"))
 STATE = State(stage="mexma", update=7, recipe=Recipe(name="r", mexma=MexmaConfig(steps=9)), shards="/shards")
@@ -40,6 +41,7 @@ def test_weights_moments_steps_and_scale_come_back(tmp_path: Path) -> None:
     assert (read.stage, read.update, read.recipe, read.shards) == ("mexma", 7, STATE.recipe, "/shards")
     other = torch.nn.Linear(3, 2)
     other_optimizer, other_scaler = torch.optim.AdamW(other.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+    assert read.path is not None
     load_weights(read.path, other)
     load_optimizer(read.path, other, other_optimizer, other_scaler)
     assert other_scaler.get_scale() == 4096.0

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
+pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
-import torch.nn.functional as F  # noqa: E402
+import torch
+import torch.nn.functional as F
 
-from mexma_train.vocabulary import vocabulary_loss  # noqa: E402
+from mexma_train.vocabulary import vocabulary_loss
 
 M, D, V = 11, 6, 23
 
 
-def inputs(dtype: torch.dtype = torch.float64) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+Leaves = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # states, weight and bias
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[Leaves, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     shapes = ((M, D), (V, D), (V,))
-    leaves = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+    states, weight, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes
+    )
     shares = torch.rand(M, generator=generator, dtype=torch.float64).to(dtype) / M
-    return leaves, torch.randint(0, V, (M,), generator=generator), shares
+    return (states, weight, bias), torch.randint(0, V, (M,), generator=generator), shares
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 11, 100])
@@ -37,7 +43,7 @@ def test_value_and_gradients_equal_cross_entropy_over_all_logits(chunk: int) -> 
 
 def test_gradcheck() -> None:
     leaves, labels, shares = inputs()
-    assert torch.autograd.gradcheck(lambda *x: vocabulary_loss(*x, labels, shares, chunk=5)[0], leaves)
+    assert torch.autograd.gradcheck(lambda *x: vocabulary_loss(x[0], x[1], x[2], labels, shares, chunk=5)[0], leaves)
 
 
 def test_frozen_words_get_no_gradient_and_evaluation_makes_none() -> None:

@@ -238,7 +238,8 @@ def mexma_stage(recipe: Recipe, model: Mexma, sampler: PairSampler, world: World
 
     def terms(batch: MicroBatch) -> dict[str, Tensor]:
         with _autocast(config.precision, world.device):
-            return module(batch, config, attention=attention, chunk=run.vocabulary_chunk, world=world)
+            losses: dict[str, Tensor] = module(batch, config, attention=attention, chunk=run.vocabulary_chunk, world=world)
+            return losses
 
     measure = None
     if tests:

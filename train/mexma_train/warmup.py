@@ -135,7 +135,8 @@ def bag_vectors(encoder: Encoder, bags: Bags) -> Tensor:
     size = encoder.config.hidden_size
     pooled_BHE = sums_BX[:, :size].view(-1, heads, size // heads) / sums_BX[:, size:, None]
     attended_BD = layer.attention.output.LayerNorm(layer.attention.output.dense(pooled_BHE.flatten(1)) + start_D)
-    return layer.output.LayerNorm(layer.output.dense(F.gelu(layer.intermediate.dense(attended_BD))) + attended_BD)
+    states_BD: Tensor = layer.output.LayerNorm(layer.output.dense(F.gelu(layer.intermediate.dense(attended_BD))) + attended_BD)
+    return states_BD
 
 
 def warmup_parameters(encoder: Encoder, config: WarmupConfig) -> list[dict[str, Any]]:

@@ -121,7 +121,8 @@ def with_random_lines(pairs_P: Sequence[tuple[str, str]], texts: Sequence[str]) 
 
 def cosines(unit_ND: np.ndarray, pairs_P2: np.ndarray) -> np.ndarray:
     """Cosine [P] of each pair of rows of normalised vectors."""
-    return np.einsum("pd,pd->p", unit_ND[pairs_P2[:, 0]], unit_ND[pairs_P2[:, 1]])
+    cosines_P: np.ndarray = np.einsum("pd,pd->p", unit_ND[pairs_P2[:, 0]], unit_ND[pairs_P2[:, 1]])
+    return cosines_P
 
 
 def shared_trigrams(texts: Sequence[str], pairs_P2: np.ndarray) -> np.ndarray:

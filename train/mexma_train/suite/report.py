@@ -85,8 +85,8 @@ def read_results(path: Path) -> dict[str, Any]:
         raise FileError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}). Give --before the {RESULTS} of an earlier --out folder.") from None
-    form = found.get("format") if isinstance(found, dict) else type(found).__name__
-    if form != FORMAT:
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        form = found.get("format") if isinstance(found, dict) else type(found).__name__
         raise InputError(
             f"{path}: the format is {form!r}, not {FORMAT!r}. Give --before the {RESULTS} of an earlier --out folder."
         )
