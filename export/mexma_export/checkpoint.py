@@ -269,7 +269,7 @@ def _load_model(folder: Path, read: EncoderWeights) -> XLMRobertaModel:
     bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if bad:
         raise BundleError(f"{folder}: NaN or infinite numbers in {bad[0]}: the training diverged; take an earlier checkpoint.")
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]  # transformers has no types here
     return model
 
 
@@ -279,11 +279,11 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers has no types here
     try:
         yield
     finally:
         logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here

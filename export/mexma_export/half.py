@@ -40,7 +40,7 @@ class HalfEncoder(nn.Module):
         if model.config.hidden_act != "gelu":
             raise BundleError(f"hidden_act is {model.config.hidden_act!r}, but the fp16 graph knows XLM-R's 'gelu' only.")
         self.heads, self.pad = model.config.num_attention_heads, int(model.config.pad_token_id or 0)
-        self.model: Any = copy.deepcopy(model).half()
+        self.model: Any = copy.deepcopy(model).half()  # type: ignore[no-untyped-call]  # transformers has no types here
         for module in self.model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.float()

@@ -159,7 +159,7 @@ def _helped(source: Checkpoint) -> tuple[Any, str]:
     sizes = {"max_position_embeddings": len(tensors[POSITIONS])} | (
         {"type_vocab_size": len(tensors[TYPES])} if TYPES in tensors else {}
     )
-    model = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True, **sizes)).float()
+    model = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True, **sizes)).float()  # type: ignore[no-untyped-call]  # transformers has no types here
     if missing := _needed(model.load_state_dict(tensors, strict=False).missing_keys):
         raise ValueError(f"it finds no weights for {missing[0]}")
     notes = [f" without the prefix {source.prefix!r} of its weights"] if source.prefix else []

@@ -68,10 +68,19 @@ class FolderResult:
             by_type = {kind: sum((row.by_type or {})[kind] for row in rows) for kind in kinds}
 
         def over(language: str, value: Callable[[Sequence[float]], float]) -> Comparison:
-            columns = {name: [getattr(row, name) for row in rows] for name in ("xsim", "accuracy_there", "accuracy_back")}
-            measures = {name: value(numbers) for name, numbers in columns.items() if None not in numbers}
-            errors = sum(row.errors for row in rows)
-            return Comparison(language=language, sentences=total, errors=errors, by_type=by_type, **measures)
+            def accuracy(name: str) -> float | None:
+                numbers = [getattr(row, name) for row in rows]
+                return None if None in numbers else value(numbers)
+
+            return Comparison(
+                language=language,
+                sentences=total,
+                errors=sum(row.errors for row in rows),
+                xsim=value([row.xsim for row in rows]),
+                accuracy_there=accuracy("accuracy_there"),
+                accuracy_back=accuracy("accuracy_back"),
+                by_type=by_type,
+            )
 
         def weighted(numbers: Sequence[float]) -> float:
             return sum(number * row.sentences for number, row in zip(numbers, rows, strict=True)) / total

@@ -19,7 +19,7 @@ def save_checkpoint(config: XLMRobertaConfig, weights: dict[str, Tensor], tokeni
     """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json; an older folder is replaced entirely."""
     with new_folder(folder, check=lambda _: None, tidy=True) as work:
         save_encoder(config, weights, work)
-        PreTrainedTokenizerFast(
+        PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers has no types here
             tokenizer_file=str(tokenizer_path),
             model_max_length=config.max_position_embeddings - 2,
             bos_token="<s>",

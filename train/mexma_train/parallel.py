@@ -122,7 +122,7 @@ def gather_rows(x_BD: Tensor, rows: tuple[int, ...], world: World) -> Tensor:
     """The rows of all processes [sum(rows), D] in rank order, with gradient to each of them."""
     most = max(rows)
     filled = F.pad(x_BD, (0, 0, 0, most - len(x_BD)))
-    parts = _AllGather.apply(filled, world.size)
+    parts = _AllGather.apply(filled, world.size)  # type: ignore[no-untyped-call]  # apply has no types
     return torch.cat([parts[r * most : r * most + count] for r, count in enumerate(rows)])
 
 

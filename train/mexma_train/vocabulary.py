@@ -22,7 +22,7 @@ def vocabulary_loss(
 
     Products run in the autocast type where autocast is on, softmax and sums in float32 (float64 for float64 states).
     """
-    both: tuple[Tensor, Tensor] = _Chunked.apply(states_MD, weight_VD, bias_V, labels_M, shares_M, chunk)
+    both: tuple[Tensor, Tensor] = _Chunked.apply(states_MD, weight_VD, bias_V, labels_M, shares_M, chunk)  # type: ignore[no-untyped-call]  # apply has no types
     return both
 
 

@@ -131,7 +131,7 @@ def bag_vectors(encoder: Encoder, bags: Bags) -> Tensor:
     weights_UH = torch.exp(scores_UH - scores_UH.detach().amax(0))  # the shift cancels in the quotient below
     values_UHE = attention.value(tokens_UD).view(len(bags.pieces), heads, -1)
     weighted_UX = torch.cat([(weights_UH[:, :, None] * values_UHE).flatten(1), weights_UH], dim=1)
-    sums_BX = _SumBags.apply(weighted_UX, bags.columns, bags.starts, bags.back_columns, bags.back_starts)
+    sums_BX = _SumBags.apply(weighted_UX, bags.columns, bags.starts, bags.back_columns, bags.back_starts)  # type: ignore[no-untyped-call]  # apply has no types
     size = encoder.config.hidden_size
     pooled_BHE = sums_BX[:, :size].view(-1, heads, size // heads) / sums_BX[:, size:, None]
     attended_BD = layer.attention.output.LayerNorm(layer.attention.output.dense(pooled_BHE.flatten(1)) + start_D)
