@@ -1,6 +1,25 @@
-"""`python -m mexma_rt ...`: the same commands as `mexma`."""
+"""Where the commands start: `mexma`, or `python -m mexma_rt`, with the same commands."""
 
-from mexma_rt.cli import main
+from __future__ import annotations
+
+import importlib
+import sys
+
+
+def start(name: str, module: str) -> None:
+    """Run the `main` of a module. Ctrl-C while it is being imported gives one line and status 130, as it does later."""
+    try:
+        command = importlib.import_module(module).main
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{name}: interrupted; no output file was changed.\n")
+        sys.exit(130)
+    command()
+
+
+def main() -> None:
+    """Run `mexma`."""
+    start("mexma", "mexma_rt.cli")
+
 
 if __name__ == "__main__":
     main()

@@ -3,14 +3,20 @@
     from mexma_export import export_bundle
     report = export_bundle("runs/mini", "bundles/mini")        # or: mexma-export runs/mini bundles/mini
 
-Importing the package loads neither torch nor onnx; `export_bundle` does, and says what to install where they are missing.
+Importing the package loads no library: each name below is imported at its first use; `export_bundle` needs torch and onnx, and
+says what to install where they are missing.
 """
 
 from __future__ import annotations
 
-from mexma_export.bundle import ExportReport, export_bundle
-from mexma_export.sentences import Sentence, load_sentences
-from mexma_export.verdict import THRESHOLDS, Parity, ParityError, Thresholds
+from typing import TYPE_CHECKING
+
+from mexma_rt.doors import doors
+
+if TYPE_CHECKING:
+    from mexma_export.bundle import ExportReport, export_bundle
+    from mexma_export.sentences import Sentence, load_sentences
+    from mexma_export.verdict import THRESHOLDS, Parity, ParityError, Thresholds
 
 __all__ = [
     "THRESHOLDS",
@@ -22,3 +28,10 @@ __all__ = [
     "export_bundle",
     "load_sentences",
 ]
+
+__getattr__, _ = doors(
+    "mexma_export",
+    bundle="ExportReport export_bundle",
+    sentences="Sentence load_sentences",
+    verdict="THRESHOLDS Parity ParityError Thresholds",
+)

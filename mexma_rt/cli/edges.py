@@ -14,6 +14,7 @@ import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,6 +26,7 @@ CLOSED = (
     "> /dev/null if only the files matter."
 )
 RESUMES = "no output file was changed; the same command resumes where it stopped"
+STARTS_OVER = "no output file was changed; no part was finished yet, so the same command starts over"
 
 
 class OutputError(FileError):
@@ -38,6 +40,12 @@ def interrupted(kept: str | Callable[[], str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(kept if isinstance(kept, str) else kept()) from None
+
+
+def resumes(output: str | os.PathLike[str], kind: str = "part") -> Callable[[], str]:
+    """For `interrupted`: whether there is finished work in the folder `.NAME.KIND` of an output."""
+    work = Path(output).resolve()
+    return lambda: RESUMES if work.with_name(f".{work.name}.{kind}").exists() else STARTS_OVER
 
 
 class EdgesCommand(click.Command):

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mexma_rt.cli.common import clean_stdout, describe, echo_json, model_options, report_dict
-from mexma_rt.cli.edges import RESUMES, interrupted
+from mexma_rt.cli.edges import interrupted, resumes
 from mexma_rt.files.storage import STORAGES
 
 
@@ -70,7 +70,7 @@ def embed(
         from mexma_rt.cluster.embed import write_vectors_on
 
         write = partial(write_vectors_on, ray, options)
-    with clean_stdout(ray), interrupted(RESUMES):
+    with clean_stdout(ray), interrupted(resumes(output)):
         result = write(file, output, settings, field=field, shard_rows=shard_rows, announce=partial(click.echo, err=True))
     if as_json:
         done = {"output": output, "shape": result.shape, "dtype": storage, "resumed": result.resumed, "cut": result.cut}

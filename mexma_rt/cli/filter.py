@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mexma_rt.cli.common import echo_json, margin_options, model_options
-from mexma_rt.cli.edges import RESUMES, interrupted
+from mexma_rt.cli.edges import interrupted, resumes
 from mexma_rt.mining.filter import BACKGROUND
 
 
@@ -52,7 +52,7 @@ def filter_command(source: str, target: str, output: str, batch_tokens: int | No
 
     names = ("dropped", "margin", "k", "threshold", "top", "max_ratio", "background", "background_lines")
     settings = {name: options.pop(name) for name in names}
-    with interrupted(RESUMES):
+    with interrupted(resumes(output)):
         report = filter_bitext(lambda: mexma_rt.load(**options), source, target, output, **settings)
     if as_json:
         least = report.threshold if abs(report.threshold) < float("inf") else None  # JSON has no infinity

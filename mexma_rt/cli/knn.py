@@ -8,7 +8,7 @@ from functools import partial
 import click
 
 from mexma_rt.cli.common import Memory, clean_stdout, echo_json
-from mexma_rt.cli.edges import RESUMES, interrupted
+from mexma_rt.cli.edges import interrupted, resumes
 
 
 @click.command(epilog="Example: mexma knn a.npy b.npy -o neighbours --memory 2GB")
@@ -66,7 +66,7 @@ def knn(
         from mexma_rt.cluster.knn import write_neighbours_on
 
         search = partial(write_neighbours_on, ray)
-    with clean_stdout(ray), interrupted(RESUMES):
+    with clean_stdout(ray), interrupted(resumes(output)):
         report = search(source, target, output, settings, announce=partial(click.echo, err=True))
     if as_json:
         echo_json(asdict(report))

@@ -22,7 +22,7 @@ from mexma_rt.cli.common import (
     read_both,
     report_sides,
 )
-from mexma_rt.cli.edges import RESUMES, interrupted
+from mexma_rt.cli.edges import interrupted, resumes
 from mexma_rt.files.atomic import check_output
 from mexma_rt.files.endings import check_ending, visible
 from mexma_rt.files.tables import check_table, table
@@ -155,7 +155,7 @@ def mine(
             ray=ray,
             announce=partial(click.echo, err=True),
         )
-    with interrupted(RESUMES) if source_vectors else nullcontext(), clean_stdout(ray), opened as search:
+    with interrupted(resumes(output, "mining")) if source_vectors else nullcontext(), clean_stdout(ray), opened as search:
         listed, report, tally, matching = _take(search, output, show, as_json, report_file is not None, started)
         if report_file and tally is not None:
             below = list(search.described(search.below(matching, EXAMPLES // 2)))

@@ -1,5 +1,14 @@
-"""`torchrun -m mexma_train run ...`: the same commands as `mexma-train`."""
+"""Where `mexma-train` starts; `torchrun -m mexma_train run ...` has the same commands."""
 
-from mexma_train.cli import main
+from __future__ import annotations
 
-main()
+from mexma_rt.__main__ import start
+
+
+def main() -> None:
+    """Run `mexma-train`."""
+    start("mexma-train", "mexma_train.cli")
+
+
+if __name__ == "__main__":
+    main()

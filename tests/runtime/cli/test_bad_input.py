@@ -175,7 +175,7 @@ def test_ctrl_c_ends_with_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("v.npy").write_bytes(b"precious")
     monkeypatch.setattr(Stub, "embed_report", interrupt)
     assert fails(130, "embed", "two.txt", "-o", "v.npy") == (
-        "mexma: interrupted; no output file was changed; the same command resumes where it stopped.\n"
+        "mexma: interrupted; no output file was changed; no part was finished yet, so the same command starts over.\n"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+
+from mexma_rt import Encoder
+from mexma_rt.cli import main
+from mexma_rt.embedding import reading
 
 from ..streams import ROOT, runs
 
@@ -162,9 +168,9 @@ def test_ctrl_c_is_one_line_and_status_130(folder: Path, tiny_bundle: Path) -> N
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     said = "mexma: interrupted; no output file was changed"
     for form, ending in {
-        "embed - -o v.npy": "; the same command resumes where it stopped.\n",
+        "embed - -o v.npy": "; no part was finished yet, so the same command starts over.\n",
         "score - b.txt -o s.tsv": ".\n",
-        "filter - b.txt -o k.tsv": "; the same command resumes where it stopped.\n",
+        "filter - b.txt -o k.tsv": "; no part was finished yet, so the same command starts over.\n",
         "score {fifo} - -o s.tsv": ".\n",
     }.items():
         os.mkfifo(folder / "fifo")
@@ -182,6 +188,44 @@ def test_ctrl_c_is_one_line_and_status_130(folder: Path, tiny_bundle: Path) -> N
             assert process.stderr.read() == said + ending, form
         (folder / "fifo").unlink()
         assert {path.name for path in folder.iterdir()} == {"a.txt", "b.txt", "a.npy"}
+
+
+def test_ctrl_c_says_whether_there_is_something_to_resume(folder: Path, tiny_bundle: Path, monkeypatch) -> None:
+    """After one of three slabs the same command resumes; before it, nothing is left, and the line says so."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(reading, "SLAB_ROWS", 2)
+    embed, slabs = Encoder.embed_with, []
+
+    def stopped_at(last: int):
+        def embed_with(self, texts, settings, **options):
+            slabs.extend([texts] if texts else [])
+            if len(slabs) == last:
+                raise KeyboardInterrupt
+            return embed(self, texts, settings, **options)
+
+        return embed_with
+
+    words = command("embed a.txt -o v.npy", tiny_bundle)
+    for last, ending in ((1, "no part was finished yet, so the same command starts over."), (3, "resumes where it stopped.")):
+        slabs.clear()
+        monkeypatch.setattr(Encoder, "embed_with", stopped_at(last))
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 130 and result.stderr.endswith(f"{ending}\n"), result.stderr
+        assert (folder / ".v.npy.part").exists() == (last == 3)
+    monkeypatch.setattr(Encoder, "embed_with", embed)
+    result = CliRunner().invoke(main, [*words, "--json"])
+    assert json.loads(result.stdout)["resumed"] == 4
+
+
+@pytest.mark.parametrize(("package", "name"), {"rt": "mexma", "export": "mexma-export", "train": "mexma-train"}.items())
+def test_ctrl_c_during_the_imports_is_one_line(package: str, name: str, tmp_path: Path) -> None:
+    """They take most of a short command's time; `click` stands for any module."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n", encoding="utf-8")
+    path = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "train", ROOT / "export")))
+    words = [sys.executable, "-m", f"mexma_{package}", "--help"]
+    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == f"{name}: interrupted; no output file was changed.\n"
 
 
 def wait_until_reading(pid: int) -> None:
