@@ -50,7 +50,7 @@ def vocabulary_options(command: Command) -> Command:
 
 
 @click.command(epilog="Example: mexma-export engine bundle rtx --sm 89")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle")
 @click.argument("library", type=click.Choice(ENGINES))
 @click.option("--sm", help="GPU architectures that an rtx engine is built for. [default: 80,86,89,120]")
 @click.option(
@@ -64,8 +64,8 @@ def vocabulary_options(command: Command) -> Command:
     help="File in which kernel timings are kept from one build to the next (tensorrt).",
 )
 @as_json_option
-def engine(bundle: Path, library: str, sm: str | None, profiles: str | None, timing_cache: Path | None, as_json: bool) -> None:
-    """Build the TensorRT engine of BUNDLE, which must have an fp16 graph.
+def engine(bundle: str, library: str, sm: str | None, profiles: str | None, timing_cache: Path | None, as_json: bool) -> None:
+    """Build the TensorRT engine of BUNDLE, which must have an fp16 graph or, as mexma-small, what makes one.
 
     LIBRARY is tensorrt (an engine for the GPU of this machine) or rtx (for RTX and data centre GPUs except H100 and H200;
     builds without a GPU).

@@ -21,9 +21,19 @@ from mexma_export.sidecar import write_sidecar
 from mexma_export.trt_compat import RTX_SM, architectures_for, count_in_engine, count_in_network, use_timing_cache
 from mexma_rt.backends.nvidia import load_library, made, new_logger
 from mexma_rt.backends.profiles import runs_as_graph
-from mexma_rt.backends.sidecar import Profile, Sidecar, TensorInfo, check_sidecar, engine_path, graph_hash, read_sidecar
+from mexma_rt.backends.sidecar import (
+    Profile,
+    Sidecar,
+    TensorInfo,
+    check_sidecar,
+    engine_path,
+    graph_hash,
+    manifest_graph_hash,
+    read_sidecar,
+)
 from mexma_rt.bundle.graphs import INPUTS, SENTENCE
-from mexma_rt.bundle.opening import read_manifest, verify_files
+from mexma_rt.bundle.opening import open_bundle
+from mexma_rt.bundle.structure import buildable, built_graph
 from mexma_rt.errors import BackendError, BundleError, FileError, InputError, require_extra
 from mexma_rt.files.atomic import atomic_write, check_output
 
@@ -67,41 +77,42 @@ def parse_sm(text: str) -> tuple[int, ...]:
 
 
 def build_bundle_engine(
-    bundle: Path,
+    bundle: str | Path,
     *,
     engine: str,
     sm: Sequence[int] | None = None,
     profiles: Sequence[Profile] | None = None,
     timing_cache: Path | None = None,
 ) -> tuple[Path, Sidecar]:
-    """Build the engine of a bundle into BUNDLE/engines/, in the place of an older one; returns its path and sidecar.
+    """Build the engine of a bundle into its folder `engines`, in the place of an older one; returns its path and sidecar.
 
-    The arguments and errors are those of `build_engine`. The bundle must hold an fp16 graph (else InputError), whose bytes are
-    verified (BundleError) before the build.
+    `bundle` is a folder or a name, as for `open_bundle`, which verifies its bytes. It must hold an fp16 graph, or the structure
+    of one, from which the graph is made in the cache (else InputError). The other arguments and the errors are those of
+    `build_engine`.
     """
-    manifest = read_manifest(bundle)
-    if FP16 not in manifest.graphs:
+    opened = open_bundle(bundle)
+    if FP16 not in (*opened.graphs, *buildable(opened)):
         raise InputError(
-            f"{bundle} has no fp16 graph (its graphs: {', '.join(manifest.graphs)}), and engines are built from that one. "
+            f"{bundle} has no fp16 graph (its graphs: {', '.join(opened.graphs)}), and engines are built from that one. "
             "Export it: mexma-export CHECKPOINT BUNDLE --precision fp32,int8,fp16"
         )
-    graph = manifest.graphs[FP16]
-    verify_files(manifest, [name for name in (graph, f"{graph}.data") if name in manifest.files])
     load_library(engine)  # an unknown or missing one leaves no folder
-    target = engine_path(bundle, engine)
+    graph = opened.folder / opened.graphs[FP16] if FP16 in opened.graphs else built_graph(opened, FP16)
+    target = engine_path(opened.folder, engine)
     try:
         target.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise FileError(f"{target.parent} cannot be made: {error.strerror}. Copy the bundle to a place of your own.") from error
     sidecar = build_engine(
-        bundle / graph,
+        graph,
         target,
         engine=engine,
-        length_limit=manifest.max_length_limit,
-        normalize=manifest.normalize,
+        length_limit=opened.max_length_limit,
+        normalize=opened.normalize,
         sm=sm,
         profiles=profiles,
         timing_cache=timing_cache,
+        graph_sha256=manifest_graph_hash(opened, FP16),
     )
     return target, sidecar
 
@@ -116,12 +127,14 @@ def build_engine(
     sm: Sequence[int] | None = None,
     profiles: Sequence[Profile] | None = None,
     timing_cache: Path | None = None,
+    graph_sha256: str | None = None,
 ) -> Sidecar:
     """Build the engine file `target` from an fp16 graph of half.py, and `<target>.json` beside it; minutes for large models.
 
     `engine` is "tensorrt" (this machine's GPU) or "rtx" (the architectures `sm`, no GPU needed; None: 80, 86, 89, 120);
     `normalize`: its vectors have length 1; `profiles` None: `default_profiles`. `timing_cache`, for tensorrt only, is read
-    if it exists, and rewritten: a second build on the same GPU then need not time the kernels again.
+    if it exists, and rewritten: a second build on the same GPU then need not time the kernels again. `graph_sha256`: what the
+    sidecar calls the graph; None: its `graph_hash`.
 
     Raises InputError (an argument), MissingExtraError (the library), BackendError (it cannot build here, or the build failed),
     BundleError (a graph that it cannot parse, not one of ours, or with too few products in fp16), FileError. `target` is
@@ -188,7 +201,7 @@ def build_engine(
         inputs=inputs,
         outputs=outputs,
         normalized=normalize,
-        graph_sha256=graph_hash(graph),
+        graph_sha256=graph_sha256 or graph_hash(graph),
         engine_sha256=hashlib.sha256(memoryview(plan)).hexdigest(),
         engine_bytes=memoryview(plan).nbytes,
         build_seconds=round(time.perf_counter() - started, 2),

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mexma_rt.bundle.manifest import Bundle
+from mexma_rt.bundle.structure import STRUCTURES, buildable
+from mexma_rt.bundle.weights import holder
 from mexma_rt.errors import BackendError, BundleError, FileError
 from mexma_rt.files.atomic import sha256_of
 
@@ -57,7 +59,7 @@ class Sidecar:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     normalized: bool  # whether its sentence vectors have length 1
-    graph_sha256: str  # of the ONNX graph, see graph_hash
+    graph_sha256: str  # of the ONNX graph, see graph_hash and manifest_graph_hash
     engine_sha256: str
     engine_bytes: int
     build_seconds: float
@@ -81,7 +83,12 @@ def graph_hash(graph: Path) -> str:
 
 
 def manifest_graph_hash(bundle: Bundle, precision: str) -> str:
-    """`graph_hash` of a bundle's graph from its manifest, whose hashes `open_bundle` has compared with the files."""
+    """`graph_hash` of a bundle's graph from its manifest, whose hashes `open_bundle` has compared with the files.
+
+    Of a graph that is built: "hash of its structure, that of the graph with its weights", by SHA-256.
+    """
+    if precision in buildable(bundle):
+        return _joined(bundle.files[STRUCTURES[precision]].sha256, manifest_graph_hash(bundle, holder(bundle)))
     graph = bundle.graphs[precision]
     data = bundle.files.get(f"{graph}.data")
     return _joined(bundle.files[graph].sha256, data.sha256 if data else None)

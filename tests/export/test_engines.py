@@ -11,8 +11,10 @@ import ctypes
 import enum
 import importlib.util
 import json
+import shutil
 import sys
 import warnings
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -25,6 +27,9 @@ from mexma_export import engines, trt_compat
 from mexma_export.engines import build_bundle_engine, build_engine, default_profiles, parse_profiles, parse_sm
 from mexma_rt.backends import nvidia
 from mexma_rt.backends.sidecar import Profile, TensorInfo, check_sidecar, graph_hash, read_sidecar
+from mexma_rt.backends.tensorrt import _checked_sidecar
+from mexma_rt.bundle.manifest import FileEntry
+from mexma_rt.bundle.opening import open_bundle
 from mexma_rt.errors import BackendError, BundleError, FileError, InputError, MissingExtraError
 from mexma_rt.files.atomic import sha256_of
 
@@ -508,24 +513,29 @@ def test_the_real_library_lacks_sm_90(half_graph: Path, tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_real_engines_of_the_bundled_model(tmp_path: Path) -> None:
-    """From the numbers in the wheel: graph -> checkpoint -> fp16 graph -> one file for four architectures."""
-    from mexma_export.checkpoint import load_checkpoint
-    from mexma_export.half import export_half
-    from mexma_export.rebuild import rebuild_checkpoint
+def test_real_engines_of_the_bundled_model(monkeypatch, tmp_path: Path) -> None:
+    """It has no fp16 graph but the structure of one: the graph is built in the cache, the engine of four architectures from it,
+    and the back end that opens it finds it to be of this bundle.
+    """
+    import tensorrt_rtx
 
-    source = load_checkpoint(rebuild_checkpoint("mexma-small", tmp_path / "mini"))
-    half = tmp_path / "model_fp16.onnx"
-    export_half(source.model, half)
-    sidecar = build_engine(half, tmp_path / "e", engine="rtx", length_limit=512, profiles=SMALL)
-    assert sidecar == read_sidecar(tmp_path / "e") and sidecar.sm == (80, 86, 89, 120) and sidecar.profiles == SMALL
+    monkeypatch.setenv("MEXMA_RT_CACHE", str(tmp_path / "cache"))
+    bundle = open_bundle(shutil.copytree(open_bundle("mexma-small").folder, tmp_path / "bundle"))
+    assert "fp16" not in bundle.graphs
+    path, sidecar = build_bundle_engine(bundle.folder, engine="rtx", profiles=SMALL)
+    assert sidecar == read_sidecar(path) and sidecar.sm == (80, 86, 89, 120) and sidecar.profiles == SMALL
     assert [(t.name, t.dtype, t.shape) for t in (*sidecar.inputs, *sidecar.outputs)] == [
         ("input_ids", "int64", (-1, -1)),
         ("attention_mask", "int64", (-1, -1)),
-        ("sentence_embedding", "float32", (-1, source.dimensions)),
+        ("sentence_embedding", "float32", (-1, bundle.dimensions)),
     ]
-    assert sidecar.matmuls == sidecar.half_matmuls == 8 * source.config["num_hidden_layers"]
-    assert sidecar.engine_bytes > half.stat().st_size / 2
+    assert sidecar.matmuls == sidecar.half_matmuls == 8 * 12  # products of a layer, layers
+    (weights,) = (tmp_path / "cache").glob("*/weights.data")
+    assert sidecar.engine_bytes > weights.stat().st_size / 2
+    assert _checked_sidecar(bundle, "rtx", tensorrt_rtx, 89) == (path, sidecar)
+    others = {**bundle.files, bundle.graphs["w4"]: FileEntry(sha256="0" * 64, bytes=1)}  # the weights of another model
+    with pytest.raises(BundleError, match=r"it holds another model's weights\. Build it again"):
+        _checked_sidecar(replace(bundle, files=others), "rtx", tensorrt_rtx, 89)
 
 
 # ---- the engine of a bundle
