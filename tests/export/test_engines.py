@@ -20,7 +20,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mexma_export import engines, trt_compat
@@ -579,9 +578,11 @@ def test_a_bundle_gets_an_engine_of_its_fp16_graph(monkeypatch, bundle: Path) ->
 def test_a_damaged_or_missing_graph_builds_nothing(monkeypatch, bundle: Path) -> None:
     fake_library(monkeypatch, "tensorrt_rtx", "1.7.1.116")
     graph = bundle / "onnx" / "model_fp16.onnx"
-    graph.write_bytes(np.frombuffer(graph.read_bytes(), dtype=np.uint8)[::-1].tobytes())
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[::-1])
     with pytest.raises(BundleError, match=r"model_fp16\.onnx has SHA-256"):
         build_bundle_engine(bundle, engine="rtx")
+    graph.write_bytes(whole)
     manifest = json.loads((bundle / "mexma.json").read_text())
     manifest |= {"graphs": {"fp32": "onnx/model_fp16.onnx"}, "default_precision": "fp32"}
     (bundle / "mexma.json").write_text(json.dumps(manifest))
