@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard, cast
 
@@ -50,6 +51,9 @@ def text_items(texts: Iterable[Any], name: str) -> list[Any]:
             else f"{name}.ravel()"
         )
         raise InputError(f"{name} is an array of shape {texts.shape}, but sentences [n] are needed. Type {line}.")
+    if isinstance(texts, os.PathLike):
+        line = f"{name}.read_text(encoding='utf-8').split('\\n')"
+        raise InputError(f"{name} is a path, but a list of sentences is needed. For the lines of its file, type {line}.")
     if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Iterable):
         raise InputError(f"{name} is of type {type(texts).__name__}, but a list of sentences (str) is needed.")
     if type(texts).__module__.partition(".")[0] == "pyarrow" and hasattr(texts, "to_pylist"):
@@ -70,6 +74,9 @@ def _not_a_string(name: str, index: int, item: object) -> str:
     if isinstance(item, Mapping) and item:
         key = next(iter(item))
         return f"{message} These are rows of a table with the columns {_listed(item)}: type [row[{key!r}] for row in {name}]."
+    if columns := columns_of(item):  # parts of a table, as read_csv(chunksize=) and Arrow's readers give them
+        line = f"[text for table in {name} for text in table[{columns[0]!r}]]"
+        return f"{message} These are tables with the columns {_listed(columns)}: type {line}."
     fields = getattr(item, "_fields", ())  # of named tuples, as DataFrame.itertuples gives them
     if (texts := [place for place in range(len(item)) if isinstance(item[place], str)] if _is_row(item) else []) and fields:
         return f"{message} These are rows with the fields {_listed(fields)}: type [row.{fields[texts[0]]} for row in {name}]."
@@ -80,7 +87,8 @@ def _not_a_string(name: str, index: int, item: object) -> str:
 
 def _is_row(item: object) -> TypeGuard[Sequence[object]]:
     """Whether an item is like the rows that databases, csv.reader and zip give: short, and indexed by number."""
-    if isinstance(item, (list, tuple)) or type(item).__name__ == "Row":  # of sqlite3 and SQLAlchemy
+    of_database = type(item).__name__ == "Row" and hasattr(type(item), "__len__")  # sqlite3's and SQLAlchemy's
+    if isinstance(item, (list, tuple)) or of_database:
         return 0 < len(cast(Sequence[object], item)) <= 100
     return False
 
@@ -91,7 +99,7 @@ def is_missing(item: object) -> bool:
         return True
     try:
         return bool(item != item)  # NaN and NaT of every library, and of Decimal
-    except (TypeError, ValueError, ArithmeticError):  # such as arrays
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # such as arrays, and torch's
         return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import decimal
+import io
 import re
 from collections import Counter, OrderedDict, UserDict, deque
 from collections.abc import Callable
@@ -24,6 +25,10 @@ def sqlite_rows(sqlite3: Any) -> Any:
     connection = sqlite3.connect(":memory:")
     connection.row_factory = sqlite3.Row
     return connection.execute("select 7 as id, 'un chat' as text")
+
+
+class Row:
+    """A row of the user's own, without length or numbers."""
 
 
 # How each is made of a library; a library that is not installed skips its cases.
@@ -71,6 +76,26 @@ TABLES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     ),
     "empty-dict": ("builtins", lambda _: {}, "texts is a dict, but a list of sentences is needed."),
     "rows": ("builtins", lambda _: [{"text": "a"}], "columns text: type [row['text'] for row in texts]."),
+    "pandas-chunks": (
+        "pandas",
+        lambda pd: pd.read_csv(io.StringIO("text,label\nun chat,1\ntrois,3\n"), chunksize=1),
+        "texts[0] is of type DataFrame, but each sentence must be a str. These are tables with the columns text, label: type "
+        "[text for table in texts for text in table['text']].",
+    ),
+    "arrow-reader": (
+        "pyarrow",
+        lambda pa: pa.table(ROWS).to_reader(),
+        "type [text for table in texts for text in table['text']].",
+    ),
+    "columns": ("pandas", lambda pd: [pd.Series(TEXTS)], "texts[0] is of type Series, but each sentence must be a str."),
+    "objects": ("builtins", lambda _: [Row()], "texts[0] is of type Row, but each sentence must be a str."),
+    "torch": ("torch", lambda torch: torch.zeros(2, 3), "texts[0] is of type Tensor, but each sentence must be a str."),
+    "path": (
+        "pathlib",
+        lambda pathlib: pathlib.Path("a.txt"),
+        "texts is a path, but a list of sentences is needed. For the lines of its file, type "
+        "texts.read_text(encoding='utf-8').split('\\n').",
+    ),
     "numpy-records": ("numpy", lambda np: np.array([("a", 1)], [("t", "U3"), ("n", "i4")]), "Type texts['t']"),
 }
 
