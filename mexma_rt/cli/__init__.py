@@ -32,6 +32,11 @@ class _Group(EdgesCommand, click.Group):
         except MexmaError as error:
             click.echo(f"mexma: {error}", err=True)
             ctx.exit(1)
+        except OSError as error:  # such as a name that is too long
+            if error.filename is None:
+                raise
+            click.echo(f"mexma: {error.filename}: {error.strerror}.", err=True)
+            ctx.exit(1)
 
 
 @click.group("mexma", cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -26,6 +26,7 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
     """Raise FileError or InputError if path cannot be written or is one of the inputs; called before long work."""
     if os.fspath(path) == "":
         raise FileError("The name of the output is empty, perhaps because a variable of the shell is not set.")
+    _check_name(os.fspath(path))
     path = Path(path)
     if path.is_dir():
         raise FileError(f"{path} is a folder, but the output is a file. Type {path / 'NAME'} instead.")
@@ -40,6 +41,20 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
         raise FileError(f"{path} cannot be written: no file is open under this name.")
     if not os.access(path if direct else folder, os.W_OK):
         raise FileError(f"{path} cannot be written: no permission in {folder}. Choose another folder for the output.")
+
+
+def _check_name(path: str) -> None:
+    """Raise FileError for a name that no file can have, or that says another place than the file it would give."""
+    if path == "-":
+        raise FileError("No output is called -. For a table on standard output, type /dev/stdout; else give a name.")
+    if path.endswith(("/", os.sep)) and not Path(path).is_dir():
+        raise FileError(f"{path} is the name of a folder, but the output is a file. Type {Path(path)} instead.")
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:  # too long, or with a NUL
+        raise FileError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def open_file(path: str | os.PathLike[str]) -> int | None:

@@ -20,8 +20,10 @@ _OTHERS = {  # formats that are not lines of text, and what to do about each
     ),
     b"%PDF-": ("a PDF document, not lines of text", "Extract its text: pdftotext FILE NEW"),
     b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "Fetch the file: git lfs pull"),
+    b"Obj\x01": ("an Avro file, not lines of text", "Save its table as parquet, and name the column of the texts."),
     b"ARROW1": ("an Arrow file, not lines of text", "Save its table as parquet, and name the column of the texts."),
 }
+_BINARY = frozenset((*range(1, 9), *range(14, 27)))  # control characters that, with NUL beside them, are not those of a text
 _MARKS = {  # the longer ones first: that of UTF-32LE begins as that of UTF-16LE
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -53,7 +55,7 @@ def no_text(head: bytes) -> str:
     if encoding := wide_encoding(head):
         how = "its first bytes say" if encoding in _MARKS.values() else "its NUL bytes show"
         return f"is {encoding}, as {how}, and UTF-8 is needed. Convert it: iconv -f {encoding} -t UTF-8 FILE > NEW"
-    if b"\0" in head and not _is_utf8(head):
+    if b"\0" in head and (not _is_utf8(head) or b"\0\0\0" in head or _BINARY.intersection(head)):
         return "is binary data, not lines of text. Look at it: head -c 200 FILE | xxd"
     return ""
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import lzma
 import os
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ from functools import partial
 from pathlib import Path
 
 from mexma_rt.errors import FileError, InputError, LineEndWarning, typed
+from mexma_rt.files.first_bytes import PACKED
 from mexma_rt.files.unpacking import is_stdin, open_unpacked, shown_name
 
 LONGEST_LINE = 2**24  # bytes; a small archive can unpack to one line larger than the memory
 LOOKED_AT = 1000  # lines in which carriage returns are counted
 BOM = b"\xef\xbb\xbf"
+ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")  # https://, s3://, hf://, which a Path writes with one /
+JSON_LINES = (".jsonl", ".ndjson")
 TO_FEEDS = "tr '\\r' '\\n' < FILE > NEW"
 
 
@@ -57,8 +61,21 @@ def _how_to_check(line: bytes) -> str:
     return "Check the file, for example: head -c 200 FILE"
 
 
-def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
-    """`lines`, decoded. Raises InputError, with line and byte, where the file is not UTF-8."""
+def is_json(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name ends as that of JSON, packed or not."""
+    name = Path(path).name.lower()
+    return name.removesuffix(Path(name).suffix if Path(name).suffix in PACKED.values() else "").endswith((*JSON_LINES, ".json"))
+
+
+def text_lines(path: str | os.PathLike[str], *, json: bool = False) -> Iterator[str]:
+    """`byte_lines`, decoded. Raises InputError, with line and byte, where the file is not UTF-8, and for a file of JSON, whose
+    lines are not sentences, unless `json` is True.
+    """
+    if is_json(path) and not json:
+        raise InputError(
+            f"{path} is JSON by its name, and plain text with one sentence per line is needed. mexma embed reads JSON Lines, "
+            "with --field NAME; to take the texts out, type: jq -r .NAME FILE > NEW"
+        )
     for number, line in enumerate(byte_lines(path), start=1):
         try:
             yield line.decode("utf-8")
@@ -76,6 +93,8 @@ def damage_explained(path: str | os.PathLike[str]) -> Iterator[None]:
     if os.fspath(path) == "":
         raise FileError("The name of a file is empty, perhaps because a variable of the shell is not set.")
     try:
+        if ADDRESS.match(os.fspath(path)) and not Path(path).exists():
+            raise FileError(f"{path} is an address, and only files are read. Fetch it first, and name the file.")
         yield
     except (FileError, InputError):
         raise

@@ -79,7 +79,7 @@ def check_target(output: str | os.PathLike[str], source: str | os.PathLike[str],
         return path
     check_folder_name(output)
     if not path.is_dir():  # a folder can be left by a run that was killed just before its last step
-        check_output(output, [source])
+        check_output(path, [source])
         if path.exists():
             raise FileError(f"{output} is a file, but shards are written to a folder. Choose another name.")
     return path

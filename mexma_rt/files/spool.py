@@ -22,7 +22,10 @@ Name = str | os.PathLike[str]
 
 def reads_once(path: Name) -> bool:
     """Whether an input is a pipe: what was read of it is gone, and its name may mean another one in another process."""
-    return is_stdin(path) or Path(path).is_fifo()
+    if is_stdin(path):
+        return True
+    with damage_explained(path):
+        return Path(path).is_fifo()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 from mexma_rt.errors import InputError, require_extra
 from mexma_rt.files.atomic import atomic_write
 from mexma_rt.files.endings import check_ending
-from mexma_rt.files.texts import JSON_SUFFIXES, PACKED
+from mexma_rt.files.first_bytes import PACKED
+from mexma_rt.files.lines import JSON_LINES
 
 ROWS = 65_536  # of a parquet row group
 TABLES = "a table is written as .tsv, .jsonl or .parquet"
@@ -28,7 +29,7 @@ Write = Callable[[Row], object]
 def check_table(path: str | os.PathLike[str]) -> None:
     """Raise InputError or MissingExtraError if a table cannot be written under this name; called before long work."""
     kind, packed = _endings(path)
-    check_ending(Path(path).with_suffix("") if packed else path, TABLES, (".tsv", ".txt", ".parquet", *JSON_SUFFIXES))
+    check_ending(Path(path).with_suffix("") if packed else path, TABLES, (".tsv", ".txt", ".parquet", *JSON_LINES))
     if kind == ".parquet":
         require_extra("files", "pyarrow")
         if packed:
@@ -58,13 +59,13 @@ def table(path: str | os.PathLike[str] | None, columns: Mapping[str, type]) -> I
                 yield write
             return
         with _packer(raw, packed) as stream:
-            yield _json(stream, columns) if kind in JSON_SUFFIXES else _tsv(stream, columns)
+            yield _json(stream, columns) if kind in JSON_LINES else _tsv(stream, columns)
 
 
 def _endings(path: str | os.PathLike[str]) -> tuple[str, str]:
     """Format and compression of a table: (".jsonl", ".gz") of x.jsonl.gz."""
     name = Path(os.fspath(path).lower())
-    packed = name.suffix if name.suffix in PACKED else ""
+    packed = name.suffix if name.suffix in PACKED.values() else ""
     return (name.with_suffix("").suffix if packed else name.suffix), packed
 
 

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mexma_rt.errors import InputError, require_extra
-from mexma_rt.files.first_bytes import PARQUET
-from mexma_rt.files.lines import LONGEST_LINE, damage_explained, text_lines
+from mexma_rt.files.first_bytes import HEAD, PACKED, PARQUET, packing
+from mexma_rt.files.lines import LONGEST_LINE, damage_explained, is_json, text_lines
 from mexma_rt.files.unpacking import is_stdin, shown_name
 
-JSON_SUFFIXES = (".jsonl", ".ndjson")
-PACKED = (".gz", ".xz", ".zst")
 BATCH = 2048  # rows of a table that become Python objects at a time
 
 
@@ -28,25 +26,29 @@ def read_texts(path: str | os.PathLike[str], field: str | None = None) -> Iterat
     Raises InputError (with line or row) for a missing text or a value of another type, FileError, MissingExtraError.
     """
     name = Path(path).name.lower()
-    plain = name.removesuffix(Path(name).suffix) if Path(name).suffix in PACKED else name
-    if plain.endswith(".parquet") or _is_parquet(path):
+    plain = name.removesuffix(Path(name).suffix) if Path(name).suffix in PACKED.values() else name
+    if plain.endswith(".parquet") or _head(path).startswith(PARQUET):
         return _column(Path(path), field)
     if field is not None:
         return _json_lines(path, field)
-    if plain.endswith(JSON_SUFFIXES):
-        raise InputError(f"{path} is JSON Lines: say which field has the text with field='NAME' (command line: --field NAME).")
+    if is_json(path):
+        raise InputError(
+            f"{path} is JSON by its name: say which field has the text with field='NAME' (command line: --field NAME)."
+        )
     return text_lines(path)
 
 
-def _is_parquet(path: str | os.PathLike[str]) -> bool:
-    if is_stdin(path) or not Path(path).is_file():
-        return False
-    with damage_explained(path), Path(path).open("rb") as stream:
-        return stream.read(len(PARQUET)) == PARQUET
+def _head(path: str | os.PathLike[str]) -> bytes:
+    """The first bytes of a regular file; none of others, which cannot be read twice."""
+    with damage_explained(path):
+        if is_stdin(path) or not Path(path).is_file():
+            return b""
+        with Path(path).open("rb") as stream:
+            return stream.read(HEAD)
 
 
 def _json_lines(path: str | os.PathLike[str], field: str) -> Iterator[str]:
-    for number, line in enumerate(text_lines(path), start=1):
+    for number, line in enumerate(text_lines(path, json=True), start=1):
         place = f"{shown_name(path)}, line {number}"
         try:
             row = json.loads(line)
@@ -118,6 +120,13 @@ def _column(path: Path, field: str | None) -> Iterator[str]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    if (head := _head(path)) and not head.startswith(PARQUET):
+        packed = packing(head)
+        raise InputError(
+            f"{path} is packed ({packed[1:]}), and parquet files are not read so. Unpack it."
+            if packed
+            else f"{path} is not a parquet file: its first bytes are not those of one. Copy or download it again, or rename it."
+        )
     with damage_explained(path):
         names = {child.name: _children(child.type) for child in pq.read_schema(path)}
         keys = None if field is None else path_of(names, field)

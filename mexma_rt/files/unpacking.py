@@ -48,6 +48,8 @@ def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         head = raw.read(HEAD)
         stream = _again(head, raw)
         if suffix and head and not packing(head):
+            if reason := no_text(head):
+                raise InputError(f"{shown_name(path)} {reason}")
             raise FileError(
                 f"{shown_name(path)} is damaged or not complete: its first bytes are not those of a {suffix} file. Copy or "
                 f"download it again, or leave out {suffix} of its name if it is plain text."

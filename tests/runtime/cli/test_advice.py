@@ -103,6 +103,50 @@ def test_a_name_that_promises_another_format_is_refused(command: str, message: s
     assert sorted(Path().iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("embed a.txt -o -", "No output is called -."),
+        ("mine a.txt b.txt -o -", "No output is called -. For a table on standard output, type /dev/stdout"),
+        ("filter a.txt b.txt -o -", "No output is called -."),
+        ("embed a.txt -o new/", "new/ is the name of a folder, but the output is a file. Type new instead."),
+        ("score a.txt b.txt -o s.tsv/", "s.tsv/ is the name of a folder, but the output is a file. Type s.tsv instead."),
+        (f"embed a.txt -o {'n' * 300}", "cannot be written: File name too long."),
+        (f"embed {'n' * 300} -o v.npy", "File name too long."),
+        (f"mine {'n' * 300} b.txt", "cannot be read: File name too long."),
+        (f"knn a.npy a.npy -o {'n' * 300}", "n: File name too long."),
+        ("embed https://example.com/a.txt -o v.npy", "https://example.com/a.txt is an address, and only files are read."),
+        ("embed s3://corpus/a.parquet --field t -o v.npy", "s3://corpus/a.parquet is an address"),
+        ("mine hf://datasets/a.txt b.txt", "hf://datasets/a.txt is an address"),
+    ],
+    ids=lambda words: words[:20],
+)
+def test_a_name_that_no_file_can_have_is_refused(command: str, message: str, tiny_bundle: Path) -> None:
+    """`-o -` made a file called -, and `-o new/` one called new; a long name was a traceback."""
+    before = sorted(Path().iterdir())
+    said = mexma(tiny_bundle, command, 1).stderr
+    assert message in said and said.startswith("mexma: ") and said.count("\n") == 1
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_folder_of_shards_may_end_in_a_slash(tiny_bundle: Path) -> None:
+    mexma(tiny_bundle, "embed a.txt -o new/ --shard-rows 4")
+    assert np.load("new/vectors-00001.npy").shape == (2, 32)
+
+
+def test_json_is_not_taken_for_lines_of_text(tiny_bundle: Path) -> None:
+    """Each command that reads lines; `embed` asks for the field."""
+    lines = "".join(f"{json.dumps({'t': text})}\n" for text in TEXTS)
+    for name in ("j.jsonl", "j.json", "j.NDJSON"):
+        Path(name).write_text(lines, encoding="utf-8")
+        for command in ("mine {} b.txt", "score b.txt {}", "filter {} b.txt -o k.tsv", "align {} b.txt", "xsim {} b.txt"):
+            said = mexma(tiny_bundle, command.format(name), 1).stderr
+            assert f"{name} is JSON by its name" in said and "jq -r .NAME FILE > NEW" in said, command
+        assert "say which field has the text" in mexma(tiny_bundle, f"embed {name} -o v.npy", 1).stderr
+        mexma(tiny_bundle, f"embed {name} --field t -o v.npy")
+        assert np.load("v.npy").shape == (6, 32)
+
+
 def test_names_that_promise_nothing_or_the_right_thing(tiny_bundle: Path) -> None:
     for name in ("v", "v.fra-eng", "v.NPY", "v.2026"):
         mexma(tiny_bundle, f"embed a.txt -o {name}")

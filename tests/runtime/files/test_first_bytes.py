@@ -173,3 +173,29 @@ def test_a_large_file_of_old_line_ends_is_refused_with_the_reason(tmp_path: Path
     (tmp_path / "in.txt").write_bytes(b"one\rtwo\r" * 1000)
     with pytest.raises(InputError, match=r"Its line ends seem to be carriage returns, as in old Mac files\. Convert them: tr"):
         read_lines(tmp_path / "in.txt")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"SQLite format 3\0\x10\0\x01\x01\0@  ",
+        b"GGUF\x03\0\0\0",
+        b'\x40\0\0\0\0\0\0\0{"weight":{}}',  # safetensors
+        b"FEA1\0\0\0\0",
+        b"Obj\x01\x04\x16avro.schema",
+    ],
+    ids=["sqlite", "gguf", "safetensors", "feather", "avro"],
+)
+def test_binary_files_whose_bytes_are_ascii_are_no_text(head: bytes, tmp_path: Path) -> None:
+    """They are valid UTF-8, and each was one text without a word."""
+    (tmp_path / "in").write_bytes(head)
+    with pytest.raises(InputError, match="not lines of text"):
+        read_lines(tmp_path / "in")
+    (tmp_path / "in").write_bytes(b"a\0b\nc\n")  # a text that was damaged a little is one still
+    assert read_lines(tmp_path / "in") == ["a\0b", "c"]
+
+
+def test_a_zip_archive_called_gz_is_called_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "in.gz").write_bytes(zipped(DATA))
+    with pytest.raises(InputError, match=r"in\.gz is a zip archive"):
+        read_lines(tmp_path / "in.gz")

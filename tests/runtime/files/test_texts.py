@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -164,3 +165,14 @@ def test_what_stands_where_a_nested_field_should_be(row: dict, field: str, messa
     with pytest.raises(InputError) as caught:
         list(read_texts("x.jsonl", field))
     assert message in str(caught.value)
+
+
+def test_what_is_called_parquet_and_is_something_else(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="part of mexma-rt[files]")
+    name = write_parquet([{"t": "a"}])
+    (tmp_path / "p.parquet.gz").write_bytes(gzip.compress(Path(name).read_bytes()))
+    with pytest.raises(InputError, match=r"p\.parquet\.gz is packed \(gz\), and parquet files are not read so\. Unpack it\."):
+        list(read_texts(tmp_path / "p.parquet.gz", "t"))
+    (tmp_path / "j.parquet").write_text('{"t": "a"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"j\.parquet is not a parquet file: its first bytes are not those of one"):
+        list(read_texts(tmp_path / "j.parquet", "t"))
