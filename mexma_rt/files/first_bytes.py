@@ -55,7 +55,8 @@ def no_text(head: bytes) -> str:
     if encoding := wide_encoding(head):
         how = "its first bytes say" if encoding in _MARKS.values() else "its NUL bytes show"
         return f"is {encoding}, as {how}, and UTF-8 is needed. Convert it: iconv -f {encoding} -t UTF-8 FILE > NEW"
-    if b"\0" in head and (not _is_utf8(head) or b"\0\0\0" in head or _BINARY.intersection(head)):
+    numbers = b"\0\0\0" in head and head.strip(b"\0")  # in four or eight bytes
+    if b"\0" in head and (not _is_utf8(head) or numbers or _BINARY.intersection(head)):
         return "is binary data, not lines of text. Look at it: head -c 200 FILE | xxd"
     return ""
 

@@ -32,9 +32,8 @@ def read_texts(path: str | os.PathLike[str], field: str | None = None) -> Iterat
     if field is not None:
         return _json_lines(path, field)
     if is_json(path):
-        raise InputError(
-            f"{path} is JSON by its name: say which field has the text with field='NAME' (command line: --field NAME)."
-        )
+        kind = "JSON" if plain.endswith(".json") else "JSON Lines"
+        raise InputError(f"{path} is {kind}: say which field has the text with field='NAME' (command line: --field NAME).")
     return text_lines(path)
 
 
