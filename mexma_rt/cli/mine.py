@@ -155,7 +155,7 @@ def mine(
             ray=ray,
             announce=partial(click.echo, err=True),
         )
-    with interrupted(resumes(output, "mining")) if source_vectors else nullcontext(), clean_stdout(ray), opened as search:
+    with interrupted(resumes(str(output), "mining")) if source_vectors else nullcontext(), clean_stdout(ray), opened as search:
         listed, report, tally, matching = _take(search, output, show, as_json, report_file is not None, started)
         if report_file and tally is not None:
             below = list(search.described(search.below(matching, EXAMPLES // 2)))
