@@ -20,6 +20,7 @@ class Thresholds:
     k: int  # neighbours that made the neighbourhoods
     pairs: int  # of the sample
     seed: int
+    prompt: str | None = None  # name of the one that was before every text
 
     def by_margin(self) -> Mapping[str, float]:
         """The scores by the name of their margin."""
@@ -27,7 +28,7 @@ class Thresholds:
 
     def to_json(self) -> dict[str, Any]:
         """The entry `thresholds` of a manifest."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def read_thresholds(value: Any) -> Thresholds:
@@ -39,4 +40,6 @@ def read_thresholds(value: Any) -> Thresholds:
         raise ValueError(f"thresholds is {value!r}, not a number for each of {', '.join(SCORES)}")
     if not all(type(count) is int for count in counts):
         raise ValueError(f"thresholds is {value!r}, without the whole numbers {', '.join(COUNTS)}")
-    return Thresholds(**{name: entry[name] for name in (*SCORES, *COUNTS)})
+    if not isinstance(prompt := entry.get("prompt"), str | None):
+        raise ValueError(f"thresholds is {value!r}, whose prompt is not the name of one")
+    return Thresholds(prompt=prompt, **{name: entry[name] for name in (*SCORES, *COUNTS)})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mexma_rt.cli.common import LoadedEncoder, describe, echo_json, model_options, read_both, report_dict
+from mexma_rt.cli.common import LoadedEncoder, describe, echo_json, model_options, prompt_option, read_both, report_dict
 
 if TYPE_CHECKING:
     from mexma_rt.align.documents import Bead
@@ -53,6 +53,7 @@ WORD_COLUMNS = {"links": str, "scores": str, "source_words": str, "target_words"
 )
 @click.option("--unit", type=click.Choice(UNITS), default="word", show_default=True, help="With --words: unit to link.")
 @click.option("--threshold", type=float, default=-1.0, help="With --words: lowest cosine of a link.")
+@prompt_option
 @model_options
 @click.pass_context
 def align(
@@ -72,8 +73,11 @@ def align(
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             other = "is for documents: leave out --words" if words else "is for words: add --words"
             raise click.UsageError(f"--{name.replace('_', '-')} {other}, or leave it out.")
+    if words and options["prompt"] is not None:
+        raise click.UsageError("--prompt is for sentence vectors: words are aligned by their own. Leave one of the two out.")
     lines = read_both(source, target, output)
     if words:
+        del options["prompt"]
         _words(*lines, (source, target), output, as_json, options, **for_words)
     else:
         _documents(*lines, (source, target), output, as_json, options, **for_documents)

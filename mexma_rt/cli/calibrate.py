@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mexma_rt.bundle.change import check_writable, write_thresholds
-from mexma_rt.cli.common import LoadedEncoder, describe_sides, echo_json, model_options, read_both
+from mexma_rt.cli.common import LoadedEncoder, describe_sides, echo_json, model_options, prompt_option, read_both
 from mexma_rt.errors import InputError
 from mexma_rt.files.atomic import read_lines
 from mexma_rt.files.unpacking import shown_name
@@ -28,6 +28,7 @@ from mexma_rt.mining.calibration import ALONE, DRAWS, STEADY, Calibration, calib
     "-k", "--k", type=click.IntRange(min=1), default=4, show_default=True, help="Number of neighbours of each sentence."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draws of lines without a partner.")
+@prompt_option
 @model_options
 def calibrate_command(
     source: str, target: str | None, output: str | None, k: int, seed: int, as_json: bool, **options: Any

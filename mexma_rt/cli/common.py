@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from mexma_rt import EmbedReport, Encoder
     from mexma_rt.bundle import Bundle
+    from mexma_rt.embedding.prompts import Prompted
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -65,6 +66,11 @@ _MODEL = [
         "-v", "--verbose", is_flag=True, expose_value=False, callback=_keep_verbose, help="Say in full what ran, and why there."
     ),
 ]
+_PROMPT = [
+    click.option(
+        "--prompt", metavar="NAME", help="Put this prompt of the model before each text, such as query.  [default: none]"
+    )
+]
 _MARGIN = [
     click.option("--margin", type=click.Choice(MARGINS), default="ratio", show_default=True, help="Margin that scores a pair."),
     click.option(
@@ -94,6 +100,11 @@ def model_options(command: Command) -> Command:
     return _decorate(command, _MODEL)
 
 
+def prompt_option(command: Command) -> Command:
+    """Add --prompt, of every command that embeds sentences."""
+    return _decorate(command, _PROMPT)
+
+
 def margin_options(command: Command) -> Command:
     """Add --margin and --k."""
     return _decorate(command, _MARGIN)
@@ -103,13 +114,22 @@ def _decorate(command: Command, options: Sequence[Callable[[Command], Command]])
     return reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
+def load_encoder(options: dict[str, Any]) -> Encoder | Prompted:
+    """The encoder of options of `mexma_rt.load`, with the prompt that is one of them."""
+    import mexma_rt
+
+    encoder = mexma_rt.load(**{name: value for name, value in options.items() if name != "prompt"})
+    return encoder if options.get("prompt") is None else encoder.with_prompt(options["prompt"])
+
+
 class LoadedEncoder:
     """The encoder that the options name, loaded on first use, so that bad input is reported without waiting for it."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._batch_tokens = options.pop("batch_tokens")
         self._options = options
-        self._encoder: Encoder | None = None
+        self._encoder: Encoder | Prompted | None = None
+        self.prompt: str | None = options.get("prompt")
         self.reports: list[EmbedReport] = []
         self.names: list[str] = []  # of the inputs, one for each report
 
@@ -129,12 +149,10 @@ class LoadedEncoder:
             return self._encoder.bundle
         return open_bundle(self._options["model"], revision=self._options["revision"], offline=self._options["offline"])
 
-    def loaded(self) -> Encoder:
+    def loaded(self) -> Encoder | Prompted:
         """The encoder itself."""
-        import mexma_rt
-
         if self._encoder is None:
-            self._encoder = mexma_rt.load(**self._options)
+            self._encoder = load_encoder(self._options)
         return self._encoder
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mexma_rt.cli.common import clean_stdout, describe, echo_json, model_options, report_dict
+from mexma_rt.cli.common import clean_stdout, describe, echo_json, model_options, prompt_option, report_dict
 from mexma_rt.cli.edges import interrupted, resumes
 from mexma_rt.files.storage import STORAGES
 
@@ -34,8 +34,8 @@ from mexma_rt.files.storage import STORAGES
     type=click.IntRange(min=1),
     help="Write a folder of .npy files with this many rows each.  [default: one file]",
 )
-@click.option("--prompt", metavar="NAME", help="Put this prompt of the model before each text, such as query.  [default: none]")
 @click.option("--ray", metavar="ADDRESS", help="Embed on a Ray cluster: local (processes of this machine), auto or HOST:PORT.")
+@prompt_option
 @model_options
 def embed(
     file: str,

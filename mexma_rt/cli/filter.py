@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mexma_rt.cli.common import echo_json, margin_options, model_options
+from mexma_rt.cli.common import echo_json, load_encoder, margin_options, model_options, prompt_option
 from mexma_rt.cli.edges import interrupted, resumes
 from mexma_rt.mining.filter import BACKGROUND
 
@@ -39,6 +39,7 @@ from mexma_rt.mining.filter import BACKGROUND
     show_default=True,
     help="Without --background: number of pairs sampled as one.",
 )
+@prompt_option
 @model_options
 def filter_command(source: str, target: str, output: str, batch_tokens: int | None, as_json: bool, **options: Any) -> None:
     """Keep the good pairs of SOURCE and TARGET, two line-aligned files of any size.
@@ -47,13 +48,12 @@ def filter_command(source: str, target: str, output: str, batch_tokens: int | No
     against a background of both sides, a sample of the bitext itself if none is given, so memory is bounded; after an
     interruption the same command resumes where it stopped.
     """
-    import mexma_rt
     from mexma_rt.mining.filter import filter_bitext
 
     names = ("dropped", "margin", "k", "threshold", "top", "max_ratio", "background", "background_lines")
     settings = {name: options.pop(name) for name in names}
     with interrupted(resumes(output)):
-        report = filter_bitext(lambda: mexma_rt.load(**options), source, target, output, **settings)
+        report = filter_bitext(lambda: load_encoder(options), source, target, output, **settings)
     if as_json:
         least = report.threshold if abs(report.threshold) < float("inf") else None  # JSON has no infinity
         echo_json(asdict(report) | {"threshold": least})

@@ -19,10 +19,12 @@ from mexma_rt.cli.common import (
     echo_json,
     margin_options,
     model_options,
+    prompt_option,
     read_both,
     report_sides,
 )
 from mexma_rt.cli.edges import interrupted, resumes
+from mexma_rt.embedding.prompts import named_prompt
 from mexma_rt.files.atomic import check_output
 from mexma_rt.files.endings import check_ending, visible
 from mexma_rt.files.tables import check_table, table
@@ -86,6 +88,7 @@ _DEFAULTS = ", ".join(f"{value} for {margin}" for margin, value in DEFAULT_THRES
 )
 @click.option("--ray", metavar="ADDRESS", help="With vectors: search on a Ray cluster: local, auto or HOST:PORT.")
 @click.option("--show", type=click.IntRange(min=0), help="Print the best N pairs in readable form instead of TSV.")
+@prompt_option
 @model_options
 @click.pass_context
 def mine(
@@ -110,10 +113,10 @@ def mine(
     target_mean (mean cosine to the k nearest, which the margin compares with), source, target. Equal lines count once, blank
     lines never. With --json, the pairs are in the object unless -o takes them.
 
-    With --source-vectors and --target-vectors no model runs (--model says whose thresholds are taken), and the vectors may be
-    larger than memory; the lines may be left out (pairs have line numbers only). After an interruption the same command
-    resumes. With --ray the bytes are the same, and a killed worker costs only time; the vectors and the folder of the output
-    must be under the same paths on every machine, and each worker takes as much --memory.
+    With --source-vectors and --target-vectors no model runs (--model and --prompt say what made them, for the threshold), and
+    the vectors may be larger than memory; the lines may be left out (pairs have line numbers only). After an interruption the
+    same command resumes. With --ray the bytes are the same, and a killed worker costs only time; the vectors and the folder of
+    the output must be under the same paths on every machine, and each worker takes as much --memory.
     """
     started = time.perf_counter()
     settings = MineSettings(**{name: options.pop(name) for name in ("margin", "k", "retrieval", "threshold", "index")})
@@ -140,7 +143,12 @@ def mine(
     else:
         names = source or str(source_vectors), target or str(target_vectors)
         texts = _check_vectors(source, target, source_vectors, target_vectors, output, settings.index)
-        if context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE:  # that made the vectors
+        made_by = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE  # --model and --prompt
+        if encoder.prompt is not None:
+            if not made_by:
+                raise click.UsageError("With ready vectors, --prompt says what they were made with, and --model is needed too.")
+            named_prompt(encoder.bundle.prompts, encoder.prompt)
+        if made_by:
             settings, foreign = resolved(settings, encoder)
             if foreign is not None:
                 click.echo(f"warning: {foreign.message}", err=True)

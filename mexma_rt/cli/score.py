@@ -17,6 +17,7 @@ from mexma_rt.cli.common import (
     echo_json,
     margin_options,
     model_options,
+    prompt_option,
     read_both,
     report_sides,
 )
@@ -42,6 +43,7 @@ Slab = tuple[list[tuple[str, str]], np.ndarray]  # pairs and their scores
 )
 @click.option("--save-background", metavar="FILE", help="Save the lines of this bitext as a background for others (.npz).")
 @margin_options
+@prompt_option
 @model_options
 def score(
     source: str,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mexma_rt.cli.common import LoadedEncoder, describe, echo_json, margin_options, model_options, ran
+from mexma_rt.cli.common import LoadedEncoder, describe, echo_json, margin_options, model_options, prompt_option, ran
 from mexma_rt.embedding.report import how_to_keep
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ ERROR_COLUMNS = {"source": str, "target": str, "sentences": int, "errors": int, 
 @click.option("-o", "--output", metavar="FILE", help="Write a row per comparison to this .tsv, .jsonl or .parquet file.")
 @click.option("--plot", metavar="FILE", help="Draw the errors (.png, .svg or .pdf): bars, or all pairs as a map.")
 @margin_options
+@prompt_option
 @model_options
 def xsim(
     source: str,

@@ -16,7 +16,7 @@ from mexma_rt.embedding import sentence_transformers as sentencetransformers
 from mexma_rt.embedding.files import FileReport, write_vectors
 from mexma_rt.embedding.output import embed_texts
 from mexma_rt.embedding.processes import Portable, Source
-from mexma_rt.embedding.prompts import with_own_prompt
+from mexma_rt.embedding.prompts import Prompted, named_prompt, with_own_prompt
 from mexma_rt.embedding.report import Embedded, warn_if_truncated
 from mexma_rt.embedding.settings import EmbedSettings
 from mexma_rt.embedding.similarity import cosines, pairwise_cosines
@@ -220,6 +220,12 @@ class Encoder(Portable):
         """`encode` with the model's prompt "document" before each sentence, where it has one. One of another name is said:
         encode(sentences, prompt_name="passage")."""
         return self.encode(sentences, **with_own_prompt(options, self.bundle.prompts, "document"))
+
+    def with_prompt(self, prompt: str) -> Prompted:
+        """This encoder with one of the model's prompts (`bundle.prompts`) before every text, as the `encoder` of mine,
+        score_pairs, filter_bitext, calibrate and align_documents. Raises InputError for a prompt that the model has not."""
+        named_prompt(self.bundle.prompts, prompt)
+        return Prompted(encoder=self, prompt=prompt)
 
     def get_embedding_dimension(self) -> int:
         """sentence-transformers' name of `dimensions`."""

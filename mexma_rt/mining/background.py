@@ -127,11 +127,13 @@ def open_background(path: str | os.PathLike[str]) -> Background:
 
 
 def model_identity(encoder: Any) -> str:
-    """Name, length limit and a hash of the files of an encoder: equal if and only if vectors can be compared."""
+    """Name, length limit, a hash of the files and any prompt of an encoder: equal if and only if vectors can be compared."""
     bundle = getattr(encoder, "bundle", None)
     if bundle is None:
         return type(encoder).__name__
-    return f"{getattr(bundle, 'name', '?')} {getattr(encoder, 'max_length', '?')} {hash_of_files(bundle.files)}"
+    name = f"{getattr(bundle, 'name', '?')} {getattr(encoder, 'max_length', '?')} {hash_of_files(bundle.files)}"
+    prompt = getattr(encoder, "prompt", None)
+    return name if prompt is None else f"{name}, prompt {bundle.prompts[prompt]!r}"
 
 
 def _distinct(lines: list[str], vectors: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -59,13 +59,14 @@ class Calibration:
     lines: int
     k: int
     seed: int
+    prompt: str | None  # name of the one that was before every text
     margins: Mapping[str, Calibrated]
 
     @property
     def thresholds(self) -> Thresholds:
         """What is written into a bundle."""
         found = {margin: one.threshold for margin, one in self.margins.items()}
-        return Thresholds(**found, k=self.k, pairs=self.pairs, seed=self.seed)
+        return Thresholds(**found, k=self.k, pairs=self.pairs, seed=self.seed, prompt=self.prompt)
 
 
 def calibrate(
@@ -119,7 +120,16 @@ def calibrate(
             "languages. Check that the right files were given."
         )
     name = getattr(getattr(encoder, "bundle", None), "name", type(encoder).__name__)
-    return Calibration(model=name, pairs=len(source), left_out=left_out, lines=side, k=int(k), seed=seed, margins=margins)
+    return Calibration(
+        model=name,
+        pairs=len(source),
+        left_out=left_out,
+        lines=side,
+        k=int(k),
+        seed=seed,
+        prompt=getattr(encoder, "prompt", None),
+        margins=margins,
+    )
 
 
 def usable_pairs(source: Sequence[str], target: Sequence[str]) -> tuple[list[str], list[str], int]:

@@ -28,6 +28,7 @@ from mexma_rt.progress import progress_bar
 
 if TYPE_CHECKING:
     from mexma_rt.embedding.encoder import Encoder
+    from mexma_rt.embedding.prompts import Prompted
 
 BACKGROUND = 16_384  # pairs sampled as the background, if none is given
 KEPT_COLUMNS = {"score": float, "line": int, "source": str, "target": str}
@@ -53,7 +54,7 @@ class FilterReport:
 
 
 def filter_bitext(  # noqa: PLR0913  (public keywords)
-    load: Callable[[], Encoder],
+    load: Callable[[], Encoder | Prompted],
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -150,14 +151,16 @@ def _check_arguments(
         raise InputError(f"{dropped} cannot have both the kept and the dropped pairs. Choose another name for one of them.")
 
 
-def _job(bitext: Bitext, encoder: Encoder, given: Background | None, lines: int, **settings: object) -> dict[str, object]:
+def _job(
+    bitext: Bitext, encoder: Encoder | Prompted, given: Background | None, lines: int, **settings: object
+) -> dict[str, object]:
     """What the scores depend on: not the threshold, which is applied at the end."""
     around = lines if given is None else f"given, {len(given.source)} and {len(given.target)} lines, {given.source_keys[:2]}"
     job = {"pairs": bitext.pairs, "texts": bitext.sha256[:16], "model": model_identity(encoder), "background": around}
     return cast(dict[str, object], json.loads(json.dumps({**job, **settings}, default=str)))
 
 
-def _background(folder: Path, bitext: Bitext, encoder: Encoder, k: int, made: bool) -> Background:
+def _background(folder: Path, bitext: Bitext, encoder: Encoder | Prompted, k: int, made: bool) -> Background:
     """The background made from the sample; reused from an interrupted run that had scored pairs."""
     path = folder / "background.npz"
     if not made:
@@ -171,7 +174,7 @@ def _background(folder: Path, bitext: Bitext, encoder: Encoder, k: int, made: bo
 class _Scoring:
     """What scores the pairs, and where the scores are kept."""
 
-    encoder: Encoder
+    encoder: Encoder | Prompted
     around: Background
     margin: str
     bitext: Bitext

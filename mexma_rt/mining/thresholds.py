@@ -25,11 +25,24 @@ class ModelThresholds:
     by_margin: Mapping[str, float]
     own: bool
     model: str  # that they are used for; "" if nothing says it
+    prompts: tuple[str | None, str | None] = (None, None)  # names of those they were found with, and that texts have now
 
     def warning(self, margin: str) -> MiningWarning | None:
         """What to say where the threshold of this margin is taken."""
-        if self.own:
+        found_with, now = self.prompts
+        if self.own and found_with == now:
             return None
+        if self.own:
+            with_prompt = f"with the prompt {found_with!r}" if found_with else "without a prompt"
+            these = f"with {now!r}" if now else "without"
+            remedy = f"Take that prompt (--prompt {found_with})" if found_with else "Leave the prompt out"
+            return MiningWarning(
+                kind="prompt",
+                side="both",
+                share=1.0,
+                message=f"The threshold {self.by_margin[margin]:g} of the margin {margin!r} was found on texts {with_prompt}, "
+                f"and these are embedded {these}: their scores lie elsewhere. {remedy}, calibrate again, or name a threshold.",
+            )
         who = f"the model {self.model!r}" if self.model else "this encoder"
         remedy = "mexma calibrate SOURCE TARGET --model BUNDLE finds its own on some hundred lines and their translations"
         return MiningWarning(
@@ -49,7 +62,8 @@ def thresholds_of(encoder: Any) -> ModelThresholds:
     bundle = getattr(encoder, "bundle", None)
     found = getattr(bundle, "thresholds", None)
     if bundle is not None and found is not None:
-        return ModelThresholds(by_margin=found.by_margin(), own=True, model=bundle.name)
+        prompts = found.prompt, getattr(encoder, "prompt", None)
+        return ModelThresholds(by_margin=found.by_margin(), own=True, model=bundle.name, prompts=prompts)
     own = encoder is None or (bundle is not None and is_bundled(bundle))
     return ModelThresholds(by_margin=DEFAULT_THRESHOLD, own=own, model=getattr(bundle, "name", ""))
 

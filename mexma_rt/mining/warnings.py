@@ -25,6 +25,7 @@ KINDS = {  # of warnings, and what a page calls them
     "identical": "Identical lines",
     "near-duplicates": "Near-duplicates",
     "threshold": "Threshold of another model",
+    "prompt": "Threshold of another prompt",
 }
 
 
