@@ -81,8 +81,8 @@ class BlockWriter(MixedWriter):
     def _rows_in_blocks(self, table: np.ndarray, ids: str, output: str) -> str:
         blocks = quantise_blocks(table, bits=4, size=WORDS_BLOCK)
         data, scales = f"{WORDS_WEIGHT}.steps4", self._scales(WORDS_WEIGHT, blocks)
-        raw = (blocks.packed ^ 0x88).tobytes()  # the codes less 8, as numbers of 4 bits with a sign
-        self.tensors[data] = helper.make_tensor(data, TensorProto.INT4, blocks.steps.shape, raw, raw=True)
+        self.tensors[data] = TensorProto(name=data, data_type=TensorProto.INT4, dims=blocks.steps.shape)
+        self.arrays[data] = blocks.packed ^ 0x88  # the codes less 8, as numbers of 4 bits with a sign
         inputs = [data, ids, scales]
         attributes: dict[str, Any] = {"gather_axis": 0, "quantize_axis": 1, "block_size": WORDS_BLOCK}
         return self.node("GatherBlockQuantized", inputs, output, domain=CONTRIB, **attributes)
@@ -121,4 +121,4 @@ def product_names(model: XLMRobertaModel) -> list[str]:
 def export_blocks(model: XLMRobertaModel, path: Path, forms: Mapping[str, Form], head: Head = PLAIN) -> None:
     """Write a graph with these forms (w4, w8) to `path`; the model is left as it was. Raises BundleError for an activation
     other than gelu, or widths that are no multiple of a block."""
-    save_graph(BlockWriter(model, forms, head).model(), path)
+    save_graph(BlockWriter(model, forms, head), path)

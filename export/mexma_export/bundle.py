@@ -126,6 +126,7 @@ def export_bundle(
         require_passed(results)
         default, reason = _default_precision(chosen, default_precision, refused)
 
+        tell("write files", 0, 1)
         if weights:
             write_weights(source, folder / WEIGHTS)
         if (source.folder / "README.md").is_file():
@@ -147,6 +148,7 @@ def export_bundle(
         plain = source.pipeline.head == PLAIN
         tell("fresh process", 0, 1)
         check_in_fresh_process(folder)
+        tell("hash files", 0, 1)
         files = _hash_files(folder)
         manifest = Manifest(
             name=name,

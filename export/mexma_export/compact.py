@@ -134,14 +134,14 @@ def export_fused(model: XLMRobertaModel, path: Path, head: Head = PLAIN) -> None
 
     Raises BundleError for another activation.
     """
-    save_graph(Writer(model, head).model(), path)
+    save_graph(Writer(model, head), path)
 
 
 def export_int8(model: XLMRobertaModel, path: Path, head: Head = PLAIN) -> None:
     """Write the int8 graph of an XLM-R to `path`; the model is unchanged. Raises BundleError for another activation."""
-    save_graph(Int8Writer(model, head).model(), path)
+    save_graph(Int8Writer(model, head), path)
 
 
 def export_mixed(model: XLMRobertaModel, path: Path, head: Head = PLAIN) -> None:
     """Write the mixed graph of an XLM-R to `path`; the model is unchanged. Raises BundleError for another activation."""
-    save_graph(MixedWriter(model, head).model(), path)
+    save_graph(MixedWriter(model, head), path)

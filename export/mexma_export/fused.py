@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from mexma_export.graph_format import ONE_FILE_BYTES
 from mexma_export.head import PLAIN, Head
+from mexma_export.onnx_writing import write_model
 from mexma_rt.backends.onnxruntime import SWITCH
 from mexma_rt.bundle.graphs import INPUTS, OUTPUTS
 from mexma_rt.errors import BundleError
@@ -46,7 +46,8 @@ class Writer:
         self.pad = config.pad_token_id
         self.casts: list[onnx.NodeProto] = []  # of stored weights: outside the branches that read them
         self.nodes: list[onnx.NodeProto] = []
-        self.tensors: dict[str, TensorProto] = {}
+        self.tensors: dict[str, TensorProto] = {}  # names, types and shapes
+        self.arrays: dict[str, np.ndarray] = {}  # and numbers
 
     @property
     def dimensions(self) -> int:
@@ -60,7 +61,8 @@ class Writer:
     def store(self, name: str, array: np.ndarray) -> str:
         """Store an array once under a name; returns the name."""
         if name not in self.tensors:
-            self.tensors[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+            self.tensors[name], self.arrays[name] = TensorProto(name=name, data_type=kind, dims=array.shape), array
         return name
 
     def keep(self, name: str) -> str:
@@ -149,7 +151,7 @@ class Writer:
         self.nodes = [*outside, helper.make_node("If", [SWITCH], OUTPUTS, name="last_layer", **names)]
 
     def model(self) -> onnx.ModelProto:
-        """The whole graph."""
+        """The whole graph, without the numbers of `arrays`."""
         mask = self.node("Cast", [INPUTS[1]], "mask", to=TensorProto.INT32)
         lengths = self.node("ReduceSum", [mask, self.store("one", np.array([1]))], "lengths", keepdims=0)
         states = self.embed()
@@ -187,16 +189,12 @@ class Writer:
         outputs: Sequence[onnx.ValueInfoProto],
         imports: Sequence[onnx.OperatorSetIdProto],
     ) -> onnx.ModelProto:
-        """The model of all nodes and stored tensors, which it takes over one by one: three copies of a model's
-        weights, as the library makes of a list, would be gigabytes."""
-        graph = helper.make_graph([*self.casts, *self.nodes], "xlm-roberta", inputs, outputs)
-        made = helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="mexma-export")
-        while self.tensors:
-            made.graph.initializer.append(self.tensors.pop(next(iter(self.tensors))))
-        return made
+        """The model of all nodes and stored tensors."""
+        nodes, tensors = [*self.casts, *self.nodes], list(self.tensors.values())
+        graph = helper.make_graph(nodes, "xlm-roberta", inputs, outputs, tensors)
+        return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="mexma-export")
 
 
-def save_graph(proto: onnx.ModelProto, path: Path) -> None:
+def save_graph(writer: Writer, path: Path) -> None:
     """Write a graph; weights beyond 1.8 GB go to `<name>.data` beside it, because protobuf cannot hold more than 2 GiB."""
-    outside = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > ONE_FILE_BYTES
-    onnx.save_model(proto, str(path), save_as_external_data=outside, location=f"{path.name}.data")
+    write_model(writer.model(), writer.arrays, path)

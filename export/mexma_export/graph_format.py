@@ -15,4 +15,3 @@ GRAPHS = {
 # Of the standard graphs: the lowest, for the oldest TensorRT. TensorRT-RTX 1.7 built fp16 engines of 18, 19, 20, 22 and 23.
 OPSET = 18
 OPSETS = range(18, 24)  # torch writes 18 and more itself (17 by another library's conversion)
-ONE_FILE_BYTES = 1_800_000_000  # protobuf ends at 2 GiB: larger weights go to model.onnx.data

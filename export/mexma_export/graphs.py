@@ -40,7 +40,7 @@ class StandardWriter(StructureWriter):
 
     def columns_of(self, weight: str) -> str:
         """Store a linear layer's weight [out, in] as [in, out], in the type of products."""
-        return self.store(weight, self.tensor(weight).T.astype(np.float16 if self.half else np.float32))
+        return self.store(weight, self.tensor(weight).T.astype(np.float16 if self.half else np.float32, copy=False))
 
 
 def export_standard(model: XLMRobertaModel, path: Path, head: Head = PLAIN, *, half: bool = False, opset: int = OPSET) -> None:
@@ -49,4 +49,4 @@ def export_standard(model: XLMRobertaModel, path: Path, head: Head = PLAIN, *, h
     Weights beyond 1.8 GB go to a second file beside it (`<name>.data`), because protobuf cannot hold more than 2 GiB. Raises
     BundleError for an activation other than gelu. The model is left as it was.
     """
-    save_graph(StandardWriter(model, head, half=half, opset=opset).model(), path)
+    save_graph(StandardWriter(model, head, half=half, opset=opset), path)

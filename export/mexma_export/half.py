@@ -40,11 +40,10 @@ class HalfEncoder(nn.Module):
         if model.config.hidden_act != "gelu":
             raise BundleError(f"hidden_act is {model.config.hidden_act!r}, but the fp16 graph knows XLM-R's 'gelu' only.")
         self.heads, self.pad = model.config.num_attention_heads, int(model.config.pad_token_id or 0)
-        self.model: Any = copy.deepcopy(model).half()  # type: ignore[no-untyped-call]  # transformers has no types here
-        for module in self.model.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.float()
         check_range(model)
+        kept = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+        narrow: dict[int, Any] = {id(p): nn.Parameter(p.detach().half()) for p in model.parameters() if id(p) not in kept}
+        self.model: Any = copy.deepcopy(model, narrow)  # copies what is not in fp16 already
         self.eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +77,7 @@ class HalfEncoder(nn.Module):
 def check_range(model: XLMRobertaModel) -> None:
     """Raise BundleError, which names it, for a weight that fp16 cannot hold."""
     for name, parameter in model.named_parameters():
-        largest = float(parameter.detach().abs().max())
+        largest = max(map(abs, map(float, torch.aminmax(parameter.detach()))))  # without a copy, as abs() would be
         if largest >= 65520:  # rounds to infinity
             raise BundleError(
                 f"{name} holds {largest:.6g}, and fp16 ends at 65504: this checkpoint has no fp16 graph, and so no engine. "

@@ -128,20 +128,26 @@ def gate_graphs(
     `out` [n, D] receives the checkpoint's sentence vectors.
     """
     from mexma_export.half import half_runner
+    from mexma_export.memory import give_back, set_aside, take_back
     from mexma_export.reopen import LateGraph, open_graph
     from mexma_export.trim import trimmed_embeddings
 
     plain = source.pipeline.head == PLAIN
 
     def late(path: Path) -> Runner:
-        return LateGraph(lambda: open_graph(path, plain=plain))
+        return LateGraph(lambda: open_graph(path, plain=plain), give_back)
+
+    def whole() -> Runner:
+        take_back(source)
+        return torch_runner(source)
 
     def half() -> Runner:
+        take_back(source)
         with trimmed_embeddings(source.model, source.kept):
             return half_runner(source.model, source.pipeline.head)
 
     runners = {precision: late(folder / GRAPHS[precision]) for precision in precisions}
-    thresholds = dict(thresholds)
+    thresholds, on_some = dict(thresholds), []
     with ExitStack() as works:
         for precision in BLOCK_BITS:  # what the runtime builds of it where its operators are unknown
             for kind in [kind for kind, path in STRUCTURES.items() if precision in precisions and (folder / path).is_file()]:
@@ -149,11 +155,13 @@ def gate_graphs(
                 write_built(folder / STRUCTURES[kind], folder / GRAPHS[precision], work)
                 name = f"{kind} built from {precision}"
                 runners[name], thresholds[name] = late(work / GRAPH), thresholds[precision]
+                on_some.append(name)
         if "fp16" in runners:  # the file, in onnxruntime, and the arithmetic: onnxruntime on CPU hides an overflow
-            runners["fp16 in torch"], thresholds["fp16 in torch"] = LateGraph(half), thresholds["fp16"]
-        return check_parity(
+            runners["fp16 in torch"], thresholds["fp16 in torch"] = LateGraph(half, give_back), thresholds["fp16"]
+            on_some.append("fp16 in torch")
+        results = check_parity(
             runners,
-            torch_runner(source),
+            LateGraph(whole, lambda: set_aside(source)),  # while graphs run, one of them is in memory and not the model too
             source.tokenizer,
             sentences,
             max_length=max_length,
@@ -161,9 +169,12 @@ def gate_graphs(
             special=source.special_ids,
             plain=plain,
             thresholds=thresholds,
+            on_some=on_some,
             out=out,
             progress=lambda done, total: tell("parity gate", done, total),
         )
+    take_back(source)
+    return results
 
 
 def torch_runner(source: Checkpoint) -> Runner:

@@ -16,6 +16,7 @@ import numpy as np
 from mexma_rt.backends.onnxruntime import SWITCH
 from mexma_rt.backends.quiet import import_onnxruntime
 from mexma_rt.bundle.graphs import INPUTS, OUTPUTS, SENTENCE
+from mexma_rt.cores import usable_cores
 from mexma_rt.errors import BundleError
 
 Runner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -25,8 +26,8 @@ Runner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 class LateGraph:
     """A runner that is opened when it is first called and closed when told, so that of many one is in memory."""
 
-    def __init__(self, opener: Callable[[], Runner]) -> None:
-        self._opener = opener
+    def __init__(self, opener: Callable[[], Runner], closer: Callable[[], object] = lambda: None) -> None:
+        self._opener, self._closer = opener, closer
         self._run: Runner | None = None
 
     def __call__(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -38,6 +39,7 @@ class LateGraph:
     def close(self) -> None:
         """Forget it, and what it holds; the next call opens it again."""
         self._run = None
+        self._closer()
 
 
 def open_graph(path: Path, *, plain: bool = True) -> Runner:
@@ -48,6 +50,9 @@ def open_graph(path: Path, *, plain: bool = True) -> Runner:
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns of an input with a value, the switch of the fused graphs
+    options.intra_op_num_threads = usable_cores()
+    options.enable_mem_pattern = False  # it remembers a plan per input shape, and those of the gate vary
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # between two runs others compute
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     switches = [name for name in (i.name for i in session.get_overridable_initializers()) if name == SWITCH]
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # Calibration: so many sentences from everywhere in the list, and the shortest, whose few states the rounding disturbs most
 # (with 64 from everywhere alone, the gate then met a cosine of 0.993, of one Finnish word).
 SPREAD, SHORTEST, TOKENS, BATCH = 64, 32, 48, 16
+SOME = slice(None, None, 3)  # batches by which groups are put in order, of the six of the calibration
 MARGIN = 0.2  # of the distance that the gate allows, kept for what the imitation and so few sentences do not show
 COARSE = Form(bits=4, size=32, level=4)
 EXACT = Form(bits=4, size=32, level=0)  # the weights of a grid, and no other rounding
@@ -73,20 +74,24 @@ def choose_forms(
     rungs = {name: ladder(name, _weight(model, name), bits) for name in names}
     batches = calibration(tokenizer, sentences, pad)
     wanted = _vectors(run, batches, pad)
+    taken_away = [np.zeros(1)]  # from both vectors of a cosine
+    if limits.centred and sum(map(len, batches)) > 1:
+        taken_away.append(np.concatenate(wanted).mean(axis=0))
     held: dict[tuple[str, Form], Blocks | None] = {}
     if rungs[WORDS_WEIGHT] == (EXACT,):  # as the ladder has it where nothing is lost: looked for once, it takes seconds
         held[WORDS_WEIGHT, EXACT] = None
 
-    def harm(forms: Mapping[str, Form]) -> tuple[float, float]:
-        """1 - (lowest, mean) cosine of the sentence vectors with these products rounded, the others as they are."""
+    def cosines(forms: Mapping[str, Form], rows: slice = slice(None)) -> np.ndarray:
+        """Plain and, if the gate takes them, centred cosines of some batches' vectors, these products rounded: [2 or 1, n]."""
         with rounded(model, forms, held):
-            got = _vectors(run, batches, pad)
-        cosines = (got * wanted).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(wanted, axis=1)
-        return 1 - float(cosines.min()), 1 - float(cosines.mean())
+            got = np.concatenate(_vectors(run, batches[rows], pad))
+        there = np.concatenate(wanted[rows])
+        return np.stack([_cosines(got - taken, there - taken) for taken in taken_away])
 
     def passes(forms: Mapping[str, Form]) -> bool:
-        lowest, mean = harm(forms)
-        return lowest <= (1 - MARGIN) * (1 - limits.min_cosine) and mean <= (1 - MARGIN) * (1 - limits.mean_cosine)
+        found = cosines(forms)
+        least, mean = (1 - (1 - MARGIN) * (1 - limit) for limit in (limits.min_cosine, limits.mean_cosine))
+        return bool((found.min(axis=1) >= least).all() and (found.mean(axis=1) >= mean).all())
 
     forms = {name: rungs[name][0] for name in names}
     groups = _groups(names)
@@ -95,7 +100,7 @@ def choose_forms(
     costs = []
     for done, group in enumerate(groups, start=1):
         weights = sum(_weight(model, name).size for name in group)
-        costs.append((harm({name: forms[name] for name in group})[1] / weights, group))
+        costs.append(((1 - float(cosines({name: forms[name] for name in group}, SOME)[-1].mean())) / weights, group))
         if progress:
             progress(done, len(groups))
     order = [group for _, group in sorted(costs, key=lambda cost: -cost[0])]
@@ -181,6 +186,10 @@ def _weight(model: XLMRobertaModel, name: str) -> np.ndarray:
     return array
 
 
-def _vectors(run: Runner, batches: Sequence[np.ndarray], pad: int) -> np.ndarray:
-    """Sentence vectors float64 [n, D]."""
-    return np.concatenate([run(ids, (ids != pad).astype(np.int64))[0] for ids in batches]).astype(np.float64)
+def _vectors(run: Runner, batches: Sequence[np.ndarray], pad: int) -> list[np.ndarray]:
+    """Sentence vectors of each batch, float64 [B, D]."""
+    return [run(ids, (ids != pad).astype(np.int64))[0].astype(np.float64) for ids in batches]
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.asarray((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from mexma_export.fused import Writer
+from mexma_export.fused import Writer, save_graph
 from mexma_export.head import PLAIN, Head
 from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, INPUTS, OUTPUTS
 from mexma_rt.bundle.structure import DATA
@@ -148,4 +148,4 @@ class StructureWriter(Writer):
 def export_structure(model: XLMRobertaModel, path: Path, head: Head = PLAIN, *, half: bool) -> None:
     """Write the structure of an fp32 or fp16 graph. Raises BundleError for an activation other than gelu."""
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(StructureWriter(model, head, half=half).model().SerializeToString())
+    save_graph(StructureWriter(model, head, half=half), path)

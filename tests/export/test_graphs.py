@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="compares with the torch checkpoint (pip: mexma-rt[export])")
 onnx = pytest.importorskip("onnx", reason="reads the graphs with onnx (pip: mexma-rt[export])")
 
-from mexma_export import fused, graphs  # noqa: E402
+from mexma_export import graphs, onnx_writing  # noqa: E402
 from mexma_export.checkpoint import load_checkpoint  # noqa: E402
 
 GRAPHS = ["onnx/model.onnx", "onnx/model_int8.onnx"]
@@ -53,7 +53,7 @@ def test_no_folder_of_the_exporting_machine_is_in_the_file(tiny_bundle: Path, na
 def test_weights_beyond_the_limit_of_one_file_go_to_a_second_one(
     half: bool, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(fused, "ONE_FILE_BYTES", 1000)
+    monkeypatch.setattr(onnx_writing, "ONE_FILE_BYTES", 1000)
     graphs.export_standard(load_checkpoint(tiny_checkpoint).model, tmp_path / "model.onnx", half=half)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     ids = np.array([[0, 7, 9, 30, 2]])

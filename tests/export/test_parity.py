@@ -92,6 +92,36 @@ def test_figures_equal_a_calculation_by_hand() -> None:
     assert parity.min_token_cosine == pytest.approx(1.0, abs=1e-6)
 
 
+def test_an_error_that_vectors_in_a_narrow_cone_hide_is_caught_by_the_centred_cosine() -> None:
+    cone = np.full(D, 200, np.float32)  # beside the sums of some words, whose numbers are below 10
+
+    def narrow(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        total, tokens = reference(ids, mask)
+        return total + cone, tokens + cone
+
+    def disturbed(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        total, tokens = narrow(ids, mask)
+        return total + 0.3 * np.roll(total - cone, 1, axis=1), tokens
+
+    def failures(*, centred: bool, sentences=SENTENCES) -> tuple[str, ...]:
+        limits = {"fp32": Thresholds(min_cosine=0.99, mean_cosine=0.995, centred=centred)}
+        return check_parity(
+            {"fp32": disturbed},
+            narrow,
+            WordTokenizer(),
+            sentences,
+            max_length=16,
+            length_limit=40,
+            thresholds=limits,
+            plain=False,
+        )["fp32"].failures
+
+    assert failures(centred=False) == ()
+    assert [failure.split(" 0.")[0] for failure in failures(centred=True)] == ["lowest centred cosine", "mean centred cosine"]
+    assert failures(centred=True, sentences=SENTENCES[:1]) == ()  # one sentence is its own mean
+    assert {name for name, limits in THRESHOLDS.items() if limits.centred} == {"mixed", "w8", "w4"}
+
+
 def test_a_graph_that_fails_only_on_long_inputs_is_caught_by_its_bucket() -> None:
     def short_memory(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return reference(ids[:, :33], mask[:, :33])

