@@ -104,6 +104,7 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     _check_fit(folder, tokenizer, config.get("vocab_size"))
     read = read_encoder(pipeline.encoder, config, pad=special.pad)
     _check_fit(folder, tokenizer, read.config["vocab_size"])  # of the table, where config.json does not say it
+    _check_dense(pipeline, read.config["hidden_size"])
     return Checkpoint(
         folder=folder,
         name=str(source) if folder != Path(source) else folder.resolve().name,
@@ -239,7 +240,9 @@ def _pad_tokens(folder: Path) -> Iterator[str]:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         try:
             said = json.loads((folder / name).read_text(encoding="utf-8"))["pad_token"]
-            yield said["content"] if isinstance(said, dict) else said
+            token = said["content"] if isinstance(said, dict) else said
+            if isinstance(token, str):
+                yield token
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not there, or not said there
 
@@ -253,14 +256,31 @@ def _check_fit(folder: Path, tokenizer: Tokenizer, rows: int | None) -> None:
         )
 
 
+def _check_dense(pipeline: Pipeline, width: int) -> None:
+    """Every dense layer takes what the step before it gives."""
+    for layer in pipeline.dense:
+        out, taken = layer.weight.shape
+        if taken != width:
+            raise BundleError(
+                f"The dense layer {layer.name} takes vectors of {taken} numbers, and what stands before it gives {width}. They "
+                "belong to different models: copy the whole folder again."
+            )
+        width = out
+
+
 def _load_model(folder: Path, read: EncoderWeights) -> XLMRobertaModel:
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
+    try:
+        config = XLMRobertaConfig(**read.config)
+    except Exception as error:  # it checks the types of its settings, and raises what its library of checks does
+        said = " ".join(str(error).split())
+        raise BundleError(f"{folder / 'config.json'}: a setting cannot be used: {said}. Copy the checkpoint again.") from error
     with quiet_transformers():
         model: XLMRobertaModel = XLMRobertaModel.from_pretrained(
             None,
-            config=XLMRobertaConfig(**read.config),
+            config=config,
             state_dict=read.tensors,  # complete and of these shapes: read_encoder has compared both
             add_pooling_layer=False,
             attn_implementation="eager",  # the only attention that onnxruntime fuses; finite for fully padded rows

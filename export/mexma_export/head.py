@@ -106,4 +106,6 @@ def read_dense(folder: Path, config: dict[str, Any]) -> Dense:
             f"{path} holds a matrix {weight.shape}, {bias.shape} and {sorted(tensors)}, and its config.json says {wanted}. "
             "Copy the whole folder again."
         )
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise BundleError(f"{path}: NaN or infinite numbers: the training diverged; take an earlier checkpoint.")
     return Dense(name=folder.name, weight=weight, bias=bias, activation=activation)

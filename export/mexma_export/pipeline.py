@@ -29,6 +29,7 @@ MODES = {  # keys of old versions -> names of new ones
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+SHORTEST = 3  # tokens of a text: <s>, one piece, </s>
 COPY = "Copy the whole folder again, with its subfolders."
 
 
@@ -146,4 +147,9 @@ def _length(encoder: Path, settings: Mapping[str, Any]) -> int | None:
             length = _read(path).get("model_max_length")
         except (OSError, ValueError, TypeError) as error:
             raise BundleError(f"{path} cannot be read ({error}). {COPY}") from error
-    return length if type(length) is int and length < 10**9 else None  # a tokenizer without a limit has 10**30
+    if length is not None and (type(length) not in (int, float) or length < SHORTEST):
+        raise BundleError(
+            f"{encoder}: its settings cut texts after {length!r} tokens, and a text has at least {SHORTEST}: the first and the "
+            f"last one and a piece. {COPY}"
+        )
+    return int(length) if length is not None and length < 10**9 else None  # a tokenizer without a limit has 10**30

@@ -77,6 +77,7 @@ OTHER_KINDS = {  # why a model that many people have is refused
     "gemma3_text": "rotary positions",
 }
 FORMS = ("xlm-roberta", "bert", "distilbert")
+ADAPTER = "adapter_config.json"
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -141,10 +142,15 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> str:
     """Return the model_type, one of FORMS. Raises BundleError for any other, naming it."""
     kind, path = config.get("model_type"), folder / "config.json"
     if kind not in FORMS:
-        why = f": {OTHER_KINDS[kind]}" if kind in OTHER_KINDS else ""
+        why = f": {OTHER_KINDS[kind]}" if str(kind) in OTHER_KINDS else ""
         raise BundleError(
             f"{path}: model_type is {kind!r}{why}. Known are encoders of the forms {', '.join(FORMS)} (post-norm layers, a "
             "table of positions), such as MEXMA, multilingual-e5, LaBSE, bge-m3 and paraphrase-multilingual models."
+        )
+    if (adapter := folder / ADAPTER).is_file():
+        raise BundleError(
+            f"{adapter}: an adapter lies beside the weights, and its owner's code would add it to them. Merge it into them and "
+            "save the whole model (in peft: model.merge_and_unload()), or delete the file if the weights have it already."
         )
     if config.get("quantization_config"):
         raise BundleError(
@@ -156,9 +162,11 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> str:
         )
     if (positions := config.get("position_embedding_type", "absolute")) != "absolute":
         raise BundleError(f"{path}: position_embedding_type is {positions!r}, but a table of absolute positions is needed.")
-    if any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or []):
+    named = config.get("architectures") or []
+    named = named if isinstance(named, list) else [named]
+    if any(str(name).endswith("ForSequenceClassification") for name in named):
         raise BundleError(
-            f"{path}: {config['architectures'][0]} is a classifier or cross-encoder (it scores pairs of texts), not an "
+            f"{path}: {named[0]} is a classifier or cross-encoder (it scores pairs of texts), not an "
             "encoder of sentences. Name the model that it was made from."
         )
     return str(kind)
@@ -255,8 +263,13 @@ def _settings(folder: Path, config: Mapping[str, Any], kind: str, tensors: Mappi
         if settings.get(key) is None and name in tensors:
             settings[key] = tensors[name].shape[0]
     needed = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
-    if lacking := [key for key in needed if type(settings.get(key)) is not int]:
+    if lacking := [key for key in needed if type(settings.get(key)) is not int or settings[key] < 1]:
         raise BundleError(f"{folder / 'config.json'}: no number for {', '.join(lacking)}. Copy the checkpoint again.")
+    if settings["hidden_size"] % settings["num_attention_heads"]:
+        raise BundleError(
+            f"{folder / 'config.json'}: {settings['hidden_size']} numbers of a state cannot be shared among "
+            f"{settings['num_attention_heads']} attention heads. Copy the checkpoint again."
+        )
     if settings["hidden_act"] != "gelu":
         raise BundleError(
             f"{folder / 'config.json'}: hidden_act is {settings['hidden_act']!r}, but the encoders known here have 'gelu'."

@@ -124,6 +124,12 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
             r"the weights lack 16 tensors of the encoder that config\.json describes, encoder\.layer\.3",
         ),
         ({"hidden_size": None}, r"no number for hidden_size"),
+        ({"num_hidden_layers": 0}, r"no number for num_hidden_layers"),
+        ({"num_attention_heads": -4}, r"no number for num_attention_heads"),
+        ({"num_attention_heads": 5}, r"32 numbers of a state cannot be shared among 5 attention heads"),
+        ({"layer_norm_eps": "1e-5"}, r"config\.json: a setting cannot be used: .*layer_norm_eps"),
+        ({"model_type": ["bert"]}, r"model_type is \['bert'\]\. Known are encoders"),
+        ({"architectures": "XLMRobertaForSequenceClassification"}, r"XLMRobertaForSequenceClassification is a classifier or"),
     ],
 )
 def test_wrong_configs(folder: Path, change: dict[str, Any], message: str) -> None:
@@ -300,6 +306,26 @@ def test_the_length_is_that_of_the_folder(
     (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     assert load_checkpoint(folder).pipeline.max_length == length
+
+
+@pytest.mark.parametrize("length", [0, 2, -5, "64", [64], True])
+def test_a_length_that_no_text_has(length: object, folder: Path) -> None:
+    sentence_transformers(folder, CLS)
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
+    with pytest.raises(BundleError, match=r"its settings cut texts after .* tokens, and a text has at least 3"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", [1, None, {"content": [1]}, {"content": "<pad>"}])
+def test_the_name_of_padding_in_other_types(name: object, folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": name}))
+    assert load_checkpoint(folder).special_ids.pad == 1
+
+
+def test_an_adapter_beside_the_weights(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(BundleError, match=r"adapter_config\.json: an adapter lies beside the weights, .*merge_and_unload"):
+        load_checkpoint(folder)
 
 
 def test_prompts_that_encode_does_not_apply_are_no_hindrance(folder: Path) -> None:

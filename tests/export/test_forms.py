@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,19 @@ def test_a_compact_graph_alone_builds_graphs_with_the_head(
     assert built.shape == (20, 16) and (built * compact).sum(axis=1).min() > 0.995
 
 
+def _of_another_width(layer: Path) -> None:
+    shutil.rmtree(layer)
+    forms.add_dense(layer.parent, layer.name, 24, 16, TANH)
+
+
+def _without_numbers(layer: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(layer / "model.safetensors")
+    tensors["linear.weight"][3, 4] = np.nan
+    save_file(tensors, layer / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -131,6 +145,8 @@ def test_a_compact_graph_alone_builds_graphs_with_the_head(
             lambda layer: (layer / "config.json").write_text('{"in_features": 32, "out_features": 8}'),
             r"holds a matrix \(16, 32\), \(16,\) and \[\], and its config\.json says \(8, 32\)",
         ),
+        (_of_another_width, "2_Dense takes vectors of 24 numbers, and what stands before it gives 32"),
+        (_without_numbers, r"2_Dense/model\.safetensors: NaN or infinite numbers"),
     ],
 )
 def test_a_dense_layer_that_cannot_be_taken(spoil: Any, message: str, tmp_path: Path) -> None:
