@@ -12,6 +12,11 @@ from mexma_rt.bundle.golden import LEAST_COSINE
 from mexma_rt.errors import MexmaError
 
 
+# The search for forms (sensitivity.py) wants of centred cosines what it wants of plain ones. The gate lets twice the distance pass:
+# the finest form, 8 bits in blocks of 32, cannot always do better (a mean of 0.99886 on random layers of 32 numbers).
+CENTRED = 2
+
+
 class ParityError(MexmaError):
     """An exported graph does not give the vectors of its checkpoint."""
 
@@ -20,7 +25,7 @@ class ParityError(MexmaError):
 class Thresholds:
     """What a graph must reach. `min_cosine` holds for every sentence, every length bucket and every way of batching.
 
-    `centred`: both limits hold for the centred cosines of the sentences too. Search ranks by differences between vectors, and
+    `centred`: the centred cosines of the sentences are held to both as well, at CENTRED times their distance from 1. Search ranks by differences between vectors, and
     where a model's vectors lie close together (any two of e5 have a cosine of 0.7 or more), an error that the plain cosine
     hardly shows is large beside those. Where vectors spread in all directions, the two cosines are about the same.
     """
@@ -102,6 +107,8 @@ def require_passed(results: Mapping[str, Parity]) -> None:
         others = [name for name in results if name != precision and results[name].passed and name in LEAST_COSINE]
         if precision == "int8" and "mixed" not in results:
             others.append("mixed")  # int8 embeddings and fp32 products: what int8 products disturb may pass there
+        if precision in ("w8", "w4") and "mixed" not in results:
+            others.append("mixed")
         remedy = (
             f"--precision {','.join(others)} writes the bundle without this graph"
             if others
@@ -125,8 +132,8 @@ def failures_of(parity: Parity, *, plain: bool) -> tuple[str, ...]:
     ]
     if limits.centred and parity.sentences > 1:  # one sentence is its own mean
         checks += [
-            ("lowest centred cosine", parity.min_centred_cosine, limits.min_cosine),
-            ("mean centred cosine", parity.mean_centred_cosine, limits.mean_cosine),
+            ("lowest centred cosine", parity.min_centred_cosine, _further(limits.min_cosine)),
+            ("mean centred cosine", parity.mean_centred_cosine, _further(limits.mean_cosine)),
         ]
     if plain:
         checks += [
@@ -140,6 +147,10 @@ def failures_of(parity: Parity, *, plain: bool) -> tuple[str, ...]:
     if not parity.padded_row_finite:
         phrases.append("a fully padded row gives NaN or infinite numbers")
     return tuple(phrases)
+
+
+def _further(limit: float) -> float:
+    return round(1 - CENTRED * (1 - limit), 9)
 
 
 def _without_nan(value: object) -> object:

@@ -142,7 +142,7 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> str:
     """Return the model_type, one of FORMS. Raises BundleError for any other, naming it."""
     kind, path = config.get("model_type"), folder / "config.json"
     if kind not in FORMS:
-        why = f": {OTHER_KINDS[kind]}" if str(kind) in OTHER_KINDS else ""
+        why = f": {OTHER_KINDS[kind]}" if isinstance(kind, str) and kind in OTHER_KINDS else ""
         raise BundleError(
             f"{path}: model_type is {kind!r}{why}. Known are encoders of the forms {', '.join(FORMS)} (post-norm layers, a "
             "table of positions), such as MEXMA, multilingual-e5, LaBSE, bge-m3 and paraphrase-multilingual models."
