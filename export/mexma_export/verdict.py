@@ -11,9 +11,8 @@ import numpy as np
 from mexma_rt.bundle.golden import LEAST_COSINE
 from mexma_rt.errors import MexmaError
 
-
-# The search for forms (sensitivity.py) wants of centred cosines what it wants of plain ones. The gate lets twice the distance pass:
-# the finest form, 8 bits in blocks of 32, cannot always do better (a mean of 0.99886 on random layers of 32 numbers).
+# The search for forms (sensitivity.py) wants of centred cosines what it wants of plain ones. The gate lets twice the distance
+# pass: the finest form, 8 bits in blocks of 32, cannot always do better (a mean of 0.99886 on random layers of 32 numbers).
 CENTRED = 2
 
 
@@ -25,9 +24,10 @@ class ParityError(MexmaError):
 class Thresholds:
     """What a graph must reach. `min_cosine` holds for every sentence, every length bucket and every way of batching.
 
-    `centred`: the centred cosines of the sentences are held to both as well, at CENTRED times their distance from 1. Search ranks by differences between vectors, and
-    where a model's vectors lie close together (any two of e5 have a cosine of 0.7 or more), an error that the plain cosine
-    hardly shows is large beside those. Where vectors spread in all directions, the two cosines are about the same.
+    `centred`: the centred cosines of the sentences are held to both as well, at CENTRED times their distance from 1. Search
+    ranks by differences between vectors, and where a model's vectors lie close together (any two of e5 have a cosine of 0.7 or
+    more), an error that the plain cosine hardly shows is large beside those. Where vectors spread in all directions, the two
+    cosines are about the same.
     """
 
     min_cosine: float
