@@ -49,8 +49,8 @@ def check_parity(
 
     `plain`: the sentence vector is the state of `<s>`, which must then agree among the token states too; of any other pooling
     that state is one of many. Sentences are cut at `max_length` tokens; buckets go up to `length_limit`. The graphs `on_some`
-    are run on a quarter of the sentences, from everywhere in the list, and on all buckets: another one has the same weights and
-    was run on all, so that what could still be wrong with them shows everywhere. `out` [n, D] receives the reference's raw
+    are run on a quarter of the sentences (of few, on all), of all lengths, and on all buckets: another one has the same weights
+    and was run on all, so that what could still be wrong with them shows everywhere. `out` [n, D] receives the reference's raw
     sentence vectors. `progress(done, total)` counts batches.
     """
     if not sentences:
@@ -87,7 +87,7 @@ def check_parity(
         if out is not None:
             out[:] = wanted
         for name, graph in graphs.items():
-            run, every = _Run(graph, special.pad), SOME if name in on_some else 1
+            run, every = _Run(graph, special.pad), SOME if name in on_some and len(batches) > SOME else 1
             states.seek(0)
             for step, (rows, batch, shape) in enumerate(zip(batches, inputs, shapes, strict=False)):
                 tokens = np.frombuffer(states.read(4 * math.prod(shape)), np.float32).reshape(shape)

@@ -75,7 +75,15 @@ def test_int8_alone_without_weights(tiny_checkpoint: Path, tiny_bundle: Path, tm
     assert manifest["max_length"] == 64
     assert json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))["max_seq_length"] == 64
     assert (report.default_precision, report.reason) == ("int8", "fastest on CPU, and its parity gate passed")
-    assert list(dict.fromkeys(stages)) == ["load checkpoint", "owner's code", "export int8", "parity gate", "fresh process"]
+    assert list(dict.fromkeys(stages)) == [
+        "load checkpoint",
+        "owner's code",
+        "export int8",
+        "parity gate",
+        "write files",
+        "fresh process",
+        "hash files",
+    ]
     assert list(tmp_path.iterdir()) == [folder]
 
 
