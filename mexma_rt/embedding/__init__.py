@@ -9,6 +9,7 @@ __getattr__, __all__ = doors(
     files="FileReport Slab write_vectors",
     loading="DEFAULT_MODEL embed embed_file load shared_encoder",
     packing="pack",
+    prompts="Prompted named_prompt",
     proof="prove",
     reading="Reading",
     report="EmbedReport Embedded how_to_keep warn_if_truncated",
