@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mexma_rt import EmbedReport, Encoder
     from mexma_rt.bundle import Bundle
-    from mexma_rt.embedding.prompts import Prompted
+    from mexma_rt.embedding import Prompted
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

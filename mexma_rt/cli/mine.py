@@ -24,7 +24,7 @@ from mexma_rt.cli.common import (
     report_sides,
 )
 from mexma_rt.cli.edges import interrupted, resumes
-from mexma_rt.embedding.prompts import named_prompt
+from mexma_rt.embedding import named_prompt
 from mexma_rt.files.atomic import check_output
 from mexma_rt.files.endings import check_ending, visible
 from mexma_rt.files.tables import check_table, table

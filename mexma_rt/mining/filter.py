@@ -27,8 +27,8 @@ from mexma_rt.mining.warnings import MiningWarning
 from mexma_rt.progress import progress_bar
 
 if TYPE_CHECKING:
+    from mexma_rt.embedding import Prompted
     from mexma_rt.embedding.encoder import Encoder
-    from mexma_rt.embedding.prompts import Prompted
 
 BACKGROUND = 16_384  # pairs sampled as the background, if none is given
 KEPT_COLUMNS = {"score": float, "line": int, "source": str, "target": str}
