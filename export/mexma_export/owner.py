@@ -24,7 +24,7 @@ from mexma_export.verdict import ParityError
 from mexma_rt.backends.checkpoint import POSITIONS, TIED, TYPES, WORDS, read_tensors
 from mexma_rt.errors import BundleError
 
-SAMPLE, BATCH = 64, 16  # sentences of the whole set; a misreading shows in every one
+SAMPLE, BATCH = 128, 16  # sentences of the whole set; a misreading shows in every one
 LARGEST = 1e-4  # |difference| / |vector|: 1e-6 of 12 layers by the order of sums, 0.1 and more of another pooling
 
 

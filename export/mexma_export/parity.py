@@ -8,7 +8,7 @@ vector of the set, is therefore taken beside it. What a graph must reach: verdic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BATCH = 16  # rows; sorted by length, so that padding is as in use
-PROBES = 16  # sentences that are run alone and with extra padding
-SOME = 4  # of a graph that needs to be compared on some sentences only, one batch in so many is run
+PROBES = 32  # sentences that are run alone and with extra padding
 PER_BUCKET = 3  # inputs of each exact length
 
 
@@ -41,17 +40,14 @@ def check_parity(
     special: SpecialIds = XLMR,
     plain: bool = True,
     thresholds: Mapping[str, Thresholds] = THRESHOLDS,
-    on_some: Collection[str] = (),
     out: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Parity]:
     """Compare every graph (precision -> runner) with the reference; failing is data here (`Parity.failures`).
 
     `plain`: the sentence vector is the state of `<s>`, which must then agree among the token states too; of any other pooling
-    that state is one of many. Sentences are cut at `max_length` tokens; buckets go up to `length_limit`. The graphs `on_some`
-    are run on a quarter of the sentences (of few, on all), of all lengths, and on all buckets: another one has the same weights
-    and was run on all, so that what could still be wrong with them shows everywhere. `out` [n, D] receives the reference's raw
-    sentence vectors. `progress(done, total)` counts batches.
+    that state is one of many. Sentences are cut at `max_length` tokens; buckets go up to `length_limit`. `out` [n, D] receives
+    the reference's raw sentence vectors. `progress(done, total)` counts batches.
     """
     if not sentences:
         raise InputError("The parity gate needs at least one sentence; sentences=None takes the 562 shipped ones.")
@@ -87,17 +83,16 @@ def check_parity(
         if out is not None:
             out[:] = wanted
         for name, graph in graphs.items():
-            run, every = _Run(graph, special.pad), SOME if name in on_some and len(batches) > SOME else 1
+            run = _Run(graph, len(ids), special.pad)
             states.seek(0)
-            for step, (rows, batch, shape) in enumerate(zip(batches, inputs, shapes, strict=False)):
+            for rows, batch, shape in zip(batches, inputs, shapes, strict=False):
                 tokens = np.frombuffer(states.read(4 * math.prod(shape)), np.float32).reshape(shape)
-                if step % every == 0:
-                    run.add(name, rows, batch, wanted[rows], tokens)
+                run.add(name, rows, batch, wanted[rows], tokens)
                 advance()
             for length, batch in long_inputs.items():
                 run.buckets[length] = float(_cosine(_run(graph, batch, special.pad)[0], long_vectors[length]).min())
                 advance()
-            results[name] = run.judge(name, wanted, sentences, ids, probes, thresholds[name], plain)
+            results[name] = run.judge(name, wanted, sentences, [ids[i] for i in probes], probes, thresholds[name], plain)
             if isinstance(graph, LateGraph):
                 graph.close()
     return results
@@ -106,9 +101,9 @@ def check_parity(
 class _Run:
     """What one graph gave, collected batch by batch."""
 
-    def __init__(self, graph: Runner, pad: int) -> None:
+    def __init__(self, graph: Runner, n: int, pad: int) -> None:
         self.graph, self.pad = graph, pad
-        self.vectors: dict[int, np.ndarray] = {}  # by the number of the sentence
+        self.vectors: list[np.ndarray | None] = [None] * n
         self.first_states: list[np.ndarray] = []
         self.min_token_cosine = np.inf
         self.buckets: dict[int, float] = {}
@@ -134,18 +129,13 @@ class _Run:
         name: str,
         wanted: np.ndarray,
         sentences: Sequence[Sentence],
-        ids: Sequence[list[int]],
+        probe_ids: list[list[int]],
         probes: Sequence[int],
         limits: Thresholds,
         plain: bool,
     ) -> Parity:
-        rows = sorted(self.vectors)
-        got, mean = np.stack([self.vectors[row] for row in rows]).astype(np.float64), wanted.mean(axis=0)
-        sentences, wanted = [sentences[row] for row in rows], wanted[rows]
-        cosine = _cosine(got, wanted)
-        places = {row: place for place, row in enumerate(rows)}
-        probes = [row for row in probes if row in places] or rows[:1]
-        probe_ids = [ids[row] for row in probes]
+        got = np.stack(self.vectors).astype(np.float64)  # type: ignore[arg-type]
+        cosine, mean = _cosine(got, wanted), wanted.mean(axis=0)
         first = np.concatenate(self.first_states)
         centred = _cosine(got - mean, wanted - mean)
         alone = np.concatenate([self._alone([row])[0] for row in probe_ids])
@@ -167,7 +157,7 @@ class _Run:
             min_token_cosine=float(self.min_token_cosine),
             first_state_min_cosine=float(first.min()),
             first_state_mean_cosine=float(first.mean()),
-            batch_min_cosine=float(_cosine(alone, got[[places[row] for row in probes]]).min()),
+            batch_min_cosine=float(_cosine(alone, got[list(probes)]).min()),
             padding_min_cosine=float(_cosine(padded, alone).min()),
             padded_row_finite=bool(np.isfinite(empty[0]).all() and np.isfinite(empty[1]).all()),
             buckets=self.buckets,

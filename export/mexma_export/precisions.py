@@ -147,7 +147,7 @@ def gate_graphs(
             return half_runner(source.model, source.pipeline.head)
 
     runners = {precision: late(folder / GRAPHS[precision]) for precision in precisions}
-    thresholds, on_some = dict(thresholds), []
+    thresholds = dict(thresholds)
     with ExitStack() as works:
         for precision in BLOCK_BITS:  # what the runtime builds of it where its operators are unknown
             for kind in [kind for kind, path in STRUCTURES.items() if precision in precisions and (folder / path).is_file()]:
@@ -155,10 +155,8 @@ def gate_graphs(
                 write_built(folder / STRUCTURES[kind], folder / GRAPHS[precision], work)
                 name = f"{kind} built from {precision}"
                 runners[name], thresholds[name] = late(work / GRAPH), thresholds[precision]
-                on_some.append(name)
         if "fp16" in runners:  # the file, in onnxruntime, and the arithmetic: onnxruntime on CPU hides an overflow
             runners["fp16 in torch"], thresholds["fp16 in torch"] = LateGraph(half, give_back), thresholds["fp16"]
-            on_some.append("fp16 in torch")
         results = check_parity(
             runners,
             LateGraph(whole, lambda: set_aside(source)),  # while graphs run, one of them is in memory and not the model too
@@ -169,7 +167,6 @@ def gate_graphs(
             special=source.special_ids,
             plain=plain,
             thresholds=thresholds,
-            on_some=on_some,
             out=out,
             progress=lambda done, total: tell("parity gate", done, total),
         )
