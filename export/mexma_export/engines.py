@@ -33,7 +33,7 @@ from mexma_rt.backends.sidecar import (
 )
 from mexma_rt.bundle.graphs import INPUTS, SENTENCE
 from mexma_rt.bundle.opening import open_bundle
-from mexma_rt.bundle.structure import buildable, built_graph
+from mexma_rt.bundle.structure import built_graph, runnable
 from mexma_rt.errors import BackendError, BundleError, FileError, InputError, require_extra
 from mexma_rt.files.atomic import atomic_write, check_output
 
@@ -91,7 +91,7 @@ def build_bundle_engine(
     `build_engine`.
     """
     opened = open_bundle(bundle)
-    if FP16 not in (*opened.graphs, *buildable(opened)):
+    if FP16 not in runnable(opened):
         raise InputError(
             f"{bundle} has no fp16 graph (its graphs: {', '.join(opened.graphs)}), and engines are built from that one. "
             "Export it: mexma-export CHECKPOINT BUNDLE --precision fp32,int8,fp16"

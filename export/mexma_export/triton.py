@@ -19,7 +19,7 @@ from mexma_rt.backends.sidecar import Sidecar, check_sidecar, engine_path, manif
 from mexma_rt.bundle.graphs import INPUTS, SENTENCE, TOKENS
 from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.bundle.opening import open_bundle
-from mexma_rt.bundle.structure import buildable
+from mexma_rt.bundle.structure import runnable
 from mexma_rt.errors import InputError
 
 BATCH_TOKENS = 16384  # tokens of the largest batch, as in engines.default_profiles: a first value, not measured
@@ -148,7 +148,7 @@ def _checked_engine(bundle: Bundle) -> tuple[Path, Sidecar]:
     """The bundle's engine, whose bytes and graph are those that its sidecar and the manifest name."""
     engine = engine_path(bundle.folder, ENGINE)
     sidecar = read_sidecar(engine)
-    graph = manifest_graph_hash(bundle, "fp16") if "fp16" in (*bundle.graphs, *buildable(bundle)) else None
+    graph = manifest_graph_hash(bundle, "fp16") if "fp16" in runnable(bundle) else None
     # library, version and SM are the server's matter, not this machine's: they stand in the configuration
     check_sidecar(sidecar, engine, library=ENGINE, version=sidecar.version, sm=sidecar.sm[0], graph_sha256=graph)
     return engine, sidecar

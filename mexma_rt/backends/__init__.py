@@ -15,7 +15,7 @@ import numpy as np
 
 from mexma_rt.backends.nvidia import gpu_number
 from mexma_rt.bundle.manifest import Bundle
-from mexma_rt.bundle.structure import buildable
+from mexma_rt.bundle.structure import buildable, runnable
 from mexma_rt.bundle.weights import holder
 from mexma_rt.errors import BackendError, MexmaError
 
@@ -104,7 +104,7 @@ def open_backend(
     _check_known("precision", precision, PRECISIONS)
     if backend == "torch":
         return _open_torch(bundle, device, precision, threads, why="backend='torch' was named")
-    if precision != "auto" and precision not in (*bundle.graphs, *buildable(bundle)):
+    if precision != "auto" and precision not in runnable(bundle):
         raise BackendError(
             f"precision={precision!r} is not in the bundle {bundle.name!r}, which has {', '.join(bundle.graphs)}. "
             "Name one of those, or export the bundle again with this precision."

@@ -27,7 +27,7 @@ from mexma_rt.backends.profiles import Piece, pad, plan, runs_as_graph
 from mexma_rt.backends.sidecar import Sidecar, check_sidecar, engine_path, manifest_graph_hash, read_sidecar
 from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, INPUTS, SENTENCE
 from mexma_rt.bundle.manifest import Bundle
-from mexma_rt.bundle.structure import buildable
+from mexma_rt.bundle.structure import runnable
 from mexma_rt.errors import BackendError, BundleError, require_extra
 
 PRECISION = "fp16"  # of the engines, and the graph that they are built from
@@ -231,7 +231,7 @@ def _checked_sidecar(bundle: Bundle, engine: str, trt: Any, sm: int) -> tuple[Pa
     path = engine_path(bundle.folder, engine)
     target = f" --sm {sm}" if engine == "rtx" else ""
     build = f"mexma-export engine {bundle.folder} {engine}{target}"
-    if PRECISION not in (*bundle.graphs, *buildable(bundle)):
+    if PRECISION not in runnable(bundle):
         raise BackendError(
             f"The bundle {bundle.name!r} has no fp16 graph, which engines are built from (it has {', '.join(bundle.graphs)}). "
             f"Type:\n    mexma-export CHECKPOINT BUNDLE --precision fp32,int8,fp16\nand on the new one:\n"

@@ -13,7 +13,7 @@ __getattr__, __all__ = doors(
     onnxfile="Tensor fields initialisers mapped read_tensor",
     opening="DEFAULT_MODEL MODELS bundled_models open_bundle read_manifest verify_files",
     safetensors_folder="encoder_shapes write_checkpoint write_safetensors",
-    structure="DATA GRAPH STRUCTURES buildable built_graph cache_folder write_built",
+    structure="DATA GRAPH STRUCTURES buildable built_graph cache_folder runnable write_built",
     thresholds="Thresholds",
     weights="HOLDERS coded_rows holder weights_of",
 )

@@ -29,6 +29,11 @@ def buildable(bundle: Bundle) -> tuple[str, ...]:
     return tuple(p for p in ("fp16", "fp32") if p not in bundle.graphs and STRUCTURES[p] in bundle.files)
 
 
+def runnable(bundle: Bundle) -> tuple[str, ...]:
+    """The precisions that the bundle has a graph of, or from which one can be built."""
+    return (*bundle.graphs, *buildable(bundle))
+
+
 def built_graph(bundle: Bundle, precision: str) -> Path:
     """Return the path of a buildable precision's graph in the cache, building it unless it is there and undamaged.
 

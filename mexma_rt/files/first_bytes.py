@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import os
+from pathlib import Path
 
 HEAD = 512  # bytes that are read; the mark of a tar archive is at byte 257
 PACKED = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
@@ -37,6 +39,12 @@ def packing(head: bytes) -> str:
     if head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:  # a frame to skip, with which pzstd begins
         return ".zst"
     return next((ending for magic, ending in PACKED.items() if head.startswith(magic)), "")
+
+
+def named_packing(path: str | os.PathLike[str]) -> str:
+    """The ending by which a name says that the file is packed, .gz, .xz or .zst; else ""."""
+    ending = Path(path).suffix
+    return ending if ending in PACKED.values() else ""
 
 
 def no_text(head: bytes) -> str:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from mexma_rt.errors import FileError, InputError, LineEndWarning, typed
-from mexma_rt.files.first_bytes import PACKED
+from mexma_rt.files.first_bytes import named_packing
 from mexma_rt.files.unpacking import is_stdin, open_unpacked, shown_name
 
 LONGEST_LINE = 2**24  # bytes; a small archive can unpack to one line larger than the memory
@@ -64,7 +64,7 @@ def _how_to_check(line: bytes) -> str:
 def is_json(path: str | os.PathLike[str]) -> bool:
     """Whether a file's name ends as that of JSON, packed or not."""
     name = Path(path).name.lower()
-    return name.removesuffix(Path(name).suffix if Path(name).suffix in PACKED.values() else "").endswith((*JSON_LINES, ".json"))
+    return name.removesuffix(named_packing(name)).endswith((*JSON_LINES, ".json"))
 
 
 def text_lines(path: str | os.PathLike[str], *, json: bool = False) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from mexma_rt.errors import InputError, require_extra
 from mexma_rt.files.atomic import atomic_write
 from mexma_rt.files.endings import check_ending
-from mexma_rt.files.first_bytes import PACKED
+from mexma_rt.files.first_bytes import named_packing
 from mexma_rt.files.lines import JSON_LINES
 
 ROWS = 65_536  # of a parquet row group
@@ -65,7 +65,7 @@ def table(path: str | os.PathLike[str] | None, columns: Mapping[str, type]) -> I
 def _endings(path: str | os.PathLike[str]) -> tuple[str, str]:
     """Format and compression of a table: (".jsonl", ".gz") of x.jsonl.gz."""
     name = Path(os.fspath(path).lower())
-    packed = name.suffix if name.suffix in PACKED.values() else ""
+    packed = named_packing(name)
     return (name.with_suffix("").suffix if packed else name.suffix), packed
 
 

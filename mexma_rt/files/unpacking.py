@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from mexma_rt.errors import FileError, InputError, require_extra
-from mexma_rt.files.first_bytes import HEAD, PACKED, no_text, packing
+from mexma_rt.files.first_bytes import HEAD, named_packing, no_text, packing
 
 STDIN = "-"
 BLOCK = 2**17  # bytes read at a time
@@ -41,7 +41,7 @@ def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     and what the libraries raise at damaged files.
     """
     name = os.fspath(path)
-    suffix = Path(name).suffix if Path(name).suffix in PACKED.values() else ""
+    suffix = named_packing(name)
     if suffix == ".zst":
         require_extra("files", "zstandard")
     with contextlib.nullcontext(sys.stdin.buffer) if is_stdin(name) else Path(name).open("rb") as raw:
