@@ -14,8 +14,12 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +43,7 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (of ours and of sentence-transformers)")
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PYTHON")
+    parser.add_argument("--hold", help="command that keeps the machine quiet while its standard input is open")
     parser.add_argument("--keep", type=Path, required=True, help="runs, one JSON line each; this one is added")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the table; the plot has the same name and .png")
     args = parser.parse_args()
@@ -60,7 +65,8 @@ def main() -> None:
         rounds=args.rounds,
         singles=args.singles,
         base=BASE,
-        tell=lambda text: print(text),
+        tell=lambda text: print(text, flush=True),
+        around=partial(held, args.hold) if args.hold else nullcontext,
     )
     run = {"model": args.name or Path(args.bundle).name, "machine": machine(), "rounds": args.rounds, **as_data(rows, facts)}
     with args.keep.open("a", encoding="utf-8") as file:
@@ -69,6 +75,17 @@ def main() -> None:
     args.output.write_text("\n\n".join(section(run) for run in runs) + "\n", encoding="utf-8")
     save(ratio_bars(runs), args.output.with_suffix(".png"))
     print(section(run))
+
+
+@contextmanager
+def held(command: str) -> Iterator[None]:
+    """Inside, the machine is kept quiet. Raises RuntimeError where the command ended before the work did."""
+    with subprocess.Popen(shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        if process.poll() is not None:
+            raise RuntimeError(f"{command} ended with status {process.returncode} before the timed rounds did: time less")
 
 
 def machine() -> str:

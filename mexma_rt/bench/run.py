@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,12 @@ def measure(
     singles: int = 100,
     base: str | None = None,
     tell: Callable[[str], object] = lambda _: None,
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> tuple[list[Row], dict[str, Any]]:
     """Rows of every file and route, and facts: padding and tokens of the files, the GEMM peak, and routes that did not start.
 
     `base` names the route that ratios refer to (the first, if left out). Each route warms up on every file before it is timed.
+    `around` makes what all timed rounds of a file run inside: where a machine is shared, what keeps it quiet so long.
     """
     bundle = open_bundle(model)
     tokenizer = Tokenizer(bundle.folder / TOKENIZER, bundle.special_ids)
@@ -95,7 +97,7 @@ def measure(
         base = base if base in workers else next(iter(workers))
         rows: list[Row] = []
         for number, file in enumerate(files):
-            taken = _take(file, workers, rounds, singles if number == 0 else 0, f"{folder}/v.npy", tell)
+            taken = _take(file, workers, rounds, singles if number == 0 else 0, f"{folder}/v.npy", tell, around)
             facts["files"][file.stem] = _describe(lengths[file], taken)
             rows += _rows(file, lengths[file], [route for route in routes if route.name in workers], base, taken, bundle)
         facts["base"], facts["start"] = base, cold_start(model)
@@ -115,7 +117,13 @@ class _Taken:
 
 
 def _take(
-    file: Path, workers: Mapping[str, _Worker], rounds: int, singles: int, scratch: str, tell: Callable[[str], object]
+    file: Path,
+    workers: Mapping[str, _Worker],
+    rounds: int,
+    singles: int,
+    scratch: str,
+    tell: Callable[[str], object],
+    around: Callable[[], AbstractContextManager[object]],
 ) -> _Taken:
     """Warm up on the file, then run rounds in which every route takes a turn, then one text at a time."""
     vectors, peaks = {}, {}
@@ -124,17 +132,17 @@ def _take(
         peaks[name] = worker.ask(texts=str(file), vectors=scratch)["peak_mb"]
         vectors[name] = np.load(scratch)
     seconds: dict[str, list[float]] = {name: [] for name in workers}
-    flops = []
-    for number in range(rounds):
-        tell(f"{file.stem}: round {number + 1} of {rounds}")
-        flops.append(gemm_flops())
-        for name, worker in workers.items():
-            seconds[name].append(worker.ask(texts=str(file))["seconds"])
-    alone = {}
-    if singles:
-        tell(f"{file.stem}: one text at a time")
-        for name, worker in workers.items():
-            alone[name] = _percentiles(worker.ask(texts=str(file), singles=singles)["seconds"])
+    flops, alone = [], {}
+    with around():
+        for number in range(rounds):
+            tell(f"{file.stem}: round {number + 1} of {rounds}")
+            flops.append(gemm_flops())
+            for name, worker in workers.items():
+                seconds[name].append(worker.ask(texts=str(file))["seconds"])
+        if singles:
+            tell(f"{file.stem}: one text at a time")
+            for name, worker in workers.items():
+                alone[name] = _percentiles(worker.ask(texts=str(file), singles=singles)["seconds"])
     return _Taken(vectors=vectors, peaks=peaks, seconds=seconds, singles=alone, flops=statistics.median(flops))
 
 
