@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 if sys.platform == "win32":
@@ -95,3 +96,21 @@ def test_prepare_leaves_nothing(toy_tokenizer: Path, tmp_path: Path) -> None:
         said = interrupted(["prepare", "pairs.tsv", "shards", "--tokenizer", toy_tokenizer], begun, tmp_path)
     assert said == "mexma-train: interrupted; no output file was changed."
     assert {path.name for path in tmp_path.iterdir()} == {"pairs.tsv", "said"}
+
+
+@pytest.mark.parametrize(("begun", "ending"), [(False, "starts over."), (True, "resumes where it stopped.")])
+def test_teach_says_resumes_only_where_vectors_were_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool, ending: str
+) -> None:
+    from mexma_train.cli import main
+
+    def stop(*_: object, **__: object) -> None:
+        if begun:
+            (tmp_path / ".teacher").mkdir()
+            (tmp_path / ".teacher/progress.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mexma_train.teacher.teach", stop)
+    done = CliRunner().invoke(main, ["teach", str(tmp_path), "--teacher", "t.onnx"])
+    assert done.exit_code == 130
+    assert done.stderr.strip().endswith(ending)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mexma_rt.cli.edges import RESUMES, EdgesCommand, interrupted
+from mexma_rt.cli.edges import RESUMES, STARTS_OVER, EdgesCommand, interrupted
 from mexma_rt.errors import MexmaError, require_extra, typed
 from mexma_train.cli_eval import evaluate
 from mexma_train.config import Recipe, TokenizerConfig, as_original, load_recipe
@@ -117,7 +117,8 @@ def teach(shards: Path, model: str, dimensions: int, like: str | None, threads: 
     """
     from mexma_train.teacher import teach as store_vectors
 
-    with interrupted(RESUMES):
+    started = shards / ".teacher" / "progress.json"
+    with interrupted(lambda: RESUMES if started.is_file() else STARTS_OVER):
         taught = store_vectors(shards, model, dimensions=dimensions, like=like, threads=threads)
     if not taught.made:
         click.echo(f"{shards} has the vectors of this teacher already; nothing to do.", err=True)
