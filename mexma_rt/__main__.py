@@ -1,4 +1,4 @@
-"""Where the commands start: `mexma`, or `python -m mexma_rt`, with the same commands."""
+"""Entry point of `mexma` and of `python -m mexma_rt`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def start(name: str, module: str) -> None:
-    """Run the `main` of a module. Ctrl-C while it is being imported gives one line and status 130, as it does later."""
+    """Run the `main` of a module. Ctrl-C during the import prints one line and exits with status 130, as it does later."""
     try:
         command = importlib.import_module(module).main
     except KeyboardInterrupt:

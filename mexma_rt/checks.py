@@ -1,4 +1,4 @@
-"""Checks of user arguments before any work; errors name the bad one, with its index if it has one."""
+"""Checks user arguments before any work starts; errors name the bad argument, with its index if it has one."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
             except UnicodeEncodeError as error:
                 raise InputError(
                     f"{name}[{index}] contains a lone surrogate (U+{ord(text[error.start]):04X} at character "
-                    f"{error.start}), which is no Unicode text. Type "
+                    f"{error.start}), which is not valid Unicode. Type "
                     "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') to repair it."
                 ) from None
     return items
 
 
 def text_items(texts: Iterable[Any], name: str) -> list[Any]:
-    """The unchecked items of an ordered, one-dimensional collection. Raises InputError for a single text and for any table."""
+    """Return the unchecked items of an ordered, one-dimensional collection. Raises InputError for a single text or a table."""
     if isinstance(texts, str):
         raise InputError(f"{name} is a single str, but a list of sentences is needed. Type [text] instead of text.")
     if isinstance(texts, (set, frozenset)):
-        raise InputError(f"{name} is a {type(texts).__name__}, but a list of sentences is needed. Type list(...) of it.")
+        raise InputError(f"{name} is a {type(texts).__name__}, but a list of sentences is needed. Type list(...) around it.")
     if (columns := columns_of(texts)) is not None:
         raise InputError(_table_message(texts, columns, name))
     if isinstance(texts, np.ndarray) and texts.ndim != 1:
@@ -60,7 +60,7 @@ def text_items(texts: Iterable[Any], name: str) -> list[Any]:
         return list(texts.to_pylist())  # its own iteration gives scalars
     try:
         items = iter(texts)
-    except TypeError:  # it has the method, and raises, as the .str of pandas does
+    except TypeError:  # __iter__ exists but raises, as it does for pandas' .str accessor
         raise InputError(f"{name} is of type {type(texts).__name__}, but a list of sentences (str) is needed.") from None
     return list(items)
 
@@ -74,19 +74,19 @@ def _not_a_string(name: str, index: int, item: object) -> str:
     if isinstance(item, Mapping) and item:
         key = next(iter(item))
         return f"{message} These are rows of a table with the columns {_listed(item)}: type [row[{key!r}] for row in {name}]."
-    if columns := columns_of(item):  # parts of a table, as read_csv(chunksize=) and Arrow's readers give them
+    if columns := columns_of(item):  # chunks of a table, as from read_csv(chunksize=) and Arrow's readers
         line = f"[text for table in {name} for text in table[{columns[0]!r}]]"
         return f"{message} These are tables with the columns {_listed(columns)}: type {line}."
-    fields = getattr(item, "_fields", ())  # of named tuples, as DataFrame.itertuples gives them
+    fields = getattr(item, "_fields", ())  # a named tuple's, as from DataFrame.itertuples
     if (texts := [place for place in range(len(item)) if isinstance(item[place], str)] if _is_row(item) else []) and fields:
         return f"{message} These are rows with the fields {_listed(fields)}: type [row.{fields[texts[0]]} for row in {name}]."
     if texts:
-        return f"{message} If these are rows, of which one column is the text, type [row[{texts[0]}] for row in {name}]."
+        return f"{message} If these are rows with the text in one column, type [row[{texts[0]}] for row in {name}]."
     return message
 
 
 def _is_row(item: object) -> TypeGuard[Sequence[object]]:
-    """Whether an item is like the rows that databases, csv.reader and zip give: short, and indexed by number."""
+    """Whether an item looks like a row from a database, csv.reader or zip: short, and indexed by number."""
     of_database = type(item).__name__ == "Row" and hasattr(type(item), "__len__")  # sqlite3's and SQLAlchemy's
     if isinstance(item, (list, tuple)) or of_database:
         return 0 < len(cast(Sequence[object], item)) <= 100
@@ -94,33 +94,30 @@ def _is_row(item: object) -> TypeGuard[Sequence[object]]:
 
 
 def is_missing(item: object) -> bool:
-    """Whether an item is a library's missing value: None, NaN, NaT, pandas' NA, numpy's masked, a null of pyarrow."""
+    """Whether an item is a missing value: None, NaN, NaT, pandas' NA, numpy's masked or pyarrow's null."""
     if item is None or item is np.ma.masked or type(item).__name__ == "NAType":
         return True
     try:
-        return bool(item != item)  # NaN and NaT of every library, and of Decimal
-    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # such as arrays, and torch's
+        return bool(item != item)  # true of NaN and NaT in every library, and of Decimal's NaN
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # arrays and torch tensors, for example
         return False
 
 
 def _python_value(item: Any) -> Any:
-    """A scalar of pyarrow as Python's value; anything else as it is."""
+    """Convert a pyarrow scalar to the Python value; return anything else unchanged."""
     return item.as_py() if hasattr(type(item), "as_py") else item
 
 
 def columns_of(texts: Any) -> list[Any] | None:
-    """The columns of a table (mapping, data frame, Arrow table, data set, structured array), or None if it is not a table.
-
-    Its iteration gives column names, columns or rows, so what is asked is what tables have and columns have not.
-    """
+    """Return the column names of a table (mapping, data frame, Arrow table, data set, structured array), or None otherwise."""
     if isinstance(texts, Mapping):
         return list(texts)
     if isinstance(texts, np.ndarray):
         return list(texts.dtype.names) if texts.dtype.names else None
-    if hasattr(type(texts), "collect_schema"):  # a lazy frame of polars, whose .columns costs a query and a warning
+    if hasattr(type(texts), "collect_schema"):  # a polars LazyFrame, whose .columns costs a query and a warning
         return list(texts.collect_schema())
     for attribute in ("column_names", "columns"):  # pyarrow and datasets; pandas, polars, dask, Spark and DuckDB
-        if hasattr(type(texts), attribute):  # of the type: a pandas Series finds the labels of its index as attributes
+        if hasattr(type(texts), attribute):  # asks the type: a pandas Series also has its index labels as attributes
             found = getattr(texts, attribute)
             if found is not None and not callable(found):
                 return list(found)
@@ -130,10 +127,10 @@ def columns_of(texts: Any) -> list[Any] | None:
 def _table_message(texts: Any, columns: list[Any], name: str) -> str:
     kind, module = type(texts).__name__, type(texts).__module__.partition(".")[0]
     what = f"{name} is a {kind}" + (f" of {module}" if module not in ("builtins", "collections") else "")
-    if isinstance(texts, Mapping) and columns and columns_of(texts[columns[0]]) is not None:  # the splits of a data set
+    if isinstance(texts, Mapping) and columns and columns_of(texts[columns[0]]) is not None:  # a data set's splits
         inner = columns_of(texts[columns[0]]) or ["NAME"]
         line = f"{name}[{columns[0]!r}][{inner[0]!r}]"
-        return f"{what} of tables, but a list of sentences is needed. Give one column of one of them, such as {line}."
+        return f"{what} of tables, but a list of sentences is needed. Pass one column of one of them, such as {line}."
     if isinstance(texts, Mapping) and (
         not columns or isinstance(texts[columns[0]], (str, int, float))
     ):  # names to texts, or counts
@@ -147,7 +144,7 @@ def _table_message(texts: Any, columns: list[Any], name: str) -> str:
     elif not hasattr(type(texts), "__getitem__"):  # a stream of rows
         line = f"[row[{column}] for row in {name}]"
     return (
-        f"{start}, but a list of sentences is needed. Give the column that has the text. Type {line}"
+        f"{start}, but a list of sentences is needed. Pass the column that holds the text. Type {line}"
         f"{' (or another column)' if len(columns) > 1 else ''}."
     )
 
@@ -191,17 +188,17 @@ def check_dimensions_of(x: tuple[int, ...], y: tuple[int, ...], x_name: str, y_n
 
 
 def check_k(k: int, sizes: dict[str, int], what: str) -> None:
-    """Raise InputError unless k is a whole number of at least 1 and each side (name -> number of `what`) has k to find."""
+    """Raise InputError unless k is a whole number of at least 1 and each side (name -> number of `what`) has at least k."""
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise InputError(f"k={k!r}, but the number of neighbours is a whole number of at least 1, such as k=4.")
     for name, size in sizes.items():
         if size == 0:
-            raise InputError(f"{name} is empty: there is nothing to compare with. Give at least k={k} {what} on each side.")
+            raise InputError(f"{name} is empty: there is nothing to compare with. Pass at least k={k} {what} on each side.")
     for name, size in sizes.items():
         if size < k:
             raise InputError(
                 f"{name} has {size} {what}, too few to find k={k} neighbours among them. "
-                f"Type k={min(sizes.values())} or give more."
+                f"Type k={min(sizes.values())} or pass more."
             )
 
 

@@ -21,7 +21,7 @@ def usable_cores() -> int:
 
 
 def _quota(cpu_max: Path) -> int | None:
-    """Cores granted by cgroup v2 ("200000 100000" is two, "max 100000" is no limit), None where there is no limit."""
+    """Cores granted by cgroup v2 ("200000 100000" is two cores); None where there is no limit ("max 100000")."""
     with contextlib.suppress(OSError, ValueError):
         quota, period = cpu_max.read_text().split()
         return -(-int(quota) // int(period))

@@ -31,11 +31,11 @@ class BackendError(MexmaError, RuntimeError):
 
 
 class ServiceError(MexmaError, RuntimeError):
-    """A service of an encoder takes no calls: it is closed, or belongs to another process."""
+    """A service accepts no calls: it is closed, or belongs to another process."""
 
 
 class ServiceBusyError(MexmaError, TimeoutError):
-    """A call to a service was not taken, or not answered, within its time."""
+    """A call to a service was not accepted, or not answered, in time."""
 
 
 class MissingExtraError(MexmaError, ImportError):
@@ -47,24 +47,24 @@ class TruncationWarning(UserWarning):
 
 
 class ThresholdWarning(UserWarning):
-    """Pairs were chosen by a threshold that was found for another model; `mexma calibrate` finds the model's own."""
+    """Pairs were chosen by a threshold that was calibrated for another model; `mexma calibrate` finds one for this model."""
 
 
 class LineEndWarning(UserWarning):
-    """A file has other line ends than those that are read, so that its lines may not be what its owner takes for them."""
+    """A file has line ends that are not recognised, so its lines may not be the ones that its author meant."""
 
 
 class EmptyPipeWarning(UserWarning):
-    """A pipe gave nothing: most often because the command that should have written it failed."""
+    """A pipe was empty, most often because the command that should have written to it failed."""
 
 
 def typed(path: str | os.PathLike[str]) -> str:
-    """A path as one word of a command that a message asks to type: `rm -r my folder` would delete two others."""
+    """Quote a path for a shell command inside a message: an unquoted `rm -r my folder` would delete two other folders."""
     return shlex.quote(os.fspath(path))
 
 
 def require_extra(extra: str, *modules: str) -> None:
-    """Raise MissingExtraError unless every top-level module of an optional extra can be found (nothing is imported)."""
+    """Raise MissingExtraError unless every module of an optional extra can be found; imports nothing."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(

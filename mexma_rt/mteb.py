@@ -1,6 +1,6 @@
 """A loaded model for mteb (version 2): `mteb.evaluate(MtebEncoder(encoder), tasks)`.
 
-mteb brings torch and gives batches of texts; this file imports neither, beside the description of the model.
+mteb requires torch and passes batches of texts; of the two, this file imports only mteb's class for a model's description.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MtebEncoder:
-    """mteb's EncoderProtocol over an Encoder. `name` ("organisation/model") and `revision` are what results are filed under."""
+    """mteb's EncoderProtocol for an Encoder. Results are filed under `name` ("organisation/model") and `revision`."""
 
     def __init__(self, encoder: Encoder, *, name: str | None = None, revision: str | None = None) -> None:
         """Raises MissingExtraError without mteb."""
@@ -32,7 +32,7 @@ class MtebEncoder:
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": name or f"mexma-rt/{bundle.name}",
-                # Identifies the bytes even without a revision.
+                # Without a revision, the hash identifies the bytes.
                 "revision": revision or bundle.files[graph].sha256[:16],
                 "embed_dim": encoder.dimensions,
                 "max_tokens": encoder.max_length,
@@ -59,8 +59,8 @@ class MtebEncoder:
     ) -> np.ndarray:
         """mteb's batches ({"text": [...]}) -> vectors [n, D]; the settings are those of `Encoder.embed`.
 
-        All texts are packed at once, whatever mteb's batches, so `batch_size` has no effect. Other keywords that mteb passes
-        to every model are ignored. Texts that are too long are cut without a warning.
+        All texts are packed together regardless of mteb's batches, so `batch_size` has no effect. Other keywords that mteb
+        passes to every model are ignored. Texts that are too long are truncated without a warning.
         """
         texts: list[str] = []
         for batch in inputs:

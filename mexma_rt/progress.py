@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(progress: bool | None, *, total: int | None, desc: str, unit: str) -> Iterator[Callable[[int], object]]:
-    """Yield a function that advances the bar. `progress`: True, False, or None for a terminal and over a second.
+    """Yield a function that advances the bar. `progress`: True, False, or None for jobs over a second on a terminal.
 
-    It shows the rate, and the time left unless `total` is None (not counted yet).
+    It shows the rate, and the time left unless `total` is None (unknown).
     """
     shown = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
     if not shown:  # not even a disabled tqdm, which would start a thread in the calling process

@@ -1,3 +1,3 @@
-"""The version, in one place that everything may import."""
+"""The version, in a module that anything may import."""
 
 __version__ = "0.1.0"

@@ -26,6 +26,6 @@ def _check_target(target: Path, force: bool) -> None:
     if not target.exists():
         return
     if not force:
-        raise InputError(f"{target} exists already. Type --force (force=True) to replace it, or choose another name.")
+        raise InputError(f"{target} already exists. Type --force (force=True) to replace it, or choose another name.")
     if not target.is_dir() or (not (target / MANIFEST).is_file() and any(target.iterdir())):
         raise InputError(f"{target} exists and is not a bundle (no {MANIFEST}): it will not be replaced. Move it away.")

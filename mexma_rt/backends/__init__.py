@@ -1,7 +1,7 @@
 """Back ends: one abstract class, one file per engine, and the choice among them.
 
-A named device, back end or precision runs or raises; only "auto" chooses, and its choice carries a reason. An engine that
-mexma-export built into the bundle comes first on a GPU.
+A named device, back end or precision runs or raises; only "auto" chooses, and it gives the reason for its choice. On a GPU, an
+engine that mexma-export built into the bundle comes first.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from mexma_rt.bundle.structure import buildable, runnable
 from mexma_rt.bundle.weights import holder
 from mexma_rt.errors import BackendError, MexmaError
 
-ENGINES = ("tensorrt", "rtx")  # of TensorRT, on cuda, in fp16
+ENGINES = ("tensorrt", "rtx")  # TensorRT and TensorRT-RTX: cuda only, fp16 only
 BACKENDS = ("onnxruntime", *ENGINES, "torch")
 DEVICES = ("cpu", "cuda")
-_GPU = re.compile(r"cuda:\d+", re.ASCII)  # one of several
-FOR_CPU = ("fused", "int8", "mixed", "w8", "w4")  # graphs of operators that onnxruntime has for the CPU
+_GPU = re.compile(r"cuda:\d+", re.ASCII)  # one of several GPUs
+FOR_CPU = ("fused", "int8", "mixed", "w8", "w4")  # graphs with operators that onnxruntime has for the CPU only
 PRECISIONS = ("fp32", "fp16", *FOR_CPU)
 
-# Fixed cost of a run, in cells that could be computed in that time. Two AVX2 cores, onnxruntime, shapes from 1 x 16
+# Fixed cost of a run, in cells that could be computed in the same time. Two AVX2 cores, onnxruntime, shapes from 1 x 16
 # to 64 x 16: 17 cells for the bundled model (1.15 ms on one thread, which computes 14,900 cells/s), 5 for XLM-R-base.
 RUN_CELLS = 16
-BATCH_TOKENS, GPU_BATCH_TOKENS = 4096, 16384  # cells of a batch; that of GPUs is what engines are tuned for, not measured
+BATCH_TOKENS, GPU_BATCH_TOKENS = 4096, 16384  # cells of a batch; engines are tuned for the GPU's, which is not measured
 GPU_RUN_CELLS = 512  # assumed until benchmarks/GPU_TODO.md has measured it: about 0.5 ms of launches at 1 M cells/s
 
 
@@ -39,14 +39,14 @@ class Backend(ABC):
     name: str
     device: str
     precision: str
-    reason: str  # why this engine, device and precision
-    lanes: int = 1  # number of threads that should call `run` at a time, for the highest throughput
-    longest: int | None = None  # tokens of a sentence that it takes; None: as many as the model
-    normalized: bool = False  # whether the vectors of `run` have length 1, and are not raw
+    reason: str  # why this engine, device and precision were chosen
+    lanes: int = 1  # number of threads that should call `run` concurrently for the highest throughput
+    longest: int | None = None  # longest sentence in tokens; None: the model's maximum
+    normalized: bool = False  # whether `run` returns vectors of length 1 instead of raw ones
 
     @property
     def run_cells(self) -> int:
-        """Fixed cost of a run, in cells that could be computed in that time: `pack` weighs padding against it."""
+        """Fixed cost of a run, in cells that could be computed in the same time; `pack` weighs padding against it."""
         return RUN_CELLS if self.device == "cpu" else GPU_RUN_CELLS
 
     @property
@@ -56,15 +56,15 @@ class Backend(ABC):
 
     @abstractmethod
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """int64 [B, L] twice, padded on the right -> sentence vectors, float32 [B, D]: raw ones, or see `normalized`.
+        """Compute sentence vectors, float32 [B, D] (raw, or see `normalized`), from int64 [B, L] twice, padded on the right.
 
         Raises BackendError.
         """
 
     def run_tokens(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """As `run` -> raw token states, float32 [B, L, D]; those of padding mean nothing. Raises BackendError."""
+        """Like `run`, but return raw token states, float32 [B, L, D], meaningless for padding. Raises BackendError."""
         raise BackendError(
-            f"The engine of {self.name} gives sentence vectors, not token vectors. For token vectors and word alignment, type "
+            f"The {self.name} engine computes sentence vectors, not token vectors. For token vectors and word alignment, type "
             "load(..., backend='onnxruntime')."
         )
 
@@ -91,13 +91,13 @@ def open_backend(
 ) -> Backend:
     """Open the named engine, or the first usable one.
 
-    The order is: the bundle's TensorRT engines, onnxruntime on cuda, torch on cuda, onnxruntime on the cpu. (torch comes behind
-    onnxruntime on cuda until the two have been measured side by side.)
+    The order is: the bundle's TensorRT engines, onnxruntime on cuda, torch on cuda, onnxruntime on the cpu. (On cuda, torch
+    comes after onnxruntime until the two have been measured side by side.)
 
-    `prove` is asked of every TensorRT engine, whose numbers depend on the machine that built it: it says in words what it saw,
-    or raises BackendError; "auto" then tries the next.
+    `prove` checks every TensorRT engine, whose numbers depend on the machine that built it: it returns its finding as text, or
+    raises BackendError, upon which "auto" tries the next engine.
 
-    Raises BackendError or MissingExtraError with what is missing, BundleError for an engine of another graph.
+    Raises BackendError or MissingExtraError naming what is missing, BundleError for an engine of another graph.
     """
     _check_known("device", device if _GPU.fullmatch(device) is None else "cuda", DEVICES)
     _check_known("backend", backend, BACKENDS)
@@ -144,8 +144,8 @@ def open_backend(
 
 
 def describe_choices(bundle: Bundle, prove: Callable[[Backend], str]) -> tuple[Choice, ...]:
-    """Try every combination: which run here, and why the others do not. `prove` runs one and returns the result as text, or
-    raises MexmaError.
+    """Try every combination and report which run here, and why the others do not. `prove` runs one and returns the result as
+    text, or raises MexmaError.
     """
     combinations = [("onnxruntime", device, precision) for device in DEVICES for precision in bundle.graphs]
     combinations += [(engine, "cuda", "fp16") for engine in ENGINES]
@@ -184,7 +184,7 @@ def _open_engine(bundle: Bundle, name: str, gpu: int, prove: Callable[[Backend],
 
 
 def _first_engine(bundle: Bundle, gpu: int, prove: Callable[[Backend], str] | None) -> tuple[Backend | None, str]:
-    """(the first engine of the bundle that runs here, "") or (None, why those of the bundle do not; "" if it has none)."""
+    """Return (the bundle's first engine that runs here, "") or (None, why none of them does; "" if it has none)."""
     from mexma_rt.backends.sidecar import engine_path
 
     refused: list[str] = []
@@ -206,7 +206,7 @@ def _open_torch(bundle: Bundle, device: str, precision: str, threads: int | None
 
 
 def _torch_on_gpu(bundle: Bundle, device: str, precision: str, *, why: str) -> tuple[Backend | None, str]:
-    """(torch on a GPU, "") or (None, why not; "" where this machine has no GPU, and for the precisions of the CPU)."""
+    """Return (torch on a GPU, "") or (None, why not; "" without a GPU here, and for CPU-only precisions)."""
     if precision in FOR_CPU:
         return None, ""
     from mexma_rt.backends.torch import why_not_torch
@@ -229,7 +229,7 @@ def _open(bundle: Bundle, device: str, precision: str, threads: int | None, *, w
         why = f"{why}; {chosen}"
     elif device != "cpu" and precision in FOR_CPU:
         raise BackendError(
-            f"The {precision} graph is made for the CPU; on cuda use precision='fp16' or 'fp32' "
+            f"The {precision} graph is for the CPU; on cuda, use precision='fp16' or 'fp32' "
             f"(this bundle has {', '.join(bundle.graphs)})."
         )
     else:
@@ -248,13 +248,13 @@ def _auto_precision(bundle: Bundle, device: str) -> tuple[str, str]:
     for precision in buildable(bundle):
         return (
             precision,
-            f"{precision} is the fastest for GPUs of those built from the bundle's {holder(bundle)} graph",
+            f"{precision} is the fastest for GPUs that can be built from the bundle's {holder(bundle)} graph",
         )
     raise BackendError(f"The bundle {bundle.name!r} has no fp16 or fp32 graph for cuda, only {', '.join(bundle.graphs)}.")
 
 
 def _cpu_precision(bundle: Bundle) -> tuple[str, str]:
-    """The bundle's default, if its parity report lets it pass; otherwise the first graph of the manifest that does."""
+    """Return the bundle's default precision if its parity report passed; otherwise the manifest's first one that passed."""
     default = bundle.default_precision
     for precision in (default, *(name for name in bundle.graphs if name not in (default, "fp16"))):
         parity = bundle.parity.get(precision)
@@ -264,8 +264,8 @@ def _cpu_precision(bundle: Bundle) -> tuple[str, str]:
             why = f"its parity report passed: lowest cosine {digits} over {parity.get('sentences')} sentences"
             if precision == default:
                 return precision, f"{precision} is the bundle's default precision, and {why}"
-            return precision, f"{precision}, because {why}; that of the default {default} is missing or did not pass"
-    return default, f"{default} is the bundle's default precision; the bundle has no parity report that passed"
+            return precision, f"{precision}, because {why}; the report of the default, {default}, is missing or did not pass"
+    return default, f"{default} is the bundle's default precision; none of the bundle's parity reports passed"
 
 
 def _check_known(what: str, value: str, known: tuple[str, ...]) -> None:

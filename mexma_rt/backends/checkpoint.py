@@ -1,10 +1,10 @@
-"""Reads the encoder of a checkpoint folder into one form, XLM-R's, whichever model and tool wrote it. Needs safetensors.
+"""Reads the encoder of a checkpoint folder into one form, XLM-R's, whatever model it is and tool wrote it. Needs safetensors.
 
 XLM-R, BERT and DistilBERT are the same network: word, position and token type rows, then post-norm layers. They differ in the
-names of their tensors and in where the position table starts: BERT's row 0 is that of the first token, XLM-R's comes behind the
-row of padding. So BERT's rows are moved there (`bert_to_xlmr`), and nothing behind this module knows two forms.
-What the folder holds and the encoder has no place for is an error that names it, except what no sentence vector depends on
-(`BESIDE`): a tensor that is silently left out would be another model. Tensors are torch's; only their methods are used.
+names of their tensors and in where the position table starts: BERT's first token has row 0, XLM-R's the row after the one for
+padding. So BERT's rows are moved there (`bert_to_xlmr`), and the rest of the code sees only one form.
+A tensor that the encoder has no place for is an error naming it, unless no sentence vector depends on it (`BESIDE`): leaving it
+out silently would change the model. Tensors are torch's; only their methods are used.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from mexma_rt.errors import BundleError, FileError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 WORDS, POSITIONS, TYPES = (f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type"))
-SPARE_ROWS = 128  # word tables are often filled up to a multiple of 8, 64 or 128 rows
+SPARE_ROWS = 128  # word tables are often padded to a multiple of 8, 64 or 128 rows
 
-# Beside the encoder in many folders, and not part of a sentence vector: pooler, heads of pretraining, numbers that count up.
+# Often stored beside the encoder but irrelevant to sentence vectors: the pooler, pretraining heads, tables of position ids.
 BESIDE = re.compile(
     r"pooler\.dense\.(weight|bias)|embeddings\.(position_ids|token_type_ids)|lm_head\..+|cls\.(predictions|seq_relationship)\..+"
     r"|vocab_(transform|layer_norm|projector)\..+"
 )
 HEADS = re.compile(r"(classifier|score|qa_outputs|summary|sequence_summary)\..+")
-TIED = ("lm_head.decoder.weight", "cls.predictions.decoder.weight", "vocab_projector.weight")  # the word embeddings again
+TIED = ("lm_head.decoder.weight", "cls.predictions.decoder.weight", "vocab_projector.weight")  # copies of the word embeddings
 
 DISTILBERT = (  # its names -> BERT's
     (r"^transformer\.layer\.", "encoder.layer."),
@@ -53,14 +53,14 @@ DISTILBERT_CONFIG = {
     "attention_dropout": "attention_probs_dropout_prob",
 }
 LEFT_OUT = ("_name_or_path", "dtype", "torch_dtype", "sinusoidal_pos_embds", "qa_dropout", "seq_classif_dropout")
-DEFAULTS = {  # of transformers' classes: older folders leave out what equals them
+DEFAULTS = {  # those of transformers' classes; older folders omit settings that equal them
     "hidden_act": "gelu",
     "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.1,
     "initializer_range": 0.02,
     "layer_norm_eps": 1e-12,
 }
-OTHER_KINDS = {  # why a model that many people have is refused
+OTHER_KINDS = {  # why a popular model is refused
     "modernbert": "rotary positions and pre-norm layers",
     "nomic_bert": "rotary positions",
     "new": "rotary positions (gte)",
@@ -83,16 +83,16 @@ LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderWeights:
-    """An encoder in XLM-R's form. `tensors` have the names of transformers' XLMRobertaModel and the types of the file."""
+    """An encoder in XLM-R's form. `tensors` are named as in transformers' XLMRobertaModel and keep the file's types."""
 
-    config: dict[str, Any]  # as XLM-R's config.json
+    config: dict[str, Any]  # the content of XLM-R's config.json
     tensors: dict[str, Any]
-    prefix: str  # that the names had in the file: "roberta.", "bert.", "0.auto_model.", or ""
-    converted: bool  # the file is no single model.safetensors in this very form, so that it cannot be copied as it is
+    prefix: str  # of the names in the file: "roberta.", "bert.", "0.auto_model.", or ""
+    converted: bool  # the file is not a single model.safetensors in exactly this form, so it cannot simply be copied
 
 
 def read_encoder(folder: Path, config: Mapping[str, Any], *, pad: int) -> EncoderWeights:
-    """The encoder of a folder whose config.json is `config`; `pad` is the tokenizer's id of padding.
+    """Read the encoder of a folder whose config.json is `config`; `pad` is the tokenizer's padding id.
 
     Raises BundleError (another architecture, damaged, incomplete or unknown tensors), FileError (no weights, a missing shard).
     """
@@ -101,7 +101,7 @@ def read_encoder(folder: Path, config: Mapping[str, Any], *, pad: int) -> Encode
     if quantised := sorted(name for name, tensor in held.items() if name.endswith(".weight") and not _is_plain(tensor)):
         raise BundleError(
             f"{folder}: the weights are quantised ({quantised[0]} is {str(held[quantised[0]].dtype).removeprefix('torch.')}), "
-            "and what their numbers stand for is known to the library that wrote them. Name the model that it was made from."
+            "and only the library that wrote them knows how to read them. Name the model that it was made from."
         )
     tensors, prefix = _encoder_names(folder, held)
     if kind == "distilbert":
@@ -113,7 +113,7 @@ def read_encoder(folder: Path, config: Mapping[str, Any], *, pad: int) -> Encode
     settings = _settings(folder, config, kind, tensors)
     _check_shapes(folder, settings, tensors)
     types = tensors[TYPES].shape[0]
-    tensors[TYPES] = tensors[TYPES][:1].clone()  # of a single sentence every token has type 0
+    tensors[TYPES] = tensors[TYPES][:1].clone()  # in a single sentence every token has type 0
     settings |= {"type_vocab_size": 1, "pad_token_id": pad}
     if kind != "xlm-roberta":
         tensors[POSITIONS] = bert_to_xlmr(tensors[POSITIONS], pad)
@@ -127,12 +127,12 @@ def read_encoder(folder: Path, config: Mapping[str, Any], *, pad: int) -> Encode
 
 
 def _is_plain(tensor: Any) -> bool:
-    """Whether numbers are what they stand for: of 8 bits and whole ones are scaled by others, that we do not read."""
+    """Whether numbers are unscaled floats; 8-bit floats and integers come with scales, which are not read here."""
     return bool(tensor.is_floating_point()) and tensor.element_size() >= 2
 
 
 def bert_to_xlmr(positions: Any, pad: int) -> Any:
-    """BERT's position table [P, D], row 0 for the first token -> XLM-R's [pad + 1 + P, D]: rows up to that of padding are 0."""
+    """Turn BERT's position table [P, D] into XLM-R's [pad + 1 + P, D], whose rows up to and including padding's are 0."""
     moved = positions.new_zeros((pad + 1 + positions.shape[0], positions.shape[1]))
     moved[pad + 1 :] = positions
     return moved
@@ -144,13 +144,13 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> str:
     if kind not in FORMS:
         why = f": {OTHER_KINDS[kind]}" if isinstance(kind, str) and kind in OTHER_KINDS else ""
         raise BundleError(
-            f"{path}: model_type is {kind!r}{why}. Known are encoders of the forms {', '.join(FORMS)} (post-norm layers, a "
-            "table of positions), such as MEXMA, multilingual-e5, LaBSE, bge-m3 and paraphrase-multilingual models."
+            f"{path}: model_type is {kind!r}{why}. Supported are the encoders {', '.join(FORMS)} (post-norm layers, a table of "
+            "positions), such as MEXMA, multilingual-e5, LaBSE, bge-m3 and paraphrase-multilingual models."
         )
     if (adapter := folder / ADAPTER).is_file():
         raise BundleError(
-            f"{adapter}: an adapter lies beside the weights, and its owner's code would add it to them. Merge it into them and "
-            "save the whole model (in peft: model.merge_and_unload()), or delete the file if the weights have it already."
+            f"{adapter}: an adapter lies beside the weights, and its owner's code would apply it. Merge it into the weights "
+            "and save the whole model (in peft: model.merge_and_unload()), or delete the file if it is merged already."
         )
     if config.get("quantization_config"):
         raise BundleError(
@@ -158,7 +158,7 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> str:
         )
     if config.get("is_decoder") or config.get("add_cross_attention"):
         raise BundleError(
-            f"{path}: is_decoder or add_cross_attention is set: a decoder has no sentence vector. Name an encoder."
+            f"{path}: is_decoder or add_cross_attention is set, but a decoder has no sentence vector. Name an encoder."
         )
     if (positions := config.get("position_embedding_type", "absolute")) != "absolute":
         raise BundleError(f"{path}: position_embedding_type is {positions!r}, but a table of absolute positions is needed.")
@@ -180,7 +180,7 @@ def read_tensors(folder: Path) -> tuple[dict[str, Any], bool]:
     for name in files:
         try:
             tensors |= load(folder / name)
-        except Exception as error:  # safetensors' own, of a file that is cut or damaged
+        except Exception as error:  # safetensors' own, for a truncated or damaged file
             with (folder / name).open("rb") as stream:
                 if stream.read(len(LFS_POINTER)) == LFS_POINTER:
                     raise BundleError(
@@ -194,13 +194,13 @@ def read_tensors(folder: Path) -> tuple[dict[str, Any], bool]:
 
 
 def _shards(folder: Path) -> list[str]:
-    """The names of the files that the index lists."""
+    """Return the names of the files listed in the index."""
     path = folder / INDEX
     if not path.is_file():
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
         if pickles:
             raise BundleError(
-                f"{folder}: only pickled weights ({pickles[0]}), and loading a pickle can run any code: refused. If you "
+                f"{folder}: only pickled weights ({pickles[0]}), which are refused because a pickle can run any code. If you "
                 "trust the file, convert it once with safetensors.torch.save_file, and name the new folder."
             )
         others = sorted(
@@ -213,31 +213,31 @@ def _shards(folder: Path) -> list[str]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise BundleError(f"{path}: not an index of weights ({error}). Copy the checkpoint again.") from error
     if outside := [name for name in names if Path(name).name != name]:
-        raise BundleError(f"{path}: names the file {outside[0]!r} outside of its folder. Copy the checkpoint again.")
+        raise BundleError(f"{path}: names the file {outside[0]!r} outside its folder. Copy the checkpoint again.")
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise FileError(
-            f"{folder}: {len(missing)} of {len(names)} files of weights are missing, {missing[0]} first. Copy them here too."
+            f"{folder}: {len(missing)} of {len(names)} weight files are missing, the first is {missing[0]}. Copy them here too."
         )
     return names
 
 
 def _encoder_names(folder: Path, held: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the tensors without the prefix that wrappers and trainers add to their names, and that prefix."""
+    """Return the tensors without the name prefix that wrappers and trainers add, and that prefix."""
     prefixes = sorted(name.removesuffix(POSITIONS) for name in held if name.endswith(POSITIONS))
     if not prefixes:
         raise BundleError(
-            f"{folder}: no tensor {POSITIONS} in the weights (first: {min(held, default='none')}): they are not those of "
-            "an encoder in Hugging Face form, or an adapter without its base model. Merge or save the whole model."
+            f"{folder}: no tensor {POSITIONS} in the weights (first: {min(held, default='none')}): this is not an "
+            "encoder in Hugging Face form, or it is an adapter without its base model. Merge or save the whole model."
         )
     if len(prefixes) > 1:
         raise BundleError(f"{folder}: the weights hold {len(prefixes)} encoders: {', '.join(prefixes)}. Save the one you mean.")
     prefix, tensors = prefixes[0], {}
-    outer = prefix[: prefix.rstrip(".").rfind(".") + 1]  # of what stands beside the encoder: "lm_head." beside "roberta."
+    outer = prefix[: prefix.rstrip(".").rfind(".") + 1]  # of the encoder's siblings: "lm_head." beside "roberta."
     for name, tensor in held.items():
         start = next((start for start in (prefix, outer) if name.startswith(start)), "")
         tensors[name[len(start) :]] = tensor
     if WORDS not in tensors and (tied := [name for name in TIED if name in tensors]):
-        tensors[WORDS] = tensors[tied[0]]  # safetensors' save_model writes one of two names that share a tensor
+        tensors[WORDS] = tensors[tied[0]]  # safetensors' save_model writes only one of two names for a shared tensor
     return tensors, prefix
 
 
@@ -252,7 +252,7 @@ def _new_norm_name(match: re.Match[str]) -> str:
 
 
 def _settings(folder: Path, config: Mapping[str, Any], kind: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """XLM-R's config.json of the model. What a number of the table says is taken from the table."""
+    """Return the model's config.json in XLM-R's form; missing table sizes are taken from the tensors."""
     settings: dict[str, Any] = DEFAULTS | dict(config)
     if kind == "distilbert":
         settings |= {new: settings.pop(old) for old, new in DISTILBERT_CONFIG.items() if old in settings}
@@ -267,7 +267,7 @@ def _settings(folder: Path, config: Mapping[str, Any], kind: str, tensors: Mappi
         raise BundleError(f"{folder / 'config.json'}: no number for {', '.join(lacking)}. Copy the checkpoint again.")
     if settings["hidden_size"] % settings["num_attention_heads"]:
         raise BundleError(
-            f"{folder / 'config.json'}: {settings['hidden_size']} numbers of a state cannot be shared among "
+            f"{folder / 'config.json'}: hidden_size {settings['hidden_size']} cannot be divided evenly among "
             f"{settings['num_attention_heads']} attention heads. Copy the checkpoint again."
         )
     if settings["hidden_act"] != "gelu":
@@ -278,23 +278,23 @@ def _settings(folder: Path, config: Mapping[str, Any], kind: str, tensors: Mappi
 
 
 def _check_shapes(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    """Every tensor that the configuration asks for, in its shape, and no other."""
+    """Raise BundleError unless the tensors and their shapes are exactly those that the configuration requires."""
     wanted = encoder_shapes(settings)
     if missing := sorted(wanted.keys() - tensors.keys()):
         raise BundleError(
-            f"{folder}: the weights lack {len(missing)} tensors of the encoder that config.json describes, {missing[0]} first; "
-            "they would be random numbers. The file is incomplete or belongs to another config.json."
+            f"{folder}: the weights lack {len(missing)} tensors of the encoder that config.json describes (first: {missing[0]}), "
+            "which would be random. The file is incomplete or belongs to another config.json."
         )
     if unknown := sorted(tensors.keys() - wanted.keys()):
-        what = "a head of a classifier or cross-encoder" if HEADS.match(unknown[0]) else "no part of the encoder it describes"
+        what = "a head of a classifier or cross-encoder" if HEADS.match(unknown[0]) else "not part of the encoder it describes"
         raise BundleError(
-            f"{folder}: the weights hold {len(unknown)} tensors that config.json gives no place, {unknown[0]} first ({what}). "
-            "Without them it would be another model: more layers than config.json says, an adapter or a changed architecture. "
+            f"{folder}: the weights hold {len(unknown)} tensors for which config.json has no place (first: {unknown[0]}, "
+            f"{what}). Without them it would be another model: it has more layers, an adapter or a changed architecture. "
             "Copy the config.json that belongs to the weights, or merge the adapter into them."
         )
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != shape:
             raise BundleError(
-                f"{folder}: {name} has the shape {tuple(tensors[name].shape)}, and config.json says {shape}. "
+                f"{folder}: {name} has the shape {tuple(tensors[name].shape)}, but config.json says {shape}. "
                 "The weights belong to another config.json. Copy the checkpoint again."
             )

@@ -1,6 +1,6 @@
 """The parts of CUDA that an engine needs, without torch: a stream, events, device and pinned memory, captured graphs.
 
-A thin layer: each method is one or two calls of `cuda.bindings.runtime`, and errors are raised in CUDA's words.
+A thin layer: each method is one or two calls to `cuda.bindings.runtime`, and errors carry CUDA's own text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mexma_rt.errors import BackendError
 def on_gpu(runtime: Any, number: int) -> Iterator[None]:
     """Make a visible GPU this thread's current one, and restore the previous one afterwards.
 
-    Engine, stream and memory must be on one GPU, and other libraries of the process may have chosen another.
+    Engine, stream and memory must be on one GPU, but other libraries in the process may have chosen another.
     """
     before = _call(runtime, "cudaGetDevice")
     if before == number:
@@ -33,29 +33,29 @@ def on_gpu(runtime: Any, number: int) -> Iterator[None]:
 
 
 class Cuda:
-    """A stream and its allocations, until `release`. Copies, launches and captured work run in its order."""
+    """A stream and its allocations, until `release`. Copies, launches and captured work run in stream order."""
 
     def __init__(self, runtime: Any) -> None:
         """`runtime` is the module `cuda.bindings.runtime`. Raises BackendError, as every method does."""
         self._runtime = runtime
         self._stack = contextlib.ExitStack()
-        # Not blocking: it shall not wait for the default stream, which other libraries of this process may use.
+        # Non-blocking: it must not wait for the default stream, which other libraries in this process may use.
         self._stream = self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
         self._free_later("cudaStreamDestroy", self._stream)
 
     @property
     def stream(self) -> int:
-        """The stream's address, as TensorRT takes it."""
+        """The stream's address, as TensorRT expects it."""
         return int(self._stream)
 
     def memory(self, size: int) -> int:
-        """The address of `size` bytes on the device."""
+        """Allocate `size` bytes on the device and return their address."""
         address = int(self._call("cudaMalloc", size))
         self._free_later("cudaFree", address)
         return address
 
     def pinned(self, count: int, dtype: type[np.generic]) -> np.ndarray:
-        """An array [count] in page-locked memory, which copies need to overlap with other work. Invalid after `release`."""
+        """Return an array [count] in page-locked memory, so that copies can overlap other work. Invalid after `release`."""
         size = count * np.dtype(dtype).itemsize
         address = int(self._call("cudaMallocHost", size))
         self._free_later("cudaFreeHost", address)
@@ -73,27 +73,27 @@ class Cuda:
         self._call("cudaMemcpyAsync", target.ctypes.data, source, target.nbytes, kind, self._stream)
 
     def event(self) -> Any:
-        """An event, for `record` and `wait`."""
-        event = self._call("cudaEventCreateWithFlags", self._runtime.cudaEventDisableTiming)  # which would cost time
+        """Create an event, for `record` and `wait`."""
+        event = self._call("cudaEventCreateWithFlags", self._runtime.cudaEventDisableTiming)  # timing would cost time
         self._free_later("cudaEventDestroy", event)
         return event
 
     def record(self, event: Any) -> None:
-        """Record the event behind what is in the stream now."""
+        """Record the event after everything now in the stream."""
         self._call("cudaEventRecord", event, self._stream)
 
     def wait(self, event: Any) -> None:
-        """Block until everything before the event is done, raising errors of that work. Other threads run meanwhile."""
+        """Block until everything before the event is done, raising its errors. Other threads keep running."""
         self._call("cudaEventSynchronize", event)
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """Capture what `work` puts into the stream, without running it, as a graph for `launch`."""
-        # Thread-local: what other threads of the process do with CUDA meanwhile does not disturb the recording.
+        """Capture what `work` enqueues, without running it, as a graph for `launch`."""
+        # Thread-local: CUDA calls by other threads of the process do not disturb the recording.
         self._call("cudaStreamBeginCapture", self._stream, self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:
             work()
         except BaseException:
-            with contextlib.suppress(BackendError):  # the stream must leave the capture; the first error is the one to report
+            with contextlib.suppress(BackendError):  # end the capture, but report the first error
                 self._call("cudaStreamEndCapture", self._stream)
             raise
         recorded = self._call("cudaStreamEndCapture", self._stream)
@@ -128,7 +128,7 @@ class Cuda:
 
 
 def _call(runtime: Any, name: str, *arguments: Any) -> Any:
-    """Every function answers (error, ...); returns what follows the error."""
+    """Call a function, which returns (error, ...), and return what follows the error."""
     error, *results = getattr(runtime, name)(*arguments)
     if int(error):
         _, words = runtime.cudaGetErrorString(error)

@@ -1,7 +1,7 @@
 """Finds the files that an ONNX file refers to, without an ONNX library, so that a graph reads only verified bytes.
 
 A tensor may keep its bytes in another file, named in the graph. onnxruntime looks for it beside the graph; recent versions
-refuse a path that leads out of that folder, and none knows which files the manifest has hashes of. The walk follows the wire
+refuse a path that leaves that folder, but none knows which files the manifest has hashes for. The walk follows the wire
 format of protocol buffers (protobuf.dev/programming-guides/encoding) along the fields of onnx.proto3 that can hold a tensor.
 """
 
@@ -27,24 +27,24 @@ _CHILDREN = {
 
 
 def check_external_files(bundle: Bundle, graph: str) -> None:
-    """Raise BundleError unless every file that a graph of the bundle refers to is one that the manifest lists."""
+    """Raise BundleError unless the manifest lists every file that a graph of the bundle refers to."""
     path = bundle.folder / graph
     for location in sorted(external_files(path)):
         beside = (PurePosixPath(graph).parent / location).as_posix()
         if ".." in PurePosixPath(location).parts or beside not in bundle.files:
             raise BundleError(
-                f"{path} keeps weights in {location!r}, which the manifest does not list: they could be anything, so the graph "
+                f"{path} keeps weights in {location!r}, which the manifest does not list. It could hold anything, so the graph "
                 "is not opened. Get the bundle from a source that you trust, or export it again with mexma-export."
             )
 
 
 def external_files(path: Path) -> set[str]:
-    """The locations that the tensors of an ONNX file name, as written there. Raises BundleError for another kind of file."""
+    """Return the locations named by the tensors of an ONNX file, verbatim. Raises BundleError if it is not an ONNX file."""
     with mapped(path) as view:
         try:
             return set(_locations(view, "model", 0, len(view)))
         except (IndexError, ValueError, RecursionError) as error:
-            raise BundleError(f"{path} is no ONNX file ({error}). Export the bundle again with mexma-export.") from None
+            raise BundleError(f"{path} is not an ONNX file ({error}). Export the bundle again with mexma-export.") from None
 
 
 def _locations(view: memoryview, kind: str, start: int, stop: int) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""Shared by building and running engines: finds the TensorRT libraries, CUDA's bindings and the GPU, or says what is missing.
+"""Finds the TensorRT libraries, CUDA's bindings and the GPU, or says what is missing; for building and running engines.
 
-Both libraries have one Python API; what runs is told by the name of the engine, which is also that of the pip extra.
+TensorRT and TensorRT-RTX share one Python API; the engine's name, which is also its pip extra's, tells them apart.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from mexma_rt.errors import BackendError, InputError, require_extra
 
-MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # the name of an engine is also that of its extra
+MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}  # an engine's name is also its pip extra's
 MAJORS = {"tensorrt": (10, 11), "rtx": (1,)}  # strongly typed networks began with tensorrt 10.0
 
 
@@ -26,7 +26,7 @@ def load_library(engine: str) -> Any:
     try:
         trt = importlib.import_module(name)
     except Exception as error:  # the loader's ImportError or OSError, or what the package itself raises
-        index = " --extra-index-url https://pypi.nvidia.com" if engine == "tensorrt" else ""  # PyPI has its bindings only
+        index = " --extra-index-url https://pypi.nvidia.com" if engine == "tensorrt" else ""  # PyPI has only its bindings
         raise BackendError(
             f"{name} is installed, but does not load: {str(error).strip() or type(error).__name__}. Its libraries are missing "
             f"or of another version. Type:\n    pip install --force-reinstall{index} 'mexma-rt[{engine}]'"
@@ -40,11 +40,11 @@ def load_library(engine: str) -> Any:
 
 
 def load_cuda(engine: str) -> Any:
-    """The module `cuda.bindings.runtime` of cuda-bindings, the core of cuda-python. Raises as `load_library`."""
+    """Import `cuda.bindings.runtime` from cuda-bindings, the core of cuda-python. Raises like `load_library`."""
     require_extra(engine, "cuda")
     try:
         return importlib.import_module("cuda.bindings.runtime")
-    except Exception as error:  # a package named cuda that is another, or one whose libraries do not load
+    except Exception as error:  # an unrelated package named cuda, or one whose libraries do not load
         raise BackendError(
             f"cuda.bindings.runtime does not load: {str(error).strip() or type(error).__name__}. Type:\n"
             f"    pip install --upgrade cuda-bindings 'mexma-rt[{engine}]'"
@@ -52,17 +52,17 @@ def load_cuda(engine: str) -> Any:
 
 
 def gpu_number(device: str) -> int:
-    """1 of "cuda:1"; 0, the first visible GPU, of "cuda" and of "auto"."""
+    """Return the 1 of "cuda:1"; 0 (the first visible GPU) for "cuda" and "auto"."""
     return int(device.partition(":")[2] or 0)
 
 
 def gpu_name(number: int) -> str:
-    """What a back end calls its device: "cuda" for the first visible GPU, "cuda:1" for the second."""
+    """Return a back end's name for its device: "cuda" for the first visible GPU, "cuda:1" for the second."""
     return f"cuda:{number}" if number else "cuda"
 
 
 def device_sm(number: int = 0) -> int:
-    """The compute capability of a visible GPU (8.9 is 89), asked of the driver. Raises BackendError without one."""
+    """Ask the driver for the compute capability of a visible GPU (8.9 is 89). Raises BackendError without one."""
     major, minor, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
@@ -79,7 +79,7 @@ def device_sm(number: int = 0) -> int:
 
 
 def new_logger(trt: Any) -> Any:
-    """A logger that keeps errors for error messages and prints nothing."""
+    """Return a logger that keeps errors for error messages and prints nothing."""
 
     class Collector(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -94,7 +94,7 @@ def new_logger(trt: Any) -> Any:
 
 
 def made(make: Callable[[], Any], trt: Any, log: Any, what: str) -> Any:
-    """make()'s result; TensorRT answers None, or pybind's TypeError, and gives the reason to the logger."""
+    """Return make()'s result. On failure TensorRT returns None or raises pybind's TypeError, and logs the reason."""
     result, reason = None, "it gave no reason"
     try:
         result = make()
@@ -103,7 +103,7 @@ def made(make: Callable[[], Any], trt: Any, log: Any, what: str) -> Any:
     if result is None:
         reason = log.errors[0][:400] if log.errors else reason
         raise BackendError(
-            f"{trt.__name__} {trt.__version__} could not {what}: {reason}. A lack of memory is met by smaller --profiles; "
-            "anything else is a limit of this version: try the one before or after."
+            f"{trt.__name__} {trt.__version__} could not {what}: {reason}. If memory ran out, type smaller --profiles; "
+            "anything else is a limitation of this version: try an older or newer one."
         )
     return result

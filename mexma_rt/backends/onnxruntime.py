@@ -1,4 +1,4 @@
-"""The onnxruntime back end: on the CPU always, on CUDA where `onnxruntime-gpu` and its libraries are installed."""
+"""The onnxruntime back end: always on the CPU, and on CUDA where `onnxruntime-gpu` and its libraries are installed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mexma_rt.bundle.weights import holder
 from mexma_rt.cores import usable_cores
 from mexma_rt.errors import BackendError, BundleError, InputError
 
-SWITCH = "token_states"  # bool input of the fused graphs, which need not be given: False leaves the token states out
+SWITCH = "token_states"  # optional bool input of the fused graphs: False omits the token states
 CUDA = "CUDAExecutionProvider"
 
-# Models up to this width run as many batches at a time as there are threads, one thread each, instead of one batch by all of
-# them: their matrix products are too small to share. Measured on the bundled model (256 dimensions), two busy cores, 500
+# Models up to this width run as many batches at a time as there are threads, one thread each, instead of one batch on all
+# threads: their matrix products are too small to share. Measured on the bundled model (256 dimensions), two busy cores, 500
 # mixed sentences, 7 interleaved rounds: 1.42 times the speed, with 27 % less CPU time.
 NARROW = 384
 
@@ -46,8 +46,8 @@ class OnnxRuntime(Backend):
         if device == "cpu" and bundle.dimensions <= NARROW:
             self.lanes, threads = threads, 1
         options.intra_op_num_threads = threads
-        options.enable_mem_pattern = False  # it remembers a plan per input shape, and our shapes vary
-        # Threads may spin between the operators of a run but not after it, where they would only take cores from others.
+        options.enable_mem_pattern = False  # it caches a plan per input shape, and our shapes vary
+        # Threads may spin between the operators of a run, but not after it, when they would only take cores from others.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if precision in bundle.graphs:
             path = bundle.folder / bundle.graphs[precision]
@@ -55,10 +55,10 @@ class OnnxRuntime(Backend):
         if device != "cpu":
             _require_cuda_provider(onnxruntime.get_available_providers())
             _load_cuda_libraries()
-        if precision not in bundle.graphs:  # last, for it takes seconds at first use
+        if precision not in bundle.graphs:  # last, because the first use takes seconds
             path = built_graph(bundle, precision)
             self.reason += f"; built from the bundle's {holder(bundle)} graph: {path.parent}"
-        # TF32 keeps 10 bits of a factor's 23: an fp32 graph would not give the CPU's vectors.
+        # TF32 keeps 10 of a factor's 23 bits: an fp32 graph would not reproduce the CPU's vectors.
         on_cuda = [(CUDA, {"device_id": str(gpu_number(device)), "use_tf32": "0"}), "CPUExecutionProvider"]
         providers = ["CPUExecutionProvider"] if device == "cpu" else on_cuda
         try:
@@ -81,8 +81,8 @@ class OnnxRuntime(Backend):
     def run_tokens(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         if TOKENS not in [output.name for output in self._session.get_outputs()]:
             raise BackendError(
-                f"The {self.precision} graph of this bundle has no output {TOKENS}, so it gives no token vectors. Export the "
-                "bundle again with mexma-export, or name a graph that has it by precision=."
+                f"This bundle's {self.precision} graph has no output {TOKENS}, so it cannot compute token vectors. Export the "
+                "bundle again with mexma-export, or choose a graph that has it with precision=."
             )
         return self._run(TOKENS, input_ids, attention_mask)
 
@@ -101,14 +101,14 @@ class OnnxRuntime(Backend):
         return found
 
 
-# Both are removed first: they write the same files, and removing one of them deletes those of the other. From 1.28 on,
+# Both are uninstalled first: they write the same files, so uninstalling one deletes the other's. From 1.28 on,
 # onnxruntime-gpu needs Python 3.11 and CUDA 13; the last one for Python 3.10 is 1.23, for CUDA 12.
 KEEP_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
 KEEP_CPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime"
 _PIP = (
-    f"\nType:\n    pip install 'mexma-rt[cuda]'\nfor the torch back end, beside this onnxruntime; or, to run onnxruntime "
-    f"itself on CUDA:\n    {KEEP_GPU}\n(pip will say that mexma-rt misses onnxruntime: onnxruntime-gpu takes its place, and "
-    "the two overwrite each other, so that only one may stay); or name device='cpu' or 'auto'."
+    f"\nType:\n    pip install 'mexma-rt[cuda]'\nfor the torch back end, alongside this onnxruntime; or, to run onnxruntime "
+    f"itself on CUDA:\n    {KEEP_GPU}\n(pip will complain that mexma-rt lacks onnxruntime: onnxruntime-gpu replaces it, and "
+    "only one can be installed, because they overwrite each other); or type device='cpu' or 'auto'."
 )
 
 
@@ -118,19 +118,19 @@ def _require_cuda_provider(available: list[str]) -> None:
 
 
 def _load_cuda_libraries() -> None:
-    """Load CUDA and cuDNN from their pip packages, or raise BackendError with what onnxruntime says is missing."""
+    """Load CUDA and cuDNN from their pip packages, or raise BackendError with what onnxruntime reports missing."""
     onnxruntime = import_onnxruntime()
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):  # it prints, and libraries do not print
+    with contextlib.redirect_stdout(said):  # it prints; a library must not
         getattr(onnxruntime, "preload_dlls", lambda: None)()  # since onnxruntime 1.21
     if "Failed to load" in said.getvalue():  # opening a session would fail too, and fill stderr
-        raise BackendError(f"onnxruntime misses libraries of CUDA.{_PIP}\n{said.getvalue()}")
+        raise BackendError(f"onnxruntime cannot find some CUDA libraries.{_PIP}\n{said.getvalue()}")
 
 
 def clash_of_packages() -> str:
-    """What is wrong where onnxruntime and onnxruntime-gpu are both installed, with the commands that repair it; else "".
+    """Explain what is wrong if both onnxruntime and onnxruntime-gpu are installed, with commands to repair it; else "".
 
-    They share a folder and overwrite each other: the sizes in each one's RECORD tell whose files lie on the disk.
+    They share a folder and overwrite each other; the sizes in each one's RECORD tell whose files are on the disk.
     """
     installed: dict[str, importlib.metadata.Distribution] = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):
@@ -148,14 +148,14 @@ def clash_of_packages() -> str:
 
 
 def _files_are_those_of(distribution: importlib.metadata.Distribution) -> bool:
-    """Whether the libraries and the notes on the build that a RECORD lists lie on the disk with the sizes it has."""
+    """Whether the libraries and build notes listed in a RECORD are on the disk with the same sizes."""
     listed = [file for file in distribution.files or () if file.parts[:2] == ("onnxruntime", "capi")]
     sized = [(Path(str(distribution.locate_file(file))), file.size) for file in listed if file.size is not None]
     return bool(sized) and all(path.is_file() and path.stat().st_size == size for path, size in sized)
 
 
 def _warn_of_clash() -> str:
-    """The first line as a remark for `reason`, after a warning with all of it."""
+    """Warn of a clash in full, and return its first line as a remark for `reason`."""
     clash = clash_of_packages()
     if not clash:
         return ""

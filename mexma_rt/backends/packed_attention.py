@@ -1,11 +1,11 @@
-"""Self-attention over packed sentences: T tokens of S sentences end to end, each attending to itself only. Needs torch.
+"""Self-attention over packed sentences: T tokens of S sentences end to end, each attending only to itself. Needs torch.
 
-Training (mexma_train) and the torch back end share it. One function, five ways to compute the same thing:
+Shared by training (mexma_train) and the torch back end. One function, five ways to compute the same thing:
     varlen  torch's variable-length flash attention: CUDA, bf16 or fp16; no padding anywhere
     flex    FlexAttention with a block mask: CUDA in any precision; on CPU forward only, because torch has no backward there
-    block   scaled-dot-product attention under a block-diagonal mask: everywhere, but T x T cells; the others' yardstick
-    padded  sentences of similar length padded for the attention alone: everywhere
-    equal   sentences of one length together, no padding: everywhere; made for training on CPU, where many share a length
+    block   scaled-dot-product attention under a block-diagonal mask: everywhere, but T x T cells; the reference
+    padded  sentences of similar length, padded for the attention only: everywhere
+    equal   sentences of equal length together, no padding: everywhere; for training on CPU, where many share a length
 H heads of E dimensions each.
 """
 
@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 KINDS = ("varlen", "flex", "block", "padded", "equal")
-SHORT, STEP = 16, 1.5  # of padded: up to SHORT tokens together, then each table STEP times as long as the one before
-FLEX_BLOCK = 128  # FlexAttention's block: T is filled up to a multiple of it
+SHORT, STEP = 16, 1.5  # padded: one table up to SHORT tokens, then each STEP times longer than the last
+FLEX_BLOCK = 128  # FlexAttention's block: T is padded to a multiple of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,37 +32,37 @@ class Table:
 
     sentences: int
     longest: int
-    tokens_N: Tensor  # int64 [n], their tokens among the packed ones
+    tokens_N: Tensor  # int64 [n], the positions of their tokens among the packed ones
     cells_N: Tensor  # int64 [n], cell of each in the sentences x longest table
-    mask: Tensor | None  # bool [sentences, 1, 1, longest]; None where all are of one length
+    mask: Tensor | None  # bool [sentences, 1, 1, longest]; None if all have the same length
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the sentences of a packed row lie. cumulative_S1 [S+1]: first token of each sentence, and T."""
+    """Where the sentences of a packed row lie. cumulative_S1 [S+1]: the first token of each sentence, then T."""
 
     kind: str
     tokens: int
     longest: int
     cumulative_S1: Tensor
     tables: tuple[Table, ...] = ()  # padded
-    back_T: Any = None  # padded, equal: int64 [T], where each packed token stands in the tables or groups laid end to end
+    back_T: Any = None  # padded, equal: int64 [T], the position of each packed token in the concatenated tables or groups
     groups: tuple[tuple[int, int], ...] = ()  # equal: (sentences, their length) of each group
-    order_T: Any = None  # equal: int64 [T], the packed tokens group by group; None: they are in that order already
+    order_T: Any = None  # equal: int64 [T], the packed tokens group by group; None if they already are in that order
     mask: Any = None  # block: bool [T, T]; flex: a BlockMask
 
     @property
     def starts_S(self) -> Tensor:
-        """Token number of each sentence's <s>."""
+        """The position of each sentence's <s> token."""
         return self.cumulative_S1[:-1].long()
 
     def in_order(self) -> Layout:
-        """equal: the same groups for tokens that were put in the order of `order_T`, once for all layers."""
+        """equal: the same groups, for tokens already reordered by `order_T`, once for all layers."""
         return replace(self, order_T=None, back_T=None)
 
 
 def make_layout(lengths_S: np.ndarray, kind: str, device: torch.device | str = "cpu") -> Layout:
-    """The layout of sentences of these lengths (all at least 1)."""
+    """Lay out sentences of these lengths (all at least 1)."""
     ends = np.cumsum(lengths_S)
     tokens, longest, starts = int(ends[-1]), int(lengths_S.max()), ends - lengths_S
     cumulative = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)).to(device)
@@ -105,7 +105,7 @@ def _equal_layout(lengths_S: np.ndarray, starts_S: np.ndarray, cumulative: Tenso
 
 
 def _of_similar_length(lengths_S: np.ndarray) -> list[np.ndarray]:
-    """Sentence numbers by length: each group's longest is at most STEP times its shortest, or SHORT tokens."""
+    """Group sentence numbers by length: a group's longest is at most STEP times its shortest, or SHORT tokens."""
     by_length = np.argsort(lengths_S, kind="stable")
     limits, longest = [], float(SHORT)
     while longest < lengths_S.max():
@@ -129,7 +129,7 @@ def _table(lengths_S: np.ndarray, starts_S: np.ndarray, chosen: np.ndarray, devi
 
 
 def attend(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, layout: Layout) -> Tensor:
-    """softmax(q k^T / sqrt(E)) v inside each sentence: [T, H, E]."""
+    """Compute softmax(q k^T / sqrt(E)) v within each sentence: [T, H, E]."""
     if layout.kind == "varlen":
         from torch.nn.attention.varlen import varlen_attn
 
@@ -166,8 +166,8 @@ def _padded(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, layout: Layou
 
 
 def _equal(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, layout: Layout) -> Tensor:
-    """`split` and `cat` are each other's backward, one copy of everything; a gather of each group's tokens would be zeroed and
-    added up again over all T tokens in its backward."""
+    """Attend group by group. `split` and `cat` are each other's backward, one copy of everything; the backward of a gather per
+    group would zero and sum all T tokens each time."""
     qkv = [query_THE, key_THE, value_THE]
     if layout.order_T is not None:
         qkv = [x.index_select(0, layout.order_T) for x in qkv]
@@ -181,7 +181,7 @@ def _equal(query_THE: Tensor, key_THE: Tensor, value_THE: Tensor, layout: Layout
 
 
 def _pad(x_THE: Tensor, table: Table) -> Tensor:
-    """[T, H, E] -> [S, H, L, E]. index_copy, whose backward is a plain read, unlike that of indexing."""
+    """Pad [T, H, E] to [S, H, L, E]. index_copy's backward is a plain read, unlike that of indexing."""
     cells = x_THE.new_zeros(table.sentences * table.longest, *x_THE.shape[1:])
     cells = cells.index_copy(0, table.cells_N, x_THE.index_select(0, table.tokens_N))
     return cells.view(table.sentences, table.longest, *x_THE.shape[1:]).transpose(1, 2)
@@ -191,7 +191,7 @@ def _flex_mask(documents_T: Tensor) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     def same_document(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return documents_T[q] == documents_T[k]  # the filler is a document of its own, so that no row is empty
+        return documents_T[q] == documents_T[k]  # the filler is its own document, so no row is empty
 
     length = len(documents_T)
     return create_block_mask(same_document, None, None, length, length, device=documents_T.device, BLOCK_SIZE=FLEX_BLOCK)

@@ -1,8 +1,8 @@
-"""The XLM-R encoder for packed sentences. Weights carry the names of transformers' XLMRobertaModel, so that a checkpoint
-needs no conversion either way; the computation is equal to its forward pass (tests/train/test_encoder.py). Needs torch.
+"""The XLM-R encoder for packed sentences. Weights are named as in transformers' XLMRobertaModel, so checkpoints need no
+conversion either way; the computation equals its forward pass (tests/train/test_encoder.py). Needs torch.
 
-Written out here because transformers' own pads, and so that one layer serves the torch back end, training and its token head.
-T packed tokens, R wanted rows, D dimensions.
+Written here because transformers' own pads, and so that one layer serves the torch back end, training and its token head.
+T packed tokens, R requested rows, D dimensions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mexma_rt.backends.packed_attention import Layout, attend
 
-PAD = 1  # XLM-R's; position numbers start after it
+PAD = 1  # XLM-R's padding id; position numbers start after it
 
 
 class Layer(nn.Module):
@@ -34,9 +34,9 @@ class Layer(nn.Module):
         )
 
     def forward(self, states_TD: Tensor, layout: Layout, rows_R: Tensor | None = None) -> Tensor:
-        """States [T, D], or [R, D] at the wanted rows only, which saves work in the last layer."""
+        """Return states [T, D], or [R, D] for the requested rows only, which saves work in the last layer."""
         project, low_TD = self.attention.self, states_TD
-        if torch.is_autocast_enabled(states_TD.device.type):  # one cast, kept once; autocast itself would make and keep three
+        if torch.is_autocast_enabled(states_TD.device.type):  # one cast; autocast itself would make and keep three
             low_TD = states_TD.to(torch.get_autocast_dtype(states_TD.device.type))
         query_THE, key_THE, value_THE = (
             p(low_TD).unflatten(-1, (self.heads, -1)) for p in (project.query, project.key, project.value)
@@ -54,14 +54,14 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """XLM-R without pooler. `config` has the fields of transformers' XLMRobertaConfig, and is one where it is to be written."""
+    """XLM-R without a pooler. `config` has XLMRobertaConfig's fields, and must be one if it will be written."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config, width = config, config.hidden_size
         self.embeddings: Any = nn.ModuleDict(
             {
-                "word_embeddings": nn.Embedding(config.vocab_size, width, padding_idx=PAD),  # no gradient to a <pad>, as theirs
+                "word_embeddings": nn.Embedding(config.vocab_size, width, padding_idx=PAD),  # no gradient to <pad>, as theirs
                 "position_embeddings": nn.Embedding(config.max_position_embeddings, width, padding_idx=PAD),
                 "token_type_embeddings": nn.Embedding(1, width),
                 "LayerNorm": nn.LayerNorm(width, eps=config.layer_norm_eps),
@@ -80,9 +80,9 @@ class Encoder(nn.Module):
         self.encoder: Any = nn.ModuleDict({"layer": nn.ModuleList(layers)})
 
     def forward(self, ids_T: Tensor, positions_T: Tensor, layout: Layout, rows_R: Tensor | None = None) -> Tensor:
-        """Final states [T, D], or [R, D] at the wanted rows; a sentence's vector is the state of its <s>."""
+        """Return final states [T, D], or [R, D] for the requested rows; a sentence's vector is the state of its <s>."""
         back_T = layout.back_T if layout.order_T is not None else None
-        if back_T is not None:  # tokens by the length of their sentences, once for all layers
+        if back_T is not None:  # reorder tokens by sentence length, once for all layers
             ids_T, positions_T = ids_T.index_select(0, layout.order_T), positions_T.index_select(0, layout.order_T)
             rows_R, layout = None if rows_R is None else back_T.index_select(0, rows_R), layout.in_order()
         tables = self.embeddings
@@ -97,7 +97,7 @@ class Encoder(nn.Module):
 
 
 def position_numbers(ids_T: np.ndarray, lengths_S: np.ndarray, pad: int = PAD) -> np.ndarray:
-    """Row of the position table of each token, as transformers counts: 2, 3, ... per sentence; a <pad> inside gets 1."""
+    """Return each token's row in the position table, as transformers counts: 2, 3, ... per sentence; a <pad> inside gets 1."""
     real = ids_T != pad
     counted = np.cumsum(real)
     before = np.concatenate([[0], counted])[np.cumsum(lengths_S) - lengths_S]

@@ -1,4 +1,4 @@
-"""Splits a batch into executions of an engine: the optimisation profile for each run of rows, and the shape to pad to.
+"""Splits a batch into executions of an engine: an optimisation profile for each range of rows, and the shape to pad to.
 
 This part of the TensorRT back end uses numpy only, so it can be tested without a GPU.
 """
@@ -14,18 +14,18 @@ import numpy as np
 from mexma_rt.backends.sidecar import Profile
 from mexma_rt.errors import BackendError
 
-SHORTEST = 2  # an empty text is <s> </s>; engines are built for 2 tokens and more
-# Tensor cores want fp16 matrices in multiples of 8 (NVIDIA, Deep Learning Performance Guide). Those of an encoder have rows x
-# tokens rows: a length is filled up only as far as that product needs, for nearly all of 30 tokens would be 32.
+SHORTEST = 2  # an empty text is <s> </s>; engines are built for 2 or more tokens
+# Tensor cores prefer fp16 matrices in multiples of 8 (NVIDIA, Deep Learning Performance Guide). An encoder's have rows x tokens
+# rows, so a length is padded only as far as that product needs; always padding the length would turn 30 tokens into 32.
 ALIGN = 8
-# A profile of so few tokens always runs at its full shape, as a CUDA graph: there, starting the kernels takes longer than
-# padding does. A first value, not measured.
+# A profile with at most this many tokens always runs at its full shape, as a CUDA graph: launching kernels would cost more
+# than the padding. An initial value, not measured.
 GRAPH_CELLS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One execution: the rows start:stop of the batch, in the profile of this index, at this shape (rows, tokens)."""
+    """One execution: rows start:stop of the batch, with the profile of this index, at this shape (rows, tokens)."""
 
     profile: int
     start: int
@@ -34,15 +34,15 @@ class Piece:
 
 
 def runs_as_graph(profile: Profile) -> bool:
-    """Whether a profile always runs at its full shape, so that one CUDA graph serves all executions."""
+    """Whether a profile always runs at its full shape, so that one CUDA graph serves every execution."""
     return profile.batch * profile.length <= GRAPH_CELLS
 
 
 def plan(rows: int, length: int, profiles: Sequence[Profile]) -> list[Piece]:
-    """The executions for a batch [rows, length], in the order of its rows, which they cover without gap or overlap.
+    """Plan the executions for a batch [rows, length], in row order, without gaps or overlaps.
 
-    Rows go to the smallest profile (rows x tokens; of equals the shorter) that holds all that are left, and where none
-    does, as many as fit to the one with the most rows. Raises BackendError for a length that no profile has.
+    The remaining rows go to the smallest profile (rows x tokens; the shorter one if equal) that holds them all; if none does,
+    as many as fit go to the profile with the most rows. Raises BackendError for a length that no profile has.
     """
     long_enough = [index for index, profile in enumerate(profiles) if profile.length >= length]
     if not long_enough:
@@ -73,7 +73,7 @@ def plan(rows: int, length: int, profiles: Sequence[Profile]) -> list[Piece]:
 
 
 def pad(rows: np.ndarray, into: np.ndarray, value: int) -> None:
-    """Copy rows [b, l] to the upper left of `into` [B, L], and fill the rest with `value`."""
+    """Copy rows [b, l] to the top left of `into` [B, L], and fill the rest with `value`."""
     count, length = rows.shape
     into[:count, :length] = rows
     into[:count, length:] = value

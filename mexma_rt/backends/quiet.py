@@ -1,7 +1,7 @@
-"""onnxruntime, imported without its telemetry.
+"""Imports onnxruntime without its telemetry.
 
-Since 1.29 its wheels for Linux write a device id and a database into the user's cache when they are imported, and report
-sessions to their maker. ORT_DISABLE_TELEMETRY turns that off; it is read during the import only.
+Since 1.29, importing its Linux wheels writes a device id and a database into the user's cache, and reports sessions to the
+vendor. ORT_DISABLE_TELEMETRY turns that off; it is read only during the import.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _lock = threading.Lock()
 
 
 def import_onnxruntime() -> ModuleType:
-    """The module onnxruntime. Who imported it before, or has set the switch in the environment, has decided for themselves."""
+    """Import onnxruntime; respects an earlier import and a user's own setting of the switch in the environment."""
     with _lock:
         ours = "onnxruntime" not in sys.modules and SWITCH not in os.environ
         if ours:

@@ -1,7 +1,7 @@
 """The JSON beside an engine (`rtx.engine` -> `rtx.engine.json`): what it was built from, with, and for.
 
 An engine runs only with the library version that built it and on the GPU architectures (SM) it was built for; elsewhere it
-fails late, with errors that explain nothing. So the sidecar is read and checked before the engine is deserialised.
+fails late, with unhelpful errors. So the sidecar is read and checked before the engine is deserialised.
 Needs neither TensorRT nor a GPU.
 """
 
@@ -21,12 +21,12 @@ from mexma_rt.errors import BackendError, BundleError, FileError
 from mexma_rt.files.atomic import sha256_of
 
 FORMAT = "mexma-engine"
-FORMAT_VERSION = 2  # engines of 1 gave the states of all tokens too, and raw vectors
+FORMAT_VERSION = 2  # engines of version 1 also returned all token states, and raw vectors
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """An input or output: numpy's name of the type, and the shape with -1 for free dimensions."""
+    """An input or output: numpy's name for the type, and the shape with -1 for free dimensions."""
 
     name: str
     dtype: str
@@ -67,25 +67,25 @@ class Sidecar:
 
 
 def engine_path(bundle: Path, engine: str) -> Path:
-    """Path of a bundle's engine for "tensorrt" or "rtx"."""
+    """Return the path of a bundle's engine for "tensorrt" or "rtx"."""
     return bundle / "engines" / f"{engine}.engine"
 
 
 def sidecar_path(engine: Path) -> Path:
-    """Path of an engine's sidecar: its name with .json appended."""
+    """Return the path of an engine's sidecar: its name with .json appended."""
     return engine.with_name(engine.name + ".json")
 
 
 def graph_hash(graph: Path) -> str:
-    """SHA-256 of an ONNX graph; where its weights lie in a second file (`<name>.data`), of "hash of one, hash of the other"."""
+    """Return an ONNX graph's SHA-256; if its weights are in `<name>.data`, the SHA-256 of "graph's hash data's hash"."""
     data = graph.with_name(graph.name + ".data")
     return _joined(sha256_of(graph), sha256_of(data) if data.is_file() else None)
 
 
 def manifest_graph_hash(bundle: Bundle, precision: str) -> str:
-    """`graph_hash` of a bundle's graph from its manifest, whose hashes `open_bundle` has compared with the files.
+    """Return `graph_hash` of a bundle's graph from its manifest, whose hashes `open_bundle` has compared with the files.
 
-    Of a graph that is built: "hash of its structure, that of the graph with its weights", by SHA-256.
+    For a graph that is built from a structure: the SHA-256 of "structure's hash hash of the graph with its weights".
     """
     if precision in buildable(bundle):
         return _joined(bundle.files[STRUCTURES[precision]].sha256, manifest_graph_hash(bundle, holder(bundle)))
@@ -108,7 +108,7 @@ def read_sidecar(engine: Path) -> Sidecar:
         raise FileError(f"{engine}: no such engine. {_rebuild()}")
     if not path.is_file():
         raise FileError(
-            f"{engine} has no {path.name} beside it, so nothing tells which library, GPU and graph it belongs to, and it is "
+            f"{engine} has no {path.name} beside it, so its library, GPU and graph are unknown, and it is "
             f"not loaded. Copy both files. {_rebuild()}"
         )
     try:
@@ -127,7 +127,7 @@ def read_sidecar(engine: Path) -> Sidecar:
         return _from_json(content)
     except (KeyError, TypeError, ValueError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise BundleError(f"{path}: {what}. The file was changed or cut. {_rebuild()}") from error
+        raise BundleError(f"{path}: {what}. The file was changed or truncated. {_rebuild()}") from error
 
 
 def check_sidecar(
@@ -135,16 +135,16 @@ def check_sidecar(
 ) -> None:
     """Raise unless `engine` may be deserialised here: by this library and version, on a GPU of this SM, for this graph.
 
-    `graph_sha256` is the hash of the bundle's fp16 graph (None: the graph is not here, and is not compared). Raises
-    BackendError (library, version, SM: the engine is good, but not for this machine) and BundleError (another graph, damaged
-    or exchanged bytes). The bytes come last, being the slow check.
+    `graph_sha256` is the hash of the bundle's fp16 graph (None: the graph is not here, so it is not compared). Raises
+    BackendError (library, version, SM: the engine is intact, but not for this machine) and BundleError (another graph, damaged
+    or replaced bytes). The bytes are checked last, because that is slow.
     """
     if sidecar.library != library:
         raise BackendError(f"{engine} is an engine of {sidecar.library}, but was given to {library}. {_rebuild(library)}")
     if sidecar.version != version:
         raise BackendError(
-            f"{engine} was built by {library} {sidecar.version}, but {version} is installed: engines are good for one version. "
-            f"{_rebuild(library)}\nor install the old one: pip install '{_package(library)}=={sidecar.version}'"
+            f"{engine} was built by {library} {sidecar.version}, but {version} is installed: an engine works with one "
+            f"version only. {_rebuild(library)}\nor install the old one: pip install '{_package(library)}=={sidecar.version}'"
         )
     if sm not in sidecar.sm:
         raise BackendError(
@@ -158,13 +158,13 @@ def check_sidecar(
     size = engine.stat().st_size
     if size != sidecar.engine_bytes:
         raise BundleError(
-            f"{engine} has {size} bytes, but {sidecar_path(engine).name} says {sidecar.engine_bytes}: it is cut, or of another "
-            f"build. Copy both files again. {_rebuild(library)}"
+            f"{engine} has {size} bytes, but {sidecar_path(engine).name} says {sidecar.engine_bytes}: it is truncated, or from "
+            f"another build. Copy both files again. {_rebuild(library)}"
         )
     if (found := sha256_of(engine)) != sidecar.engine_sha256:
         raise BundleError(
-            f"{engine} has SHA-256 {found}, but {sidecar_path(engine).name} says {sidecar.engine_sha256}: it is damaged, or of "
-            f"another build. Copy both files again. {_rebuild(library)}"
+            f"{engine} has SHA-256 {found}, but {sidecar_path(engine).name} says {sidecar.engine_sha256}: it is damaged, or "
+            f"from another build. Copy both files again. {_rebuild(library)}"
         )
 
 
@@ -179,7 +179,7 @@ def _package(library: str) -> str:
 
 
 def _from_json(content: dict[str, Any]) -> Sidecar:
-    """The sidecar, every value of its type. Raises KeyError, or ValueError with the value that is wrong."""
+    """Parse a sidecar, checking every value's type. Raises KeyError, or ValueError with the wrong value."""
 
     def get(key: str, *types: type, where: dict[str, Any] = content) -> Any:
         value = where[key]

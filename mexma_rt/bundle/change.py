@@ -19,7 +19,7 @@ def check_writable(bundle: Bundle, output: str | os.PathLike[str] | None) -> Non
     """Raise InputError or FileError, before any work, if thresholds could not be written to the bundle or the new folder."""
     if output is not None:
         if Path(output).exists():
-            raise InputError(f"{output} exists already. Name another folder for the copy, or delete it first.")
+            raise InputError(f"{output} already exists. Name another folder for the copy, or delete it first.")
         return
     if bundle.revision is not None:
         raise InputError(

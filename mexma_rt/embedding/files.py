@@ -136,7 +136,7 @@ def write_vectors(
         moved = resumable.is_moved(folder, target, layout, resumed)
         if not moved:
             if shard_rows is not None and target.exists():
-                raise FileError(f"{output} exists already. Choose another name, or move it away.")
+                raise FileError(f"{output} already exists. Choose another name, or move it away.")
             resumable.check_rows(folder, layout, resumed)
             resumable.check_room(target, layout, resumed)
             if announce is not None and (texts.slabs > 1 or resumed):

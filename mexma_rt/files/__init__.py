@@ -1,5 +1,5 @@
-"""Files that appear complete or not at all, work that resumes after a kill, and the forms that texts, lines, tables and stored
-vectors come in. Paths in, bytes out; nothing here knows a model."""
+"""Files that appear complete or not at all, work that resumes after a kill, and formats of texts, tables and stored vectors.
+Paths in, bytes out; nothing here knows about models."""
 
 from mexma_rt.doors import doors
 

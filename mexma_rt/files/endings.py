@@ -1,4 +1,4 @@
-"""What the ending of a file's name promises: one list for all outputs, so that no name promises what is not written."""
+"""Checks that an output's file extension matches what will be written."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ FORMATS = {
 
 
 def check_ending(path: str | os.PathLike[str], written: str, allowed: tuple[str, ...]) -> None:
-    """Raise InputError if the name ends as a format that is not among `allowed`.
+    """Raise InputError if the name has the extension of a format that is not in `allowed`.
 
-    written: "a table is written as .tsv, .jsonl or .parquet". Names without an ending, or with one that promises no format
+    written: "a table is written as .tsv, .jsonl or .parquet". Names without an extension, or with one that is no known format
     (x.fra-eng), are allowed.
     """
     ending = Path(path).suffix.lower()
     if ending in FORMATS and ending not in allowed:
-        raise InputError(f"{path}: {written}, by its name. Type another ending.")
+        raise InputError(f"{path}: {written}, depending on its name. Type another ending.")
 
 
 def check_folder_name(path: str | os.PathLike[str]) -> None:
-    """Raise InputError if the name of a folder to write ends as that of a file."""
+    """Raise InputError if the name of an output folder has a file's extension."""
     if (ending := Path(path).suffix).lower() in FORMATS:
-        raise InputError(f"This writes a folder, and {path} is the name of a file. Leave out {ending}.")
+        raise InputError(f"This writes a folder, but {path} looks like the name of a file. Leave out {ending}.")
 
 
 def visible(name: str) -> str:
-    r"""A file's name as text that any encoding of Unicode takes: bytes of it that are not UTF-8 become \xNN."""
+    r"""Return a file's name as valid Unicode: bytes that are not UTF-8 become \xNN."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

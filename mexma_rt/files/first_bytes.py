@@ -1,4 +1,4 @@
-"""Recognises a file's format by its first bytes, whatever its name says."""
+"""Recognises a file's format from its first bytes, regardless of its name."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import codecs
 import os
 from pathlib import Path
 
-HEAD = 512  # bytes that are read; the mark of a tar archive is at byte 257
+HEAD = 512  # bytes to read; a tar archive has its magic number at byte 257
 PACKED = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 PARQUET = b"PAR1"
 ZIP = b"PK\x03\x04"
 
-_OTHERS = {  # formats that are not lines of text, and what to do about each
+_OTHERS = {  # formats that are not lines of text, with what to do about each
     ZIP: ("a zip archive (so are .npz, .xlsx and .docx)", "Unpack it: unzip FILE"),
     b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", "Unpack it: 7z x FILE"),
-    b"\x04\x22\x4d\x18": ("compressed with lz4, which is not read", "Unpack it: lz4 -d FILE NEW"),
-    PARQUET: ("a parquet file, not lines of text", "mexma embed reads its texts: name their column with --field NAME."),
+    b"\x04\x22\x4d\x18": ("compressed with lz4, which is not supported", "Unpack it: lz4 -d FILE NEW"),
+    PARQUET: ("a parquet file, not lines of text", "mexma embed reads its texts: name the column with --field NAME."),
     b"\x93NUMPY": (
         "a numpy array, not lines of text",
-        "Vectors go to --source-vectors, --target-vectors and mexma knn.",
+        "Pass vectors to --source-vectors, --target-vectors or mexma knn.",
     ),
     b"%PDF-": ("a PDF document, not lines of text", "Extract its text: pdftotext FILE NEW"),
     b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "Fetch the file: git lfs pull"),
-    b"Obj\x01": ("an Avro file, not lines of text", "Save its table as parquet, and name the column of the texts."),
-    b"ARROW1": ("an Arrow file, not lines of text", "Save its table as parquet, and name the column of the texts."),
+    b"Obj\x01": ("an Avro file, not lines of text", "Save its table as parquet, and name the column that holds the texts."),
+    b"ARROW1": ("an Arrow file, not lines of text", "Save its table as parquet, and name the column that holds the texts."),
 }
-_BINARY = frozenset((*range(1, 9), *range(14, 27)))  # control characters that, with NUL beside them, are not those of a text
-_MARKS = {  # the longer ones first: that of UTF-32LE begins as that of UTF-16LE
+_BINARY = frozenset((*range(1, 9), *range(14, 27)))  # control characters that, next to NUL bytes, rule out text
+_MARKS = {  # longer ones first: the mark of UTF-32LE starts with the one of UTF-16LE
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -35,44 +35,42 @@ _MARKS = {  # the longer ones first: that of UTF-32LE begins as that of UTF-16LE
 
 
 def packing(head: bytes) -> str:
-    """How the file is packed: .gz, .xz or .zst; "" for other files, packed ones that are not read included."""
-    if head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:  # a frame to skip, with which pzstd begins
+    """Return how the file is compressed: .gz, .xz or .zst; "" for anything else, unsupported compression included."""
+    if head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:  # a skippable frame, which pzstd writes first
         return ".zst"
     return next((ending for magic, ending in PACKED.items() if head.startswith(magic)), "")
 
 
 def named_packing(path: str | os.PathLike[str]) -> str:
-    """The ending by which a name says that the file is packed, .gz, .xz or .zst; else ""."""
+    """Return the compression that a file name promises: .gz, .xz or .zst; otherwise ""."""
     ending = Path(path).suffix
     return ending if ending in PACKED.values() else ""
 
 
 def no_text(head: bytes) -> str:
-    """Why a file (unpacked, if it was packed) with this head is no UTF-8 text, and what to type: "is ... . Type ..."; "" if it
-    may be one.
-    """
+    """Explain why a file that begins (once unpacked) with `head` is not UTF-8 text, as "is ... . Type ..."; "" if it may be."""
     for magic, (what, remedy) in _OTHERS.items():
         if head.startswith(magic):
             return f"is {what}. {remedy}"
     if packing(head):
         return f"holds another packed file ({packing(head)[1:]}). Unpack it once more."
     if head.startswith(b"BZh") and head[4:10] == b"1AY&SY":
-        return "is compressed with bzip2, which is not read. Unpack it: bunzip2 -k FILE"
+        return "is compressed with bzip2, which is not supported. Unpack it: bunzip2 -k FILE"
     if head[257:262] == b"ustar":
         return "is a tar archive of files, not lines of text. Unpack it: tar -xf FILE"
     if encoding := wide_encoding(head):
         how = "its first bytes say" if encoding in _MARKS.values() else "its NUL bytes show"
-        return f"is {encoding}, as {how}, and UTF-8 is needed. Convert it: iconv -f {encoding} -t UTF-8 FILE > NEW"
-    numbers = b"\0\0\0" in head and head.strip(b"\0")  # in four or eight bytes
+        return f"is {encoding}, as {how}, but UTF-8 is needed. Convert it: iconv -f {encoding} -t UTF-8 FILE > NEW"
+    numbers = b"\0\0\0" in head and head.strip(b"\0")  # integers of four or eight bytes
     if b"\0" in head and (not _is_utf8(head) or numbers or _BINARY.intersection(head)):
         return "is binary data, not lines of text. Look at it: head -c 200 FILE | xxd"
     return ""
 
 
 def wide_encoding(head: bytes) -> str:
-    """UTF-16 or UTF-32 by the mark that a file begins with; with LE or BE, if it has none but characters of so many bytes.
+    """Return UTF-16 or UTF-32 from a byte order mark; without a mark, the encoding with LE or BE, guessed; otherwise "".
 
-    Without a mark: all characters are printable, and of UTF-16 an eighth is ASCII (spaces, line ends), whose other byte is NUL.
+    Without a mark, a match means that all characters are printable and at least an eighth are ASCII (spaces, line ends).
     """
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):

@@ -1,4 +1,4 @@
-"""Folders that appear complete or not at all: written under a hidden name beside the target, synced and renamed at the end."""
+"""Folders that appear complete or not at all: written under a hidden name beside the target, then synced and renamed."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from mexma_rt.errors import FileError, InputError, MexmaError
 from mexma_rt.files.atomic import move_folder
 from mexma_rt.files.endings import check_folder_name
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the quota, the largest file that is allowed
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # out of disk, over quota, over the file size limit
 
 
 def must_be_new(target: Path) -> None:
-    """Raise InputError if anything has this name."""
+    """Raise InputError if the target exists."""
     if target.exists():
-        raise InputError(f"{target} exists already. Name another folder, or delete it first.")
+        raise InputError(f"{target} already exists. Name another folder, or delete it first.")
 
 
 @contextlib.contextmanager
 def new_folder(target: Path, *, check: Callable[[Path], object] = must_be_new, tidy: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends without an error; an existing target is replaced whole.
 
-    `check(target)` raises what forbids this, as does a name that ends as a file's. It is called before the block, and again
-    before the renaming, because another process may have been faster. After an error or Ctrl-C nothing new is left. A kill
-    leaves the hidden folder `.NAME.HOST-PID-TOKEN.partial`, which nothing reads; `tidy` first removes those of dead processes
-    of this machine. Raises FileError for every OSError, also of the block.
+    `check(target)` raises an error if the target must not be written. It runs before the block and again before the rename,
+    because another process may have been faster. An error or Ctrl-C leaves nothing behind. A kill leaves the hidden folder
+    `.NAME.HOST-PID-TOKEN.partial`, which nothing reads; `tidy` first removes those left by dead processes of this machine.
+    Raises FileError for every OSError, including those from the block, and InputError for a name with a file's extension.
     """
     check_folder_name(target)
     target = target.absolute()
@@ -59,15 +59,17 @@ def new_folder(target: Path, *, check: Callable[[Path], object] = must_be_new, t
 def _not_written(target: Path, error: OSError) -> str:
     reason = error.strerror or str(error)
     where = f" ({Path(error.filename).name})" if isinstance(error.filename, str) else ""
-    remedy = "Fix the cause, then run it again."
+    remedy = "Fix the cause, then run the command again."
     if error.errno in FULL:
         free = shutil.disk_usage(target.parent).free / 1e6
-        remedy = f"{target.parent} has {free:,.0f} MB free (quota and ulimit -f count too). Make room, or choose another place."
-    return f"{target} was not written: {reason}{where}. What stood under that name before is unchanged. {remedy}"
+        remedy = (
+            f"{target.parent} has {free:,.0f} MB free (a quota or ulimit -f may be lower). Make room, or choose another place."
+        )
+    return f"{target} was not written: {reason}{where}. Any earlier folder of that name is unchanged. {remedy}"
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Process numbers mean something on one machine only, so folders of other hosts stay."""
+    """Remove the folders of dead processes. Process ids mean nothing on another machine, so folders of other hosts stay."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}\.partial")
     for path in target.parent.glob(".*.partial"):
         if (found := pattern.fullmatch(path.name)) and not _is_running(int(found[1])):
@@ -75,8 +77,8 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    """Whether another process of this number lives; where that cannot be told without harm (Windows: os.kill ends it), yes."""
-    if pid == os.getpid():  # a restarted container gives the same numbers again
+    """Whether another process with this id is alive; True on Windows, where os.kill would end it."""
+    if pid == os.getpid():  # a restarted container hands out the same ids again
         return False
     if os.name != "posix":
         return True
@@ -84,6 +86,6 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it lives, and is another user's
+    except PermissionError:  # alive, but another user's
         return True
     return True

@@ -1,4 +1,4 @@
-"""Reads lines of text files larger than memory, plain or compressed, and explains damaged files."""
+"""Reads the lines of text files larger than memory, plain or compressed, and explains damaged files."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mexma_rt.errors import FileError, InputError, LineEndWarning, typed
 from mexma_rt.files.first_bytes import named_packing
 from mexma_rt.files.unpacking import is_stdin, open_unpacked, shown_name
 
-LONGEST_LINE = 2**24  # bytes; a small archive can unpack to one line larger than the memory
-LOOKED_AT = 1000  # lines in which carriage returns are counted
+LONGEST_LINE = 2**24  # bytes; a small archive can unpack to a single line larger than memory
+LOOKED_AT = 1000  # lines in which to count carriage returns
 BOM = b"\xef\xbb\xbf"
-ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")  # https://, s3://, hf://, which a Path writes with one /
+ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")  # https://, s3://, hf://; Path collapses the // to one /
 JSON_LINES = (".jsonl", ".ndjson")
 TO_FEEDS = "tr '\\r' '\\n' < FILE > NEW"
 
 
 def byte_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    r"""Lines of a file ("-" is standard input), unpacked if it is .gz, .xz or .zst by name or first bytes, without their ends.
+    r"""Yield the lines of a file ("-" is standard input) without their ends, unpacking .gz, .xz and .zst.
 
-    A line ends in \n or \r\n and nowhere else, so that line numbers are those of grep and wc; an initial byte order mark
-    is dropped. One LineEndWarning for a file with more carriage returns than line feeds.
-    Raises FileError if the file is missing, unreadable or damaged, InputError for what is no UTF-8 text by its first bytes and
-    at a line of more than LONGEST_LINE bytes, MissingExtraError if a .zst file needs a library that is not installed.
+    Lines end in \n or \r\n only, so line numbers agree with grep and wc; an initial byte order mark is dropped. Emits one
+    LineEndWarning if the file has more carriage returns than line feeds. Raises FileError if the file is missing, unreadable
+    or damaged, InputError if its first bytes are not UTF-8 text or a line is longer than LONGEST_LINE bytes, MissingExtraError
+    if a .zst file needs a library that is not installed.
     """
     returns = feeds = number = 0
     with damage_explained(path), open_unpacked(path) as stream:
@@ -39,7 +39,7 @@ def byte_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
             if len(line) == LONGEST_LINE:
                 raise InputError(
                     f"{shown_name(path)}, line {number + 1}: more than {LONGEST_LINE:,} bytes without a line end, so this is "
-                    f"no text with one sentence per line. {_how_to_check(line)}"
+                    f"not text with one sentence per line. {_how_to_check(line)}"
                 )
             line = line if number else line.removeprefix(BOM)
             if number < LOOKED_AT:
@@ -49,7 +49,7 @@ def byte_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
         where = f" in its first {LOOKED_AT:,} lines" if number >= LOOKED_AT else ""
         warnings.warn(
             f"{shown_name(path)} has {returns:,} carriage returns and {feeds:,} line feeds{where}. Only a line feed ends a "
-            f"line, so what is one text here may be many. If they are line ends, as in old Mac files, convert them: {TO_FEEDS}",
+            f"line, so one text here may really be many. If they are line ends, as in old Mac files, convert them: {TO_FEEDS}",
             LineEndWarning,
             stacklevel=2,
         )
@@ -62,28 +62,28 @@ def _how_to_check(line: bytes) -> str:
 
 
 def is_json(path: str | os.PathLike[str]) -> bool:
-    """Whether a file's name ends as that of JSON, packed or not."""
+    """Whether a file's name has a JSON extension, compressed or not."""
     name = Path(path).name.lower()
     return name.removesuffix(named_packing(name)).endswith((*JSON_LINES, ".json"))
 
 
 def text_lines(path: str | os.PathLike[str], *, json: bool = False) -> Iterator[str]:
-    """`byte_lines`, decoded. Raises InputError, with line and byte, where the file is not UTF-8, and for a file of JSON, whose
-    lines are not sentences, unless `json` is True.
+    """Like `byte_lines`, but decoded. Raises InputError, with line and byte, where the file is not UTF-8, and for a JSON file
+    (whose lines are not sentences) unless `json` is True.
     """
     if is_json(path) and not json:
         raise InputError(
-            f"{path} is JSON by its name, and plain text with one sentence per line is needed. mexma embed reads JSON Lines, "
-            "with --field NAME; to take the texts out, type: jq -r .NAME FILE > NEW"
+            f"{path} is named as JSON, but plain text with one sentence per line is needed. mexma embed reads JSON Lines "
+            "with --field NAME; to extract the texts, type: jq -r .NAME FILE > NEW"
         )
     for number, line in enumerate(byte_lines(path), start=1):
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(
-                f"{shown_name(path)}, line {number}, byte {error.start + 1}: 0x{line[error.start]:02x} is not valid UTF-8 "
-                "there. Convert the file from the encoding that it has: iconv -f ENCODING -t UTF-8 FILE > NEW (often "
-                "WINDOWS-1252 of western languages, SHIFT_JIS, GB18030 or EUC-KR; file --mime-encoding FILE guesses it)."
+                f"{shown_name(path)}, line {number}, byte {error.start + 1}: 0x{line[error.start]:02x} is not valid UTF-8. "
+                "Convert the file from its own encoding: iconv -f ENCODING -t UTF-8 FILE > NEW (often WINDOWS-1252 for "
+                "western languages, SHIFT_JIS, GB18030 or EUC-KR; file --mime-encoding FILE guesses it)."
             ) from None
 
 
@@ -91,10 +91,10 @@ def text_lines(path: str | os.PathLike[str], *, json: bool = False) -> Iterator[
 def damage_explained(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn library errors about damaged or unreadable files into FileError."""
     if os.fspath(path) == "":
-        raise FileError("The name of a file is empty, perhaps because a variable of the shell is not set.")
+        raise FileError("The name of a file is empty, perhaps because a shell variable is not set.")
     try:
         if ADDRESS.match(os.fspath(path)) and not Path(path).exists():
-            raise FileError(f"{path} is an address, and only files are read. Fetch it first, and name the file.")
+            raise FileError(f"{path} is an address, but only local files are read. Download it first, then name the file.")
         yield
     except (FileError, InputError):
         raise
@@ -105,8 +105,8 @@ def damage_explained(path: str | os.PathLike[str]) -> Iterator[None]:
     except PermissionError:
         raise FileError(f"{path} cannot be read: no permission. Type: ls -l {typed(path)}") from None
     except (EOFError, lzma.LZMAError, zlib.error, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's; gzip and pyarrow raise it without a number
+        if isinstance(error, OSError) and error.errno is not None:  # from the system; gzip and pyarrow set no number
             if is_stdin(path) and error.errno == errno.EBADF:
-                raise FileError("standard input is closed. Name a file in place of -, or add < FILE.") from None
+                raise FileError("standard input is closed. Name a file instead of -, or add < FILE.") from None
             raise FileError(f"{shown_name(path)} cannot be read: {error.strerror}.") from error
-        raise FileError(f"{path} is damaged or not complete ({error}). Copy or download it again.") from None
+        raise FileError(f"{path} is damaged or incomplete ({error}). Copy or download it again.") from None

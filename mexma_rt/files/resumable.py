@@ -1,8 +1,8 @@
 """Writes an array to disk in slabs; after a kill at any point, a rerun resumes and produces identical bytes.
 
-Unfinished work is in one folder beside the output, `.NAME.part`: `data` (the array, or a folder of shards), `state.json` (the
-job, and how many rows are on disk) and `lock`. A slab is synced before the state counts it, so what the state counts survives
-a crash. The output gets its name when it is complete.
+Unfinished work is kept in one folder beside the output, `.NAME.part`: `data` (the array, or a folder of shards), `state.json`
+(the job, and how many rows are on disk) and `lock`. A slab is synced before the state counts it, so counted rows survive a
+crash. The output gets its name once it is complete.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ TABLE_ROWS = 8192  # rows of a parquet row group
 
 
 class WorkState(TypedDict):
-    """What state.json holds of every kind of work; each kind adds its own."""
+    """What state.json holds for every kind of work; each kind adds its own keys."""
 
-    job: Mapping[str, object]  # what the bytes of the result depend on
-    done: int  # units that are on disk: rows, pairs of blocks, parts
+    job: Mapping[str, object]  # everything that the result's bytes depend on
+    done: int  # units on disk: rows, pairs of blocks, parts
 
 
 State = TypeVar("State", bound=WorkState)
@@ -40,7 +40,7 @@ State = TypeVar("State", bound=WorkState)
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The stored array [rows, columns], in one .npy file, or in shards of `shard_rows` rows, or as a parquet table."""
+    """The shape and format of the stored array: one .npy file, shards of `shard_rows` rows, or a parquet table."""
 
     rows: int
     columns: int
@@ -55,30 +55,30 @@ class Layout:
 
     @property
     def disk_bytes(self) -> int:
-        """Peak disk use in bytes: a parquet table is made from the array, so both exist for a while."""
+        """Peak disk use in bytes; a parquet table is made from the array, so both exist for a while."""
         return self.rows * self.row_bytes * (2 if self.parquet else 1)
 
     def shards(self, start: int = 0, stop: int | None = None) -> list[tuple[str, int, int]]:
-        """(name, first row, end row) of the shards that overlap rows start:stop (default: all); at least one."""
+        """Return (name, first row, end row) of the shards that overlap rows start:stop (default: all); at least one."""
         size = self.shard_rows or max(1, self.rows)
         numbers = range(start // size, max(1, -(-(self.rows if stop is None else stop) // size)))
         return [(f"vectors-{i:05}.npy", i * size, min((i + 1) * size, self.rows)) for i in numbers]
 
 
 def check_target(output: str | os.PathLike[str], source: str | os.PathLike[str], shard_rows: int | None) -> Path:
-    """The resolved path of the output. Raises FileError or InputError if it cannot be written; called before any work."""
+    """Return the output's resolved path. Raises FileError or InputError if it cannot be written; called before any work."""
     path = Path(output).resolve()
     if shard_rows is None:
         check_output(output, [source])
         if open_file(output) is not None or (path.exists() and not path.is_file()):
             raise FileError(
-                f"{output} is a device, a pipe or an open file, but vectors are written to a file of their own, so that an "
-                "interrupted run can resume."
+                f"{output} is a device, a pipe or an open file, but vectors must go to a regular file, so that an interrupted "
+                "run can resume. Name a file."
             )
         check_ending(output, "vectors are written as .npy or .parquet", (".npy", ".parquet"))
         return path
     check_folder_name(output)
-    if not path.is_dir():  # a folder can be left by a run that was killed just before its last step
+    if not path.is_dir():  # a run killed just before its last step may have left the folder
         check_output(path, [source])
         if path.exists():
             raise FileError(f"{output} is a file, but shards are written to a folder. Choose another name.")
@@ -86,7 +86,7 @@ def check_target(output: str | os.PathLike[str], source: str | os.PathLike[str],
 
 
 def work_folder(target: Path) -> contextlib.AbstractContextManager[Path]:
-    """Yield the folder `.NAME.part` of an output, locked. After an error it is kept only if its state counts finished work."""
+    """Yield an output's folder `.NAME.part`, locked. After an error it is kept only if its state counts finished work."""
 
     def counts(work: Path) -> bool:
         state = read_state(work)
@@ -97,7 +97,7 @@ def work_folder(target: Path) -> contextlib.AbstractContextManager[Path]:
 
 @contextlib.contextmanager
 def locked_folder(target: Path, kind: str, keep: Callable[[Path], bool]) -> Iterator[Path]:
-    """Yield the folder `.NAME.KIND` of an output, locked. After an error it is kept only if `keep` says so."""
+    """Yield an output's folder `.NAME.KIND`, locked. After an error it is kept only if `keep` returns True."""
     work = target.with_name(f".{target.name}.{kind}")
     with explained(target):
         work.mkdir(exist_ok=True)
@@ -125,7 +125,7 @@ class _LockedError(FileError):
 
 @contextlib.contextmanager
 def locked(lock: Path, target: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends. Systems without flock do not notice a second run."""
+    """Hold a lock that the system releases when the process dies. Without flock (Windows), a second run goes unnoticed."""
     with lock.open("wb") as stream:
         try:
             import fcntl
@@ -141,7 +141,7 @@ def locked(lock: Path, target: Path) -> Iterator[None]:
 
 
 def read_state(work: Path) -> WorkState | None:
-    """The state that an earlier run left, or None. Raises FileError if it is damaged."""
+    """Return the state left by an earlier run, or None. Raises FileError if it is damaged."""
     try:
         return cast(WorkState, json.loads((work / "state.json").read_bytes()))
     except FileNotFoundError:
@@ -151,9 +151,9 @@ def read_state(work: Path) -> WorkState | None:
 
 
 def resume(work: Path, fresh: State) -> State:
-    """The state of an unfinished run of the job of `fresh`, the state at the start; `fresh` itself without one.
+    """Return the state of an unfinished run of the same job, or `fresh` (the initial state) if there is none.
 
-    Raises InputError if it is another job's.
+    Raises InputError if the unfinished run is of another job.
     """
     state, job = read_state(work), fresh["job"]
     if state is None:
@@ -164,20 +164,20 @@ def resume(work: Path, fresh: State) -> State:
         if state["job"].get(key) != job.get(key)
     ]:
         raise InputError(
-            f"{work} holds an unfinished run of another job, and vectors of two jobs cannot be mixed. It differs in "
+            f"{work} holds an unfinished run of another job, and the vectors of two jobs cannot be mixed. It differs in "
             f"{'; '.join(differences)}. Resume with the same input, model and settings, or start over: rm -r {typed(work)}"
         )
     return cast(State, state)
 
 
 def write_state(work: Path, target: Path, state: WorkState) -> None:
-    """Replace state.json, synced. Raises FileError that names `target`, the output."""
+    """Replace state.json, synced. Raises FileError naming `target`, the output."""
     with explained(target), atomic_write(work / "state.json") as stream:
         stream.write(json.dumps(state, ensure_ascii=False).encode())
 
 
 def write_rows(work: Path, target: Path, layout: Layout, start: int, rows: np.ndarray) -> None:
-    """Write and sync stored rows [n, columns] at row `start` of the array. A shard's header comes with its first row."""
+    """Write and sync stored rows [n, columns] at row `start` of the array. A shard's header is written with its first row."""
     stop = start + len(rows)
     with explained(target):
         for name, first, end in layout.shards(start, stop):
@@ -194,7 +194,7 @@ def write_rows(work: Path, target: Path, layout: Layout, start: int, rows: np.nd
 
 
 def check_rows(work: Path, layout: Layout, done: int) -> None:
-    """Raise FileError if rows that the state counts are missing."""
+    """Raise FileError if rows counted by the state are missing."""
     for name, first, end in layout.shards():
         path = _shard(work, layout, name)
         needed = len(_header(layout, end - first)) + (min(done, end) - first) * layout.row_bytes
@@ -205,22 +205,22 @@ def check_rows(work: Path, layout: Layout, done: int) -> None:
 
 
 def is_moved(work: Path, target: Path, layout: Layout, done: int) -> bool:
-    """Whether a run was killed after moving the data to the output and before removing its folder."""
+    """Whether an earlier run was killed between moving the data to the output and removing its work folder."""
     return done == layout.rows and not (work / "data").exists() and target.exists()
 
 
 def check_room(target: Path, layout: Layout, done: int) -> None:
-    """Raise FileError if the disk lacks room for the remaining rows."""
+    """Raise FileError if the remaining rows do not fit on the disk."""
     needed, free = layout.disk_bytes - done * layout.row_bytes, shutil.disk_usage(target.parent).free
     if needed > free:
         raise FileError(
-            f"{target} needs {needed / 1e6:,.1f} MB of room, but {target.parent} has {free / 1e6:,.1f} MB left. Make room, "
+            f"{target} needs {needed / 1e6:,.1f} MB more, but {target.parent} has {free / 1e6:,.1f} MB free. Make room, "
             "write to another disk, or store less: precision='float16' or 'int8' (command line: --storage)."
         )
 
 
 def finish(work: Path, target: Path, layout: Layout, index: Mapping[str, object]) -> None:
-    """Move the complete array to its name, replacing atomically what was there."""
+    """Move the complete array to its final name, atomically replacing any existing file."""
     data = work / "data"
     with explained(target):
         if layout.shard_rows is not None:
@@ -253,7 +253,7 @@ def _header(layout: Layout, rows: int) -> bytes:
 
 
 def _to_parquet(data: Path, table: Path, layout: Layout) -> None:
-    """The column `vector` of fixed-size lists. Not compressed: the bits of vectors are close to random."""
+    """Write a table with one column, `vector`, of fixed-size lists. Uncompressed: vectors' bits are close to random."""
     require_extra("files", "pyarrow")
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -278,6 +278,6 @@ def explained(target: Path) -> Iterator[None]:
         if isinstance(error, FileError):
             error = error.__cause__ if isinstance(error.__cause__, OSError) else error
         raise FileError(
-            f"{target.name} cannot be written: {error.strerror or error}. What stood under that name before is unchanged. "
-            f"Fix that, then run the same command again: it resumes where it stopped."
+            f"{target.name} cannot be written: {error.strerror or error}. Any earlier file of that name is unchanged. "
+            f"Fix the cause, then run the same command again: it resumes where it stopped."
         ) from error

@@ -1,4 +1,4 @@
-"""Input that gives its bytes only once (standard input, pipes, <(process substitution)), copied where it is read twice."""
+"""Copies inputs that can be read only once (standard input, pipes, <(process substitution)) where they must be read twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Name = str | os.PathLike[str]
 
 
 def reads_once(path: Name) -> bool:
-    """Whether an input is a pipe: what was read of it is gone, and its name may mean another one in another process."""
+    """Whether an input is a pipe: bytes once read are gone, and its name may mean another pipe in another process."""
     if is_stdin(path):
         return True
     with damage_explained(path):
@@ -30,9 +30,9 @@ def reads_once(path: Name) -> bool:
 
 @contextlib.contextmanager
 def spooled(sources: tuple[Name, ...], folder: Path, target: Path) -> Iterator[tuple[Name, ...]]:
-    """The sources as files that can be read again: themselves, or copies of what they give, in `folder`, which is `target`'s.
+    """Yield the sources as files that can be read again: themselves, or copies in `folder`, the work folder of `target`.
 
-    Errors inside the block name the sources, not the copies. Raises FileError if a source cannot be read or a copy not written.
+    Errors inside the block name the sources, not the copies. Raises FileError if a source cannot be read or copied.
     """
     copies = {source: folder / f"input-{number}" for number, source in enumerate(sources) if reads_once(source)}
     _copy_all(copies, target)
@@ -49,9 +49,9 @@ def spooled(sources: tuple[Name, ...], folder: Path, target: Path) -> Iterator[t
 
 @contextlib.contextmanager
 def side_by_side(*sources: Name) -> Iterator[tuple[Name, ...]]:
-    """The sources, ready to be read in any order: themselves, or copies if more than one is a pipe.
+    """Yield the sources, readable in any order: themselves, or copies if more than one is a pipe.
 
-    One process may write two pipes. It waits at the one that is full, and would wait for ever if the other were read first.
+    If one process writes to two pipes, it blocks when one is full, and would wait for ever if the other were read first.
     """
     if sum(map(reads_once, sources)) < 2:
         yield sources
@@ -61,7 +61,7 @@ def side_by_side(*sources: Name) -> Iterator[tuple[Name, ...]]:
 
 
 def _copy_all(copies: dict[Name, Path], target: Path) -> None:
-    """All at once, standard input and else the first in this thread: Ctrl-C ends this one, and the others with the process."""
+    """Copy all at once, standard input (or else the first) in this thread, so that Ctrl-C stops it and the rest with it."""
     order = sorted(copies, key=lambda source: not is_stdin(source))
     failed: dict[Name, BaseException] = {}
 
@@ -93,7 +93,7 @@ def _copy(source: Name, copy: Path, target: Path) -> None:
                 stream.flush()
         if not stream.tell():
             warnings.warn(
-                f"{shown_name(source)} gave nothing: look whether the command that writes it has failed.",
+                f"{shown_name(source)} is empty: check whether the command that writes to it has failed.",
                 EmptyPipeWarning,
                 stacklevel=2,
             )

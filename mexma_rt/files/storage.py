@@ -1,18 +1,18 @@
-"""Storage formats of vectors: what a row holds, and how to restore comparable numbers.
+"""Storage formats of vectors: what a row holds, and how to get comparable numbers back.
 
 | precision | array holds                              | back to float32 [n, D] (`Encoder.restore`)          |
 |-----------|------------------------------------------|-----------------------------------------------------|
-| float32   | float32 [n, D]                           | as it is                                            |
+| float32   | float32 [n, D]                           | unchanged                                           |
 | float16   | float16 [n, D]                           | x.astype(np.float32)                                |
 | uint8     | uint8 [n, D], one of 256 equal buckets   | minimum + (x + 0.5) * (maximum - minimum) / 255     |
 | int8      | int8 [n, D], the same bucket minus 128   | minimum + (x + 128.5) * (maximum - minimum) / 255   |
 | ubinary   | uint8 [n, ceil(D / 8)], sign bits        | np.unpackbits(x, axis=1) * 2.0 - 1                  |
 | binary    | int8, the same bytes minus 128           | as ubinary, of (x.astype(int) + 128).astype("u1")   |
 
-Names and bytes are those of sentence-transformers' quantize_embeddings, given the same ranges. The ranges of int8 and uint8,
-per dimension, are part of the bundle and never of the batch, so that rows of two calls, two files and two machines can be
-compared; a component outside its range gets the outermost bucket. They are of vectors of length 1 with all D dimensions: with
-`truncate_dim` the first columns of these rows are kept without renormalising, which would leave the ranges.
+Names and bytes match sentence-transformers' quantize_embeddings, given the same ranges. The per-dimension ranges of int8 and
+uint8 come from the bundle and never from the batch, so that rows of two calls, two files or two machines can be compared; a
+component outside its range goes to the outermost bucket. The ranges describe vectors of length 1 with all D dimensions: with
+`truncate_dim` the first columns of those rows are kept without renormalising, which would leave the ranges.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ SIGNS = ("binary", "ubinary")
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Lowest and highest value of each of D dimensions, over the vectors of length 1 of many sentences."""
+    """The lowest and highest value of each of the D dimensions, over many sentence vectors of length 1."""
 
     minimum: tuple[float, ...]
     maximum: tuple[float, ...]
-    source: str = field(default="", compare=False)  # which vectors they were taken over
+    source: str = field(default="", compare=False)  # which vectors they were measured on
 
     def to_json(self) -> dict[str, Any]:
-        """The entry `ranges` of a manifest."""
+        """Return the manifest's entry `ranges`."""
         return {"minimum": list(self.minimum), "maximum": list(self.maximum), "source": self.source}
 
     @property
@@ -57,11 +57,11 @@ class Ranges:
 
 
 def read_ranges(value: Any, dimensions: int) -> Ranges:
-    """The entry `ranges` of a manifest. Raises ValueError with what is wrong."""
+    """Parse the manifest's entry `ranges`. Raises ValueError saying what is wrong."""
     sides: list[Any] = [value.get(name) if isinstance(value, dict) else None for name in ("minimum", "maximum")]
     for side in sides:
         if not isinstance(side, list) or len(side) != dimensions or not all(type(x) in (int, float) for x in side):
-            raise ValueError(f"ranges has not {dimensions} numbers under minimum and under maximum")
+            raise ValueError(f"ranges does not have {dimensions} numbers under both minimum and maximum")
     if not np.isfinite(sides).all() or (np.array(sides[0]) > np.array(sides[1])).any():
         raise ValueError("ranges has a minimum that is greater than its maximum, or a number that is not finite")
     source = str(value.get("source", ""))
@@ -72,7 +72,7 @@ def check_storage(precision: str, normalize: bool) -> None:
     """Raise InputError for an unknown storage, or one that would lose the lengths of unnormalised vectors."""
     if precision not in STORAGES:
         raise InputError(
-            f"precision={precision!r} is no storage of vectors. Known: {', '.join(STORAGES)}. "
+            f"precision={precision!r} is not a storage format. Type one of: {', '.join(STORAGES)}. "
             "(The precision of the computation is an argument of load.)"
         )
     if not normalize and precision not in ("float32", "float16"):
@@ -82,16 +82,16 @@ def check_storage(precision: str, normalize: bool) -> None:
 
 
 def stored_columns(dimensions: int, precision: str) -> int:
-    """Columns of the stored array for vectors of D dimensions."""
+    """Return the number of columns that store vectors of D dimensions."""
     return -(-dimensions // 8) if precision in SIGNS else dimensions
 
 
 def finish(raw: np.ndarray, *, normalize: bool, precision: str, truncate_dim: int | None, ranges: Ranges | None) -> np.ndarray:
-    """Raw sentence vectors [n, D] truncated, normalised and stored as requested; see the table above."""
+    """Truncate, normalise and quantise raw sentence vectors [n, D] as requested; see the table above."""
     if precision in BUCKETS:
         buckets = _buckets(normalized(raw), _needed(ranges, precision))[:, :truncate_dim]
         return buckets.astype(np.uint8) if precision == "uint8" else (buckets - 128).astype(np.int8)
-    if precision in SIGNS:  # of vectors of length 1, where the least numbers of all are zero
+    if precision in SIGNS:  # of normalised vectors, in which the very smallest numbers become zero
         bits = np.packbits(normalized(raw)[:, :truncate_dim] > 0, axis=1)
         return bits if precision == "ubinary" else (bits ^ 128).view(np.int8)
     vectors = raw[:, :truncate_dim]
@@ -99,7 +99,7 @@ def finish(raw: np.ndarray, *, normalize: bool, precision: str, truncate_dim: in
 
 
 def restore(vectors: np.ndarray, dimensions: int, ranges: Ranges | None, precision: str | None = None) -> np.ndarray:
-    """Stored vectors [n, d] of a model of D dimensions as float32 [n, d]; see `Encoder.restore`."""
+    """Turn stored vectors [n, d] of a model with D dimensions into float32 [n, d]; see `Encoder.restore`."""
     if vectors.dtype.kind == "f" and precision in (None, "float32", "float16"):
         return vectors.astype(np.float32, copy=False)
     kinds = {name: np.dtype(dtype) for name, dtype in STORAGES.items() if np.dtype(dtype) == vectors.dtype}
@@ -107,12 +107,14 @@ def restore(vectors: np.ndarray, dimensions: int, ranges: Ranges | None, precisi
         fitting = [name for name in kinds if stored_columns(dimensions, name) == vectors.shape[1]]
         if len(fitting) != 1:
             raise InputError(
-                f"Vectors {vectors.dtype} {vectors.shape} are no whole vectors of {dimensions} dimensions, so what they hold "
-                f"must be said: precision={' or '.join(map(repr, kinds)) or 'float32'}."
+                f"Vectors {vectors.dtype} {vectors.shape} are not whole vectors of {dimensions} dimensions, so say how they "
+                f"are stored: precision={' or '.join(map(repr, kinds)) or 'float32'}."
             )
         (precision,) = fitting
     if precision not in kinds or vectors.shape[1] > stored_columns(dimensions, precision):
-        raise InputError(f"Vectors {vectors.dtype} {vectors.shape} are no {precision} of a model of {dimensions} dimensions.")
+        raise InputError(
+            f"Vectors {vectors.dtype} {vectors.shape} cannot be {precision} of a model with {dimensions} dimensions."
+        )
     if precision in SIGNS:
         bits = vectors.astype(np.uint8) if precision == "ubinary" else vectors.view(np.uint8) ^ np.uint8(128)
         return np.unpackbits(bits, axis=1, count=min(8 * bits.shape[1], dimensions)).astype(np.float32) * 2 - 1
@@ -123,7 +125,7 @@ def restore(vectors: np.ndarray, dimensions: int, ranges: Ranges | None, precisi
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:
-    """Each row divided by its L2 norm; a zero row stays zero."""
+    """Divide each row by its L2 norm; a zero row stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)
 
@@ -137,8 +139,8 @@ def _buckets(vectors: np.ndarray, ranges: Ranges) -> np.ndarray:
 def _needed(ranges: Ranges | None, precision: str) -> Ranges:
     if ranges is None:
         raise InputError(
-            f"precision={precision!r} needs ranges per dimension, and this bundle has none: it was made by an earlier "
-            "mexma-export. Export it again, or name 'float16' or 'ubinary', which need none. (Ranges of the batch, as "
-            "sentence-transformers takes them, would make rows of two calls incomparable.)"
+            f"precision={precision!r} needs a range per dimension, but this bundle has none: it was made by an earlier "
+            "mexma-export. Export it again, or type 'float16' or 'ubinary', which need none. (Ranges of the batch, which "
+            "sentence-transformers uses, would make the rows of two calls incomparable.)"
         )
     return ranges

@@ -1,4 +1,4 @@
-"""Writes tables row by row, of any length: TSV, JSON Lines or parquet by file name; the file is complete or absent."""
+"""Writes tables of any length row by row, as TSV, JSON Lines or parquet; the file is complete or absent."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_table(path: str | os.PathLike[str]) -> None:
     if kind == ".parquet":
         require_extra("files", "pyarrow")
         if packed:
-            raise InputError(f"{path}: a parquet file is compressed inside. Leave out {packed}.")
+            raise InputError(f"{path}: a parquet file is compressed internally. Leave out {packed}.")
     if packed == ".zst":
         require_extra("files", "zstandard")
 
@@ -42,10 +42,10 @@ def check_table(path: str | os.PathLike[str]) -> None:
 def table(path: str | os.PathLike[str] | None, columns: Mapping[str, type]) -> Iterator[Write]:
     """Yield a function that appends a row. columns: name -> float, int or str; any value may be None.
 
-    path: NAME.jsonl or .ndjson writes an object per row, .parquet a table (zstd), anything else tab-separated text under a
+    path: NAME.jsonl or .ndjson gets an object per row, .parquet a table (zstd), anything else tab-separated text under a
     header, where numbers have six decimals, None is an empty cell, and tabs and line ends inside a text become spaces.
-    .tsv and .jsonl may end in .gz, .xz or .zst. None is standard output, as TSV. The file appears when the block ends.
-    JSON has no infinity, which becomes null.
+    .tsv and .jsonl may also end in .gz, .xz or .zst. A path of None writes TSV to standard output. The file appears when the
+    block ends. JSON has no infinity or NaN; both become null.
     """
     if path is None:
         yield _tsv(sys.stdout.buffer, columns)
@@ -63,7 +63,7 @@ def table(path: str | os.PathLike[str] | None, columns: Mapping[str, type]) -> I
 
 
 def _endings(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """Format and compression of a table: (".jsonl", ".gz") of x.jsonl.gz."""
+    """Return a table's format and compression: (".jsonl", ".gz") for x.jsonl.gz."""
     name = Path(os.fspath(path).lower())
     packed = named_packing(name)
     return (name.with_suffix("").suffix if packed else name.suffix), packed
@@ -72,7 +72,7 @@ def _endings(path: str | os.PathLike[str]) -> tuple[str, str]:
 @contextlib.contextmanager
 def _packer(raw: BinaryIO, packed: str) -> Iterator[BinaryIO]:
     if packed == ".gz":
-        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as stream:  # no timestamp, so that the bytes repeat
+        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as stream:  # no timestamp: reproducible
             yield stream  # type: ignore[misc]
     elif packed == ".xz":
         with lzma.LZMAFile(raw, "wb") as stream:

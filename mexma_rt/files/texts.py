@@ -1,4 +1,4 @@
-"""The texts of a file in its order, one by one: lines, a field of JSON Lines, or a column of a parquet file."""
+"""Reads a file's texts one by one, in order: lines, a field of JSON Lines, or a column of a parquet file."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mexma_rt.files.first_bytes import HEAD, PARQUET, named_packing, packing
 from mexma_rt.files.lines import LONGEST_LINE, damage_explained, is_json, text_lines
 from mexma_rt.files.unpacking import is_stdin, shown_name
 
-BATCH = 2048  # rows of a table that become Python objects at a time
+BATCH = 2048  # table rows to convert to Python objects at a time
 
 
 def read_texts(path: str | os.PathLike[str], field: str | None = None) -> Iterator[str]:
-    """The texts of `path`, each a row; nothing is skipped, and a blank line is the row of an empty text.
+    """Yield the texts of `path`, one per row; nothing is skipped, and a blank line is an empty text.
 
-    .parquet: the column `field`. Anything else, also .gz, .xz and .zst, and "-" for standard input: with a `field`, JSON Lines,
-    each an object whose `field` is the text; without one, plain text with one sentence per line. "translation.fr" is the field
-    "fr" of the object or structure "translation".
+    .parquet: the column `field`. Anything else (including .gz, .xz, .zst, and "-" for standard input): with a `field`, JSON
+    Lines, each an object whose `field` is the text; without one, plain text with one sentence per line. "translation.fr" is
+    the field "fr" of the object or structure "translation".
     Raises InputError (with line or row) for a missing text or a value of another type, FileError, MissingExtraError.
     """
     name = Path(path).name.lower()
@@ -33,12 +33,12 @@ def read_texts(path: str | os.PathLike[str], field: str | None = None) -> Iterat
         return _json_lines(path, field)
     if is_json(path):
         kind = "JSON" if plain.endswith(".json") else "JSON Lines"
-        raise InputError(f"{path} is {kind}: say which field has the text with field='NAME' (command line: --field NAME).")
+        raise InputError(f"{path} is {kind}: name the field of the text with field='NAME' (command line: --field NAME).")
     return text_lines(path)
 
 
 def _head(path: str | os.PathLike[str]) -> bytes:
-    """The first bytes of a regular file; none of others, which cannot be read twice."""
+    """Return the first bytes of a regular file; nothing for others, which cannot be read twice."""
     with damage_explained(path):
         if is_stdin(path) or not Path(path).is_file():
             return b""
@@ -64,7 +64,7 @@ def _json_lines(path: str | os.PathLike[str], field: str) -> Iterator[str]:
                 raise InputError(_of_list(place, outer))
             if value is not None:
                 raise InputError(f"{place} has no field {field!r}. It has: {_listed(row)}.")
-            row, keys = None, []  # {"translation": null}, of which translation.fr is null too, as in parquet
+            row, keys = None, []  # with {"translation": null}, translation.fr is null too, as in parquet
         for key in keys:
             row = row[key]
         yield _checked(row, field, place)
@@ -72,14 +72,14 @@ def _json_lines(path: str | os.PathLike[str], field: str) -> Iterator[str]:
 
 def _how_to_split(line: str) -> str:
     if line.strip() == "[":
-        return " Of an array over several lines, type: jq -c '.[]' FILE > NEW"
-    return " Of objects over several lines, type: jq -c . FILE > NEW" if line.strip() == "{" else ""
+        return " To convert an array that spans several lines, type: jq -c '.[]' FILE > NEW"
+    return " To convert objects that span several lines, type: jq -c . FILE > NEW" if line.strip() == "{" else ""
 
 
 def path_of(fields: Mapping[str, Any], field: str) -> list[str] | None:
-    """The keys that lead to a field of nested mappings: ["translation", "fr"] of "translation.fr"; None if there is none.
+    """Return the keys that lead to a field of nested mappings (["translation", "fr"] for "translation.fr"), or None.
 
-    A key that has the dot itself goes before a nested one.
+    A key that itself contains the dot takes precedence over a nested one.
     """
     if field in fields:
         return [field]
@@ -93,7 +93,7 @@ def path_of(fields: Mapping[str, Any], field: str) -> list[str] | None:
 
 
 def _innermost(fields: Mapping[str, Any], field: str) -> tuple[str, Any]:
-    """The longest part of a nested name that is there, and what it holds; ("", fields) if none is."""
+    """Return the longest existing prefix of a nested name, and its value; ("", fields) if there is none."""
     outer = field.rpartition(".")[0]
     while outer and path_of(fields, outer) is None:
         outer = outer.rpartition(".")[0]
@@ -122,7 +122,7 @@ def _column(path: Path, field: str | None) -> Iterator[str]:
     if (head := _head(path)) and not head.startswith(PARQUET):
         packed = packing(head)
         raise InputError(
-            f"{path} is packed ({packed[1:]}), and parquet files are not read so. Unpack it."
+            f"{path} is packed ({packed[1:]}), but parquet files are only read unpacked. Unpack it."
             if packed
             else f"{path} is not a parquet file: its first bytes are not those of one. Copy or download it again, or rename it."
         )
@@ -131,15 +131,15 @@ def _column(path: Path, field: str | None) -> Iterator[str]:
         keys = None if field is None else path_of(names, field)
         if field is None or keys is None:
             has = f"{path} has the columns {_listed(names)}"
-            asks = "say which has the text" if field is None else f"but none called {field!r}. Say which has the text"
+            asks = "name the one of the text" if field is None else f"but none called {field!r}. Name the right one"
             raise InputError(f"{has}{': ' if field is None else ', '}{asks} with field='NAME' (command line: --field NAME).")
         kind = reduce(lambda fields, key: fields[key], keys, names)
         if isinstance(kind, Mapping):
             raise InputError(f"{path}: the column {field!r} is a structure, not a text. Name one of: {_listed({field: kind})}.")
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-            raise InputError(f"{path}: the column {field!r} is of type {kind}, but text is needed there.")
-        # A buffer makes pyarrow stream the column chunks; otherwise it loads them, and a row group can be gigabytes. As a
+            raise InputError(f"{path}: the column {field!r} is of type {kind}, but it must be text.")
+        # With a buffer pyarrow streams the column chunks; otherwise it loads them, and a row group can be gigabytes. With a
         # dictionary, a text that a small file repeats a million times is in memory once.
         name = ".".join(keys)
         with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False, read_dictionary=[name]) as table:
@@ -157,7 +157,7 @@ def _column(path: Path, field: str | None) -> Iterator[str]:
 
 
 def _children(kind: Any) -> Any:
-    """The type of a column, or of a structure the types of its fields by their names."""
+    """Return a column's type, or, for a structure, the types of its fields by name."""
     import pyarrow as pa
 
     return {child.name: _children(child.type) for child in kind} if pa.types.is_struct(kind) else kind
@@ -170,10 +170,10 @@ def _checked(text: object, field: str, place: str) -> str:
         if isinstance(text, list):
             raise InputError(_of_list(place, field))
         what = "missing (null)" if text is None else f"of type {type(text).__name__}"
-        raise InputError(f"{place}: {field!r} is {what}, but a text is needed. Drop the row, or give it '' as an empty text.")
+        raise InputError(f"{place}: {field!r} is {what}, but a text is needed. Drop the row, or type '' for an empty text.")
     if len(text) > LONGEST_LINE:
         raise InputError(
-            f"{place}: {field!r} has {len(text):,} characters, more than {LONGEST_LINE:,}, so it is no sentence. "
+            f"{place}: {field!r} has {len(text):,} characters, more than {LONGEST_LINE:,}, so it cannot be a sentence. "
             "Check the file."
         )
     if not text.isascii():
@@ -182,6 +182,6 @@ def _checked(text: object, field: str, place: str) -> str:
         except UnicodeEncodeError as error:  # JSON can write one: "\\ud800"
             raise InputError(
                 f"{place}: {field!r} contains a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), "
-                "which is no Unicode text. Repair the row."
+                "which is not valid Unicode. Repair the row."
             ) from None
     return text

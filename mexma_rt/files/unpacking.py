@@ -1,4 +1,4 @@
-"""Files as they are without their packing (.gz, .xz, .zst), a block at a time, with a bound on the memory."""
+"""Decompresses files (.gz, .xz, .zst) a block at a time, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ from mexma_rt.files.first_bytes import HEAD, named_packing, no_text, packing
 
 STDIN = "-"
 BLOCK = 2**17  # bytes read at a time
-ZSTD_INPUT = 2**10  # compressed bytes unpacked at a time: four of them can stand for 128 KiB, so a call gives at most 32 MiB
+ZSTD_INPUT = 2**10  # compressed bytes per call: four can expand to 128 KiB, so a call returns at most 32 MiB
 ZSTD_WINDOW = 2**31  # the largest `zstd --long=31` writes; the library's own limit is 2^27
 XZ_MEMORY = 2**28  # bytes; `xz -9` needs 65 MiB to unpack, a crafted file 4 GiB
 
 
 def is_stdin(path: str | os.PathLike[str]) -> bool:
-    """Whether an input is standard input, by whichever of its names: opened by name, one that is closed would seem empty."""
+    """Whether an input is standard input, under any of its names; opened by name, a closed one would seem empty."""
     return os.fspath(path) in (STDIN, "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 
 
 def shown_name(path: str | os.PathLike[str]) -> str:
-    """How errors name an input."""
+    """Return the name of an input for use in messages."""
     return "standard input" if is_stdin(path) else str(path)
 
 
 @contextlib.contextmanager
 def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """The text of a file ("-" is standard input), unpacked if its first bytes or its name say that it is packed.
+    """Open a text file ("-" is standard input), decompressing it if its first bytes or its name say that it is compressed.
 
-    Raises InputError if its first bytes are not those of UTF-8 text, FileError if they are not those that the name promises,
-    MissingExtraError for a .zst file without its library,
-    and what the libraries raise at damaged files.
+    Raises InputError if the first bytes are not UTF-8 text, FileError if they contradict the name, MissingExtraError if a .zst
+    file needs a library that is not installed, and whatever the libraries raise for damaged files.
     """
     name = os.fspath(path)
     suffix = named_packing(name)
@@ -51,8 +50,8 @@ def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             if reason := no_text(head):
                 raise InputError(f"{shown_name(path)} {reason}")
             raise FileError(
-                f"{shown_name(path)} is damaged or not complete: its first bytes are not those of a {suffix} file. Copy or "
-                f"download it again, or leave out {suffix} of its name if it is plain text."
+                f"{shown_name(path)} is damaged or incomplete: its first bytes are not those of a {suffix} file. Copy or "
+                f"download it again, or remove {suffix} from its name if it is plain text."
             )
         if packed := packing(head) or suffix:
             unpacked = _unpacked(stream, packed, shown_name(path))
@@ -64,7 +63,7 @@ def open_unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def unpacking_bytes(path: str | os.PathLike[str]) -> int:
-    """Memory that unpacking takes where it is large: the window that a .zst file begins with; 0 for other files."""
+    """Return the bytes of memory that decompression needs if they may be many: a .zst file's window; 0 for other files."""
     with Path(path).open("rb") as raw:
         head = raw.read(18)
     if packing(head) != ".zst":
@@ -77,7 +76,7 @@ def unpacking_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def _again(head: bytes, rest: BinaryIO) -> BinaryIO:
-    """The stream `rest`, of which `head` was read already, from its start."""
+    """Return a stream of `head`, which was already read, followed by `rest`."""
     return io.BufferedReader(_Again(head, rest), BLOCK)
 
 
@@ -99,14 +98,14 @@ class _Again(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if not self.head:
-            return self.rest.readinto1(buffer)  # type: ignore[attr-defined,no-any-return]  # what a pipe has now, not all of it
+            return self.rest.readinto1(buffer)  # type: ignore[attr-defined,no-any-return]  # does not wait for a pipe to fill
         size = min(len(buffer), len(self.head))
         buffer[:size], self.head = self.head[:size], self.head[size:]
         return size
 
 
 class _Unpacked(io.RawIOBase):
-    """A compressed file as it is unpacked: `plain` holds what was, and `unpack` gets more, nothing at the end."""
+    """A stream of decompressed bytes: `plain` holds those not yet read; `unpack` refills it and leaves it empty at the end."""
 
     def __init__(self, raw: BinaryIO, name: str = "") -> None:
         self.raw, self.name, self.packed, self.plain = raw, name, b"", memoryview(b"")
@@ -127,7 +126,7 @@ class _Unpacked(io.RawIOBase):
 
 
 class _Xz(_Unpacked):
-    """All streams of an .xz file, with a bound on the memory that it may ask for, which the library's own reader has not."""
+    """All streams of an .xz file, with a limit on the memory it may demand, which the library's own reader lacks."""
 
     def unpack(self, size: int) -> None:
         while not self.plain:
@@ -135,7 +134,7 @@ class _Xz(_Unpacked):
                 self.packed = self.packed or self.raw.read(2**15)
                 if not self.packed:
                     if self.frame is not None:
-                        raise EOFError("the last stream is not complete")
+                        raise EOFError("the last stream is incomplete")
                     return
                 if self.frame is None:
                     self.packed = self.packed.lstrip(b"\0")  # streams are padded with zeros
@@ -147,8 +146,8 @@ class _Xz(_Unpacked):
             except lzma.LZMAError as error:
                 if "limit" in str(error):
                     raise InputError(
-                        f"{self.name} asks for more than {XZ_MEMORY / 2**20:.0f} MiB of memory to be unpacked, where what "
-                        "xz -9 writes needs 65. If you trust it, unpack it first: xz -dk FILE"
+                        f"{self.name} needs more than {XZ_MEMORY / 2**20:.0f} MiB of memory to unpack; files made by xz -9 "
+                        "need 65. If you trust it, unpack it first: xz -dk FILE"
                     ) from None
                 raise
             if self.frame.eof:
@@ -156,7 +155,7 @@ class _Xz(_Unpacked):
 
 
 class _Zstd(_Unpacked):
-    """All frames of a .zst file. zstandard's own reader stops after the first, and takes a cut file for a complete one."""
+    """All frames of a .zst file. zstandard's own reader stops after the first, and takes a truncated file as complete."""
 
     def unpack(self, size: int) -> None:
         import zstandard
@@ -165,7 +164,7 @@ class _Zstd(_Unpacked):
             self.packed = self.packed or self.raw.read(ZSTD_INPUT)
             if not self.packed:
                 if self.frame is not None:
-                    raise EOFError("the last frame is not complete")
+                    raise EOFError("the last frame is incomplete")
                 return
             if self.frame is None:
                 self.frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()

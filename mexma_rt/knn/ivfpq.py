@@ -172,7 +172,7 @@ def _read(path: Path) -> Any:
         return faiss.read_index(str(path))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise FileError(f"{path} is damaged or not complete ({reason}). Start over: rm -r {typed(path.parent)}") from None
+        raise FileError(f"{path} is damaged or incomplete ({reason}). Start over: rm -r {typed(path.parent)}") from None
 
 
 def _write(index: Any, path: Path) -> None:

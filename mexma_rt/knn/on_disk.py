@@ -127,7 +127,7 @@ def write_neighbours(
         resumed = state["done"] / len(plan.pairs)
         if not (state["done"] == len(plan.pairs) and not (folder / "data").exists() and (final / INDEX).exists()):
             if final.exists():
-                raise FileError(f"{output} exists already. Choose another name, or move it away.")
+                raise FileError(f"{output} already exists. Choose another name, or move it away.")
             _check_room(final, plan)
             rate = flops_per_second(plan.columns) * EFFICIENCY
             left = plan.flops * (1 - resumed) / rate

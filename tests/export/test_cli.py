@@ -64,7 +64,7 @@ def test_bad_arguments_exit_with_2(tiny_checkpoint: Path, tmp_path: Path) -> Non
     existing = tmp_path / "old"
     existing.mkdir()
     result = run(tiny_checkpoint, existing)
-    assert result.exit_code == 2 and "exists already. Type --force" in result.stderr
+    assert result.exit_code == 2 and "already exists. Type --force" in result.stderr
 
 
 def test_a_missing_extra_exits_with_2_and_the_pip_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

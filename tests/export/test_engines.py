@@ -399,7 +399,7 @@ def test_arguments_are_checked_before_anything_is_loaded(graph: Path, tmp_path: 
         build(tmp_path / "none.onnx")
     with pytest.raises(FileError, match="mkdir -p"):
         build_engine(graph, tmp_path / "no" / "x.engine", engine="rtx", length_limit=512)
-    with pytest.raises(InputError, match="is an input as well as the output"):
+    with pytest.raises(InputError, match="is both an input and the output"):
         build_engine(graph, graph, engine="rtx", length_limit=512)
 
 

@@ -37,7 +37,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, error: type[BaseExceptio
 def test_an_existing_bundle_needs_force_and_is_replaced_whole(tmp_path: Path) -> None:
     target = old_bundle(tmp_path)
     (target / "only-in-the-old").write_text("x", encoding="utf-8")
-    with pytest.raises(InputError, match=r"exists already\. Type --force"), new_folder(target):
+    with pytest.raises(InputError, match=r"already exists\. Type --force"), new_folder(target):
         pass
     with new_folder(target, force=True) as work:
         (work / "mexma.json").write_text("new", encoding="utf-8")

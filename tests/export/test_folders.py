@@ -123,7 +123,7 @@ def test_weights_in_several_files(folder: Path, tiny_checkpoint: Path, gate: lis
     np.testing.assert_array_equal(vector(checkpoint), vector(load_checkpoint(tiny_checkpoint)))
     assert checkpoint.rewritten and compare_with_owner(checkpoint, gate, 64).largest_error < 1e-5
     (folder / names[1]).unlink()
-    with pytest.raises(FileError, match=f"1 of 2 files of weights are missing, {names[1]} first. Copy them here too"):
+    with pytest.raises(FileError, match=f"1 of 2 weight files are missing, the first is {names[1]}. Copy them here too"):
         load_checkpoint(folder)
 
 
@@ -168,7 +168,7 @@ def test_weights_that_the_model_has_no_place_for(name: str, message: str, folder
 
 def test_an_adapter_alone(folder: Path) -> None:
     change_weights(folder, lambda tensors: {"base_model.model.layer.0.lora_A.weight": torch.ones(4, 32)})
-    with pytest.raises(BundleError, match=r"or an adapter without its base model\. Merge or save the whole model"):
+    with pytest.raises(BundleError, match=r"or it is an adapter without its base model\. Merge or save the whole model"):
         load_checkpoint(folder)
 
 

@@ -120,8 +120,8 @@ def test_a_full_disk_leaves_the_old_bundle_and_nothing_new(tiny_checkpoint: Path
     for (name, *_), (error, message, left) in zip(cases, refused, strict=False):
         assert error == "FileError"
         assert message.startswith(f"{folder / name} was not written: File too large")
-        assert "What stood under that name before is unchanged." in message
-        assert "MB free (quota and ulimit -f count too). Make room, or choose another place." in message
+        assert "Any earlier folder of that name is unchanged." in message
+        assert "MB free (quotas and ulimit -f apply too). Make room, or choose another place." in message
         assert left == ["bundle"]
     assert "(model.safetensors)" in refused[1][1]
     assert written == ["written", "", ["bundle", "new"]]  # without the limit the same export is good

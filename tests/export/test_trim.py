@@ -334,8 +334,8 @@ def test_corpus_files_that_cannot_be_read(tmp_path: Path) -> None:
     refuse("", FileError, "is a folder, but a text file")
     refuse("latin", InputError, r"latin, line 2, byte 1: 0xe9 is not valid UTF-8.*iconv", b"a\n\xe9\n")
     for name, content in [("x.gz", gzip.compress(b"a\n" * 99)), ("x.xz", lzma.compress(b"a\n" * 99))]:
-        refuse(name, FileError, "is damaged or not complete", content[:-9])
-        refuse(name, FileError, "is damaged or not complete", b"plain text")
+        refuse(name, FileError, "is damaged or incomplete", content[:-9])
+        refuse(name, FileError, "is damaged or incomplete", b"plain text")
 
 
 def test_packed_corpora_marks_and_line_ends(tmp_path: Path) -> None:

@@ -215,11 +215,11 @@ def test_weights_beside_the_graph_come_along(tiny_bundle: Path, tmp_path: Path) 
 def test_what_cannot_be_written(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no fp16 graph: it has fp32, \w+\. Name one of those\."):
         write_triton(tiny_bundle, tmp_path / "models", precisions=["fp16"])
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         write_triton(tiny_bundle, tmp_path)
     with pytest.raises(BundleError, match=r"(?s)is an XLM-R checkpoint.*\n    mexma-export "):
         write_triton(tiny_checkpoint, tmp_path / "models")
-    for arguments, words in (([], "Missing argument 'REPOSITORY'"), ([str(tmp_path)], "exists already")):
+    for arguments, words in (([], "Missing argument 'REPOSITORY'"), ([str(tmp_path)], "already exists")):
         result = CliRunner().invoke(main, ["triton", str(tiny_bundle), *arguments])
         assert result.exit_code == 2 and words in result.stderr
     assert list(tmp_path.iterdir()) == []

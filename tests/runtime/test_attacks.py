@@ -130,7 +130,7 @@ def test_external_data_that_the_manifest_does_not_list_is_refused(bundle: Path, 
     (bundle / "onnx/unlisted.bin").write_bytes(bytes(128))
     (bundle / "onnx/link.bin").symlink_to(bundle.parent / "secret")
     put(bundle, "onnx/model.onnx", graph_with_weights_in(location))
-    with pytest.raises(BundleError, match=r"keeps weights in .* which the manifest does not list: they could be anything"):
+    with pytest.raises(BundleError, match=r"keeps weights in .* which the manifest does not list. It could hold anything"):
         mexma_rt.load(bundle, precision="fp32", device="cpu")
 
 
@@ -258,7 +258,7 @@ def test_an_archive_that_asks_for_memory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "greedy.xz"
     path.write_bytes(lzma.compress(b"a\n", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**30}]))
     _, said = reading(path)
-    assert "asks for more than 256 MiB of memory to be unpacked" in said and "xz -dk FILE" in said
+    assert "needs more than 256 MiB of memory to unpack" in said and "xz -dk FILE" in said
 
 
 def test_streams_of_xz_are_all_read_and_a_cut_one_is_noticed(tmp_path: Path) -> None:
@@ -270,10 +270,10 @@ def test_streams_of_xz_are_all_read_and_a_cut_one_is_noticed(tmp_path: Path) -> 
     assert list(byte_lines(path)) == [b"a", b"b", *[b"c"] * 100_000]
     for cut in (2, 20, len(whole) - 12):
         path.write_bytes(whole[:cut])
-        with pytest.raises(FileError, match="is damaged or not complete"):
+        with pytest.raises(FileError, match="is damaged or incomplete"):
             list(byte_lines(path))
     path.write_bytes(b"not xz at all")
-    with pytest.raises(FileError, match="is damaged or not complete"):
+    with pytest.raises(FileError, match="is damaged or incomplete"):
         list(byte_lines(path))
 
 

@@ -39,7 +39,7 @@ def test_unusual_texts_are_texts(texts):
         (None, "texts is of type NoneType, but a list of sentences (str) is needed."),
         (7, "texts is of type int, but a list of sentences (str) is needed."),
         (b"Hello", "texts is of type bytes, but a list of sentences (str) is needed."),
-        ({"a"}, "texts is a set, but a list of sentences is needed. Type list(...) of it."),
+        ({"a"}, "texts is a set, but a list of sentences is needed. Type list(...) around it."),
         ({"a": "b"}, "texts is a dict, but a list of sentences is needed. Type list(texts.values())."),
         (np.array("a"), "texts is an array of shape (), but sentences [n] are needed."),
         (np.array([["a"]]), "texts is an array of shape (1, 1), but sentences [n] are needed."),
@@ -51,7 +51,7 @@ def test_unusual_texts_are_texts(texts):
         ([b"a"], "texts[0] is of type bytes, but each sentence must be a str. Type item.decode('utf-8')."),
         (
             ["ok", "ab\ud800c"],
-            "texts[1] contains a lone surrogate (U+D800 at character 2), which is no Unicode text. Type "
+            "texts[1] contains a lone surrogate (U+D800 at character 2), which is not valid Unicode. Type "
             "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') to repair it.",
         ),
     ],

@@ -44,7 +44,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "sqlite": (
         "sqlite3",
         lambda sqlite3: sqlite3.connect(":memory:").execute("select 7, 'un chat'"),
-        "texts[0] is of type tuple, but each sentence must be a str. If these are rows, of which one column is the text, "
+        "texts[0] is of type tuple, but each sentence must be a str. If these are rows with the text in one column, "
         "type [row[1] for row in texts].",
     ),
     "sqlite-row": ("sqlite3", lambda sqlite3: sqlite_rows(sqlite3), "type [row[1] for row in texts]."),
@@ -59,7 +59,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "datasets-splits": (
         "datasets",
         lambda ds: ds.DatasetDict({"train": ds.Dataset.from_dict(ROWS)}),
-        "of tables, but a list of sentences is needed. Give one column of one of them, such as texts['train']['text'].",
+        "of tables, but a list of sentences is needed. Pass one column of one of them, such as texts['train']['text'].",
     ),
     "datasets-stream": (
         "datasets",

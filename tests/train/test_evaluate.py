@@ -85,7 +85,7 @@ def test_missing_damaged_and_foreign_files_are_explained(tmp_path: Path) -> None
             read_test_set(tmp_path / name)
     for content in (b"no archive", zstandard.compress(LINES.encode() * 50)[:-6]):  # the second is cut off
         (tmp_path / "bad.tsv.zst").write_bytes(content)
-        with pytest.raises(FileError, match=r"bad\.tsv\.zst is damaged or not complete.*again"):
+        with pytest.raises(FileError, match=r"bad\.tsv\.zst is damaged or incomplete.*again"):
             read_test_set(tmp_path / "bad.tsv.zst")
     for name, pack in (("latin.tsv", bytes), ("latin.tsv.zst", zstandard.compress)):
         (tmp_path / name).write_bytes(pack(b"Hello.\tHallo.\nTree\tB\xe4ume\n"))

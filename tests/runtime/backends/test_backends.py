@@ -63,7 +63,7 @@ def test_auto_leaves_a_precision_whose_parity_did_not_pass(bundle):
         "the default int8 is missing or did not pass"
     )
     unknown = open_backend(dataclasses.replace(bundle, parity={}), device="cpu")
-    assert unknown.precision == "int8" and unknown.reason.endswith("the bundle has no parity report that passed")
+    assert unknown.precision == "int8" and unknown.reason.endswith("none of the bundle's parity reports passed")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_auto_leaves_a_precision_whose_parity_did_not_pass(bundle):
         ({"backend": "tensorflow"}, "There is no backend 'tensorflow'. Known: auto, onnxruntime, tensorrt, rtx, torch."),
         ({"precision": "fp8"}, "There is no precision 'fp8'. Known: auto, fp32, fp16, fused, int8, mixed, w8, w4."),
         ({"precision": "fp16"}, "precision='fp16' is not in the bundle 'tiny', which has fp32, int8."),
-        ({"device": "cuda", "precision": "int8"}, "The int8 graph is made for the CPU; on cuda use precision='fp16'"),
+        ({"device": "cuda", "precision": "int8"}, "The int8 graph is for the CPU; on cuda, use precision='fp16'"),
     ],
 )
 def test_what_does_not_exist_raises(tiny_bundle, arguments, message):
@@ -115,7 +115,7 @@ def test_named_cuda_without_the_provider_gives_the_pip_line(bundle, monkeypatch)
     message = (
         "The installed onnxruntime has no CUDA (it has CPUExecutionProvider).\nType:\n"
         "    pip install 'mexma-rt[cuda]'\n"
-        "for the torch back end, beside this onnxruntime; or, to run onnxruntime itself on CUDA:\n"
+        "for the torch back end, alongside this onnxruntime; or, to run onnxruntime itself on CUDA:\n"
         "    pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'\n"
     )
     with pytest.raises(BackendError, match=re.escape(message)):
@@ -168,7 +168,7 @@ def test_missing_cuda_libraries_are_named_and_not_printed(bundle, monkeypatch, c
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     said = "Failed to load libcublas.so.13: no such file"  # as onnxruntime-gpu 1.31 prints on a machine without CUDA
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: sys.stdout.write(said), raising=False)
-    with pytest.raises(BackendError, match=r"onnxruntime misses libraries of CUDA\.") as caught:
+    with pytest.raises(BackendError, match=r"onnxruntime cannot find some CUDA libraries\.") as caught:
         open_backend(bundle, device="cuda")
     assert said in str(caught.value) and "pip install 'mexma-rt[cuda]'" in str(caught.value)
     assert capsys.readouterr() == ("", "")
@@ -237,13 +237,13 @@ def test_choices_are_tried_and_explained(bundle, monkeypatch):
     assert set(choices) == {("cpu", "fp32"), ("cpu", "int8"), ("cuda", "fp32"), ("cuda", "int8")}
     assert choices["cpu", "int8"].usable and choices["cpu", "int8"].reason == "proved int8"
     assert not choices["cuda", "fp32"].usable and "has no CUDA" in choices["cuda", "fp32"].reason
-    assert not choices["cuda", "int8"].usable and "made for the CPU" in choices["cuda", "int8"].reason
+    assert not choices["cuda", "int8"].usable and "for the CPU" in choices["cuda", "int8"].reason
 
 
 def test_a_graph_that_onnxruntime_cannot_open(bundle, tmp_path):
     folder = shutil.copytree(bundle.folder, tmp_path / "bundle")
     (folder / "onnx/model.onnx").write_bytes(b"no graph")
-    with pytest.raises(BundleError, match=r"model\.onnx is no ONNX file"):
+    with pytest.raises(BundleError, match=r"model\.onnx is not an ONNX file"):
         open_backend(edited(folder, files={"onnx/model.onnx": b"no graph"}), device="cpu", precision="fp32")
     (folder / "onnx/model.onnx").write_bytes(b"\x08\x08")  # an ONNX file of format 8, and nothing else in it
     with pytest.raises(BackendError, match=r"onnxruntime .* cannot open .*model\.onnx on cpu"):

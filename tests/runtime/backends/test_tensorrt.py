@@ -268,7 +268,7 @@ def test_where_kernels_cannot_be_kept_it_is_said(device: Device, tmp_path: Path,
 
     monkeypatch.setattr(kernel_cache, "atomic_write", full)
     backend = opened(tmp_path, "rtx")
-    assert "note: its kernels are compiled at every load, because they cannot be kept: [Errno 28] No space" in backend.reason
+    assert "note: its kernels are compiled on every load, because they cannot be saved: [Errno 28] No space" in backend.reason
     ids, mask = batch([7])
     np.testing.assert_array_equal(backend.run(ids, mask), by_hand(ids, mask))
 

@@ -207,7 +207,7 @@ def test_auto_takes_the_bundles_engine_and_says_so(wide: Device, mixed_bundle: P
     assert backend.name == "rtx"
     assert backend.reason == (
         f"auto: tensorrt was refused ({mixed_bundle}/engines/tensorrt.engine was built by tensorrt 10.14.1, but {VERSION} is "
-        "installed: engines are good for one version. Build it again: mexma-export engine BUNDLE tensorrt); "
+        "installed: an engine works with one version only. Build it again: mexma-export engine BUNDLE tensorrt); "
         "the bundle has an engine for rtx, in fp16"
     )
     assert wide.opened == [b"the plan of tensorrt"] * 3 + [b"the plan of rtx"]

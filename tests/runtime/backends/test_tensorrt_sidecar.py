@@ -128,7 +128,7 @@ DAMAGED = [
     ({"format_version": 1}, "format version 1, but this mexma-rt reads 2. Build it again"),
     ({"format_version": 3}, "format version 3, but this mexma-rt reads 2"),
     ({"normalized": 1}, "normalized is 1"),
-    ({"version": ...}, "'version' is missing. The file was changed or cut"),
+    ({"version": ...}, "'version' is missing. The file was changed or truncated"),
     ({"version": 11}, "version is 11"),
     ({"sm": []}, r"sm is \[\]"),
     ({"sm": ["89"]}, r"sm is \['89'\]"),

@@ -92,7 +92,10 @@ def test_the_command(file):
 def test_a_picture_that_cannot_be_drawn_is_refused_before_the_work(file, monkeypatch):
     pytest.importorskip("matplotlib", reason="part of mexma-rt[plot]")
     monkeypatch.setattr(bench, "measure", lambda *routes, **settings: pytest.fail("worked first"))
-    for name, words in (("x.gif", "a picture ends in .png, .svg or .pdf"), (file.parent / "no" / "x.png", "does not exist")):
+    for name, words in (
+        ("x.gif", "a picture's name must end in .png, .svg or .pdf"),
+        (file.parent / "no" / "x.png", "does not exist"),
+    ):
         refused = CliRunner().invoke(main, ["bench", "embed", str(file), "--plot", str(name)])
         assert refused.exit_code == 1 and words in refused.stderr, refused.output
 

@@ -111,7 +111,7 @@ def test_the_checkpoint_folder_loads_in_sentence_transformers(compact_bundle: Pa
     arrays = load_file(tmp_path / "st" / "model.safetensors")
     assert arrays["embeddings.word_embeddings.weight"].shape == (322, 32)
     again = CliRunner().invoke(main, command)
-    assert again.exit_code == 1 and "exists already. Name another folder, or delete it first." in again.stderr
+    assert again.exit_code == 1 and "already exists. Name another folder, or delete it first." in again.stderr
 
 
 def test_a_bundle_without_weights_by_name_has_no_checkpoint(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -136,5 +136,5 @@ def test_tensors_are_read_as_the_onnx_library_reads_them(compact_bundle: Path, t
         if tensor.data_type in (1, 2, 3, 10):
             np.testing.assert_array_equal(read_tensor(path, found[name]), onnx.numpy_helper.to_array(tensor))
     (tmp_path / "no.onnx").write_bytes(b"\xff" * 40)
-    with pytest.raises(BundleError, match="is no ONNX file"):
+    with pytest.raises(BundleError, match="is not an ONNX file"):
         initialisers(tmp_path / "no.onnx")

@@ -72,29 +72,38 @@ def test_a_length_that_is_advised_can_be_typed(words: int, length: str, advice: 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("embed a.txt -o x.txt", "x.txt: vectors are written as .npy or .parquet, by its name. Type another ending."),
+        ("embed a.txt -o x.txt", "x.txt: vectors are written as .npy or .parquet, depending on its name. Type another ending."),
         ("embed a.txt -o x.npy.gz", "x.npy.gz: vectors are written as .npy or .parquet"),
         ("embed a.txt -o x.npz", "x.npz: vectors are written as .npy or .parquet"),
         ("embed a.txt -o x.pt", "x.pt: vectors are written as .npy or .parquet"),
         ("embed a.txt -o x.CSV", "x.CSV: vectors are written as .npy or .parquet"),
-        ("embed a.txt -o x.npy --shard-rows 2", "This writes a folder, and x.npy is the name of a file. Leave out .npy."),
-        ("embed a.txt -o x.txt --shard-rows 2", "This writes a folder, and x.txt is the name of a file. Leave out .txt."),
-        ("knn a.npy a.npy -o x.npz", "This writes a folder, and x.npz is the name of a file."),
-        ("models --checkpoint x.safetensors", "This writes a folder, and x.safetensors is the name of a file."),
+        (
+            "embed a.txt -o x.npy --shard-rows 2",
+            "This writes a folder, but x.npy looks like the name of a file. Leave out .npy.",
+        ),
+        (
+            "embed a.txt -o x.txt --shard-rows 2",
+            "This writes a folder, but x.txt looks like the name of a file. Leave out .txt.",
+        ),
+        ("knn a.npy a.npy -o x.npz", "This writes a folder, but x.npz looks like the name of a file."),
+        ("models --checkpoint x.safetensors", "This writes a folder, but x.safetensors looks like the name of a file."),
         (
             "mine a.txt b.txt -o x.npy",
-            "x.npy: a table is written as .tsv, .jsonl or .parquet, by its name. Type another ending.",
+            "x.npy: a table is written as .tsv, .jsonl or .parquet, depending on its name. Type another ending.",
         ),
         ("mine a.txt b.txt -o x.tsv.bz2", "x.tsv.bz2: a table is written as .tsv"),
         ("mine a.txt b.txt -o x.zip", "x.zip: a table is written as .tsv"),
-        ("mine a.txt b.txt -o m.tsv --report x.pdf", "x.pdf: a page is written as .html, by its name. Type another ending."),
+        (
+            "mine a.txt b.txt -o m.tsv --report x.pdf",
+            "x.pdf: a page is written as .html, depending on its name. Type another ending.",
+        ),
         ("score a.txt b.txt -o x.xlsx", "x.xlsx: a table is written as .tsv"),
         ("score a.txt b.txt --save-background x.npy", "x.npy: a background is written as .npz"),
         ("filter a.txt b.txt -o x.json", "x.json: a table is written as .tsv"),
         ("filter a.txt b.txt -o k.tsv --dropped x.CSV.gz", "x.CSV: a table is written as .tsv"),
         ("align a.txt b.txt -o x.html", "x.html: a table is written as .tsv"),
         ("xsim a.txt b.txt -o x.csv", "x.csv: a table is written as .tsv"),
-        ("xsim a.txt b.txt --plot x.jpg", "x.jpg: a picture ends in .png, .svg or .pdf."),
+        ("xsim a.txt b.txt --plot x.jpg", "x.jpg: a picture's name must end in .png, .svg or .pdf."),
     ],
 )
 def test_a_name_that_promises_another_format_is_refused(command: str, message: str, tiny_bundle: Path) -> None:
@@ -106,16 +115,16 @@ def test_a_name_that_promises_another_format_is_refused(command: str, message: s
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("embed a.txt -o -", "No output is called -."),
-        ("mine a.txt b.txt -o -", "No output is called -. For a table on standard output, type /dev/stdout"),
-        ("filter a.txt b.txt -o -", "No output is called -."),
-        ("embed a.txt -o new/", "new/ is the name of a folder, but the output is a file. Type new instead."),
-        ("score a.txt b.txt -o s.tsv/", "s.tsv/ is the name of a folder, but the output is a file. Type s.tsv instead."),
+        ("embed a.txt -o -", "An output cannot be called -."),
+        ("mine a.txt b.txt -o -", "An output cannot be called -. To write a table to standard output, type /dev/stdout"),
+        ("filter a.txt b.txt -o -", "An output cannot be called -."),
+        ("embed a.txt -o new/", "new/ names a folder, but the output must be a file. Type new instead."),
+        ("score a.txt b.txt -o s.tsv/", "s.tsv/ names a folder, but the output must be a file. Type s.tsv instead."),
         (f"embed a.txt -o {'n' * 300}", "cannot be written: File name too long."),
         (f"embed {'n' * 300} -o v.npy", "File name too long."),
         (f"mine {'n' * 300} b.txt", "cannot be read: File name too long."),
         (f"knn a.npy a.npy -o {'n' * 300}", "n: File name too long."),
-        ("embed https://example.com/a.txt -o v.npy", "https://example.com/a.txt is an address, and only files are read."),
+        ("embed https://example.com/a.txt -o v.npy", "https://example.com/a.txt is an address, but only local files are read."),
         ("embed s3://corpus/a.parquet --field t -o v.npy", "s3://corpus/a.parquet is an address"),
         ("mine hf://datasets/a.txt b.txt", "hf://datasets/a.txt is an address"),
     ],
@@ -141,8 +150,8 @@ def test_json_is_not_taken_for_lines_of_text(tiny_bundle: Path) -> None:
         Path(name).write_text(lines, encoding="utf-8")
         for command in ("mine {} b.txt", "score b.txt {}", "filter {} b.txt -o k.tsv", "align {} b.txt", "xsim {} b.txt"):
             said = mexma(tiny_bundle, command.format(name), 1).stderr
-            assert f"{name} is JSON by its name" in said and "jq -r .NAME FILE > NEW" in said, command
-        assert "say which field has the text" in mexma(tiny_bundle, f"embed {name} -o v.npy", 1).stderr
+            assert f"{name} is named as JSON" in said and "jq -r .NAME FILE > NEW" in said, command
+        assert "name the field of the text" in mexma(tiny_bundle, f"embed {name} -o v.npy", 1).stderr
         mexma(tiny_bundle, f"embed {name} --field t -o v.npy")
         assert np.load("v.npy").shape == (6, 32)
 
@@ -195,7 +204,7 @@ def test_an_empty_name_is_a_variable_that_is_not_set(tiny_bundle: Path) -> None:
     }.items():
         result = CliRunner().invoke(main, [*words, "--model", str(tiny_bundle)])
         assert result.exit_code == 1
-        assert result.stderr == f"mexma: The name of {which} is empty, perhaps because a variable of the shell is not set.\n"
+        assert result.stderr == f"mexma: The name of {which} is empty, perhaps because a shell variable is not set.\n"
 
 
 def test_a_path_in_a_command_that_is_advised_is_one_word(tiny_bundle: Path) -> None:
@@ -216,7 +225,7 @@ def test_a_path_in_a_command_that_is_advised_is_one_word(tiny_bundle: Path) -> N
     taken = CliRunner().invoke(
         main, ["embed", "a.txt", "-o", "my corpus/shards", "--shard-rows", "2", "--model", str(tiny_bundle)]
     )
-    assert "my corpus/shards exists already. Choose another name, or move it away." in taken.stderr  # it may be the user's own
+    assert "my corpus/shards already exists. Choose another name, or move it away." in taken.stderr  # it may be the user's own
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "shift-jis", "gb18030", "euc-kr", "koi8-r"])
@@ -226,5 +235,5 @@ def test_no_encoding_is_advised_that_would_make_nonsense_of_the_text(encoding: s
     )
     Path("a.txt").write_bytes(text.encode(encoding))
     said = mexma(tiny_bundle, "embed a.txt -o v.npy", 1).stderr
-    assert "is not valid UTF-8 there. Convert the file from the encoding that it has: iconv -f ENCODING -t UTF-8" in said
+    assert "is not valid UTF-8. Convert the file from its own encoding: iconv -f ENCODING -t UTF-8" in said
     assert "LATIN1" not in said and "8859-1" not in said

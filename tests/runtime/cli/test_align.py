@@ -99,7 +99,7 @@ def test_empty_files():
         (["a.txt", "b.txt", "--words"], 1, "a.txt has 5 lines and b.txt 3, but with --words line i belongs to line i. To pair"),
         (["a.txt", "b.txt", "--method", "ot"], 2, "--method is for words: add --words"),
         (["c.txt", "b.txt", "--words", "--max-size", "3"], 2, "--max-size is for documents: leave out --words"),
-        (["a.txt", "b.txt", "-o", "a.txt"], 1, "a.txt is an input as well as the output"),
+        (["a.txt", "b.txt", "-o", "a.txt"], 1, "a.txt is both an input and the output"),
         (["a.txt", "b.txt", "-o", "x.csv"], 1, "x.csv: a table is written as .tsv, .jsonl or .parquet"),
         (["a.txt", "nothing.txt"], 1, "nothing.txt does not exist"),
         (["-", "-"], 2, "Only one of SOURCE and TARGET can be standard input"),

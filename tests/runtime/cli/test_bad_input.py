@@ -68,23 +68,29 @@ def fails(status: int, *arguments: str, stdin: str | None = None) -> str:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("embed bad.txt -o v.npy", "mexma: bad.txt, line 2, byte 2: 0xe4 is not valid UTF-8 there. Convert the file"),
+        ("embed bad.txt -o v.npy", "mexma: bad.txt, line 2, byte 2: 0xe4 is not valid UTF-8. Convert the file"),
         ("embed none.txt -o v.npy", "mexma: none.txt does not exist. Check the name; the current folder is"),
         ("embed . -o v.npy", "mexma: . is a folder, but a text file with one sentence per line is needed."),
         ("embed two.txt -o no/v.npy", "mexma: no/v.npy cannot be written: the folder "),
-        ("embed two.txt -o .", "mexma: . is a folder, but the output is a file."),
-        ("embed two.txt -o two.txt", "mexma: two.txt is an input as well as the output. Choose another name"),
-        ("mine four.txt four.txt -o ./four.txt", "mexma: four.txt is an input as well as the output."),
+        ("embed two.txt -o .", "mexma: . is a folder, but the output must be a file."),
+        ("embed two.txt -o two.txt", "mexma: two.txt is both an input and the output. Choose another name"),
+        ("mine four.txt four.txt -o ./four.txt", "mexma: four.txt is both an input and the output."),
         ("mine four.txt bad.txt -o p.tsv", "mexma: bad.txt, line 2, byte 2"),
-        ("mine empty.txt four.txt -o p.tsv", "mexma: source is empty: there is nothing to compare with. Give at least k=4"),
+        ("mine empty.txt four.txt -o p.tsv", "mexma: source is empty: there is nothing to compare with. Pass at least k=4"),
         ("mine four.txt empty.txt", "mexma: target is empty"),
         ("mine four.txt blank.txt", "mexma: target has no text: all of its 4 lines are blank."),
         (
             "mine two.txt four.txt",
             "mexma: source has 2 distinct sentences, too few to find k=4 neighbours among them. Type k=2",
         ),
-        ("mine four.txt four.txt -o p.csv", "mexma: p.csv: a table is written as .tsv, .jsonl or .parquet, by its name."),
-        ("mine four.txt four.txt -o p.parquet.gz", "mexma: p.parquet.gz: a parquet file is compressed inside. Leave out .gz."),
+        (
+            "mine four.txt four.txt -o p.csv",
+            "mexma: p.csv: a table is written as .tsv, .jsonl or .parquet, depending on its name.",
+        ),
+        (
+            "mine four.txt four.txt -o p.parquet.gz",
+            "mexma: p.parquet.gz: a parquet file is compressed internally. Leave out .gz.",
+        ),
         ("mine four.txt four.txt --threshold nan", "mexma: threshold=nan, but a number is needed"),
         ("score two.txt four.txt -o s.tsv", "mexma: source has 2 lines and target 4, but pairs need as many on each side."),
         ("score two.txt none.txt", "mexma: none.txt does not exist."),
@@ -161,7 +167,7 @@ def test_an_existing_output_survives_a_failed_run(monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    message = "v.npy cannot be written: No space left on device. What stood under that name before is unchanged."
+    message = "v.npy cannot be written: No space left on device. Any earlier file of that name is unchanged."
     assert message in fails(1, "embed", "two.txt", "-o", "v.npy")
     Path("p.tsv").write_bytes(b"precious")
     assert message.replace("v.npy", "p.tsv") in fails(1, "mine", "four.txt", "four.txt", "-o", "p.tsv")

@@ -353,7 +353,7 @@ def test_calibrate_of_a_tsv_into_a_copy(tiny_bundle: Path, parallel: tuple[Path,
         ("a\n", ["s.tsv", "s.tsv", "-o", "copy"], "Of 1 lines, 0 are pairs that can be told apart"),
         ("a\tb\n" * 200, ["s.tsv", "-o", "copy"], "(all lines of the source are equal)"),
         ("a\tb\n", ["s.tsv"], "belongs to the installed package. Name a new folder for a copy with the thresholds: --output"),
-        ("a\tb\n", ["s.tsv", "-o", "."], "exists already. Name another folder"),
+        ("a\tb\n", ["s.tsv", "-o", "."], "already exists. Name another folder"),
         ("a\tb\n", ["missing.tsv"], "missing.tsv"),
     ],
 )

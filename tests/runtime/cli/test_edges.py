@@ -122,7 +122,7 @@ def test_standard_input_that_is_closed(folder: Path, tiny_bundle: Path) -> None:
     ended = runs(ENTRY, [command(form, tiny_bundle) for form in readers + others], folder, stdin="closed")
     for form, run in zip(readers, ended, strict=False):
         assert (run.status, run.stdout) == (1, ""), form
-        assert run.stderr == "mexma: standard input is closed. Name a file in place of -, or add < FILE.\n", form
+        assert run.stderr == "mexma: standard input is closed. Name a file instead of -, or add < FILE.\n", form
     assert [run.status for run in ended[len(readers) :]] == [0, 0, 0]
     assert {path.name for path in folder.iterdir()} == {"a.txt", "b.txt", "a.npy", "e.npy", "n1"}
 
@@ -157,7 +157,7 @@ def test_standard_output_that_is_a_file_is_written_where_it_stands(folder: Path,
         assert {path.name for path in folder.iterdir()} <= {"a.txt", "b.txt", "a.npy", "log"}
     for form, message in {
         "score a.txt b.txt -o /dev/fd/99": "/dev/fd/99 cannot be written: no file is open under this name.",
-        "embed a.txt -o /dev/stdout": "/dev/stdout is a device, a pipe or an open file, but vectors are written to a file of",
+        "embed a.txt -o /dev/stdout": "/dev/stdout is a device, a pipe or an open file, but vectors must go to a regular f",
     }.items():
         (run,) = runs(ENTRY, [command(form, tiny_bundle)], folder)
         assert run.status == 1 and run.stderr.startswith(f"mexma: {message}") and run.stderr.count("\n") == 1

@@ -160,7 +160,7 @@ def test_two_pipes_that_one_process_writes(form: str, tiny_bundle: Path) -> None
 
 def test_a_bad_second_pipe_is_named_and_nothing_waits(tiny_bundle: Path, tmp_path: Path) -> None:
     with writing(a=text("a"), b=gzip.compress(text("b"))[:-9]):
-        assert "b.pipe is damaged or not complete" in mexma(tiny_bundle, "score a.pipe b.pipe", 1).stderr
+        assert "b.pipe is damaged or incomplete" in mexma(tiny_bundle, "score a.pipe b.pipe", 1).stderr
     with writing(a=b"", b=text("b")):
         assert "a.pipe" in mexma(tiny_bundle, "xsim a.pipe b.pipe", 1).stderr
 
@@ -170,7 +170,7 @@ def test_errors_name_the_pipe_and_leave_nothing(tiny_bundle: Path) -> None:
     with writing(a=b"fine\n\xff\n"):
         assert "a.pipe, line 2, byte 1: 0xff is not valid" in mexma(tiny_bundle, "embed a.pipe -o v.npy", 1).stderr
     with writing(a=gzip.compress(text("a"))[:-9]):
-        assert "a.pipe is damaged or not complete" in mexma(tiny_bundle, "embed a.pipe -o v.npy", 1).stderr
+        assert "a.pipe is damaged or incomplete" in mexma(tiny_bundle, "embed a.pipe -o v.npy", 1).stderr
     with writing(a=text("a"), b=text("b")[:100]):
         said = mexma(tiny_bundle, "filter a.pipe b.pipe -o k.tsv", 1).stderr
     assert "b.pipe ends after 4 lines, but a.pipe goes on: the files must be line-aligned" in said
@@ -182,7 +182,7 @@ def test_errors_name_the_pipe_and_leave_nothing(tiny_bundle: Path) -> None:
 @pytest.mark.filterwarnings("ignore::mexma_rt.errors.EmptyPipeWarning")
 def test_a_pipe_that_gives_nothing_is_told(tiny_bundle: Path) -> None:
     """As of <(zcat missing.gz): without a word the result of a command that failed would be an array without rows."""
-    said = "gave nothing: look whether the command that writes it has failed."
+    said = "is empty: check whether the command that writes to it has failed."
     with writing(a=b""), pytest.warns(EmptyPipeWarning, match=rf"a\.pipe {said}"):
         mexma(tiny_bundle, "embed a.pipe -o v.npy")
     assert np.load("v.npy").shape == (0, 32)

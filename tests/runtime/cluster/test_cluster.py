@@ -202,7 +202,7 @@ def test_a_search_on_a_cluster_goes_on_where_one_machine_was_stopped(tmp_path, m
     for name in NAMES:
         assert (tmp_path / "found" / f"{name}.npy").read_bytes() == (tmp_path / "alone" / f"{name}.npy").read_bytes()
     result = CliRunner().invoke(main, ["knn", *paths, "-o", str(tmp_path / "found"), "--ray=local"])
-    assert result.exit_code == 1 and "exists already" in result.stderr
+    assert result.exit_code == 1 and "already exists" in result.stderr
     (tmp_path / "y.npy").write_bytes(b"")
     result = CliRunner().invoke(main, ["knn", *paths, "-o", str(tmp_path / "new"), "--ray=local"])
     assert result.exit_code == 1 and "y.npy" in result.stderr and not (tmp_path / "new").exists()

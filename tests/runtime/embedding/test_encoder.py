@@ -127,7 +127,7 @@ def test_an_out_that_does_not_fit(encoder, out, message):
     [
         (
             {"precision": "fp32"},
-            "precision='fp32' is no storage of vectors. Known: float32, float16, int8, uint8, binary, ubinary. (The prec",
+            "precision='fp32' is not a storage format. Type one of: float32, float16, int8, uint8, binary, ubinary. (The prec",
         ),
         (
             {"precision": "ubinary", "normalize": False},

@@ -189,7 +189,7 @@ def test_a_file_holds_what_embed_gives(
 
 def test_int8_without_ranges_says_so_and_leaves_nothing(encoder: mexma_rt.Encoder, source: Path) -> None:
     plain = dataclasses.replace(encoder, bundle=dataclasses.replace(encoder.bundle, ranges=None))
-    with pytest.raises(InputError, match="precision='int8' needs ranges per dimension, and this bundle has none"):
+    with pytest.raises(InputError, match="precision='int8' needs a range per dimension, but this bundle has none"):
         plain.embed_file(source, "v.npy", precision="int8")
     assert names() == ["in.txt"]
 
@@ -213,14 +213,14 @@ def test_arguments_that_cannot_be_used(encoder: mexma_rt.Encoder, source: Path) 
     Path("out").mkdir()
     Path("file").touch()
     for error, message, output, settings in [
-        (InputError, "precision='bits' is no storage of vectors. Known: .*ubinary", "v", {"precision": "bits"}),
+        (InputError, "precision='bits' is not a storage format. Type one of: .*ubinary", "v", {"precision": "bits"}),
         (InputError, "int8 keeps directions only", "v", {"precision": "int8", "normalize": False}),
         (InputError, "shard_rows=0 must be", "v", {"shard_rows": 0}),
         (InputError, r"Leave out \.npy", "v.npy", {"shard_rows": 4}),
         (InputError, "truncate_dim=99 is more than the 32 dimensions", "v", {"truncate_dim": 99}),
-        (InputError, "is an input as well as the output", "in.txt", {}),
+        (InputError, "is both an input and the output", "in.txt", {}),
         (FileError, "is a file, but shards are written to a folder", "file", {"shard_rows": 4}),
-        (FileError, "out exists already. Choose another name, or move it away.", "out", {"shard_rows": 4}),
+        (FileError, "out already exists. Choose another name, or move it away.", "out", {"shard_rows": 4}),
         (FileError, "is a device, a pipe or an open file", os.devnull, {}),
     ]:
         with pytest.raises(error, match=message):
@@ -342,7 +342,7 @@ def test_an_input_that_changes_while_it_is_read(encoder: mexma_rt.Encoder, sourc
 
 def test_a_disk_without_room(encoder: mexma_rt.Encoder, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=9 * 32 * 4 - 1))
-    with pytest.raises(FileError, match=r"needs 0\.0 MB of room, but .* has 0\.0 MB left\. Make room.*'float16' or 'int8'"):
+    with pytest.raises(FileError, match=r"needs 0\.0 MB more, but .* has 0\.0 MB free\. Make room.*'float16' or 'int8'"):
         encoder.embed_file(source, "v.npy")
     encoder.embed_file(source, "v.npy", precision="float16")
 

@@ -46,7 +46,7 @@ def run():
     try:
         report = write_vectors(Encoder, "in.txt", output, made, shard_rows=settings.get("shard_rows"))
     except FileError as error:  # killed after the last step but before its traces were gone: the folder is complete
-        assert "exists already" in str(error) and "shard_rows" in settings, error
+        assert "already exists" in str(error) and "shard_rows" in settings, error
         return 10
     assert report.report.sentences == 10 and report.shape[0] == 10, report
     return report.resumed

@@ -162,7 +162,7 @@ def test_a_graph_without_token_vectors_says_so(encoder, monkeypatch):
     real = encoder.backend._session
     session = SimpleNamespace(get_outputs=lambda: real.get_outputs()[:1], run=real.run)
     monkeypatch.setattr(encoder.backend, "_session", session)
-    with pytest.raises(BackendError, match="The fp32 graph of this bundle has no output last_hidden_state"):
+    with pytest.raises(BackendError, match="This bundle's fp32 graph has no output last_hidden_state"):
         encoder.embed_tokens(["a"])
 
 

@@ -155,21 +155,19 @@ def test_similarity_is_that_of_sentence_transformers(encoder: mexma_rt.Encoder, 
 
 def test_what_cannot_be_compared(encoder: mexma_rt.Encoder) -> None:
     rows = np.zeros((2, 8), np.int8)
-    message = (
-        "Vectors int8 (2, 8) are no whole vectors of 32 dimensions, so what they hold must be said: precision='int8' or 'bi"
-    )
+    message = "Vectors int8 (2, 8) are not whole vectors of 32 dimensions, so say how they are stored: precision='int8' or 'bi"
     with pytest.raises(InputError, match=re.escape(message)):
         encoder.restore(rows)
-    with pytest.raises(InputError, match="are no binary of a model of 32 dimensions"):
+    with pytest.raises(InputError, match="cannot be binary of a model with 32 dimensions"):
         encoder.restore(rows, precision="binary")
-    with pytest.raises(InputError, match="are no uint8 of a model"):
+    with pytest.raises(InputError, match="cannot be uint8 of a model"):
         encoder.restore(rows, precision="uint8")
     with pytest.raises(InputError, match=re.escape("Vectors of shapes (1, 3) and (1, 4) cannot be compared")):
         encoder.similarity(np.zeros(3), np.zeros(4))
     plain = dataclasses.replace(encoder, bundle=dataclasses.replace(encoder.bundle, ranges=None))
     for call in (lambda: plain.embed(["a"], precision="uint8"), lambda: restore(rows, 8, None, "int8")):
         with pytest.raises(
-            InputError, match=r"needs ranges per dimension, and this bundle has none(?s:.*)Export it again, or name"
+            InputError, match=r"needs a range per dimension, but this bundle has none(?s:.*)Export it again, or type"
         ):
             call()
 
@@ -193,9 +191,9 @@ def test_ranges_come_from_the_manifest(tiny_bundle: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"ranges": []}, "ranges has not 32 numbers under minimum and under maximum"),
-        ({"ranges": {"minimum": [0.0] * 32, "maximum": [1.0] * 31}}, "ranges has not 32 numbers"),
-        ({"ranges": {"minimum": [0.0] * 32, "maximum": ["1"] * 32}}, "ranges has not 32 numbers"),
+        ({"ranges": []}, "ranges does not have 32 numbers under both minimum and maximum"),
+        ({"ranges": {"minimum": [0.0] * 32, "maximum": [1.0] * 31}}, "ranges does not have 32 numbers"),
+        ({"ranges": {"minimum": [0.0] * 32, "maximum": ["1"] * 32}}, "ranges does not have 32 numbers"),
         ({"ranges": {"minimum": [0.5] * 32, "maximum": [0.0] * 32}}, "a minimum that is greater than its maximum"),
         ({"ranges": {"minimum": [0.0] * 32, "maximum": [float("inf")] * 32}}, "or a number that is not finite"),
         ({"golden": {"texts": [], "vectors": []}}, "golden has no texts"),

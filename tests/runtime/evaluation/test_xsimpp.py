@@ -239,9 +239,9 @@ def test_an_equal_line_counts_as_right_unless_indices_are_compared(folder: dict[
         ([*PLUS, "--index-comparison"], 2, "does not go with --index-comparison"),
         (["d/eng.txt", "--all-pairs"], 2, "--all-pairs is for a folder"),
         (["--all-pairs", "--languages", "aaa"], 1, "compares languages with each other, but there is only aaa"),
-        (["--plot", "p.jpg"], 1, "a picture ends in .png, .svg or .pdf"),
+        (["--plot", "p.jpg"], 1, "a picture's name must end in .png, .svg or .pdf"),
         (["-o", "t.csv"], 1, "a table is written as .tsv"),
-        (["-o", "d/aaa.txt"], 1, "is an input as well as the output"),
+        (["-o", "d/aaa.txt"], 1, "is both an input and the output"),
     ],
 )
 def test_wrong_calls(folder: dict[str, np.ndarray], arguments: list[str], status: int, message: str) -> None:

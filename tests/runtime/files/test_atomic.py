@@ -52,7 +52,7 @@ def test_compressed_files_and_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_damaged_archive(tmp_path: Path, name: str) -> None:
     pack = {"in.gz": gzip.compress, "in.xz": lzma.compress}[name]
     for data in (b"not packed at all", pack(b"hello\n" * 100)[:-12]):
-        with pytest.raises(FileError, match=f"{name} is damaged or not complete"):
+        with pytest.raises(FileError, match=f"{name} is damaged or incomplete"):
             read_lines(write(tmp_path, data, name))
 
 
@@ -85,7 +85,7 @@ def test_zstandard_files(tmp_path: Path) -> None:
     frame = zstandard.compress(b"one\ntw")
     assert read_lines(write(tmp_path, frame + zstandard.compress(b"o\r\n"), "in.zst")) == ["one", "two"]
     for data in (b"no archive", frame[:-1]):
-        with pytest.raises(FileError, match=r"in\.zst is damaged or not complete"):
+        with pytest.raises(FileError, match=r"in\.zst is damaged or incomplete"):
             read_lines(write(tmp_path, data, "in.zst"))
 
 
@@ -115,14 +115,14 @@ def test_check_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_output(tmp_path / "new.npy", [source, "-", tmp_path / "missing"])
     check_output(write(tmp_path, b"old", "old.npy"), [source])
     check_output(os.devnull, [source])
-    with pytest.raises(FileError, match=r"is a folder, but the output is a file\. Type .*NAME"):
+    with pytest.raises(FileError, match=r"is a folder, but the output must be a file\. Type .*NAME"):
         check_output(tmp_path)
     with pytest.raises(FileError, match=r"the folder .*nowhere does not exist\. Type: mkdir -p .*nowhere"):
         check_output(tmp_path / "nowhere" / "out.npy")
     link = tmp_path / "link"
     link.symlink_to(source)
     for same in (source, tmp_path / "." / "in.txt", link):
-        with pytest.raises(InputError, match=r"is an input as well as the output\. Choose another name"):
+        with pytest.raises(InputError, match=r"is both an input and the output\. Choose another name"):
             check_output(same, [source])
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(FileError, match=r"out\.npy cannot be written: no permission in"):
@@ -160,7 +160,7 @@ def test_a_failing_disk_is_a_file_error(tmp_path: Path, monkeypatch: pytest.Monk
     path = write(tmp_path, b"old", "out")
     monkeypatch.setattr(os, "fsync", fail)
     with (
-        pytest.raises(FileError, match=f"out cannot be written: {os.strerror(number)}. What stood under that name"),
+        pytest.raises(FileError, match=f"out cannot be written: {os.strerror(number)}. Any earlier file of that name"),
         atomic_write(path) as stream,
     ):
         stream.write(b"new")

@@ -79,11 +79,11 @@ def parquet(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (bz2.compress, "is compressed with bzip2, which is not read. Unpack it: bunzip2 -k FILE"),
+        (bz2.compress, "is compressed with bzip2, which is not supported. Unpack it: bunzip2 -k FILE"),
         (zipped, r"is a zip archive \(so are .npz, .xlsx and .docx\). Unpack it: unzip FILE"),
         (tarred, "is a tar archive of files, not lines of text. Unpack it: tar -xf FILE"),
-        (array, "is a numpy array, not lines of text. Vectors go to --source-vectors"),
-        (parquet, "is a parquet file, not lines of text. mexma embed reads its texts: name their column with --field NAME"),
+        (array, "is a numpy array, not lines of text. Pass vectors to --source-vectors"),
+        (parquet, "is a parquet file, not lines of text. mexma embed reads its texts: name the column with --field NAME"),
         (
             lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n",
             "is a pointer of Git LFS, .* git lfs pull",
@@ -95,7 +95,7 @@ def parquet(data: bytes) -> bytes:
         ),
         (
             lambda data: b"\xff\xfe" + TEXT.encode("utf-16-le"),
-            "is UTF-16, as its first bytes say, and UTF-8",
+            "is UTF-16, as its first bytes say, but UTF-8",
         ),
         (lambda data: b"\xfe\xff" + TEXT.encode("utf-16-be"), "iconv -f UTF-16 -t UTF-8 FILE > NEW"),
         (lambda data: TEXT.encode("utf-32"), "is UTF-32, as its first bytes say, .*iconv -f UTF-32 -t UTF-8"),

@@ -26,7 +26,7 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (b"", r"line 2 is not JSON \("),
         (b"[1]", "line 2 is a JSON list, but each line must be one object with 't'"),
         (b'{"a": 1, "b": 2}', "line 2 has no field 't'. It has: a, b"),
-        (b'{"t": null}', r"line 2: 't' is missing \(null\), but a text is needed\. Drop the row, or give it ''"),
+        (b'{"t": null}', r"line 2: 't' is missing \(null\), but a text is needed\. Drop the row, or type ''"),
         (b'{"t": 3}', "line 2: 't' is of type int"),
         (b'{"t": "ab\\ud800"}', r"line 2: 't' contains a lone surrogate \(U\+D800 at character 2\)"),
         (b'{"t": "\xff"}', "line 2, byte 8: 0xff is not valid UTF-8"),
@@ -39,7 +39,7 @@ def test_bad_json_lines(line: bytes, message: str) -> None:
 
 
 def test_json_lines_without_a_field() -> None:
-    with pytest.raises(InputError, match=r"in\.jsonl\.gz is JSON Lines: say which field has the text with field='NAME'"):
+    with pytest.raises(InputError, match=r"in\.jsonl\.gz is JSON Lines: name the field of the text with field='NAME'"):
         read_texts("in.jsonl.gz")
 
 
@@ -49,15 +49,15 @@ def test_bad_parquet() -> None:
 
     pq.write_table(pa.table({"n": [1, 2], "t": ["a", None]}), "in.parquet")
     for field, message in {
-        None: r"has the columns n, t: say which has the text with field='NAME'",
+        None: r"has the columns n, t: name the one of the text with field='NAME'",
         "x": "has the columns n, t, but none called 'x'",
-        "n": "the column 'n' is of type int64, but text is needed",
+        "n": "the column 'n' is of type int64, but it must be text",
         "t": r"in\.parquet, row 1 \(counted from 0\): 't' is missing",
     }.items():
         with pytest.raises(InputError, match=message):
             list(read_texts("in.parquet", field))
     Path("in.parquet").write_bytes(Path("in.parquet").read_bytes()[:-9])
-    with pytest.raises(FileError, match="is damaged or not complete"):
+    with pytest.raises(FileError, match="is damaged or incomplete"):
         list(read_texts("in.parquet", "t"))
 
 
@@ -171,7 +171,9 @@ def test_what_is_called_parquet_and_is_something_else(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="part of mexma-rt[files]")
     name = write_parquet([{"t": "a"}])
     (tmp_path / "p.parquet.gz").write_bytes(gzip.compress(Path(name).read_bytes()))
-    with pytest.raises(InputError, match=r"p\.parquet\.gz is packed \(gz\), and parquet files are not read so\. Unpack it\."):
+    with pytest.raises(
+        InputError, match=r"p\.parquet\.gz is packed \(gz\), but parquet files are only read unpacked\. Unpack it\."
+    ):
         list(read_texts(tmp_path / "p.parquet.gz", "t"))
     (tmp_path / "j.parquet").write_text('{"t": "a"}\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"j\.parquet is not a parquet file: its first bytes are not those of one"):

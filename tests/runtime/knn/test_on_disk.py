@@ -127,7 +127,7 @@ def run():
     try:
         return knnfiles.knn_files("x.npy", "y.npy", "out", k=3, checkpoint_seconds=1e-9).resumed
     except FileError as error:
-        assert "exists already" in str(error), error
+        assert "already exists" in str(error), error
         return 1.0
 
 every_step(run, "out", (pair_search, "absorb_blocks"), STRIDE)
@@ -272,8 +272,8 @@ def bad(kind: str) -> tuple[str, dict[str, Any]]:
         ("missing", "no.npy does not exist. Vectors come from: mexma embed"),
         ("text", "text.npy is no .npy file"),
         ("cut", "cut.npy is cut off"),
-        ("exists", "folder exists already. Choose another name, or move it away."),
-        ("file", "y.npy is the name of a file"),
+        ("exists", "folder already exists. Choose another name, or move it away."),
+        ("file", "y.npy looks like the name of a file"),
         ("empty folder", "folder without vectors.json"),
         ("ubinary", "sign bits"),
         ("binary", r"folder holds sign bits \(binary\)"),
@@ -297,7 +297,7 @@ def test_the_command_says_what_it_does_and_what_is_wrong() -> None:
     assert "out: 4 neighbours of 700 and 900 rows" in result.stdout
     assert Path("out/knn.json").is_file()
     result = CliRunner().invoke(main, ["knn", "x.npy", "y.npy", "-o", "out"])
-    assert result.exit_code == 1 and "out exists already" in result.stderr
+    assert result.exit_code == 1 and "out already exists" in result.stderr
     result = CliRunner().invoke(main, ["knn", "x.npy", "y.npy", "-o", "out2", "--memory", "lots"])
     assert result.exit_code == 2 and "is not an amount of memory" in result.stderr
     with pytest.raises(FileError, match=r"x\.npy is no folder of neighbours"):

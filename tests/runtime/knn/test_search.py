@@ -159,7 +159,7 @@ GOOD = np.ones((5, 4), np.float32)
         (np.full((2, 4), np.inf), GOOD, 1, "x has NaN or infinity in row 0"),
         (np.full((2, 4), 1e300), GOOD, 1, "x has NaN or infinity in row 0"),
         (np.full((2, 4), 1e30), np.full((2, 4), 1e30), 1, "x and y are so long that their products leave float32"),
-        (GOOD[:0], GOOD, 2, "x is empty: there is nothing to compare with. Give at least k=2 rows on each side"),
+        (GOOD[:0], GOOD, 2, "x is empty: there is nothing to compare with. Pass at least k=2 rows on each side"),
         (GOOD, GOOD[:3], 4, "y has 3 rows, too few to find k=4 neighbours among them. Type k=3 or give more"),
         (GOOD, GOOD, 0, "k=0, but the number of neighbours is a whole number of at least 1"),
         (GOOD, GOOD, 2.0, "k=2.0, but the number"),

@@ -152,7 +152,7 @@ def test_a_bundle_of_the_package_is_copied(tmp_path: Path) -> None:
         write_thresholds(bundled, thresholds())
     copy = write_thresholds(bundled, thresholds(), tmp_path / "copy")
     assert open_bundle(copy).thresholds == thresholds() and read_manifest(bundled.folder).thresholds is bundled.thresholds
-    with pytest.raises(InputError, match=r"copy exists already\. Name another folder for the copy"):
+    with pytest.raises(InputError, match=r"copy already exists\. Name another folder for the copy"):
         write_thresholds(bundled, thresholds(), copy)
 
 

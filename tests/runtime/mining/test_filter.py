@@ -231,7 +231,7 @@ def test_the_command() -> None:
         (["-o", "k.tsv", "--top", "1.5"], "top=1.5 is the share of the pairs to keep"),
         (["-o", "k.tsv", "--top", "nan"], "top=nan is the share of the pairs to keep"),
         (["-o", "k.tsv", "--max-ratio", "nan"], "max_ratio=nan says how far"),
-        (["-o", "s.txt"], "s.txt is an input as well as the output"),
+        (["-o", "s.txt"], "s.txt is both an input and the output"),
         (["-o", "k.tsv", "--dropped", "k.tsv"], "cannot have both the kept and the dropped pairs"),
         (["-o", "k.csv"], "a table is written as .tsv"),
         (["-o", "k.tsv", "--background", "none.npz"], "none.npz does not exist"),

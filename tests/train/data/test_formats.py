@@ -48,7 +48,7 @@ def test_damaged_compression_is_an_error_and_no_early_end(tmp_path: Path, suffix
     (tmp_path / f"flipped.tsv{suffix}").write_bytes(data[:5000] + bytes(byte ^ 255 for byte in data[5000:5400]) + data[5400:])
     (tmp_path / f"other.tsv{suffix}").write_bytes(TSV)
     for name, why in (("cut", r" \("), ("flipped", r" \("), ("other", ": its first bytes are not those of")):
-        with pytest.raises(FileError, match=rf"{name}\.tsv{suffix} is damaged or not complete{why}.*Copy or download it again"):
+        with pytest.raises(FileError, match=rf"{name}\.tsv{suffix} is damaged or incomplete{why}.*Copy or download it again"):
             list(read_pairs(tmp_path / f"{name}.tsv{suffix}"))
 
 
@@ -169,7 +169,7 @@ def test_null_values_and_wrong_encoding_in_parquet_are_bad_rows(tmp_path: Path) 
 def test_damaged_parquet(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {name: values * 1000 for name, values in COLUMNS.items()})
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(FileError, match=r"a\.parquet is damaged or not complete"):
+    with pytest.raises(FileError, match=r"a\.parquet is damaged or incomplete"):
         list(read_pairs(path))
     with pytest.raises(FileError, match=r"holds no \.parquet file and no data set written by `datasets`"):
         (tmp_path / "empty").mkdir()
@@ -216,5 +216,5 @@ def test_data_set_folders_that_cannot_be_read(tmp_path: Path) -> None:
             list(read_pairs(tmp_path))
     (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "b.arrow"}]}')
     (tmp_path / "b.arrow").write_bytes(b"no arrow stream")
-    with pytest.raises(FileError, match=r"b\.arrow is damaged or not complete"):
+    with pytest.raises(FileError, match=r"b\.arrow is damaged or incomplete"):
         list(read_pairs(tmp_path))

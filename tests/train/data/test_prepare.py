@@ -186,7 +186,7 @@ def test_nothing_but_test_sentences(toy_tokenizer: Path, tmp_path: Path) -> None
 
 def test_nothing_usable_and_an_existing_folder(pairs_tsv: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         prepare(pairs_tsv, tmp_path / "shards", toy_tokenizer)
     (tmp_path / "empty.tsv").write_text("fra\tx\t \tlune\n")
     with pytest.raises(InputError, match=r"empty\.tsv holds no usable pair \(1 rows read, bad ones: {'empty side': 1}\)"):
@@ -211,7 +211,7 @@ def test_an_error_leaves_nothing_behind(
     with pytest.raises(expected) as raised:
         prepare("x", tmp_path / "new", toy_tokenizer)
     if type(error) is OSError:
-        assert "new was not written: No space left. What stood under that name" in str(raised.value)
+        assert "new was not written: No space left. Any earlier folder of that name" in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -246,7 +246,7 @@ def test_another_process_that_was_faster_is_not_overwritten(
         return second_pass(work, pairs, groups)
 
     monkeypatch.setattr(prepare_module, "_second_pass", slow)
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         prepare(pairs_tsv, tmp_path / "s", toy_tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["s"] and list((tmp_path / "s").iterdir()) == []
 

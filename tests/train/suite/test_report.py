@@ -143,7 +143,7 @@ def test_an_earlier_file_that_lacks_something_is_refused_before_the_work(tmp_pat
     damaged = copy.deepcopy(results())
     del damaged[lost]
     (tmp_path / "results.json").write_text(json.dumps(damaged))
-    with pytest.raises(InputError, match=rf"damaged or not complete \(KeyError\('{lost}'\)\)\. Copy it again"):
+    with pytest.raises(InputError, match=rf"damaged or incomplete \(KeyError\('{lost}'\)\)\. Copy it again"):
         report.read_results(tmp_path / "results.json")
 
 
@@ -153,7 +153,7 @@ def test_outputs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"file is a file, but --out is a folder for results\.json, suite\.md and suite\.png"):
         report.check_out(tmp_path / "file", None)
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(InputError, match=r"results\.json is an input as well as the output"):
+    with pytest.raises(InputError, match=r"results\.json is both an input and the output"):
         report.check_out(tmp_path, tmp_path / "results.json")
 
 

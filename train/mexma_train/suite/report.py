@@ -98,9 +98,7 @@ def read_results(path: Path) -> dict[str, Any]:
     try:
         tables(found, found)  # what will be asked of it, before the long work
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{path} is damaged or not complete ({error!r}). Copy it again, or measure that model again."
-        ) from None
+        raise InputError(f"{path} is damaged or incomplete ({error!r}). Copy it again, or measure that model again.") from None
     return found
 
 
