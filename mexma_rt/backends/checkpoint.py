@@ -282,8 +282,8 @@ def _check_shapes(folder: Path, settings: Mapping[str, Any], tensors: Mapping[st
     wanted = encoder_shapes(settings)
     if missing := sorted(wanted.keys() - tensors.keys()):
         raise BundleError(
-            f"{folder}: the weights lack {len(missing)} tensors of the encoder that config.json describes (first: {missing[0]}), "
-            "which would be random. The file is incomplete or belongs to another config.json."
+            f"{folder}: the weights lack {len(missing)} tensors of the encoder in config.json (first: {missing[0]}); "
+            "they would be random. The file is incomplete or belongs to another config.json."
         )
     if unknown := sorted(tensors.keys() - wanted.keys()):
         what = "a head of a classifier or cross-encoder" if HEADS.match(unknown[0]) else "not part of the encoder it describes"

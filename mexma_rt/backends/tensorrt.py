@@ -1,9 +1,9 @@
 """The TensorRT back end: a bundle's engine of `tensorrt` or `tensorrt_rtx` on one GPU, without torch.
 
 Built by `mexma-export engine BUNDLE tensorrt|rtx`. The sidecar beside the engine is read and checked before the engine is
-opened. Each optimisation profile has an execution context of its own; all share one stream and the kernels' scratch memory. The
-smallest profiles run as CUDA graphs: profiles.py decides what runs where. There are two sets of buffers, so that one thread
-packs a batch or takes its vectors while the batch of another is computed.
+opened. Each optimisation profile has its own execution context; all share one stream and the kernels' scratch memory. The
+smallest profiles run as CUDA graphs; profiles.py decides what runs where. There are two sets of buffers, so one thread can
+pack a batch or collect its vectors while another thread's batch is computed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.bundle.structure import runnable
 from mexma_rt.errors import BackendError, BundleError, require_extra
 
-PRECISION = "fp16"  # of the engines, and the graph that they are built from
+PRECISION = "fp16"  # of the engines and of the graph that they are built from
 
 
 class _NoGraphError(BackendError):
@@ -39,7 +39,7 @@ class _NoGraphError(BackendError):
 
 @dataclass(kw_only=True)
 class _Lane:
-    """The execution context of one profile, with the shape and the buffers that its inputs have now."""
+    """The execution context of one profile, with its current input shape and buffers."""
 
     context: Any
     shape: tuple[int, int] | None = None
@@ -50,10 +50,10 @@ class TensorRT(Backend):
     """One engine. Threads may share it; their batches are computed one after the other."""
 
     precision = PRECISION
-    lanes = 2  # of them packs while the other's batch is computed
+    lanes = 2  # one packs while the other's batch is computed
 
     def __init__(self, bundle: Bundle, *, engine: str, reason: str, gpu: int = 0) -> None:
-        """`engine` is "tensorrt" or "rtx"; `gpu` counts the visible ones from 0.
+        """`engine` is "tensorrt" or "rtx"; `gpu` counts the visible GPUs from 0.
 
         Raises MissingExtraError, BackendError (what is missing or does not fit this machine), BundleError (an engine of another
         graph, or damaged) and FileError.
@@ -89,7 +89,7 @@ class TensorRT(Backend):
         except BackendError as error:
             self._cuda.release()
             raise BackendError(
-                f"{path} was opened, but could not be made ready: {error}\nIf memory ran out: nvidia-smi shows who uses it, "
+                f"{path} was opened, but could not be initialised: {error}\nIf memory ran out: nvidia-smi shows what uses it, "
                 "and an engine with smaller --profiles needs less."
             ) from error
         except BaseException:
@@ -116,11 +116,11 @@ class TensorRT(Backend):
         return vectors
 
     def _execute(self, piece: Piece, buffers: Buffers, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """The vectors [b, D] of one piece: a view of the buffers, which the next piece overwrites."""
+        """Return the vectors [b, D] of one piece: a view of the buffers, overwritten by the next piece."""
         host_ids, host_mask, host_vectors = buffers.views(piece.shape)
         pad(input_ids, into=host_ids, value=self._special.pad)
         pad(attention_mask, into=host_mask, value=0)
-        with self._lock:  # the stream, the contexts and the logger are of all threads
+        with self._lock:  # all threads share the stream, the contexts and the logger
             if (graph := buffers.graphs.get(piece.profile)) is not None:
                 self._cuda.launch(graph)
             else:
@@ -130,9 +130,9 @@ class TensorRT(Backend):
         return host_vectors[: len(input_ids)]
 
     def _enqueue(self, lane: _Lane, buffers: Buffers, shape: tuple[int, int]) -> None:
-        """Copy the inputs to the device, execute, copy the vectors back: all in the stream, nothing is awaited."""
+        """Enqueue the upload of the inputs, the execution and the download of the vectors, without waiting."""
         if lane.buffers is not buffers:
-            lane.buffers = None  # stays so if only some of the addresses are taken; so with the shape
+            lane.buffers = None  # stays None if only some addresses are accepted; likewise the shape
             for name, address in buffers.addresses.items():
                 self._require(lane.context.set_tensor_address(name, address), f"refused a buffer for {name}")
             lane.buffers = buffers
@@ -148,9 +148,9 @@ class TensorRT(Backend):
         self._cuda.download(buffers.addresses[SENTENCE], host_vectors)
 
     def _new_scratch(self) -> tuple[int, int]:
-        """(address, bytes) of what the kernels of any profile work in: one for all, since the stream runs one after the other.
+        """Allocate the kernels' scratch memory; return (address, bytes). One for all profiles, since the stream is sequential.
 
-        Ours, because a library that allocates while a graph is captured cannot be captured.
+        Allocated here, because a library that allocates during the capture of a graph cannot be captured.
         """
         sizes = (self._engine.get_device_memory_size_for_profile_v2(index) for index in range(len(self._profiles)))
         size = max(*sizes, 1)
@@ -173,10 +173,10 @@ class TensorRT(Backend):
         return _Lane(context=context)
 
     def _warm_up(self, sets: Sequence[Buffers]) -> None:
-        """Run an empty text in every profile that runs as a CUDA graph, and capture it; without one, in the first profile.
+        """Run an empty text in every profile that runs as a CUDA graph, and capture it; if there is none, in the first profile.
 
         The first execution does what a capture must not contain (TensorRT's guide: enqueue once after a change of shape).
-        Hands the buffers over to `run`.
+        Then makes the buffers available to `run`.
         """
         graphs = [index for index, profile in enumerate(self._profiles) if runs_as_graph(profile)]
         for index in graphs or [0]:
@@ -206,20 +206,20 @@ class TensorRT(Backend):
             raise _NoGraphError(str(error)) from error
 
     def _require_capturable(self, context: Any) -> None:
-        """TensorRT-RTX can tell; engines that it built before mexma-export asked for our memory are not."""
+        """Raise BackendError if TensorRT-RTX says no: engines from before mexma-export used our memory are not capturable."""
         if self.name == "rtx" and not context.is_stream_capturable(self._cuda.stream):
-            raise BackendError("it says that this engine cannot be captured. Build it again: mexma-export engine BUNDLE rtx")
+            raise BackendError("this engine cannot be captured. Build it again: mexma-export engine BUNDLE rtx")
 
     def _check_empty_text(self, piece: Piece, buffers: Buffers) -> None:
         vector = self._execute(piece, buffers, np.array([[self._special.bos, self._special.eos]]), np.array([[1, 1]]))
         if not np.isfinite(vector).all():
             raise BackendError(
-                f"The engine gives vectors that are not finite, in its profile {self._profiles[piece.profile]}. "
+                f"The engine returned vectors that are not finite, in its profile {self._profiles[piece.profile]}. "
                 "Build it again, or load with backend='onnxruntime'."
             )
 
     def _require(self, done: bool, what: str) -> None:
-        """TensorRT answers False, and gives the reason to the logger."""
+        """Raise BackendError if TensorRT returned False; it logs the reason."""
         if not done:
             reason = self._log.errors[-1][:400] if self._log.errors else "it gave no reason"
             self._log.errors.clear()
@@ -227,7 +227,7 @@ class TensorRT(Backend):
 
 
 def _checked_sidecar(bundle: Bundle, engine: str, trt: Any, sm: int) -> tuple[Path, Sidecar]:
-    """The engine file of a bundle and its sidecar, once everything that can be known without opening it fits this machine."""
+    """Return a bundle's engine file and its sidecar, after every check that is possible without opening the engine."""
     path = engine_path(bundle.folder, engine)
     target = f" --sm {sm}" if engine == "rtx" else ""
     build = f"mexma-export engine {bundle.folder} {engine}{target}"
@@ -250,7 +250,7 @@ def _checked_sidecar(bundle: Bundle, engine: str, trt: Any, sm: int) -> tuple[Pa
     )
     inputs = {tensor.name: tensor.dtype for tensor in sidecar.inputs}
     outputs = {tensor.name: (tensor.dtype, tensor.shape) for tensor in sidecar.outputs}
-    known = all(dtype == "float32" for dtype, _ in outputs.values())  # what mexma-export lets pass; we compute sizes with it
+    known = all(dtype == "float32" for dtype, _ in outputs.values())  # as mexma-export ensures; sizes depend on it
     if inputs != dict.fromkeys(INPUTS, "int64") or outputs.get(SENTENCE) != ("float32", (-1, bundle.dimensions)) or not known:
         raise BundleError(
             f"{path}: its inputs {inputs} and outputs {outputs} are not those of a bundle with {bundle.dimensions} dimensions. "
@@ -260,7 +260,7 @@ def _checked_sidecar(bundle: Bundle, engine: str, trt: Any, sm: int) -> tuple[Pa
 
 
 def _require_described(engine: Any, sidecar: Sidecar, path: Path) -> None:
-    """Raise BundleError unless the opened engine is what its sidecar says: the sizes of all buffers come from there."""
+    """Raise BundleError unless the opened engine matches its sidecar, from which all buffer sizes come."""
     names = sorted(engine.get_tensor_name(index) for index in range(engine.num_io_tensors))
     largest = [
         tuple(int(size) for size in engine.get_tensor_profile_shape(name, index)[2])

@@ -1,7 +1,7 @@
-"""The torch back end: packed sentences without padding, flash attention in fp16 on CUDA. For machines without an engine.
+"""The torch back end: packed sentences without padding, flash attention in fp16 on CUDA. For GPUs without an engine.
 
-Torch is loaded here alone (and by packed_encoder.py, packed_attention.py and torch_head.py beside it), only where "torch" was
-named or "auto" found a GPU and nothing faster. Reads the bundle's model.safetensors, not its graphs.
+Torch is imported only here (and in packed_encoder.py, packed_attention.py and torch_head.py), when "torch" was named or "auto"
+found a GPU and nothing faster. Reads the bundle's model.safetensors, not its graphs.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ CONFIG_NUMBERS = {
 
 
 class Torch(Backend):
-    """An XLM-R encoder in torch's memory. `run` may be called from many threads: on CUDA each has a stream of its own."""
+    """An XLM-R encoder in torch. `run` may be called from many threads; on CUDA each has its own stream."""
 
     name = "torch"
 
     def __init__(self, bundle: Bundle, *, device: str, precision: str, threads: int | None, reason: str) -> None:
         """device: "cpu", "cuda", "cuda:N" or "auto"; precision: "fp32", "fp16" (CUDA only) or "auto".
 
-        Raises MissingExtraError, BackendError (no weights, no GPU, a precision that the device has not), BundleError.
+        Raises MissingExtraError, BackendError (no weights, no GPU, a precision that the device lacks), BundleError.
         """
         _check_weights(bundle)
         require_extra("torch", "torch", "safetensors")
@@ -52,8 +52,8 @@ class Torch(Backend):
         self.precision, also = _precision(where.partition(":")[0], precision)
         if threads is not None and self.device == "cpu":
             raise InputError(
-                f"threads={threads!r}: the threads of torch belong to the whole process, which this library leaves alone. "
-                f"Leave it out, and type torch.set_num_threads({threads}) before loading; or name backend='onnxruntime'."
+                f"threads={threads!r}: torch's thread count applies to the whole process, which this library leaves alone. "
+                f"Leave it out, and type torch.set_num_threads({threads}) before loading; or type backend='onnxruntime'."
             )
         self._where, self._local, self._pad = where, threading.local(), bundle.special_ids.pad
         self._encoder = _load_encoder(bundle, torch, where, self.precision)
@@ -73,7 +73,7 @@ class Torch(Backend):
         return result
 
     def _run(self, input_ids: np.ndarray, attention_mask: np.ndarray, *, tokens: bool) -> np.ndarray:
-        """Vectors [B, D] of the sentences, or the states [T, D] of their tokens."""
+        """Return the sentences' vectors [B, D], or their tokens' states [T, D]."""
         from mexma_rt.backends.packed_attention import make_layout
         from mexma_rt.backends.packed_encoder import position_numbers
 
@@ -96,7 +96,7 @@ class Torch(Backend):
             ) from error
 
     def _stream(self) -> Any:
-        """Work of this thread goes to its own CUDA stream, so that two batches overlap."""
+        """Return this thread's own CUDA stream, so that two batches can overlap."""
         if self.device == "cpu":
             return contextlib.nullcontext()
         if not hasattr(self._local, "stream"):
@@ -107,7 +107,7 @@ class Torch(Backend):
 def why_not_torch(bundle: Bundle) -> str | None:
     """Why "auto" skips torch on a GPU: "" without a GPU (nothing to report), None if it should try.
 
-    Nothing heavy is imported: a torch that is built without CUDA shows in its version.
+    Imports nothing heavy: a torch built without CUDA is recognised by its version.
     """
     try:
         device_sm()
@@ -123,12 +123,12 @@ def why_not_torch(bundle: Bundle) -> str | None:
 
 
 def advice(error: str) -> str:
-    """What to type after a CUDA error, judging by its text."""
+    """Return what to type after a CUDA error, judging by its message."""
     if "out of memory" in error:
-        return "Type a smaller batch_tokens, or free the GPU: nvidia-smi lists who holds its memory."
+        return "Type a smaller batch_tokens, or free the GPU: nvidia-smi lists what uses its memory."
     if "no kernel image" in error or "not compatible with the current PyTorch" in error:
-        return "This torch has no kernels for this GPU. Install a build that has, see https://pytorch.org/get-started/locally"
-    return "If memory ran out, type a smaller batch_tokens; else see whether the GPU is well: nvidia-smi"
+        return "This torch has no kernels for this GPU. Install a build that does, see https://pytorch.org/get-started/locally"
+    return "If memory ran out, type a smaller batch_tokens; otherwise check the GPU: nvidia-smi"
 
 
 def _check_weights(bundle: Bundle) -> None:
@@ -141,14 +141,14 @@ def _check_weights(bundle: Bundle) -> None:
             f"that folder. Type:\n    hf download ORGANISATION/{bundle.name}{at} --local-dir {bundle.name}"
         )
     raise BackendError(
-        f"backend='torch' reads {WEIGHTS}, and the bundle {bundle.name!r} has none. Rebuild a checkpoint from its graph and "
+        f"backend='torch' reads {WEIGHTS}, but the bundle {bundle.name!r} has none. Rebuild a checkpoint from its graph and "
         f"export that. Type:\n    mexma-export rebuild {bundle.folder} {bundle.name}-checkpoint\n"
         f"    mexma-export {bundle.name}-checkpoint {bundle.name}-bundle"
     )
 
 
 def _device(torch: Any, device: str) -> tuple[str, str]:
-    """Torch's name of the device, and why if it was chosen here."""
+    """Return torch's name for the device, and the reason if it was chosen here."""
     seen = torch.cuda.is_available()
     if device == "auto":
         return ("cuda:0", "torch sees a GPU") if seen else ("cpu", "torch sees no GPU")
@@ -176,7 +176,7 @@ def _precision(device: str, precision: str) -> tuple[str, str]:
 
 
 def _attention(torch: Any, where: str, precision: str, head_size: int) -> tuple[str, str]:
-    """Kind of attention (packed_attention.py), and why."""
+    """Return the kind of attention (packed_attention.py), and why."""
     if where == "cpu":
         return "padded", ""
     if precision != "fp16":
@@ -199,13 +199,13 @@ def _load_encoder(bundle: Bundle, torch: Any, where: str, precision: str) -> Any
     wanted = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
     try:
         held = importlib.import_module("safetensors.torch").load_file(bundle.folder / WEIGHTS)
-    except Exception as error:  # safetensors' own, of a file that is damaged
+    except Exception as error:  # safetensors' own, for a damaged file
         raise BundleError(f"{bundle.folder / WEIGHTS} cannot be read ({error}). Export the bundle again.") from error
     wrong = sorted(name for name, shape in wanted.items() if name not in held or tuple(held[name].shape) != shape)
     if wrong:
         raise BundleError(
             f"{bundle.folder / WEIGHTS} lacks {len(wrong)} tensors of the encoder that config.json describes, or has them in "
-            f"another shape, first {wrong[0]}. Export the bundle again with mexma-export."
+            f"another shape (first: {wrong[0]}). Export the bundle again with mexma-export."
         )
     dtype = torch.float16 if precision == "fp16" else torch.float32
     try:
@@ -217,7 +217,7 @@ def _load_encoder(bundle: Bundle, torch: Any, where: str, precision: str) -> Any
 
 
 def _config(bundle: Bundle) -> SimpleNamespace:
-    """The numbers of the bundle's config.json, of an encoder that packed_encoder.py computes."""
+    """Read the numbers from the bundle's config.json, after checking that packed_encoder.py can compute this encoder."""
     path = bundle.folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -227,7 +227,7 @@ def _config(bundle: Bundle) -> SimpleNamespace:
     for key, value in known.items():
         if config.get(key, value if key != "model_type" else None) != value:
             raise BackendError(
-                f"backend='torch' computes encoders with {key} {value!r}, and {bundle.name!r} has {config.get(key)!r}. Name "
+                f"backend='torch' computes encoders with {key} {value!r}, but {bundle.name!r} has {config.get(key)!r}. Type "
                 "backend='onnxruntime', which runs its graph."
             )
     for key, kind in CONFIG_NUMBERS.items():

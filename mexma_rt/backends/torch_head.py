@@ -1,6 +1,6 @@
-"""What comes behind the encoder in the torch back end: pooling of packed states, and the dense layers of the bundle.
+"""What follows the encoder in the torch back end: pooling of packed states, and the bundle's dense layers.
 
-S sentences, T packed tokens, W numbers of a state, D of a vector. Needs torch and safetensors.
+S sentences, T packed tokens, states of width W, vectors of D dimensions. Needs torch and safetensors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TorchHead:
     layers: tuple[tuple[Tensor, Tensor, str], ...]
 
     def __call__(self, states: Tensor, lengths_S: np.ndarray) -> Tensor:
-        """States [S, W] of first tokens for "cls", [T, W] of all tokens for "mean" -> raw vectors [S, D], fp32."""
+        """Turn states ("cls": [S, W] of first tokens; "mean": [T, W] of all tokens) into raw vectors [S, D], fp32."""
         vectors = states.float()
         if self.pooling == "mean":
             lengths = torch.from_numpy(lengths_S).to(states.device)
@@ -41,7 +41,7 @@ class TorchHead:
 
 
 def load_head(bundle: Bundle, where: str) -> TorchHead:
-    """The head of a bundle, on a device. Raises BundleError for files that cannot be read."""
+    """Load a bundle's head onto a device. Raises BundleError for files that cannot be read."""
     layers = []
     for name in bundle.dense:
         folder = bundle.folder / name
@@ -51,6 +51,6 @@ def load_head(bundle: Bundle, where: str) -> TorchHead:
             activation = said.rsplit(".", 1)[-1]
             ACTIVATIONS[activation]
             layers.append((tensors["linear.weight"].float(), tensors["linear.bias"].float(), activation))
-        except Exception as error:  # safetensors' own, or what is no such layer
-            raise BundleError(f"{folder} is no dense layer ({error}). Export the bundle again with mexma-export.") from error
+        except Exception as error:  # safetensors' own, or a file that is not such a layer
+            raise BundleError(f"{folder} is not a dense layer ({error}). Export the bundle again with mexma-export.") from error
     return TorchHead(pooling=bundle.pooling, layers=tuple(layers))

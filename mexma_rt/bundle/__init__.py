@@ -1,5 +1,5 @@
-"""A model folder: the manifest and its verified files, the golden vectors in it, the names of what its graphs take and give,
-and the published models that can become one. Nothing here computes a vector."""
+"""A model folder: its manifest and verified files, its golden vectors, the names of its graphs' inputs and outputs, and the
+published models that can be converted into one. Nothing here computes a vector."""
 
 from mexma_rt.doors import doors
 

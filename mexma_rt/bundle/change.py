@@ -1,4 +1,4 @@
-"""Changes the manifest of a bundle, and no other file: its thresholds, as `mexma calibrate` found them."""
+"""Writes the thresholds found by `mexma calibrate` into a bundle's manifest, and changes no other file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_writable(bundle: Bundle, output: str | os.PathLike[str] | None) -> Non
         return
     if bundle.revision is not None:
         raise InputError(
-            f"{bundle.name} lies in the cache of the hub, which is not changed. Fetch it into a folder, and calibrate that: "
+            f"{bundle.name} is in the hub cache, which must not be changed. Download it to a folder, and calibrate that: "
             "hf download ORG/NAME --local-dir FOLDER, then --model FOLDER"
         )
     folder = bundle.folder.resolve()
@@ -34,9 +34,9 @@ def check_writable(bundle: Bundle, output: str | os.PathLike[str] | None) -> Non
 
 
 def write_thresholds(bundle: Bundle, thresholds: Thresholds, output: str | os.PathLike[str] | None = None) -> Path:
-    """Write the thresholds into the manifest of a bundle, or of a copy of it in the new folder `output`; returns the folder.
+    """Write the thresholds into the manifest of a bundle, or of a copy of it in the new folder `output`; return the folder.
 
-    Nothing else changes, and the manifest is the old one or the new one, also after a crash. Raises InputError and FileError.
+    Nothing else changes. Even after a crash, the manifest is either the old or the new one. Raises InputError and FileError.
     """
     check_writable(bundle, output)
     if output is None:
@@ -50,7 +50,7 @@ def write_thresholds(bundle: Bundle, thresholds: Thresholds, output: str | os.Pa
 
 
 def _write(source: Path, target: Path, thresholds: Thresholds) -> None:
-    """Entries that this version does not know are kept."""
+    """Replace the thresholds, keeping entries that this version does not know."""
     content = json.loads(source.read_bytes()) | {"thresholds": thresholds.to_json()}
     with atomic_write(target) as stream:
         stream.write(manifest_text(content).encode())

@@ -1,6 +1,6 @@
-"""Golden vectors of a bundle: what the exporter computed, to be reproduced on every machine.
+"""Golden vectors of a bundle: computed by the exporter, to be reproduced on every machine.
 
-A few sentences and the unit vectors that the source checkpoint gives for them in fp32. A back end that opens and returns
+A few sentences, with the unit vectors that the source checkpoint computes for them in fp32. A back end that opens and returns
 numbers may still return wrong ones (a broken driver, a miscompiled kernel, a damaged library); these reveal it.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-# Cosine that every golden sentence must reach, per precision: the thresholds of the parity gate of mexma-export. (A bundle that
-# was let through with less is held to that: twice the greatest distance that its export measured.)
+# The cosine that every golden sentence must reach, per precision: the thresholds of mexma-export's parity gate. (A bundle that
+# was allowed through with less is held to twice the greatest distance that its export measured.)
 LEAST_COSINE = {"fp32": 0.99999, "fused": 0.99999, "fp16": 0.9999, "mixed": 0.999, "int8": 0.995, "w8": 0.995, "w4": 0.995}
 
 
@@ -29,7 +29,7 @@ class Golden:
         return {"texts": list(self.texts), "vectors": list(map(list, self.vectors)), "precision_note": self.precision_note}
 
     def lowest_cosine(self, vectors: np.ndarray, rows: np.ndarray | slice = slice(None)) -> float:
-        """Lowest cosine of vectors [n, D] to the golden ones, row by row; NaN if a number is not finite.
+        """Return the lowest cosine between vectors [n, D] and the golden ones, row by row; NaN if a number is not finite.
 
         rows: numbers [n] of the golden sentences that the vectors belong to; by default all.
         """
@@ -39,7 +39,7 @@ class Golden:
 
 
 def read_golden(value: Any, dimensions: int) -> Golden:
-    """The entry `golden` of a manifest. Raises ValueError with what is wrong."""
+    """Parse the manifest's entry `golden`. Raises ValueError saying what is wrong."""
     texts, vectors = (value.get("texts"), value.get("vectors")) if isinstance(value, dict) else (None, None)
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError("golden has no texts")
@@ -48,6 +48,6 @@ def read_golden(value: Any, dimensions: int) -> Golden:
     except (TypeError, ValueError):
         rows = np.empty(0)
     if rows.shape != (len(texts), dimensions) or not np.isfinite(rows).all():
-        raise ValueError(f"golden has not {len(texts)} vectors of {dimensions} finite numbers")
+        raise ValueError(f"golden does not have {len(texts)} vectors of {dimensions} finite numbers")
     note = str(value.get("precision_note", ""))
     return Golden(texts=tuple(texts), vectors=tuple(map(tuple, rows.tolist())), precision_note=note)

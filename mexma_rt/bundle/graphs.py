@@ -12,7 +12,7 @@ BOS, PAD, EOS, UNK = 0, 1, 2, 3  # <s> <pad> </s> <unk> of XLM-R
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialIds:
-    """The ids that a tokenizer puts before and behind a text, and that of padding. XLM-R's where nothing else is said."""
+    """The ids that a tokenizer puts before and after a text, and its padding id; XLM-R's by default."""
 
     bos: int = BOS
     pad: int = PAD

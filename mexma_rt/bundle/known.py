@@ -1,7 +1,7 @@
-"""Published checkpoints of MEXMA's form, and the commands that turn them into bundles.
+"""Published checkpoints in MEXMA's form, and the commands that turn them into bundles.
 
-A checkpoint holds PyTorch weights, which this runtime does not read; `mexma-export` fetches and converts it, and compares the
-result with it. The figures of a model are its authors', as others quote them; none was measured here.
+A checkpoint holds PyTorch weights, which this runtime does not read; `mexma-export` downloads and converts it, and compares the
+result with it. A model's figures are its authors', as quoted by others; none was measured here.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class KnownModel:
     paper: str
 
 
-# English and the 80 of the evaluation command in facebookresearch/mexma's README. The paper is quoted with 81, too; that these
-# are the ones trained on is an inference from the count. arb, zho_Hans, lit, lvs, pes, als and pan are not among them.
+# English and the 80 languages of the evaluation command in facebookresearch/mexma's README. The paper is also quoted with 81;
+# that these are the training languages is inferred from the count. arb, zho_Hans, lit, lvs, pes, als and pan are not included.
 _MEXMA_LANGUAGES = """
 eng acm aeb afr amh ary arz asm azb azj bel ben bos bul cat ces ckb cym dan deu ell epo est eus fin fra gla gle glg guj hau heb
 hin hrv hun hye ind isl ita jav jpn kan kat kaz khm kir kor lao mal mar mkd mya nld nno nob npi pol por ron rus san sin slk slv
@@ -57,12 +57,12 @@ KNOWN = (
 
 
 def find_known(name: str) -> KnownModel | None:
-    """The known model of this hub name, in any case (the hub ignores case); None if it is unknown."""
+    """Return the known model with this hub name (ignoring case, as the hub does), or None."""
     return next((model for model in KNOWN if model.name.lower() == name.lower()), None)
 
 
 def model_type(folder: Path) -> str | None:
-    """What config.json of a folder says it is ("xlm-roberta"); "" if it does not say; None without a readable config.json."""
+    """Return the model_type in a folder's config.json ("xlm-roberta"); "" if absent; None without a readable config.json."""
     try:
         config = json.loads((folder / CONFIG).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -71,19 +71,19 @@ def model_type(folder: Path) -> str | None:
 
 
 def bundle_name(source: str) -> str:
-    """The folder that the printed command writes, in the current one: "MEXMA-bundle" for "facebook/MEXMA"."""
+    """Return the folder that the printed command writes to: "MEXMA-bundle" for "facebook/MEXMA"."""
     return f"{Path(source).resolve().name}-bundle"
 
 
 def export_command(source: str, revision: str | None = None) -> str:
-    """The line that makes a bundle of a checkpoint: a hub name, which it fetches, or a folder."""
+    """Return the command that turns a checkpoint (a hub name, which it downloads, or a folder) into a bundle."""
     words = ["mexma-export", source, bundle_name(source)]
     return shlex.join(words if revision is None else [*words, "--revision", revision])
 
 
 def how_to_convert(source: str, revision: str | None = None) -> str:
-    """The lines to type, from installation to the loaded model."""
+    """Return the lines to type, from installation to the loaded model."""
     return (
-        f"    {INSTALL}\n    {export_command(source, revision)}\nand load the folder that this writes:\n"
+        f"    {INSTALL}\n    {export_command(source, revision)}\nand load the folder that it writes:\n"
         f"    mexma_rt.load({bundle_name(source)!r})"
     )

@@ -1,6 +1,6 @@
 """`mexma.json`, the contract between mexma-export, which writes a bundle, and the runtime, which reads it.
 
-A bundle is a folder: the tokenizer, one ONNX graph per precision, and this manifest, which has the hash of every other file.
+A bundle is a folder with the tokenizer, one ONNX graph per precision, and this manifest, which lists every other file's hash.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mexma_rt.errors import BundleError
 from mexma_rt.files.storage import Ranges, read_ranges
 
 FORMAT = "mexma-bundle"
-FORMAT_VERSION = 2  # 1 is still written of what a reader of 1 computes right
+FORMAT_VERSION = 2  # 1 is still written for bundles that a reader of version 1 computes correctly
 MANIFEST = "mexma.json"
 PARITY = "parity.json"  # the full report of the parity gate
 TOKENIZER = "tokenizer.json"
@@ -43,15 +43,15 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The description of a model folder: all that the runtime must know before it opens any of its files."""
+    """The description of a model folder: everything that the runtime must know before it opens any of its files."""
 
     name: str
     dimensions: int
     max_length: int  # default, in tokens, <s> and </s> included
     max_length_limit: int  # what the position table allows
     pooling: str = "cls"  # of POOLINGS
-    dense: tuple[str, ...] = ()  # folders of the dense layers behind it, in their order
-    normalize: bool = True  # whether the owner's own `encode` gives vectors of length 1
+    dense: tuple[str, ...] = ()  # folders of the dense layers after it, in order
+    normalize: bool = True  # whether the owner's own `encode` returns vectors of length 1
     prompts: Mapping[str, str] = field(default_factory=dict)  # name -> what is put before a text: "query" -> "query: "
     special_ids: SpecialIds = XLMR  # of the tokenizer
     default_precision: str
@@ -67,7 +67,7 @@ class Manifest:
     vocabulary: Mapping[str, Any] | None = None  # what was trimmed
 
     def to_json(self) -> dict[str, Any]:
-        """The content of the file, in the order of writing; unknown entries are left out."""
+        """Return the file's content, in the order of writing; unknown entries are omitted."""
         content = {
             "format": FORMAT,
             "format_version": self._version(),
@@ -95,15 +95,15 @@ class Manifest:
         return {key: value for key, value in content.items() if value is not None}
 
     def _version(self) -> int:
-        """The oldest whose readers compute this bundle as it is meant: one of 1 knows the state of XLM-R's <s>, normalised."""
+        """The oldest version whose readers compute this bundle correctly: 1 knows only XLM-R's <s> state, normalised."""
         return 1 if (self.pooling, self.dense, self.normalize, self.special_ids) == ("cls", (), True, XLMR) else 2
 
     @classmethod
     def from_json(cls, content: Any, path: Path) -> Manifest:
-        """The manifest for the JSON read from the file `path`. Raises BundleError that says what is wrong and where."""
+        """Parse the JSON read from the file `path`. Raises BundleError saying what is wrong, and where."""
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise BundleError(f"{path}: the format is {found!r}, not {FORMAT!r}: this is no mexma-rt bundle.")
+            raise BundleError(f"{path}: the format is {found!r}, not {FORMAT!r}: this is not a mexma-rt bundle.")
         version = _field(content, "format_version", int, path)
         if version > FORMAT_VERSION:
             raise BundleError(
@@ -146,10 +146,10 @@ class Manifest:
         return manifest
 
     def check(self, path: Path) -> None:
-        """Raise BundleError, naming the file `path`, unless the entries fit each other."""
+        """Raise BundleError, naming the file `path`, unless the entries are consistent."""
         lengths = f"max_length {self.max_length} is not between 3 and max_length_limit {self.max_length_limit}"
         graphs = f"(graphs: {', '.join(self.graphs) or 'none'})"
-        _check(self.pooling in POOLINGS, path, f"pooling is {self.pooling!r}, and only {' and '.join(POOLINGS)} are known")
+        _check(self.pooling in POOLINGS, path, f"pooling is {self.pooling!r}, but only {' and '.join(POOLINGS)} are known")
         _check(self.dimensions >= 1, path, f"dimensions is {self.dimensions}, not 1 or more")
         _check(3 <= self.max_length <= self.max_length_limit, path, lengths)
         _check(
@@ -162,21 +162,21 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle(Manifest):
-    """A model folder whose manifest has been read; `open_bundle` gives one whose files are verified too."""
+    """A model folder whose manifest has been read; `open_bundle` returns one whose files are verified too."""
 
     folder: Path
-    revision: str | None = None  # of a hub model: the commit that its branch or tag stood for, to pin it by
+    revision: str | None = None  # of a hub model: the commit that its branch or tag pointed to, for pinning
 
 
 def manifest_text(content: Any) -> str:
-    """JSON as manifests and reports are written: indented, with the numbers of a list in one line."""
+    """Format JSON the way manifests and reports are written: indented, with a list's numbers on one line."""
     text = json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False)
     text = re.sub(r"(?<=[\[,])\n\s+(?=-?\d)", " ", text)  # no string has a line break
     return re.sub(r"\[ (?=-?\d)", "[", re.sub(r"(?<=\d)\n\s+\]", "]", text)) + "\n"
 
 
 def hash_of_files(files: Mapping[str, FileEntry]) -> str:
-    """16 hex digits, equal exactly if all files of two bundles are equal, so that they give the same vectors."""
+    """Return 16 hex digits, equal for two bundles exactly if all their files, and so their vectors, are equal."""
     hashes = {path: entry.sha256 for path, entry in sorted(files.items())}
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
 
@@ -200,7 +200,7 @@ def _languages(value: Any, path: Path) -> tuple[str, ...]:
 
 def _prompts(value: Any, path: Path) -> dict[str, str]:
     valid = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-    _check(valid, path, f"prompts is {value!r}, not names with texts")
+    _check(valid, path, f"prompts is {value!r}, not a mapping of names to texts")
     return dict(value)
 
 
@@ -219,7 +219,7 @@ def _file_entry(name: str, entry: Any, path: Path) -> FileEntry:
 
 
 def _safe(file: Any, path: Path) -> str:
-    """A relative posix path that stays inside the folder; only its text is judged, because hub caches link their files."""
+    """Check that a relative posix path stays inside the folder; judged by its text only, because hub caches use links."""
     valid = isinstance(file, str) and file and not set(file) & set("\\:\0")
     valid = valid and not any(part in ("", ".", "..") for part in file.split("/"))
     _check(bool(valid), path, f"the path {file!r} does not stay inside the bundle folder")

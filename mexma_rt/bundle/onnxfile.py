@@ -1,7 +1,7 @@
-"""The tensors that an ONNX file holds, read without an ONNX library.
+"""Reads the tensors of an ONNX file without an ONNX library.
 
-The wire format is that of protocol buffers (protobuf.dev/programming-guides/encoding), the fields are those of onnx.proto3.
-It reads only what `mexma-export` writes: initialisers of the main graph, as raw bytes, in the file or in one beside it.
+The wire format is protocol buffers (protobuf.dev/programming-guides/encoding) with the fields of onnx.proto3. Reads only what
+`mexma-export` writes: initialisers of the main graph, as raw bytes, in the file itself or in one beside it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Tensor:
 
 @contextmanager
 def mapped(path: Path) -> Iterator[memoryview]:
-    """The bytes of a file. Raises BundleError for an empty one."""
+    """Map a file into memory and yield its bytes. Raises BundleError if it is empty."""
     if path.stat().st_size == 0:
-        raise BundleError(f"{path} is empty: it is no ONNX file. Export the bundle again with mexma-export.")
+        raise BundleError(f"{path} is empty, so it is not an ONNX file. Export the bundle again with mexma-export.")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         view = memoryview(content)
         try:
@@ -46,7 +46,7 @@ def mapped(path: Path) -> Iterator[memoryview]:
 
 
 def initialisers(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of the main graph. Raises BundleError if the file is no ONNX file."""
+    """Return the main graph's tensors by name. Raises BundleError if the file is not an ONNX file."""
     with mapped(path) as view:
         try:
             graphs = [(a, b) for number, _, a, b in fields(view, 0, len(view)) if number == 7]
@@ -54,19 +54,19 @@ def initialisers(path: Path) -> dict[str, Tensor]:
                 _tensor(view, a, b) for start, stop in graphs for number, _, a, b in fields(view, start, stop) if number == 5
             ]
         except (IndexError, ValueError) as error:
-            raise BundleError(f"{path} is no ONNX file ({error}). Export the bundle again with mexma-export.") from None
+            raise BundleError(f"{path} is not an ONNX file ({error}). Export the bundle again with mexma-export.") from None
     return {tensor.name: tensor for tensor in found}
 
 
 def read_tensor(path: Path, tensor: Tensor) -> np.ndarray:
-    """The numbers of an initialiser of the file `path`; of INT4, int8 from -8 to 7. Raises BundleError."""
+    """Read the numbers of an initialiser of the file `path`; INT4 as int8 from -8 to 7. Raises BundleError."""
     source = path.parent / tensor.location if tensor.location else path
     with source.open("rb") as file:
         file.seek(tensor.start)
         raw = file.read(tensor.stop - tensor.start)
     count = int(np.prod(tensor.shape, dtype=np.int64))
     try:
-        if tensor.kind == INT4:  # two in a byte, the first in its lower half; both with a sign
+        if tensor.kind == INT4:  # two per byte, both signed, the first in the lower half
             pairs = np.frombuffer(raw, np.uint8, (count + 1) // 2)
             nibbles = np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(-1)[:count].astype(np.int8)
             return ((nibbles ^ 8) - 8).reshape(tensor.shape)
@@ -79,9 +79,9 @@ def read_tensor(path: Path, tensor: Tensor) -> np.ndarray:
 
 
 def fields(view: memoryview, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, value, start, stop) of each field: a number has its value, what has a length -1 and its bytes.
+    """Yield (field number, value, start, stop) of each field; a length-delimited field has the value -1.
 
-    Raises ValueError or IndexError for bytes that are no message.
+    Raises ValueError or IndexError for bytes that are not a message.
     """
     while start < stop:
         key, start = _varint(view, start)
@@ -94,12 +94,12 @@ def fields(view: memoryview, start: int, stop: int) -> Iterator[tuple[int, int, 
             length, begin = _varint(view, start)
             value, start = -1, begin + length
             if start > stop:
-                raise ValueError("a field is longer than what holds it")
+                raise ValueError("a field is longer than its message")
         else:
             raise ValueError(f"a field has the wire type {wire}")
         yield key >> 3, value, begin, start
     if start != stop:
-        raise ValueError("a field is longer than what holds it")
+        raise ValueError("a field is longer than its message")
 
 
 def _varint(view: memoryview, start: int) -> tuple[int, int]:

@@ -17,14 +17,14 @@ from mexma_rt.errors import BundleError, InputError
 from mexma_rt.files.atomic import sha256_of
 
 MODELS = Path(__file__).parents[1] / "models"
-DEFAULT_MODEL = "mexma-small"  # of them, where nobody names a model
+DEFAULT_MODEL = "mexma-small"  # used when no model is named
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 
 
 def bundled_models() -> dict[str, Path]:
-    """The models inside this installation: {name: folder}."""
+    """Return the models inside this installation: {name: folder}."""
     return {manifest.parent.name: manifest.parent for manifest in sorted(MODELS.glob(f"*/{MANIFEST}"))}
 
 
@@ -33,8 +33,8 @@ def open_bundle(model: str | os.PathLike[str], *, revision: str | None = None, o
 
     `model` is a bundled name, the path of a folder, or a hub name "org/name" (looked up in that order). Only a hub name
     may use the network, and not with `offline=True`; `revision` (branch, tag or commit) is for hub names only.
-    The source weights of a hub model are not fetched. Raises BundleError; for a checkpoint (facebook/MEXMA, or any XLM-R)
-    it says how to make a bundle of it, without having fetched weights.
+    The source weights of a hub model are not downloaded. Raises BundleError; for a checkpoint (facebook/MEXMA, or any XLM-R)
+    the error says how to convert it, and no weights were downloaded.
     """
     folder = _local_folder(model)
     if folder is None:
@@ -47,7 +47,7 @@ def open_bundle(model: str | os.PathLike[str], *, revision: str | None = None, o
 
 
 def _local_folder(model: str | os.PathLike[str]) -> Path | None:
-    """The folder of a bundled name or path; None for what looks like a hub name."""
+    """Return the folder of a bundled name or path; None for what looks like a hub name."""
     if not isinstance(model, (str, os.PathLike)):
         raise InputError(f"model must be a name or a path, not {type(model).__name__}. {_accepted_forms()}")
     bundled = bundled_models()
@@ -70,21 +70,21 @@ def _accepted_forms() -> str:
 
 
 def _open_from_hub(name: str, *, revision: str | None, offline: bool) -> Bundle:
-    """Fetch the manifest, then the listed files except the source weights, and verify them. Cached by huggingface_hub."""
+    """Download the manifest, then the listed files except the source weights, and verify them. huggingface_hub caches them."""
     if known := find_known(name):
         raise BundleError(
             f"{known.name} is not a bundle but a checkpoint ({known.backbone}, {known.bytes / 1e9:.1f} GB), whose PyTorch "
-            f"weights this runtime does not read. Nothing was fetched. Fetch and convert it once. Type:\n"
+            f"weights this runtime does not read. Nothing was downloaded. Download and convert it once. Type:\n"
             f"{how_to_convert(known.name, revision)}"
         )
-    folder = _fetch(name, [MANIFEST, CONFIG], revision, offline)  # not the weights of what may be no bundle
+    folder = _fetch(name, [MANIFEST, CONFIG], revision, offline)  # without weights: it may not be a bundle
     if not (folder / MANIFEST).exists():
         raise _no_bundle(folder, name, revision)
     bundle = read_manifest(folder)
     needed = [file for file in bundle.files if file != WEIGHTS]
-    commit = folder.name if _COMMIT.fullmatch(folder.name) else None  # how the client names the folder of a snapshot
+    commit = folder.name if _COMMIT.fullmatch(folder.name) else None  # the client names a snapshot's folder after it
     folder = _fetch(name, [MANIFEST, *map(glob.escape, needed)], commit or revision, offline)
-    bundle = read_manifest(folder)  # again, where there is no commit: a branch may have moved between the two calls
+    bundle = read_manifest(folder)  # again: without a commit, the branch may have moved between the two calls
     verify_files(bundle, [file for file in bundle.files if file != WEIGHTS])
     return replace(bundle, revision=commit)
 
@@ -95,18 +95,18 @@ def _fetch(name: str, patterns: list[str], revision: str | None, offline: bool) 
     try:
         folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline)
     except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-        state = "is not in the local hub cache (offline=True)" if offline else "could not be fetched from the hub"
+        state = "is not in the local hub cache (offline=True)" if offline else "could not be downloaded from the hub"
         raise BundleError(
             f"There is no folder {name!r} on this machine, and the model of that name {state}: "
             f"{type(error).__name__}: {error}\n"
-            f"Check the name. Without network, fetch it once where there is one, with\n    hf download {name}\n"
-            f"or copy the bundle folder here and give its path. {_accepted_forms()}"
+            f"Check the name. Without a network, download it on a machine that has one, with\n    hf download {name}\n"
+            f"or copy the bundle folder here and pass its path. {_accepted_forms()}"
         ) from error
     return Path(folder)
 
 
 def _no_bundle(folder: Path, source: str, revision: str | None = None) -> BundleError:
-    """What a folder without manifest is, and what to type; `source` is its path or the hub name that it was fetched from."""
+    """Say what a folder without a manifest is, and what to type; `source` is its path, or its hub name if downloaded."""
     kind = model_type(folder)
     start = f"{source} is not a bundle: it has no {MANIFEST}."
     if kind == MODEL_TYPE:
@@ -116,17 +116,17 @@ def _no_bundle(folder: Path, source: str, revision: str | None = None) -> Bundle
         )
     if kind is not None:
         return BundleError(
-            f"{start} Its {CONFIG} says model_type {kind!r}, and mexma-export makes bundles of {MODEL_TYPE!r} checkpoints only "
+            f"{start} Its {CONFIG} says model_type {kind!r}, but mexma-export converts only {MODEL_TYPE!r} checkpoints "
             f"(MEXMA, XLM-R and models trained from them). {_accepted_forms()}"
         )
     return BundleError(
-        f"{start} Nor is it a checkpoint to make one of: it has no readable {CONFIG}. "
-        f"From a checkpoint, a bundle is made with:\n    mexma-export CHECKPOINT NEW_FOLDER\n{_accepted_forms()}"
+        f"{start} Nor is it a checkpoint that could be converted: it has no readable {CONFIG}. "
+        f"To convert a checkpoint, type:\n    mexma-export CHECKPOINT NEW_FOLDER\n{_accepted_forms()}"
     )
 
 
 def read_manifest(folder: Path) -> Bundle:
-    """Parse and check `mexma.json` of a folder; the other files are not touched. Raises BundleError."""
+    """Parse and check a folder's `mexma.json`; the other files are not touched. Raises BundleError."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_bytes())
@@ -143,9 +143,9 @@ def verify_files(bundle: Bundle, names: Iterable[str]) -> None:
     for name in names:
         expected, path = bundle.files[name], bundle.folder / name
         try:
-            status = path.stat()  # of the target of a link: hub caches link their files, and what counts is the hash
+            status = path.stat()  # follows links: hub caches link their files, and only the hash counts
             if not stat.S_ISREG(status.st_mode):
-                raise BundleError(f"{path} is no regular file, but {MANIFEST} lists it. {REMEDY}")
+                raise BundleError(f"{path} is not a regular file, but {MANIFEST} lists it. {REMEDY}")
             size = status.st_size
             if size != expected.bytes:
                 raise BundleError(f"{path} has {size} bytes, but {MANIFEST} says {expected.bytes}. {REMEDY}")

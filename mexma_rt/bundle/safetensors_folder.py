@@ -1,7 +1,7 @@
-"""A bundle -> the folder that sentence-transformers and text-embeddings-inference load: `mexma models --checkpoint FOLDER`.
+"""Turns a bundle into a folder for sentence-transformers and text-embeddings-inference: `mexma models --checkpoint FOLDER`.
 
 The weights come from the bundle's compact graph (weights.py), in fp32; the other files are the bundle's own. The safetensors
-format (github.com/huggingface/safetensors#format) is a length, a JSON header and the numbers: it needs no library to write.
+format (github.com/huggingface/safetensors#format) is a length, a JSON header and the numbers, so writing it needs no library.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ FILES = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
 )
-MODULE = re.compile(r"\d+_[A-Za-z]+/(config\.json|model\.safetensors)")  # steps behind the encoder: pooling, dense layers
+MODULE = re.compile(r"\d+_[A-Za-z]+/(config\.json|model\.safetensors)")  # what follows the encoder: pooling, dense layers
 
 
 def write_checkpoint(bundle: Bundle, target: Path, *, from_graph: bool = False) -> Path:
-    """Write the new folder `target` from an opened bundle; returns it. A bundle with model.safetensors keeps that file, unless
-    the weights are to come `from_graph`.
+    """Write the new folder `target` from an opened bundle; return it. A bundle's own model.safetensors is copied, unless
+    `from_graph`.
 
-    Raises InputError (`target` exists, or no graph holds the weights), BundleError (they are not those of config.json),
-    FileError (it cannot be written; nothing is left then).
+    Raises InputError (`target` exists, or no graph holds the weights), BundleError (they do not match config.json), FileError
+    (it cannot be written; nothing is left behind).
     """
     with new_folder(target) as work:
         for name in (name for name in bundle.files if name in FILES or MODULE.fullmatch(name)):
@@ -92,7 +92,7 @@ def _write_weights(bundle: Bundle, path: Path) -> None:
     if found != wanted:
         other = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise BundleError(
-            f"{bundle.folder}: the graph's tensors are not those of its config.json: {', '.join(other[:3])} differ. Export "
+            f"{bundle.folder}: the graph's tensors do not match its config.json: {', '.join(other[:3])} differ. Export "
             "the bundle again."
         )
     write_safetensors(path, arrays)

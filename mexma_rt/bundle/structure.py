@@ -1,8 +1,8 @@
-"""Builds graphs of standard operators at first use, so that a compact bundle runs where its own graph's operators are unknown.
+"""Builds graphs of standard operators on first use, so that a compact bundle also runs where its own operators are unsupported.
 
-A bundle may carry the *structure* of an fp32 or fp16 graph (`structure/fp32.onnx`, some kilobytes): every operator and no
+A bundle may carry the *structure* of an fp32 or fp16 graph (`structure/fp32.onnx`, a few kilobytes): every operator but no
 weights, which stay in the compact graph (weights.py). `built_graph` writes the weights beside a copy of the structure, in
-the user's cache: MEXMA_RT_CACHE, else XDG_CACHE_HOME/mexma-rt, else ~/.cache/mexma-rt.
+the user's cache: MEXMA_RT_CACHE, or XDG_CACHE_HOME/mexma-rt, or ~/.cache/mexma-rt.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ GRAPH, DATA, HASH = "model.onnx", "weights.data", "weights.sha256"
 
 
 def buildable(bundle: Bundle) -> tuple[str, ...]:
-    """The precisions that have no graph in the bundle but can be built from it, the fastest on a GPU first."""
+    """Return the precisions without a graph in the bundle that can be built from it, the fastest on a GPU first."""
     return tuple(p for p in ("fp16", "fp32") if p not in bundle.graphs and STRUCTURES[p] in bundle.files)
 
 
 def runnable(bundle: Bundle) -> tuple[str, ...]:
-    """The precisions that the bundle has a graph of, or from which one can be built."""
+    """Return the precisions whose graph is in the bundle or can be built from it."""
     return (*bundle.graphs, *buildable(bundle))
 
 
@@ -46,10 +46,10 @@ def built_graph(bundle: Bundle, precision: str) -> Path:
         with new_folder(folder, check=_must_not_be_whole) as work:
             write_built(bundle.folder / STRUCTURES[precision], bundle.folder / bundle.graphs[holder(bundle)], work)
     except FileError as error:
-        if not _whole(folder):  # else another process was faster
+        if not _whole(folder):  # otherwise another process was faster
             raise FileError(
-                f"{error} It is the {precision} graph of {bundle.name!r}, made at first use, once: make room, or name another "
-                "place in the environment variable MEXMA_RT_CACHE."
+                f"{error} It is the {precision} graph of {bundle.name!r}, built once, on first use: make room, or set the "
+                "environment variable MEXMA_RT_CACHE to another folder."
             ) from error
     return folder / GRAPH
 
@@ -68,13 +68,13 @@ def write_built(structure: Path, graph: Path, folder: Path) -> None:
                 file.write(_bytes(structure, wanted[name], numbers))
                 left.discard(name)
     if left:
-        raise BundleError(f"{graph} lacks weights of {structure}: {sorted(left)[0]} first. Export the bundle again.")
+        raise BundleError(f"{graph} lacks weights of {structure} (first: {sorted(left)[0]}). Export the bundle again.")
     shutil.copyfile(structure, folder / GRAPH)
     (folder / HASH).write_text(sha256_of(folder / DATA) + " " + sha256_of(folder / GRAPH) + "\n", encoding="ascii")
 
 
 def cache_folder() -> Path:
-    """The folder for graphs that are built at first use."""
+    """Return the folder for graphs that are built on first use."""
     named, home = os.environ.get("MEXMA_RT_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if named:
         return Path(named)
@@ -85,7 +85,7 @@ def _bytes(structure: Path, tensor: Tensor, numbers: np.ndarray) -> bytes:
     content = np.ascontiguousarray(numbers, dtype=DTYPES[tensor.kind]).tobytes()
     if numbers.shape != tensor.shape or len(content) != tensor.stop - tensor.start:
         raise BundleError(
-            f"{structure} wants {tensor.name} in the shape {list(tensor.shape)}, and the compact graph has "
+            f"{structure} needs {tensor.name} in the shape {list(tensor.shape)}, but the compact graph has "
             f"{list(numbers.shape)}. Export the bundle again."
         )
     return content
@@ -97,7 +97,7 @@ def _must_not_be_whole(folder: Path) -> None:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether the folder's files match the hashes that were written with them."""
+    """Whether the folder's files match the hashes written with them."""
     try:
         said = (folder / HASH).read_text(encoding="ascii").split()
         return said == [sha256_of(folder / DATA), sha256_of(folder / GRAPH)]

@@ -1,4 +1,4 @@
-"""The thresholds of a model, as `mexma calibrate` found them and wrote them into its manifest."""
+"""The thresholds of a model, which `mexma calibrate` finds and writes into its manifest."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ SCORES, COUNTS = ("ratio", "distance", "absolute"), ("k", "pairs", "seed")
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """The lowest score of a pair to keep, by margin, and what they were found on."""
+    """The lowest score of a pair to keep, per margin, and how these were found."""
 
     ratio: float
     distance: float
     absolute: float
     k: int  # neighbours that made the neighbourhoods
-    pairs: int  # of the sample
+    pairs: int  # in the sample
     seed: int
-    prompt: str | None = None  # name of the one that was before every text
+    prompt: str | None = None  # name of the prompt put before every text
 
     def by_margin(self) -> Mapping[str, float]:
-        """The scores by the name of their margin."""
+        """Return the scores by margin name."""
         return {name: getattr(self, name) for name in SCORES}
 
     def to_json(self) -> dict[str, Any]:
@@ -32,7 +32,7 @@ class Thresholds:
 
 
 def read_thresholds(value: Any) -> Thresholds:
-    """The entry `thresholds` of a manifest. Raises ValueError with what is wrong."""
+    """Parse the manifest's entry `thresholds`. Raises ValueError saying what is wrong."""
     entry: dict[str, Any] = value if isinstance(value, dict) else {}
     scores = [entry.get(name) for name in SCORES]
     counts = [entry.get(name) for name in COUNTS]
@@ -41,5 +41,5 @@ def read_thresholds(value: Any) -> Thresholds:
     if not all(type(count) is int for count in counts):
         raise ValueError(f"thresholds is {value!r}, without the whole numbers {', '.join(COUNTS)}")
     if not isinstance(prompt := entry.get("prompt"), str | None):
-        raise ValueError(f"thresholds is {value!r}, whose prompt is not the name of one")
+        raise ValueError(f"thresholds is {value!r}, whose prompt is not a name")
     return Thresholds(prompt=prompt, **{name: entry[name] for name in (*SCORES, *COUNTS)})

@@ -1,8 +1,8 @@
 """Reads the encoder's weights back from a graph that holds them, as {name in the checkpoint: float32 array}.
 
-The graphs that mexma-export writes itself keep every tensor's name. w4 and w8 hold steps and scales of blocks, and codes of
-the word rows that were coded before training; mixed int8 steps and scales of words and fp16 products; fused all in float32.
-The numbers are those that the graph computes with; a product's inputs, which w4 and w8 round while they run, are no weights.
+The graphs that mexma-export writes itself keep every tensor's name. w4 and w8 hold steps and scales of blocks, and codes for
+word rows that were coded before training; mixed holds int8 steps and scales for words, and fp16 products; fused is all float32.
+These are the numbers that the graph computes with. (w4 and w8 also round the inputs of products, but those are not weights.)
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ TYPES = "embeddings.token_type_embeddings.weight"
 
 
 def holder(bundle: Bundle) -> str:
-    """The precision whose graph the weights are read from: the bundle's default one if it holds them, else the most exact.
+    """Return the precision whose graph to read the weights from: the bundle's default if it holds them, or the most exact.
 
-    Raises InputError where no graph does.
+    Raises InputError if no graph does.
     """
     for precision in (bundle.default_precision, *HOLDERS):
         if precision in HOLDERS and precision in bundle.graphs:
@@ -36,9 +36,9 @@ def holder(bundle: Bundle) -> str:
 
 
 def weights_of(graph: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, float32 array) of each weight of a graph of HOLDERS, as checkpoints have them: products' rows are outputs.
+    """Yield (name, float32 array) of each weight of a graph of HOLDERS, as in checkpoints: a product's rows are its outputs.
 
-    Raises BundleError (no ONNX file), InputError (a graph of an older mexma-export, whose names differ).
+    Raises BundleError (not an ONNX file), InputError (a graph from an older mexma-export, whose names differ).
     """
     held = initialisers(graph)
     if not any(name.startswith(WORDS) for name in held):
@@ -61,8 +61,8 @@ def weights_of(graph: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _coded(graph: Path, held: Mapping[str, Tensor]) -> np.ndarray:
-    """[V, D] of the first rows in blocks, if there are any, and the others in codes: uint8 [V - first, P], one of the 256 parts
-    of each place's book, float16 [P * 256, D / P]."""
+    """Read the word table [V, D]: the first rows, if any, in blocks, the others in codes, uint8 [V - first, P], each of which
+    picks one of the 256 parts in its position's book, float16 [P * 256, D / P]."""
     codes, books = (read_tensor(graph, held[f"{WORDS}.{part}"]) for part in ("codes", "books"))
     coded = coded_rows(codes, books.reshape(codes.shape[1], -1, books.shape[1]))
     first = held.get(f"{WORDS}.weight.steps4")
@@ -72,13 +72,13 @@ def _coded(graph: Path, held: Mapping[str, Tensor]) -> np.ndarray:
 
 
 def coded_rows(codes: np.ndarray, books: np.ndarray) -> np.ndarray:
-    """float32 [R, P * W] of codes [R, P]: each names one of the parts of its place's book, books [P, parts, W]."""
+    """Decode codes [R, P] to float32 [R, P * W]: each picks a part from its position's book in books [P, parts, W]."""
     rows: np.ndarray = books.astype(np.float32)[np.arange(len(books)), codes].reshape(len(codes), -1)
     return rows
 
 
 def _blocks(graph: Path, steps: Tensor, scales: Tensor) -> np.ndarray:
-    """[R, C] of steps (INT4 [R, C], or codes [R, C / size, size * bits / 8] of MatMulNBits) and scales [R, C / size]."""
+    """Return [R, C] of steps (INT4 [R, C], or MatMulNBits' codes [R, C / size, size * bits / 8]) and scales [R, C / size]."""
     codes, scale = read_tensor(graph, steps), read_tensor(graph, scales).astype(np.float32)
     if codes.dtype == np.uint8:
         four = steps.name.endswith("4")

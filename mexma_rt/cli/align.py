@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mexma_rt.align.documents import Bead
     from mexma_rt.align.words import WordAlignment
 
-# Fixed here, so that --help loads nothing; tests hold them to the library's.
+# Repeated here so that --help loads nothing; tests compare them with the library's.
 METHODS, UNITS, SEGMENTS, DELETION = ("inter", "itermax", "match", "ot"), ("piece", "word"), ("text", "mean"), 0.002
 DOCUMENT_COLUMNS = {"score": float, "source_lines": str, "target_lines": str, "source": str, "target": str}
 WORD_COLUMNS = {"links": str, "scores": str, "source_words": str, "target_words": str}
@@ -31,14 +31,14 @@ WORD_COLUMNS = {"links": str, "scores": str, "source_words": str, "target_words"
     type=click.IntRange(2, 12),
     default=4,
     show_default=True,
-    help="Most sentences in a bead, both sides together.",
+    help="Maximum number of sentences in a bead, both sides together.",
 )
 @click.option(
     "--segments",
     type=click.Choice(SEGMENTS),
     default="text",
     show_default=True,
-    help="Vector of joined sentences: of the joined text, or the mean.",
+    help="How to get the vector of joined sentences: embed the joined text, or take the mean.",
 )
 @click.option(
     "--deletion",
@@ -47,7 +47,7 @@ WORD_COLUMNS = {"links": str, "scores": str, "source_words": str, "target_words"
     show_default=True,
     help="Cost of leaving a sentence unaligned, as a quantile.",
 )
-@click.option("--pairs", is_flag=True, help="Leave out sentences without a partner.")
+@click.option("--pairs", is_flag=True, help="Omit sentences without a partner.")
 @click.option(
     "--method", type=click.Choice(METHODS), default="itermax", show_default=True, help="With --words: linking method."
 )
@@ -62,10 +62,10 @@ def align(
     """Align the sentences of two documents, SOURCE and TARGET, one sentence per line, in the same order.
 
     Writes one row per bead: score, source_lines and target_lines (from 1, as "4,5"; empty for a sentence without a partner),
-    source and target (joined by a space). Blank lines are left out.
+    source and target (joined by a space). Blank lines are omitted.
 
     With --words, SOURCE and TARGET are a bitext, and each row has the links of a line as "0-0 1-2" (Pharaoh's format, words
-    from 0). On standard output that is all; a file has the columns links, scores, source_words and target_words (JSON lists).
+    from 0). Standard output gets only these; a file has the columns links, scores, source_words and target_words (JSON lists).
     """
     for_documents = {name: options.pop(name) for name in ("max_size", "segments", "deletion", "pairs")}
     for_words = {name: options.pop(name) for name in ("method", "unit", "threshold")}
@@ -109,7 +109,7 @@ def _documents(
         kind = f"{len(bead.source)}-{len(bead.target)}"
         kinds[kind] = kinds.get(kind, 0) + 1
     kinds = dict(sorted(kinds.items(), key=lambda item: -item[1]))
-    reports = [encoder.reports[0], encoder.reports[len(encoder.reports) // 2]]  # of the lines; the others are of joined ones
+    reports = [encoder.reports[0], encoder.reports[len(encoder.reports) // 2]]  # the others are of joined lines
     if as_json:
         listed = [] if output else [dict(zip(DOCUMENT_COLUMNS, _bead_row(bead, source, target), strict=True)) for bead in kept]
         sides = {
@@ -157,7 +157,7 @@ def _words(
     started, batch_tokens = time.perf_counter(), options.pop("batch_tokens")
     encoder = mexma_rt.load(**options)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TruncationWarning)  # said below, in the words of the command line
+        warnings.simplefilter("ignore", TruncationWarning)  # reported below, in command-line terms
         found = align_words(source, target, encoder=encoder, batch_tokens=batch_tokens, **settings)
     if output:
         with table(output, WORD_COLUMNS) as write:
@@ -183,7 +183,7 @@ def _words(
     )
     if cut:
         click.echo(
-            f"{len(cut):,} lines had a side of more than {encoder.max_length} tokens, whose last words have no links; the "
+            f"{len(cut):,} lines had a side with more than {encoder.max_length} tokens, whose last words have no links; the "
             f"first is line {cut[0]}. To keep more, type --max-length N, up to {encoder.bundle.max_length_limit}",
             err=True,
         )

@@ -31,15 +31,15 @@ def bench() -> None:
     "peers",
     multiple=True,
     metavar="NAME=COMMAND",
-    help="Another route: a command that speaks the protocol of mexma_rt/bench/worker.py, such as "
+    help="Add a route: a command that speaks the protocol of mexma_rt/bench/worker.py, such as "
     "'fastembed=python benchmarks/embed_peers.py fastembed BUNDLE cpu'. Repeatable.",
 )
 @click.option("--plot", metavar="FILE", help="Draw the ratios (.png, .svg or .pdf).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ...], plot: str | None, as_json: bool) -> None:
-    """Embed each of FILES (one sentence per line) by every route, in turns, and print a table.
+    """Embed each of FILES (one sentence per line) by every route in turn, and print a table.
 
-    Routes are this runtime in every precision of the model, each in a process of its own, and those named by --peer.
+    Routes are this runtime in every precision of the model, each in its own process, and those named by --peer.
     """
     import shlex
 
@@ -71,7 +71,7 @@ def embed(files: tuple[Path, ...], model: str, rounds: int, peers: tuple[str, ..
 
 
 def _check_plain(file: Path) -> None:
-    """Raise InputError if a route, which reads the file by itself, would not find plain text in it."""
+    """Raise InputError unless the file is plain text, which every route reads for itself."""
     from mexma_rt.errors import InputError, typed
     from mexma_rt.files.atomic import read_lines
     from mexma_rt.files.first_bytes import HEAD, packing

@@ -1,4 +1,4 @@
-"""`mexma calibrate`: the thresholds of a model, found on a small parallel sample and written into its bundle."""
+"""`mexma calibrate`: find a model's thresholds on a small parallel sample, and write them into its bundle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mexma_rt.mining.calibration import ALONE, DRAWS, STEADY, Calibration, calib
 @click.option(
     "-k", "--k", type=click.IntRange(min=1), default=4, show_default=True, help="Number of neighbours of each sentence."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws of lines without a partner.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for drawing lines to leave without a partner.")
 @prompt_option
 @model_options
 def calibrate_command(
@@ -36,8 +36,8 @@ def calibrate_command(
     """Find the thresholds of mine and filter for a model, and write them into its bundle.
 
     SOURCE and TARGET are line-aligned translations, or SOURCE alone is a TSV file of two columns. A thousand pairs of text
-    like what is to be mined give a steady result, and a hundred are needed. Some lines of each side are left without their
-    partner, several times over, and the threshold of each margin is where mining's mean F1 is best.
+    similar to what you will mine give a stable result; at least a hundred are needed. Repeatedly, some lines of each side are
+    left without their partner, and the threshold of each margin is chosen where the mean F1 of mining is best.
     """
     encoder = LoadedEncoder(options)
     lines = read_both(source, target, None) if target is not None else read_columns(source)
@@ -48,23 +48,23 @@ def calibrate_command(
         echo_json({**asdict(found), "alone": ALONE, "draws": DRAWS, "bundle": str(folder)})
         return
     click.echo(_table(found))
-    click.echo(f"{folder}: thresholds written; mine and filter take them with --model {folder}")
+    click.echo(f"{folder}: thresholds written; mine and filter use them with --model {folder}")
     if found.pairs < STEADY:
         click.echo(
-            f"warning: {found.pairs:,} pairs are few: with others the thresholds may move by some hundredths. {STEADY:,} or "
-            "more make them steady.",
+            f"warning: {found.pairs:,} pairs are few: with other pairs the thresholds could differ by some hundredths. With "
+            f"{STEADY:,} or more they are stable.",
             err=True,
         )
     describe_sides(encoder, source, source if target is None else target)
 
 
 def read_columns(path: str) -> tuple[list[str], list[str]]:
-    """The two columns of a TSV file. Raises InputError for a line of another number of columns."""
+    """Read the two columns of a TSV file. Raises InputError for a line with another number of columns."""
     rows = [line.split("\t") for line in read_lines(path)]
     for number, row in enumerate(rows, start=1):
         if len(row) != 2:
             raise InputError(
-                f"{shown_name(path)}, line {number}: {len(row)} columns, not two (source<TAB>target). Of two files type: "
+                f"{shown_name(path)}, line {number}: {len(row)} columns, not two (source<TAB>target). For two files, type: "
                 "mexma calibrate SOURCE TARGET"
             )
     return [row[0] for row in rows], [row[1] for row in rows]
@@ -74,7 +74,7 @@ def _table(found: Calibration) -> str:
     left = f" ({found.left_out:,} lines left out: blank, repeated or equal on both sides)" if found.left_out else ""
     rows = [
         f"{found.model}: {found.pairs:,} pairs{left}; {DRAWS} draws of {found.lines:,} lines a side, {ALONE:.0%} of them "
-        f"without partner; k={found.k}, seed {found.seed}",
+        f"without a partner; k={found.k}, seed {found.seed}",
         "margin     threshold  precision  recall     F1   F1 within a point    until now     F1",
     ]
     for margin, one in found.margins.items():

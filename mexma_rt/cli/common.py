@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-VERBOSE = "mexma_rt.verbose"  # in the meta of a command's context
+VERBOSE = "mexma_rt.verbose"  # key in the meta of a command's context
 
 
 def is_verbose() -> bool:
-    """Whether the command that runs was given --verbose."""
+    """Whether the running command was given --verbose."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.meta.get(VERBOSE))
 
@@ -56,23 +56,23 @@ _MODEL = [
     click.option("--max-length", type=int, help="Cut sentences after this many tokens.  [default: the model's]"),
     click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: the physical cores]"),
     click.option(
-        "--deterministic", is_flag=True, help="Compute every sentence alone: equal text gives equal bits in any batch."
+        "--deterministic", is_flag=True, help="Compute every sentence alone, so that equal texts give equal bits in any batch."
     ),
     click.option(
-        "--batch-tokens", type=click.IntRange(min=1), help="Most tokens in a batch: more is faster, and takes more memory."
+        "--batch-tokens", type=click.IntRange(min=1), help="Maximum tokens in a batch: more is faster, but takes more memory."
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     click.option(
-        "-v", "--verbose", is_flag=True, expose_value=False, callback=_keep_verbose, help="Say in full what ran, and why there."
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=_keep_verbose, help="Report in full what ran, and why."
     ),
 ]
 _PROMPT = [
     click.option(
-        "--prompt", metavar="NAME", help="Put this prompt of the model before each text, such as query.  [default: none]"
+        "--prompt", metavar="NAME", help="Put this prompt of the model (such as query) before each text.  [default: none]"
     )
 ]
 _MARGIN = [
-    click.option("--margin", type=click.Choice(MARGINS), default="ratio", show_default=True, help="Margin that scores a pair."),
+    click.option("--margin", type=click.Choice(MARGINS), default="ratio", show_default=True, help="Margin for scoring pairs."),
     click.option(
         "-k", "--k", type=click.IntRange(min=1), default=4, show_default=True, help="Number of neighbours of each sentence."
     ),
@@ -96,12 +96,12 @@ class Memory(click.ParamType):  # type: ignore[type-arg]  # generic since click 
 
 
 def model_options(command: Command) -> Command:
-    """Add the options of every command that loads a model; they arrive as **options, and --json as as_json."""
+    """Add the options shared by commands that load a model; they arrive as **options, and --json as as_json."""
     return _decorate(command, _MODEL)
 
 
 def prompt_option(command: Command) -> Command:
-    """Add --prompt, of every command that embeds sentences."""
+    """Add --prompt, for commands that embed sentences."""
     return _decorate(command, _PROMPT)
 
 
@@ -115,7 +115,7 @@ def _decorate(command: Command, options: Sequence[Callable[[Command], Command]])
 
 
 def load_encoder(options: dict[str, Any]) -> Encoder | Prompted:
-    """The encoder of options of `mexma_rt.load`, with the prompt that is one of them."""
+    """Load an encoder with the options of `mexma_rt.load`, plus the option prompt."""
     import mexma_rt
 
     encoder = mexma_rt.load(**{name: value for name, value in options.items() if name != "prompt"})
@@ -123,7 +123,7 @@ def load_encoder(options: dict[str, Any]) -> Encoder | Prompted:
 
 
 class LoadedEncoder:
-    """The encoder that the options name, loaded on first use, so that bad input is reported without waiting for it."""
+    """The encoder named by the options, loaded on first use, so that bad input is reported without waiting for it."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._batch_tokens = options.pop("batch_tokens")
@@ -142,7 +142,7 @@ class LoadedEncoder:
 
     @property
     def bundle(self) -> Bundle:
-        """That of the encoder, whose thresholds mining takes; it is opened without the model."""
+        """The encoder's bundle, which has the thresholds for mining; opened without loading the model."""
         from mexma_rt.bundle import open_bundle
 
         if self._encoder is not None:
@@ -157,7 +157,7 @@ class LoadedEncoder:
 
 
 def describe(report: EmbedReport, name: str) -> str:
-    """A report as text: counts, speed, where it ran, cut sentences; with --verbose why it ran there."""
+    """Format a report as text: counts, speed, where it ran, truncated sentences; with --verbose, why it ran there."""
     repeated = "" if report.distinct == report.sentences else f" ({report.distinct:,} distinct)"
     text = (
         f"{name}: {report.sentences:,} sentences{repeated} in {report.seconds:.1f} s, "
@@ -166,19 +166,19 @@ def describe(report: EmbedReport, name: str) -> str:
     if report.truncated:
         text += (
             f"\n{name}: {len(report.truncated):,} sentences had more than {report.max_length} tokens and were cut, the first "
-            f"in line {report.truncated[0] + 1}. {how_to_keep(report, '--max-length {}')}"
+            f"on line {report.truncated[0] + 1}. {how_to_keep(report, '--max-length {}')}"
         )
     return text
 
 
 def ran(report: EmbedReport) -> str:
-    """Which model ran where; with --verbose by which engine, and why there."""
+    """Say which model ran where; with --verbose, by which engine, and why there."""
     why = f" by {report.backend} ({report.reason})" if is_verbose() else ""
     return f"{report.model}, {report.precision} on {report.device}{why}"
 
 
 def report_dict(report: EmbedReport, name: str) -> dict[str, Any]:
-    """A report for JSON; `truncated` holds indices from 0."""
+    """Convert a report for JSON; `truncated` holds indices from 0."""
     return {"file": name, **asdict(report), "sentences_per_second": report.sentences_per_second}
 
 
@@ -188,18 +188,18 @@ def clean_stdout(ray: str | None) -> AbstractContextManager[object]:
 
 
 def echo_json(result: dict[str, Any]) -> None:
-    """Print one JSON object. Raises ValueError at NaN and infinity, which JSON does not have."""
+    """Print one JSON object. Raises ValueError for NaN and infinity, which JSON does not have."""
     click.echo(json_text(result, indent=1))
 
 
 def json_text(value: object, indent: int | None = None) -> str:
-    r"""JSON that every reader takes: bytes of a file's name that are not UTF-8 are \\xNN, not halves of a surrogate pair."""
+    r"""Format valid JSON: bytes of a file's name that are not UTF-8 become \\xNN instead of lone surrogates."""
     text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
     return re.sub("[\udc80-\udcff]", lambda half: f"\\\\x{ord(half[0]) - 0xDC00:02x}", text)
 
 
 def read_both(source: str, target: str, output: str | None) -> tuple[list[str], list[str]]:
-    """The lines of two files, read after checking that the output can be written."""
+    """Read the lines of two files, after checking that the output can be written."""
     from mexma_rt.files.atomic import read_lines
     from mexma_rt.files.spool import side_by_side
 
@@ -223,12 +223,12 @@ def check_both(source: str, target: str, output: str | None) -> None:
 
 
 def report_sides(encoder: LoadedEncoder, *names: str) -> dict[str, Any]:
-    """The reports of the two sides, for JSON."""
+    """Convert the reports of the two sides for JSON."""
     sides = zip(("source", "target"), encoder.reports, names, strict=True)
     return {side: report_dict(report, name) for side, report, name in sides}
 
 
 def describe_sides(encoder: LoadedEncoder, *names: str) -> None:
-    """The reports of the two sides, in words, on stderr."""
+    """Print the reports of the two sides to stderr."""
     for report, name in zip(encoder.reports, names, strict=True):
         click.echo(describe(report, name), err=True)

@@ -15,16 +15,16 @@ import click
 from mexma_rt.cli.common import echo_json, is_verbose, model_options
 
 PACKAGES = ("numpy", "onnxruntime", "tokenizers", "click", "tqdm", "huggingface_hub", "threadpoolctl")
-MAIN = ("mexma-rt", "python", "onnxruntime", "numpy")  # of them, without --verbose
+MAIN = ("mexma-rt", "python", "onnxruntime", "numpy")  # those shown without --verbose
 SENTENCE = "Hello world"
 
 
 @click.command(epilog="Example: mexma doctor --verbose")
 @model_options
 def doctor(as_json: bool, **options: Any) -> None:
-    """Load the model, verify its files, say what runs where and why, and compare its vectors with the bundle's golden ones.
+    """Load the model, verify its files, report what runs where and why, and compare its vectors with the bundle's golden ones.
 
-    The exit status is 1 if what would run computes wrong vectors.
+    The exit status is 1 if the back end that would be used computes wrong vectors.
     """
     import mexma_rt
     from mexma_rt import BackendError
@@ -35,7 +35,7 @@ def doctor(as_json: bool, **options: Any) -> None:
     batch_tokens = options.pop("batch_tokens")
     versions = {"mexma-rt": mexma_rt.__version__, "python": platform.python_version()}
     versions |= {name: _version(name) for name in PACKAGES}
-    if not as_json:  # before the model is loaded, so that it is there if loading fails
+    if not as_json:  # before the model is loaded, so that it is shown even if loading fails
         shown = versions if is_verbose() else {name: versions[name] for name in MAIN}
         click.echo("  ".join(f"{name} {number}" for name, number in shown.items()) + f"  {platform.system()}")
         if is_verbose():
@@ -81,7 +81,7 @@ def doctor(as_json: bool, **options: Any) -> None:
         return
     click.echo(
         f"model {bundle.name}: {bundle.dimensions} dimensions, {encoder.max_length} of at most "
-        f"{bundle.max_length_limit} tokens, {len(bundle.files)} files, {megabytes:.1f} MB, sizes and hashes right\n"
+        f"{bundle.max_length_limit} tokens, {len(bundle.files)} files, {megabytes:.1f} MB, sizes and hashes correct\n"
         f"  {bundle.folder}{f', commit {bundle.revision}' if bundle.revision else ''}\n"
         f"runs {report.precision} on {report.device} by {report.backend}"
         f"{f', because {report.reason}' if is_verbose() else ''}\n  loaded in {load_seconds:.2f} s, one sentence takes "
@@ -94,7 +94,7 @@ def doctor(as_json: bool, **options: Any) -> None:
 
 
 def _listed(choices: list[dict[str, Any]]) -> list[str]:
-    """A line for each way to run the model; without --verbose those that do not work, with the first sentence of why."""
+    """One line per way to run the model; without --verbose, failures are grouped by the first sentence of the reason."""
     lines, refused = [], dict[str, list[str]]()
     for choice in choices:
         way = f"{choice['backend']} {choice['device']:<4} {choice['precision']:<4}"

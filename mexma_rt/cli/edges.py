@@ -1,7 +1,7 @@
-"""Where a command meets the process that it runs in: Ctrl-C, and streams that are full, closed, or left by their reader.
+"""Handles Ctrl-C, and standard streams that are full, closed or abandoned by their reader.
 
-Python gives a traceback there, or exit status 0 although the result is lost. Here it is one line on standard error and exit
-status 1, for Ctrl-C 130. Standard error carries only messages: where it cannot be written, the command continues.
+Python would print a traceback, or exit with status 0 although the result is lost. These commands print one line to standard
+error and exit with status 1 (130 for Ctrl-C). Standard error carries only messages: if it cannot be written, they continue.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import click
 from mexma_rt.errors import FileError
 
 CLOSED = (
-    "standard output is closed, and the result would be lost, so nothing was done. Give it a place: add > FILE, or "
-    "> /dev/null if only the files matter."
+    "standard output is closed, so the result would be lost, and nothing was done. Add > FILE, or > /dev/null if only the "
+    "output files matter."
 )
 RESUMES = "no output file was changed; the same command resumes where it stopped"
 STARTS_OVER = "no output file was changed; no part was finished yet, so the same command starts over"
@@ -35,7 +35,7 @@ class OutputError(FileError):
 
 @contextlib.contextmanager
 def interrupted(kept: str | Callable[[], str]) -> Iterator[None]:
-    """What Ctrl-C in this block leaves, and how to go on: the end of the line that the command then prints."""
+    """Set what the command prints if Ctrl-C interrupts this block: what is kept, and how to resume."""
     try:
         yield
     except KeyboardInterrupt:
@@ -43,13 +43,13 @@ def interrupted(kept: str | Callable[[], str]) -> Iterator[None]:
 
 
 def resumes(output: str | os.PathLike[str], kind: str = "part") -> Callable[[], str]:
-    """For `interrupted`: whether there is finished work in the folder `.NAME.KIND` of an output."""
+    """Return a message for `interrupted`, depending on whether an output's folder `.NAME.KIND` holds finished work."""
     work = Path(output).resolve()
     return lambda: RESUMES if work.with_name(f".{work.name}.{kind}").exists() else STARTS_OVER
 
 
 class EdgesCommand(click.Command):
-    """A command, or the group of all commands, that minds Ctrl-C and its streams; its `name` begins every such line."""
+    """A command, or group of commands, that handles Ctrl-C and its streams; its `name` starts every such line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """See click."""
@@ -61,7 +61,7 @@ class EdgesCommand(click.Command):
 
     def main(self, *arguments: Any, **keywords: Any) -> Any:
         """See click."""
-        if not keywords.get("standalone_mode", True) or sys.stdout is not sys.__stdout__:  # the streams are another's
+        if not keywords.get("standalone_mode", True) or sys.stdout is not sys.__stdout__:  # the streams belong to someone else
             return super().main(*arguments, **keywords)
         closed = sys.stdout is None
         output = open_streams()
@@ -79,7 +79,7 @@ class EdgesCommand(click.Command):
 
 
 class _Told(set[str]):
-    """Shows a warning once (a file may be read twice), without the place in the source, which means nothing to a user."""
+    """Shows each warning once (a file may be read twice), without its place in the source, which means nothing to a user."""
 
     def __call__(self, message: Warning | str, *place: Any, **named: Any) -> None:
         if str(message) not in self:
@@ -88,14 +88,14 @@ class _Told(set[str]):
 
 
 def open_streams() -> io.TextIOWrapper:
-    """Make sys.stdin, sys.stdout and sys.stderr streams of UTF-8 whose errors are told as this module promises; gives stdout.
+    """Make sys.stdin, stdout and stderr UTF-8 streams whose errors are handled as this module promises; return stdout.
 
-    A file opened later must not get the number of a closed stream, or what is meant for the stream goes into the file. So
-    closed ones are opened on the null device: input and output against their direction, which makes their use an error.
+    A file opened later must not get the number of a closed stream, or text meant for the stream would go into the file. So
+    closed streams are opened on the null device, in the wrong direction for input and output, so that using them is an error.
     """
     for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         if not _is_open(number):
-            os.open(os.devnull, flags)  # gets the lowest number that is free
+            os.open(os.devnull, flags)  # gets the lowest free number
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  (a number, not a path)
     output = sys.stdout = _stream(sys.stdout, _Output(1))
@@ -114,7 +114,7 @@ def _is_open(number: int) -> bool:
 def _stream(old: Any, raw: io.FileIO) -> io.TextIOWrapper:
     if old is not None and isinstance(old, io.TextIOWrapper):
         old.flush()
-        if type(getattr(old.buffer, "raw", old.buffer)) is not io.FileIO:  # the console of Windows has its own way to write
+        if type(getattr(old.buffer, "raw", old.buffer)) is not io.FileIO:  # the Windows console writes its own way
             old.reconfigure(encoding="utf-8", errors="backslashreplace")
             return old
     lines = raw.fileno() == 2 or raw.isatty()
@@ -122,7 +122,7 @@ def _stream(old: Any, raw: io.FileIO) -> io.TextIOWrapper:
 
 
 class _Output(io.FileIO):
-    """Standard output: an error is raised as OutputError, once, and what comes after it is dropped."""
+    """Standard output: the first error is raised as OutputError, and later writes are dropped."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number, "w", closefd=False)
@@ -134,9 +134,9 @@ class _Output(io.FileIO):
         except OSError as error:
             self.broken = True
             if error.errno == errno.EPIPE:
-                what = "standard output was closed by the process that reads it, before all was printed"
+                what = "standard output was closed by the process that reads it before everything was printed"
             else:
-                what = f"standard output cannot be written: {error.strerror or error}. What was printed is not complete"
+                what = f"standard output cannot be written: {error.strerror or error}. What was printed is incomplete"
             raise OutputError(f"{what}. A file named as an output is complete, or was not touched.") from None
 
 
@@ -154,7 +154,7 @@ class _News(io.FileIO):
 
 
 def _write_all(write: Any, raw: io.FileIO, data: Any) -> int:
-    """As `write`, but waits where a pipe is full that another process has set not to block."""
+    """Like `write`, but wait while a pipe is full that another process has made non-blocking."""
     while (written := write(data)) is None:
         select.select([], [raw], [])
     return int(written)

@@ -15,7 +15,7 @@ from mexma_rt.files.storage import STORAGES
 @click.command(epilog="Example: mexma embed sentences.txt -o vectors.npy")
 @click.argument("file")
 @click.option(
-    "-o", "--output", metavar="FILE", required=True, help="File to write, .npy or .parquet: one row for each row of FILE."
+    "-o", "--output", metavar="FILE", required=True, help="File to write (.npy or .parquet), with one row per row of FILE."
 )
 @click.option("--field", metavar="NAME", help="Field (JSON Lines) or column (.parquet) that holds the text; nested: a.b")
 @click.option(
@@ -53,9 +53,9 @@ def embed(
 ) -> None:
     """Write the sentence vectors of FILE, one sentence per line, as a numpy array.
 
-    FILE may be .gz, .xz or .zst, JSON Lines or .parquet with --field, or - for standard input. It may be of
-    any size: memory is bounded, and after an interruption the same command resumes. With --ray the bytes are the same; each
-    worker has --threads processors (4 by default), and a GPU with --device cuda.
+    FILE may be .gz, .xz or .zst, JSON Lines or .parquet with --field, or - for standard input. It may be of any size: memory is
+    bounded, and after an interruption the same command resumes. With --ray the bytes are the same; each worker has --threads
+    processors (4 by default), and a GPU with --device cuda.
     """
     import mexma_rt
     from mexma_rt.embedding.files import write_vectors

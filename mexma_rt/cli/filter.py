@@ -1,4 +1,4 @@
-"""`mexma filter`: the good pairs of a bitext of any size."""
+"""`mexma filter`: keep the good pairs of a bitext of any size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mexma_rt.mining.filter import BACKGROUND
 )
 @click.option("--dropped", metavar="FILE", help="Write the dropped pairs, each with its reason.")
 @margin_options
-@click.option("--threshold", type=float, help="Lowest score of a pair to keep.  [default: that of mine, see calibrate]")
+@click.option("--threshold", type=float, help="Lowest score of a pair to keep.  [default: as for mine, see calibrate]")
 @click.option(
     "--top", type=float, metavar="SHARE", help="Keep the best share of all pairs, such as 0.8, instead of a threshold."
 )
@@ -44,9 +44,9 @@ from mexma_rt.mining.filter import BACKGROUND
 def filter_command(source: str, target: str, output: str, batch_tokens: int | None, as_json: bool, **options: Any) -> None:
     """Keep the good pairs of SOURCE and TARGET, two line-aligned files of any size.
 
-    Dropped are blank lines, identical sides, repetitions of a pair, lengths that do not fit, and low scores. Scores are margins
-    against a background of both sides, a sample of the bitext itself if none is given, so memory is bounded; after an
-    interruption the same command resumes where it stopped.
+    Drops blank lines, identical sides, repeated pairs, mismatched lengths and low scores. Scores are margins against a
+    background of both sides (by default a sample of the bitext itself), so memory is bounded; after an interruption the same
+    command resumes where it stopped.
     """
     from mexma_rt.mining.filter import filter_bitext
 

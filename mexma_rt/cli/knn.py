@@ -1,4 +1,4 @@
-"""`mexma knn`: the nearest neighbours of two sets of vectors of any size, both ways."""
+"""`mexma knn`: find the nearest neighbours between two sets of vectors of any size, in both directions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mexma_rt.cli.edges import interrupted, resumes
     type=click.Choice(["cosine", "ip"]),
     default="cosine",
     show_default=True,
-    help="Similarity: cosine, or ip, the inner product of the rows as they are.",
+    help="Similarity: cosine, or ip (the inner product of the unnormalised rows).",
 )
 @click.option("--memory", type=Memory(), default="2GB", show_default=True, help="Bound on the memory of the process.")
 @click.option(
@@ -51,12 +51,12 @@ def knn(
     ray: str | None,
     as_json: bool,
 ) -> None:
-    """Find the K nearest rows of TARGET for each row of SOURCE, and the other way round, exactly.
+    """Find the exact K nearest rows of TARGET for each row of SOURCE, and vice versa.
 
     SOURCE and TARGET are .npy files or folders of shards from `mexma embed`; they may be larger than memory. FOLDER gets
     source_scores.npy, source_index.npy, target_scores.npy and target_index.npy. After an interruption the same command
-    resumes. With --ray the bytes are the same; the vectors must be under the same path on every machine, and each
-    worker takes as much --memory.
+    resumes. With --ray the bytes are the same; the vectors must have the same path on every machine, and each
+    worker may use --memory.
     """
     from mexma_rt.knn.on_disk import SearchSettings, write_neighbours
 

@@ -77,7 +77,7 @@ _DEFAULTS = ", ".join(f"{value} for {margin}" for margin, value in DEFAULT_THRES
 @click.option(
     "--threshold",
     type=float,
-    help=f"Lowest score of a pair to keep.  [default: the model's, see calibrate; of mexma-small {_DEFAULTS}; none for knn]",
+    help=f"Lowest score of a pair to keep.  [default: the model's, see calibrate; for mexma-small {_DEFAULTS}; none for knn]",
 )
 @click.option(
     "--index",
@@ -109,14 +109,14 @@ def mine(
     """Find the translations between the lines of SOURCE and TARGET.
 
     Writes one row per pair, best first: score, cosine, source_line, target_line (from 1), forward_rank (the rank of the
-    target among the k nearest of the source, empty if it is not one of them), backward_rank (the reverse), source_mean,
+    target among the k nearest of the source, empty if it is not among them), backward_rank (the reverse), source_mean,
     target_mean (mean cosine to the k nearest, which the margin compares with), source, target. Equal lines count once, blank
-    lines never. With --json, the pairs are in the object unless -o takes them.
+    lines never. With --json, the object contains the pairs unless -o writes them.
 
     With --source-vectors and --target-vectors no model runs (--model and --prompt say what made them, for the threshold), and
-    the vectors may be larger than memory; the lines may be left out (pairs have line numbers only). After an interruption the
-    same command resumes. With --ray the bytes are the same, and a killed worker costs only time; the vectors and the folder of
-    the output must be under the same paths on every machine, and each worker takes as much --memory.
+    the vectors may be larger than memory; the lines may be omitted (pairs then have line numbers only). After an interruption
+    the same command resumes. With --ray the bytes are the same, and a killed worker costs only time; the vectors and the
+    output's folder must have the same paths on every machine, and each worker may use --memory.
     """
     started = time.perf_counter()
     settings = MineSettings(**{name: options.pop(name) for name in ("margin", "k", "retrieval", "threshold", "index")})
@@ -177,13 +177,13 @@ def mine(
 def _check_vectors(
     source: str | None, target: str | None, x: str | None, y: str | None, output: str | None, index: str
 ) -> tuple[list[str] | None, list[str] | None]:
-    """The lines of ready vectors, if there are any, once it is clear that the call makes sense."""
+    """Check the options for ready vectors, and read their lines, if any."""
     if x is None or y is None:
         raise click.UsageError("--source-vectors and --target-vectors go together.")
     if (source is None) != (target is None):
         raise click.UsageError("With ready vectors, give the lines of both sides or of none.")
     if output is None:
-        raise click.UsageError("With ready vectors, -o is needed: what an interrupted run has found is kept beside it.")
+        raise click.UsageError("With ready vectors, -o is needed: an interrupted run keeps what it has found beside it.")
     if index != "exact":
         raise click.UsageError(f"--index {index} embeds the lines itself. Leave out --source-vectors and --target-vectors.")
     if source is None or target is None:
@@ -197,7 +197,7 @@ def _check_vectors(
 def _take(
     search: Search, output: str | None, show: int | None, as_json: bool, counted: bool, started: float
 ) -> tuple[list[dict[str, Any]], MiningReport, Tally | None, OneToOne | None]:
-    """Write the pairs as they come; returns those to list, the report, and what the page needs."""
+    """Write the pairs as they come; return those to list, the report, and what the page needs."""
     listed: list[dict[str, Any]] = []
     longest = show if show is not None else 0 if output or not as_json else float("inf")
     tally, matching, count = Tally.of(search) if counted else None, search.matching(), 0

@@ -1,4 +1,4 @@
-"""`mexma models`: the models that come with this installation, and those that one command makes of a published checkpoint."""
+"""`mexma models`: list the models in this installation, and published checkpoints that one command converts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mexma_rt.cli.common import echo_json
     help="Write the folder that sentence-transformers, text-embeddings-inference and mexma-train load, with fp32 weights.",
 )
 @click.option(
-    "--model", "wanted", help="What --checkpoint writes: a bundled name, folder or hub name. [default: that of mexma]"
+    "--model", "wanted", help="Model for --checkpoint to write: a bundled name, folder or hub name. [default: mexma-small]"
 )
 def models(as_json: bool, checkpoint: Path | None, wanted: str | None) -> None:
-    """List the models that come with this installation, and the known ones that one command fetches and converts.
+    """List the models that come with this installation, and known ones that one command downloads and converts.
 
     With --checkpoint, write the PyTorch form of a model instead: mexma models --checkpoint FOLDER"""
     from mexma_rt.bundle.opening import DEFAULT_MODEL, bundled_models, open_bundle, read_manifest
@@ -68,7 +68,7 @@ def models(as_json: bool, checkpoint: Path | None, wanted: str | None) -> None:
             click.echo(f"  {_how_many(row['languages'])}: {' '.join(row['languages'])}")
     if not rows:
         click.echo("No model comes with this installation. Any command takes --model FOLDER (made by mexma-export).")
-    click.echo(f"\nKnown models, each fetched and converted once by its last line; that needs: {INSTALL}")
+    click.echo(f"\nKnown models; the last line of each downloads and converts it, which needs: {INSTALL}")
     for model in KNOWN:
         click.echo(
             f"{model.name}: {model.dimensions} dimensions, {model.backbone} of {model.layers} layers, "

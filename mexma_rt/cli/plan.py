@@ -1,4 +1,4 @@
-"""`mexma plan`: what mining two corpora of a given size costs, before anything is embedded."""
+"""`mexma plan`: estimate the cost of mining two corpora of a given size before anything is embedded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mexma_rt.cli.common import Memory, echo_json
 @click.argument("rows_y", type=click.IntRange(min=1))
 @click.option("--dimensions", type=click.IntRange(min=1), default=256, show_default=True, help="Dimensions of the vectors.")
 @click.option("-k", "--k", type=click.IntRange(min=1), default=4, show_default=True, help="Number of neighbours of each row.")
-@click.option("--machines", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--machines", type=click.IntRange(min=1), default=1, show_default=True, help="Number of machines.")
 @click.option("--cores", type=click.IntRange(min=1), default=1, show_default=True, help="Cores of each machine.")
 @click.option("--memory", type=Memory(), default="2GB", show_default=True, help="Memory of each machine.")
 @click.option("--nlist", type=click.IntRange(min=1), help="Number of lists of the IVF-PQ index.  [default: from the rows]")
@@ -28,11 +28,11 @@ from mexma_rt.cli.common import Memory, echo_json
     show_default=True,
     help="Candidates re-scored for each row and part.",
 )
-@click.option("--gflops", type=click.FloatRange(min=0, min_open=True), help="Float32 GFLOP/s of a core.  [default: measured]")
+@click.option("--gflops", type=click.FloatRange(min=0, min_open=True), help="Float32 GFLOP/s per core.  [default: measured]")
 @click.option(
     "--sentences",
     type=click.FloatRange(min=0, min_open=True),
-    help="Sentences that a core embeds in a second.  [default: those of 3 layers x 256]",
+    help="Sentences that a core embeds per second.  [default: as measured for 3 layers x 256]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def plan(
@@ -51,11 +51,11 @@ def plan(
     sentences: float | None,
     as_json: bool,
 ) -> None:
-    """Print what embedding and mining ROWS_X x ROWS_Y sentences costs: products, blocks, bytes, hours.
+    """Estimate the cost of embedding and mining ROWS_X x ROWS_Y sentences: products, blocks, bytes, hours.
 
-    Exact search (mexma knn) and IVF-PQ candidates with exact re-scoring (--index ivfpq) stand side by side. Rates are those of
-    one core as measured in benchmarks/results/plan.md, unless --gflops and --sentences say otherwise; --gflops scales the
-    search of the index as well. With several machines exact search is that of --ray, whose workers share a machine's memory.
+    Compares exact search (mexma knn) with IVF-PQ candidates and exact re-scoring (--index ivfpq). Rates are those of one core,
+    measured in benchmarks/results/plan.md, unless --gflops and --sentences override them; --gflops also scales the search of
+    the index. With several machines, exact search means --ray, whose workers share a machine's memory.
     """
     from mexma_rt.cluster import WORKER_THREADS
     from mexma_rt.errors import InputError

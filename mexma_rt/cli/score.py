@@ -1,4 +1,4 @@
-"""`mexma score`: margin scores of an existing bitext."""
+"""`mexma score`: compute margin scores for an existing bitext."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def score(
 ) -> None:
     """Score every line of SOURCE with the same line of TARGET.
 
-    Writes the columns score, source, target; row i is line i. A pair with a blank side has the score -inf. With --json, a
-    summary is printed, and the scores too unless -o takes them. Neighbourhoods are those of the two files; with --background,
-    which --save-background has written before, those of another bitext, and the files are read in chunks.
+    Writes the columns score, source, target; row i is line i. A pair with a blank side has the score -inf. --json prints a
+    summary, and the scores too unless -o writes them. Neighbourhoods come from the two files; with --background (a file written
+    by --save-background) they come from another bitext, and the files are read in chunks.
     """
     encoder = LoadedEncoder(options)
     if background is not None:
         if save_background is not None:
-            raise click.UsageError("--background is read and --save-background written: give one of them.")
+            raise click.UsageError("--background is read and --save-background written: use one of them.")
         check_both(source, target, output)
         slabs: Iterable[Slab] = _against(background, source, target, encoder, margin, k)
     else:
@@ -101,7 +101,7 @@ def score(
 def _among_themselves(
     source: str, target: str, output: str | None, save: str | None, encoder: LoadedEncoder, margin: str, k: int
 ) -> list[Slab]:
-    """The whole files at once, each the neighbourhood of the other."""
+    """Score the whole files at once, each the neighbourhood of the other."""
     import mexma_rt
     from mexma_rt.mining.background import Background, model_identity
     from mexma_rt.mining.pairs import check_pools
@@ -125,7 +125,7 @@ def _among_themselves(
 
 
 def _against(background: str, source: str, target: str, encoder: LoadedEncoder, margin: str, k: int) -> Iterator[Slab]:
-    """Slab by slab, against the background, which is read and checked at once."""
+    """Score slab by slab against the background, which is read and checked immediately."""
     from mexma_rt.files.spool import side_by_side
     from mexma_rt.mining.background import model_identity, open_background
     from mexma_rt.mining.bitext import slabs

@@ -1,5 +1,5 @@
-"""From texts to vectors: tokenise, pack by length, run an engine, restore the order. `Encoder` is the whole of it; the service
-and embed_file run it for many callers and for files of any size; the proof runs golden sentences through an engine."""
+"""From texts to vectors: tokenise, pack by length, run an engine, restore the order. `Encoder` does all of it; the service runs
+it for many callers, embed_file for files of any size; the proof runs golden sentences through an engine."""
 
 from mexma_rt.doors import doors
 

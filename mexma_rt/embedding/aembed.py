@@ -15,13 +15,13 @@ from mexma_rt.embedding.settings import EmbedSettings
 if TYPE_CHECKING:
     from mexma_rt.embedding.encoder import Encoder
 
-# Texts of a slice. A call of so many pads as little as one of any more (packing.py), and takes seconds at most on small models;
-# that is how long the thread keeps working after a cancellation.
+# Texts in a slice. A call of this size pads as little as any larger one (packing.py), and takes at most seconds on small
+# models; the thread keeps working that long after a cancellation.
 SLICE = 2048
 
 
 async def aembed(encoder: Encoder, texts: Iterable[str], settings: EmbedSettings, *, stacklevel: int) -> np.ndarray:
-    """See `Encoder.aembed`; `stacklevel` as for warn_if_truncated."""
+    """Do the work of `Encoder.aembed`; `stacklevel` as for warn_if_truncated."""
     import asyncio
 
     items = check_texts(texts)

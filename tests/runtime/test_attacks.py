@@ -180,7 +180,7 @@ def test_what_never_ends_is_not_read(bundle: Path, kind: str) -> None:
     put(bundle, "config.json", b"")  # the size that a device says it has
     (bundle / "config.json").unlink()
     os.mkfifo(bundle / "config.json") if kind == "fifo" else (bundle / "config.json").symlink_to("/dev/zero")
-    with pytest.raises(BundleError, match=r"config\.json is no regular file"):
+    with pytest.raises(BundleError, match=r"config\.json is not a regular file"):
         mexma_rt.load(bundle)
 
 

@@ -59,8 +59,8 @@ def test_auto_leaves_a_precision_whose_parity_did_not_pass(bundle):
     chosen = open_backend(dataclasses.replace(bundle, parity={**failed, **fine}), device="cpu")
     assert chosen.precision == "fp32"
     assert chosen.reason == (
-        "device='cpu' was named; fp32, because its parity report passed: lowest cosine 0.999990 over 20 sentences; that of "
-        "the default int8 is missing or did not pass"
+        "device='cpu' was named; fp32, because its parity report passed: lowest cosine 0.999990 over 20 sentences; the "
+        "report of the default, int8, is missing or did not pass"
     )
     unknown = open_backend(dataclasses.replace(bundle, parity={}), device="cpu")
     assert unknown.precision == "int8" and unknown.reason.endswith("none of the bundle's parity reports passed")

@@ -105,7 +105,7 @@ def test_damaged_bytes_are_refused(engine: Path) -> None:
     with pytest.raises(BundleError, match=both):
         check_sidecar(read_sidecar(engine), engine, **HERE)
     engine.write_bytes(PLAN[:-1])
-    with pytest.raises(BundleError, match=f"has {len(PLAN) - 1} bytes, but rtx.engine.json says {len(PLAN)}: it is cut"):
+    with pytest.raises(BundleError, match=f"has {len(PLAN) - 1} bytes, but rtx.engine.json says {len(PLAN)}: it is truncated"):
         check_sidecar(read_sidecar(engine), engine, **HERE)
 
 

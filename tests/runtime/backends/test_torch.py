@@ -137,7 +137,7 @@ def test_damaged_weights(tiny_bundle: Path, tmp_path: Path) -> None:
             "CUDA error: no kernel image is available for execution on the device",
             "has no kernels for this GPU. Install a build",
         ),
-        ("CUDA error: unspecified launch failure", "see whether the GPU is well: nvidia-smi"),
+        ("CUDA error: unspecified launch failure", "otherwise check the GPU: nvidia-smi"),
     ],
 )
 def test_errors_of_cuda_while_running_become_ours(tiny_bundle: Path, said: str, words: str) -> None:

@@ -40,10 +40,10 @@ def test_loading_a_known_checkpoint_says_what_to_type_and_fetches_nothing(name: 
         load(name, offline=offline)
     assert str(caught.value) == (
         "facebook/MEXMA is not a bundle but a checkpoint (XLM-R large, 2.2 GB), whose PyTorch weights this runtime does not "
-        "read. Nothing was fetched. Fetch and convert it once. Type:\n"
+        "read. Nothing was downloaded. Download and convert it once. Type:\n"
         "    pip install 'mexma-rt[export]'\n"
         "    mexma-export facebook/MEXMA MEXMA-bundle\n"
-        "and load the folder that this writes:\n"
+        "and load the folder that it writes:\n"
         "    mexma_rt.load('MEXMA-bundle')"
     )
 

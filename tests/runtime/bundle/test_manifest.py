@@ -133,7 +133,7 @@ def test_load_refuses_every_damaged_file_of_a_real_bundle(tiny_bundle, tmp_path,
 def test_a_folder_in_the_place_of_a_file(folder):
     (folder / "config.json").unlink()
     (folder / "config.json").mkdir()
-    with pytest.raises(BundleError, match=r"config\.json is no regular file"):
+    with pytest.raises(BundleError, match=r"config\.json is not a regular file"):
         open_bundle(folder)
 
 
@@ -142,9 +142,9 @@ def test_a_folder_in_the_place_of_a_file(folder):
 
 def test_a_folder_that_is_neither_bundle_nor_checkpoint(tmp_path):
     message = (
-        f"{tmp_path} is not a bundle: it has no mexma.json. Nor is it a checkpoint to make one of: "
+        f"{tmp_path} is not a bundle: it has no mexma.json. Nor is it a checkpoint that could be converted: "
         "it has no readable config.json. "
-        "From a checkpoint, a bundle is made with:\n    mexma-export CHECKPOINT NEW_FOLDER\nAccepted are a bundled name"
+        "To convert a checkpoint, type:\n    mexma-export CHECKPOINT NEW_FOLDER\nAccepted are a bundled name"
     )
     with pytest.raises(BundleError, match=re.escape(message)):
         open_bundle(tmp_path)
@@ -156,7 +156,7 @@ def test_a_checkpoint_says_how_to_make_a_bundle_of_it(tmp_path, monkeypatch):
         f"{tmp_path} is not a bundle: it has no mexma.json. It is an XLM-R checkpoint, whose PyTorch weights this runtime "
         "does not read. Convert it once. Type:\n    pip install 'mexma-rt[export]'\n"
         f"    mexma-export {tmp_path} {tmp_path.name}-bundle\n"
-        f"and load the folder that this writes:\n    mexma_rt.load('{tmp_path.name}-bundle')"
+        f"and load the folder that it writes:\n    mexma_rt.load('{tmp_path.name}-bundle')"
     )
     with pytest.raises(BundleError, match=re.escape(message)):
         load(tmp_path)
@@ -167,7 +167,7 @@ def test_a_checkpoint_says_how_to_make_a_bundle_of_it(tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_another_architecture(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    message = "Its config.json says model_type 'bert', and mexma-export makes bundles of 'xlm-roberta' checkpoints only"
+    message = "Its config.json says model_type 'bert', but mexma-export converts only 'xlm-roberta' checkpoints"
     with pytest.raises(BundleError, match=message):
         open_bundle(tmp_path)
 
@@ -182,7 +182,7 @@ def test_a_manifest_that_is_no_json(folder, content):
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format": "other"}'])
 def test_a_manifest_of_another_format(folder, content):
     (folder / "mexma.json").write_text(content)
-    with pytest.raises(BundleError, match=r"the format is .*, not 'mexma-bundle': this is no mexma-rt bundle"):
+    with pytest.raises(BundleError, match=r"the format is .*, not 'mexma-bundle': this is not a mexma-rt bundle"):
         open_bundle(folder)
 
 
@@ -205,7 +205,7 @@ def test_a_manifest_of_another_format(folder, content):
         ({"dense": ["2_Dense"]}, "2_Dense/config.json is needed but not listed under files"),
         ({"dense": ["../2_Dense"]}, "the path '../2_Dense' does not stay inside the bundle folder"),
         ({"normalize": "no"}, "normalize is 'no', not of type bool"),
-        ({"prompts": ["query"]}, "prompts is ['query'], not names with texts"),
+        ({"prompts": ["query"]}, "prompts is ['query'], not a mapping of names to texts"),
         ({"special_ids": {"bos": 101, "cls": 101}}, "special_ids is {'bos': 101, 'cls': 101}, not ids of bos, eos, pad"),
         ({"special_ids": {"pad": -1}}, "special_ids is {'pad': -1}, not ids of bos, eos, pad"),
         ({"default_precision": "fp16"}, "default_precision 'fp16' has no graph (graphs: fp32, int8)"),
@@ -316,9 +316,9 @@ def test_offline_reaches_the_hub_client(hub):
             "It is an XLM-R checkpoint, whose PyTorch weights this runtime does not read. Convert it once. Type:\n"
             "    pip install 'mexma-rt[export]'\n    mexma-export org/name name-bundle --revision v1\n",
         ),
-        (b'{"model_type": "bert"}', "Its config.json says model_type 'bert', and mexma-export makes bundles of 'xlm-roberta'"),
+        (b'{"model_type": "bert"}', "Its config.json says model_type 'bert', but mexma-export converts only 'xlm-roberta'"),
         (b"{}", "Its config.json says model_type ''"),
-        (None, "Nor is it a checkpoint to make one of: it has no readable config.json."),
+        (None, "Nor is it a checkpoint that could be converted: it has no readable config.json."),
     ],
 )
 def test_a_hub_repository_that_is_no_bundle_is_told_apart_by_a_small_file(hub, config, message):
@@ -335,7 +335,7 @@ def test_a_hub_repository_that_is_no_bundle_is_told_apart_by_a_small_file(hub, c
 
 @pytest.mark.parametrize(
     ("offline", "state"),
-    [(False, "could not be fetched from the hub"), (True, "is not in the local hub cache (offline=True)")],
+    [(False, "could not be downloaded from the hub"), (True, "is not in the local hub cache (offline=True)")],
 )
 def test_no_network_says_what_to_type(monkeypatch, offline, state):
     def fail(*args, **kwargs):
@@ -344,8 +344,8 @@ def test_no_network_says_what_to_type(monkeypatch, offline, state):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     message = (
         f"There is no folder 'org/name' on this machine, and the model of that name {state}: ConnectionError: "
-        "no route to host\nCheck the name. Without network, fetch it once where there is one, with\n"
-        "    hf download org/name\nor copy the bundle folder here and give its path."
+        "no route to host\nCheck the name. Without a network, download it on a machine that has one, with\n"
+        "    hf download org/name\nor copy the bundle folder here and pass its path."
     )
     with pytest.raises(BundleError, match=re.escape(message)):
         open_bundle("org/name", offline=offline)

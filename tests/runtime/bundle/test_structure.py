@@ -74,7 +74,7 @@ def test_a_cache_that_cannot_be_written_says_where_to_point_it(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("MEXMA_RT_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(FileError, match=r"name another place in the environment variable MEXMA_RT_CACHE\."):
+    with pytest.raises(FileError, match=r"set the environment variable MEXMA_RT_CACHE to another folder\."):
         built_graph(open_bundle(compact_bundle), "fp32")
 
 

@@ -42,7 +42,7 @@ def mexma(bundle: Path, line: str, status: int = 0) -> Result:
         (
             4000,
             "--max-length 512",
-            "were cut, the first in line 7. The model takes no more than 512 tokens: split longer texts",
+            "were cut, the first on line 7. The model takes no more than 512 tokens: split longer texts",
         ),
     ],
 )

@@ -113,7 +113,7 @@ def test_embed_says_what_was_cut(tiny_bundle: Path) -> None:
     Path("in.txt").write_text("short\n" + "long " * 50 + "\n")
     result = mexma("embed", "in.txt", "-o", "v.npy", "--model", tiny_bundle, "--max-length", "8")
     assert (
-        "1 sentences had more than 8 tokens and were cut, the first in line 2. To keep more, type --max-length" in result.stdout
+        "1 sentences had more than 8 tokens and were cut, the first on line 2. To keep more, type --max-length" in result.stdout
     )
 
 
@@ -247,7 +247,7 @@ def test_doctor(tiny_bundle: Path, encoder: mexma_rt.Encoder) -> None:
     text = mexma("doctor", "--model", tiny_bundle, "--verbose").stdout
     assert f"mexma-rt {mexma_rt.__version__}" in text and f"numpy {np.__version__}" in text
     assert "model tiny: 32 dimensions, 128 of at most 512 tokens" in text
-    assert "sizes and hashes right" in text
+    assert "sizes and hashes correct" in text
     assert "runs int8 on cpu by onnxruntime, because auto: " in text
     assert "works  onnxruntime cpu  int8" in text
     report = json.loads(mexma("doctor", "--model", tiny_bundle, "--json", "--precision", "fp32").stdout)
@@ -317,7 +317,7 @@ def test_calibrate_writes_what_mine_and_filter_take(tiny_bundle: Path, parallel:
     assert lines[0] == "tiny: 150 pairs; 5 draws of 115 lines a side, 30% of them without partner; k=4, seed 0"
     assert lines[1].split()[:4] == ["margin", "threshold", "precision", "recall"]
     assert [line.split()[0] for line in lines[2:5]] == ["ratio", "distance", "absolute"]
-    assert lines[5] == f"{folder}: thresholds written; mine and filter take them with --model {folder}"
+    assert lines[5] == f"{folder}: thresholds written; mine and filter use them with --model {folder}"
     assert "warning: 150 pairs are few" in result.stderr
     own = mexma_rt.load(folder).bundle.thresholds
     assert own is not None and [f"{value:.3f}" for value in own.by_margin().values()] == [x.split()[1] for x in lines[2:5]]
@@ -349,7 +349,11 @@ def test_calibrate_of_a_tsv_into_a_copy(tiny_bundle: Path, parallel: tuple[Path,
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ("a\tb\na b\n", ["s.tsv"], "s.tsv, line 2: 1 columns, not two (source<TAB>target). Of two files type: mexma calibrate"),
+        (
+            "a\tb\na b\n",
+            ["s.tsv"],
+            "s.tsv, line 2: 1 columns, not two (source<TAB>target). For two files, type: mexma calibrate",
+        ),
         ("a\n", ["s.tsv", "s.tsv", "-o", "copy"], "Of 1 lines, 0 are pairs that can be told apart"),
         ("a\tb\n" * 200, ["s.tsv", "-o", "copy"], "(all lines of the source are equal)"),
         ("a\tb\n", ["s.tsv"], "belongs to the installed package. Name a new folder for a copy with the thresholds: --output"),

@@ -73,9 +73,9 @@ def command(form: str, bundle: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("stdout", "message"),
     [
-        ("/dev/full", "standard output cannot be written: No space left on device. What was printed is not complete."),
-        ("closed", "standard output is closed, and the result would be lost, so nothing was done."),
-        ("left", "standard output was closed by the process that reads it, before all was printed."),
+        ("/dev/full", "standard output cannot be written: No space left on device. What was printed is incomplete."),
+        ("closed", "standard output is closed, so the result would be lost, and nothing was done."),
+        ("left", "standard output was closed by the process that reads it before everything was printed."),
     ],
 )
 def test_a_result_that_cannot_be_printed_is_one_line_and_status_1(
