@@ -292,7 +292,7 @@ def assert_all_free(device: Device) -> None:
 def test_too_little_memory(monkeypatch, tmp_path: Path) -> None:
     stand_in = Device()
     install(monkeypatch, stand_in, [(1, 16), (512, 128)])
-    with pytest.raises(BackendError, match=r"made ready: CUDA's cudaMalloc failed: out of memory \(error 2\)\nIf.*--profiles"):
+    with pytest.raises(BackendError, match=r"initialised: CUDA's cudaMalloc failed: out of memory \(error 2\)\nIf.*--profiles"):
         opened(tmp_path, shapes=[(1, 16), (512, 128)])
     assert_all_free(stand_in)
 

@@ -103,10 +103,10 @@ def test_what_cannot_run_says_what_to_type(tiny_bundle: Path, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"model_type": "bert"}, BackendError, "computes encoders with model_type 'xlm-roberta', and 'tiny' has 'bert'"),
-        ({"hidden_act": "relu"}, BackendError, "with hidden_act 'gelu', and 'tiny' has 'relu'"),
-        ({"num_hidden_layers": 4}, BundleError, r"lacks 16 tensors.*first encoder\.layer\.3\.attention"),
-        ({"intermediate_size": 65}, BundleError, "or has them in another shape, first encoder.layer.0.intermediate"),
+        ({"model_type": "bert"}, BackendError, "computes encoders with model_type 'xlm-roberta', but 'tiny' has 'bert'"),
+        ({"hidden_act": "relu"}, BackendError, "with hidden_act 'gelu', but 'tiny' has 'relu'"),
+        ({"num_hidden_layers": 4}, BundleError, r"lacks 16 tensors.*first: encoder\.layer\.3\.attention"),
+        ({"intermediate_size": 65}, BundleError, "or has them in another shape .first: encoder.layer.0.intermediate"),
         ({"num_attention_heads": "4"}, BundleError, "num_attention_heads is '4'"),
         ({"layer_norm_eps": 0}, BundleError, "layer_norm_eps is 0"),
     ],
@@ -213,7 +213,7 @@ def test_auto_says_why_torch_is_left_out(tiny_bundle: Path, gpu_here: list[str],
     bundle = open_bundle(tiny_bundle)
     files = {name: entry for name, entry in bundle.files.items() if name != "model.safetensors"}
     backend = open_backend(dataclasses.replace(bundle, files=files))
-    assert backend.name == "onnxruntime" and "torch was refused (backend='torch' reads model.safetensors, and" in backend.reason
+    assert backend.name == "onnxruntime" and "torch was refused (backend='torch' reads model.safetensors, but" in backend.reason
     monkeypatch.setattr(module.importlib.metadata, "version", lambda name: "2.13.0+cpu")
     assert "torch was refused (torch 2.13.0+cpu is built without CUDA)" in open_backend(bundle).reason
     with pytest.raises(BackendError, match="built without CUDA"):

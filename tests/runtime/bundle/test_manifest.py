@@ -201,7 +201,7 @@ def test_a_manifest_of_another_format(folder, content):
         ({"max_length": 600}, "max_length 600 is not between 3 and max_length_limit 512"),
         ({"max_length": 2}, "max_length 2 is not between 3 and max_length_limit 512"),
         ({"max_length_limit": None}, "max_length_limit is None, not of type int"),
-        ({"pooling": "max"}, "pooling is 'max', and only cls and mean are known"),
+        ({"pooling": "max"}, "pooling is 'max', but only cls and mean are known"),
         ({"dense": ["2_Dense"]}, "2_Dense/config.json is needed but not listed under files"),
         ({"dense": ["../2_Dense"]}, "the path '../2_Dense' does not stay inside the bundle folder"),
         ({"normalize": "no"}, "normalize is 'no', not of type bool"),

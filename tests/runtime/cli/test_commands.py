@@ -314,7 +314,7 @@ def test_calibrate_writes_what_mine_and_filter_take(tiny_bundle: Path, parallel:
 
     result = mexma("calibrate", *parallel, *model)
     lines = result.stdout.splitlines()
-    assert lines[0] == "tiny: 150 pairs; 5 draws of 115 lines a side, 30% of them without partner; k=4, seed 0"
+    assert lines[0] == "tiny: 150 pairs; 5 draws of 115 lines a side, 30% of them without a partner; k=4, seed 0"
     assert lines[1].split()[:4] == ["margin", "threshold", "precision", "recall"]
     assert [line.split()[0] for line in lines[2:5]] == ["ratio", "distance", "absolute"]
     assert lines[5] == f"{folder}: thresholds written; mine and filter use them with --model {folder}"
