@@ -197,9 +197,9 @@ def test_ranges_come_from_the_manifest(tiny_bundle: Path, tmp_path: Path) -> Non
         ({"ranges": {"minimum": [0.5] * 32, "maximum": [0.0] * 32}}, "a minimum that is greater than its maximum"),
         ({"ranges": {"minimum": [0.0] * 32, "maximum": [float("inf")] * 32}}, "or a number that is not finite"),
         ({"golden": {"texts": [], "vectors": []}}, "golden has no texts"),
-        ({"golden": {"texts": ["a"], "vectors": [[1.0] * 31]}}, "golden has not 1 vectors of 32 finite numbers"),
-        ({"golden": {"texts": ["a"], "vectors": [[float("nan")] * 32]}}, "golden has not 1 vectors of 32 finite numbers"),
-        ({"golden": {"texts": ["a"], "vectors": [["x"] * 32]}}, "golden has not 1 vectors of 32 finite numbers"),
+        ({"golden": {"texts": ["a"], "vectors": [[1.0] * 31]}}, "golden does not have 1 vectors of 32 finite numbers"),
+        ({"golden": {"texts": ["a"], "vectors": [[float("nan")] * 32]}}, "golden does not have 1 vectors of 32 finite numbers"),
+        ({"golden": {"texts": ["a"], "vectors": [["x"] * 32]}}, "golden does not have 1 vectors of 32 finite numbers"),
     ],
 )
 def test_damaged_entries_are_refused(tiny_bundle: Path, tmp_path: Path, entries: dict, message: str) -> None:
