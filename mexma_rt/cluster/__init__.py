@@ -1,7 +1,7 @@
-"""Work on a Ray cluster, of many machines or of processes on this one.
+"""Runs work on a Ray cluster of many machines, or of processes on this one.
 
-The driver (the process that was called) reads the input, writes the output and keeps the state, so that there is one writer
-and a killed driver resumes as without Ray. The workers only compute: the task of a killed one is repeated by another.
+The driver (the calling process) reads the input, writes the output and keeps the state, so there is one writer, and a killed
+driver resumes as it would without Ray. Workers only compute: if one is killed, another repeats its task.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mexma_rt.errors import BackendError, InputError, MexmaError, require_extra
 from mexma_rt.version import __version__
 
 LOCAL = "local"
-# Object store of a cluster started here, for texts and vectors in transit. Ray would take 30 % of the memory.
+# Object store of a cluster started here, for texts and vectors in transit. By default Ray would take 30 % of memory.
 OBJECT_STORE_BYTES = 256 << 20
 CONNECT_SECONDS = 10.0
 WORKER_THREADS = 4  # default processors per worker: fewer copies of the model than with one each
@@ -36,11 +36,11 @@ def session(address: str, *, cpus: int | None = None) -> Iterator[Any]:
     """Yield the module `ray`, connected to the cluster at `address`; afterwards the process is as it was.
 
     address: "local" starts a cluster of processes on this machine (with `cpus` of its processors, all if None) and stops it at
-    the end; "auto" is the cluster that this machine belongs to; HOST:PORT another one. If the process is connected already,
-    that connection is used and stays. A cluster started here sends no usage statistics; whether another one does was decided
-    by whoever started it (`ray start --disable-usage-stats`).
+    the end; "auto" is the cluster that this machine belongs to; HOST:PORT is another one. A process that is already connected
+    keeps and uses its connection. A cluster started here sends no usage statistics; for others, that is decided by how they
+    were started (`ray start --disable-usage-stats`).
 
-    Raises MissingExtraError without ray, InputError for an address of another kind, BackendError if nobody answers within
+    Raises MissingExtraError without ray, InputError for an invalid address, BackendError if there is no answer within
     CONNECT_SECONDS.
     """
     check_address(address)
@@ -52,7 +52,7 @@ def session(address: str, *, cpus: int | None = None) -> Iterator[Any]:
             yield ray
             return
         folder = tempfile.mkdtemp(prefix="mexma-ray-") if address == LOCAL else None  # short: it holds sockets
-        if address == LOCAL:  # Ray guards a new cluster by a token, which it would else write to the home folder
+        if address == LOCAL:  # Ray protects a new cluster with a token, which it would otherwise write to the home folder
             os.environ.setdefault("RAY_AUTH_TOKEN", _token())
         for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -66,10 +66,10 @@ def session(address: str, *, cpus: int | None = None) -> Iterator[Any]:
 
 
 def worker_threads(ray: Any, asked: int | None = None) -> int:
-    """Processors of a worker. Raises BackendError if the cluster has fewer."""
+    """Return the number of processors per worker. Raises BackendError if the cluster has fewer."""
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if asked is not None and asked > cpus:
-        raise BackendError(f"The Ray cluster has {cpus} CPUs, but a worker was to have {asked} threads. Type --threads {cpus}.")
+        raise BackendError(f"The Ray cluster has {cpus} CPUs, but each worker needs {asked} threads. Type --threads {cpus}.")
     return asked or min(WORKER_THREADS, max(1, cpus))
 
 
@@ -105,7 +105,7 @@ def _check_answers(address: str) -> None:
     host, separator, port = address.rpartition(":")
     if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise InputError(
-            f"{address!r} is no address of a Ray cluster. Type local, auto or HOST:PORT, for example 10.0.0.5:6379."
+            f"{address!r} is not the address of a Ray cluster. Type local, auto or HOST:PORT, for example 10.0.0.5:6379."
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
@@ -129,7 +129,7 @@ def explained(ray: Any) -> Iterator[None]:
                     raise known from None
             cause = cause.__cause__
         line = _last_line(error)
-        remedy = f" Install mexma-rt {__version__} on every machine of it." if "ModuleNotFoundError" in line else ""
+        remedy = f" Install mexma-rt {__version__} on each of its machines." if "ModuleNotFoundError" in line else ""
         raise BackendError(f"The Ray cluster could not do the work: {line}.{remedy}") from error
 
 

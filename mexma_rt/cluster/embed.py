@@ -1,7 +1,7 @@
 """Embeds slabs of a file with the actors of a Ray Data pipeline: read here, computed anywhere, written here in order.
 
-The slabs, and so the batches and the bytes, are those of one machine. Reading is one task on the driver's machine, so that only
-it needs the input; the model must be found under the same name on every machine (bundled, a shared folder, or the hub).
+The slabs, and so the batches and the bytes, are the same as on one machine. Reading is one task on the driver's machine, so
+only that machine needs the input; the model must have the same name on every machine (bundled, a shared folder, or the hub).
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ Row = dict[str, np.ndarray]  # a row of Ray Data
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What every worker must have, and what a job depends on."""
+    """What every worker must have, and what the job depends on."""
 
     files: Mapping[str, FileEntry]
     prompts: Mapping[str, str]
-    report: EmbedReport  # of no texts: device, back end and precision
+    report: EmbedReport  # for no texts: device, back end and precision
 
     @classmethod
     def of(cls, encoder: Encoder) -> Model:
-        """What the encoder of this process is."""
+        """Describe this process's encoder."""
         return cls(
             files=dict(encoder.bundle.files),
             prompts=dict(encoder.bundle.prompts),
@@ -48,14 +48,14 @@ class Model:
 
     @property
     def ran(self) -> list[str]:
-        """What runs: it must be the same everywhere."""
+        """What runs, which must be the same everywhere."""
         report = self.report
         return [report.model, str(report.max_length), report.backend, report.device, report.precision]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterEncoder:
-    """What `write_vectors` needs of an encoder, for one that the workers of a cluster load."""
+    """The parts of an encoder that `write_vectors` needs, for a model that the cluster's workers load."""
 
     ray: Any
     options: dict[str, Any]  # of mexma_rt.load, back end, device and precision as one worker's `auto` chose them
@@ -89,11 +89,11 @@ class ClusterEncoder:
         return Embedded(vectors=np.empty((0, self.dimensions), np.float32), report=report)
 
     def embed_slabs(self, rest: Reading, settings: EmbedSettings) -> Iterator[Slab]:
-        """Every slab that is not done, in the order of the file, with the seconds of its worker."""
+        """Yield every slab that is not done, in file order, with the seconds that its worker took."""
         import ray.data
 
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        rest = replace(rest, source=str(Path(rest.source).absolute()))  # tasks have a current folder of their own
+        rest = replace(rest, source=str(Path(rest.source).absolute()))  # tasks have their own current folder
         with _context(ray.data), explained(ray):
             slabs = ray.data.from_items([{"reading": 0}]).map_batches(
                 _read,  # type: ignore[arg-type]
@@ -137,7 +137,7 @@ def _read(batch: Row, rest: Reading) -> Iterator[Row]:
 
 
 def _worker(*, options: dict[str, Any], settings: EmbedSettings, expected: Model) -> type:
-    """The actor with its arguments bound: Ray would put them into the object store, which may be gone at a restart."""
+    """Bind the actor's arguments: Ray would put them into the object store, which may be gone after a restart."""
 
     class Worker(_Worker):
         def __init__(self) -> None:
@@ -202,12 +202,12 @@ def write_vectors_on(
     progress: bool | None = None,
     announce: Callable[[str], object] | None = None,
 ) -> FileReport:
-    """`mexma_rt.embed_file` on the Ray cluster at `address` (see `session`): the same bytes, and after a kill of this process
-    the same call resumes, with or without a cluster.
+    """Run `mexma_rt.embed_file` on the Ray cluster at `address` (see `session`). If this process is killed, the same call
+    resumes, with or without a cluster.
 
-    options: of `mexma_rt.load`, for the workers. `threads` (4) is the number of processors of each; a `device` "cuda" takes a
-    GPU for each. The other arguments are those of `write_vectors`. The bytes are those of one machine of the same kind of
-    processor with as many threads.
+    options: for `mexma_rt.load` in the workers. `threads` (4) is the number of processors per worker; with `device` "cuda" each
+    gets a GPU. The other arguments are those of `write_vectors`. The bytes are the same as on one machine with the same kind of
+    processor and as many threads.
     """
     with session(address) as ray:
         return write_vectors(

@@ -1,7 +1,7 @@
 """Exact neighbours on a Ray cluster: workers search pairs of blocks, and the caller merges their keys.
 
-A pair gives the same keys on any machine, and a merge is the same in any order (blocks.py), so the files are those of one
-machine. Workers read the blocks themselves: the vectors must be under the same path everywhere.
+A pair gives the same keys on any machine, and merging gives the same result in any order (blocks.py), so the files are the same
+as from one machine. Workers read the blocks themselves, so the vectors must have the same path everywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mexma_rt.knn.pair_search import BlockPair
 from mexma_rt.knn.plan import SCAN_BYTES, Plan
 from mexma_rt.knn.vector_files import VectorFiles
 
-AHEAD = 2  # tasks queued for each worker, so that none waits
+AHEAD = 2  # tasks queued per worker, so that none is idle
 
 
 def write_neighbours_on(
@@ -38,10 +38,10 @@ def write_neighbours_on(
     progress: bool | None = None,
     announce: Callable[[str], object] | None = None,
 ) -> KnnReport:
-    """`mexma_rt.knn.knn_files` on the Ray cluster at `address` (see `session`): the same bytes. After a kill of this
-    process, the same call resumes, with or without a cluster.
+    """Run `mexma_rt.knn.knn_files` on the Ray cluster at `address` (see `session`), with the same bytes. If this process is
+    killed, the same call resumes, with or without a cluster.
 
-    settings: memory_bytes is that of this process and of each worker, and device "auto" is the CPU.
+    settings: memory_bytes applies to this process and to each worker, and device "auto" means the CPU.
     """
     check_device(settings.device)
     source, target = (Path(path).absolute() for path in (source, target))
@@ -53,11 +53,11 @@ def write_neighbours_on(
 def check_device(device: str) -> None:
     """Raise InputError for a device that the workers cannot use."""
     if device not in ("cpu", "auto"):
-        raise InputError(f"device={device!r} is not offered on a Ray cluster: its workers search on their CPUs.")
+        raise InputError(f"device={device!r} is not supported on a Ray cluster: its workers search on their CPUs.")
 
 
 class ClusterPairSearch:
-    """A PairSearch whose pairs were searched by the workers of a Ray cluster; their keys are merged here."""
+    """A PairSearch whose pairs are searched by a Ray cluster's workers; their keys are merged here."""
 
     def __init__(self, ray: Any, outer: VectorFiles, inner: VectorFiles, plan: Plan, pairs: Sequence[BlockPair]) -> None:
         self._found = _found_by_workers(ray, outer, inner, plan, pairs)
@@ -66,7 +66,7 @@ class ClusterPairSearch:
         """See `PairSearch`."""
         found_outer, found_inner, anew = next(self._found)
         by_inner[:] = merge_neighbours(by_inner, found_inner)
-        if len(found_outer):  # else it came with an earlier pair
+        if len(found_outer):  # otherwise it came with an earlier pair
             by_outer[:] = merge_neighbours(by_outer, found_outer)
         advance(len(by_outer) * len(by_inner))
         return anew
@@ -75,9 +75,9 @@ class ClusterPairSearch:
 def _found_by_workers(
     ray: Any, outer: VectorFiles, inner: VectorFiles, plan: Plan, pairs: Sequence[BlockPair]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """(keys of the outer block, keys of the inner block, rows recomputed) of each pair, in their order.
+    """Yield (keys of the outer block, keys of the inner block, rows recomputed) of each pair, in order.
 
-    A task is a run of pairs of one outer block, which it reads once; its keys come with the first pair of the run.
+    A task is a run of pairs with one outer block, which it reads once; that block's keys come with the first pair of the run.
     """
     threads = worker_threads(ray)
     workers = max(1, int(ray.cluster_resources().get("CPU", 0)) // threads)
@@ -94,7 +94,7 @@ def _found_by_workers(
 
 
 def runs(plan: Plan, pairs: Sequence[BlockPair], workers: int) -> Iterator[tuple[int, list[int]]]:
-    """(outer block, inner blocks) of each task: as many inner blocks as make an outer one, but AHEAD tasks for each worker."""
+    """Yield (outer block, inner blocks) of each task: inner blocks up to an outer one's size, but AHEAD tasks per worker."""
     longest = max(1, min(plan.outer_block // plan.inner_block, len(pairs) // (AHEAD * workers)))
     for i, run in groupby(pairs, key=lambda pair: pair[0]):
         numbers = [j for _, j in run]

@@ -17,7 +17,7 @@ from mexma_rt.backends import Backend
 from mexma_rt.embedding.packing import pack
 from mexma_rt.embedding.tokenizer import Tokenizer, Tokens, slabs
 
-WINDOW_TEXTS = 8192  # sorted and packed at once: more of them need less padding, fewer less memory, and let a GPU start sooner
+WINDOW_TEXTS = 8192  # sorted and packed together: more need less padding; fewer need less memory and let a GPU start sooner
 SHARED_CELLS = 64  # a batch of this area is not split for a second lane; with 256, 2 to 4 texts took 1.1 times as long
 
 Item = TypeVar("Item")
@@ -27,8 +27,8 @@ Item = TypeVar("Item")
 class BatchCounts:
     """Counts of what was computed, for n sentences."""
 
-    lengths: np.ndarray  # int64 [n], tokens after the cut
-    full_lengths: np.ndarray  # int64 [n], before it
+    lengths: np.ndarray  # int64 [n], tokens after truncation
+    full_lengths: np.ndarray  # int64 [n], before truncation
     padded_tokens: int
     batches: int
 
@@ -54,7 +54,7 @@ def compute(
     padded_tokens = batches = first = 0
     for window, tokens in _tokenised(tokenizer, texts, max_length):
         area = batch_tokens
-        if backend.lanes > 1 and backend.device == "cpu":  # every processor has work; the lanes of a GPU take turns on it
+        if backend.lanes > 1 and backend.device == "cpu":  # keep every processor busy; the lanes of a GPU share it
             area = min(area, max(SHARED_CELLS, int(tokens.lengths.sum()) // backend.lanes))
         packed = pack(tokens.lengths, area, max_rows, backend.run_cells)
         characters = np.fromiter(map(len, window), dtype=np.int64, count=len(window))
@@ -97,7 +97,7 @@ def _tokenised(tokenizer: Tokenizer, texts: list[str], max_length: int) -> Itera
 def in_lanes(work: Callable[[Item], int], items: Sequence[Item], lanes: int) -> list[int]:
     """Call `work` for every item from up to `lanes` threads, the caller's among them; items start in order.
 
-    After the first error no further item starts; it is raised when the running ones have ended.
+    After the first error no further item starts; the error is raised once the running ones have ended.
     """
     waiting, lock = iter(items), threading.Lock()
     done: list[int] = []

@@ -72,19 +72,19 @@ class Encoder(Portable):
     ) -> np.ndarray:
         """Embed n sentences; returns [n, D] in the same order. An empty list gives [0, D].
 
-        normalize: divide by the L2 norm (a zero vector stays zero). Where the model's owner normalises, TensorRT engines do
-        so too and have no raw vectors.
-        precision: storage of the result (`load` has that of the computation): "float32", "float16", "int8", "uint8", "binary"
-        or "ubinary", as sentence-transformers names them; the ranges of int8 and uint8 are the bundle's (files/storage.py).
+        normalize: divide by the L2 norm (a zero vector stays zero). If the model's owner normalises, TensorRT engines always
+        do, and have no raw vectors.
+        precision: storage of the result (`load` sets the computation's): "float32", "float16", "int8", "uint8", "binary"
+        or "ubinary", named as in sentence-transformers; int8 and uint8 use the bundle's ranges (files/storage.py).
         truncate_dim: keep the first dimensions only, normalised after the cut.
-        batch_tokens: upper bound of rows x longest row in a batch; more is faster and takes more memory. None: 4,096 on the CPU
+        batch_tokens: upper bound on rows x longest row in a batch; more is faster but takes more memory. None: 4,096 on the CPU
         and 16,384 on GPUs.
         progress: a bar on stderr; None shows it on a terminal if the job takes longer than a second.
         out: array or memmap [n, D] of the dtype of `precision` that receives the vectors and is returned.
-        prompt: the name of one of the model's prompts (`bundle.prompts`), whose text is put before each sentence: "query" of an
-        e5 that has it. MEXMA has none.
+        prompt: the name of one of the model's prompts (`bundle.prompts`), whose text is put before each sentence, such as
+        "query" for an e5 model. MEXMA has none.
 
-        Sentences of more than `max_length` tokens are cut, with one TruncationWarning; `embed_report` lists their indices.
+        Sentences with more than `max_length` tokens are cut, with one TruncationWarning; `embed_report` lists their indices.
         Raises InputError for unusable texts or arguments, BackendError if the engine fails.
         """
         settings = EmbedSettings(
@@ -115,7 +115,7 @@ class Encoder(Portable):
     def embed_with(
         self, texts: Iterable[str], settings: EmbedSettings, *, progress: bool | None = None, out: np.ndarray | None = None
     ) -> Embedded:
-        """`embed_report` with the settings in one object."""
+        """Like `embed_report`, with the settings in one object."""
         items = settings.prompted(check_texts(texts), self.bundle.prompts)
         return embed_texts(self, items, settings, progress=progress, out=out)
 
@@ -131,8 +131,7 @@ class Encoder(Portable):
     ) -> np.ndarray:
         """`embed` for asyncio, in a thread, in slices of 2,048 texts; returns [n, D]. The event loop stays free.
 
-        A cancelled task ends at once, and its thread after the current slice. For many small calls at a time see
-        `service`.
+        A cancelled task ends at once, its thread after the current slice. For many small concurrent calls, see `service`.
         """
         from mexma_rt.embedding.aembed import aembed
 
@@ -142,17 +141,17 @@ class Encoder(Portable):
         return await aembed(self, texts, settings, stacklevel=2)
 
     def service(self, *, batch_texts: int = 64, queue_texts: int = 4096, queue_timeout: float | None = None) -> Service:
-        """A queue that merges the calls of many threads and tasks into shared batches; close it, or use it in `with`.
+        """Return a queue that merges the calls of many threads and tasks into shared batches; close it, or use `with`.
 
             with encoder.service() as service:
                 ...  # in many threads: service.embed([text]); in tasks: await service.aembed([text])
 
-        It provides a bounded queue, fair turns and timeouts, and higher throughput where a single sentence leaves the engine
-        idle. On two CPU cores it was 1.2 to 1.5 times as fast as bare calls for 64 to 192 callers, and 0.84 to 0.9 times
-        for one to four (benchmarks/results/service.md).
+        It offers a bounded queue, fair turns and timeouts, and higher throughput if a single sentence leaves the engine idle.
+        On two CPU cores it was 1.2 to 1.5 times as fast as bare calls for 64 to 192 callers, and 0.84 to 0.9 times for one to
+        four (benchmarks/results/service.md).
 
-        batch_texts: most texts in a shared batch: fewer for latency, more for throughput.
-        queue_texts: most texts that may wait. Beyond that, a call waits for room for `queue_timeout` seconds (0: not at all,
+        batch_texts: maximum texts in a shared batch: fewer for latency, more for throughput.
+        queue_texts: maximum texts that may wait. Beyond that, a call waits for room for `queue_timeout` seconds (0: not at all,
         None: forever), then raises ServiceBusyError.
         """
         from mexma_rt.embedding.service import Service
@@ -189,9 +188,9 @@ class Encoder(Portable):
     ) -> list[TokenVectors]:
         """Embed the tokens of n texts; returns n `TokenVectors`: vectors [t, D], character offsets [t, 2] and pieces of each.
 
-        The vectors are the states of the model's last layer, `<s>` and `</s>` left out; normalize divides each by its L2 norm.
-        An empty text has no tokens. Equal texts are computed once and share their result. Memory beyond the result is that of
-        one batch. Other arguments, warnings and errors are those of `embed`; TensorRT engines have no token vectors.
+        The vectors are the states of the model's last layer, without `<s>` and `</s>`; normalize divides each by its L2 norm.
+        An empty text has no tokens. Equal texts are computed once and share their result. Besides the result, memory is needed
+        for one batch. Other arguments, warnings and errors are as for `embed`; TensorRT engines have no token vectors.
         """
         cells = None if batch_tokens is None else check_count("batch_tokens", batch_tokens)
         results = embed_tokens(self, texts, normalize=normalize, batch_tokens=cells, progress=progress)
@@ -199,60 +198,60 @@ class Encoder(Portable):
         return results
 
     def encode(self, sentences: str | Iterable[str], **options: Any) -> np.ndarray:
-        """The sentence-transformers spelling: a str gives [D], a list gives [n, D], as if it had loaded this bundle.
+        """Encode as sentence-transformers would with this bundle: a str gives [D], a list gives [n, D].
 
-        Options are batch_size, show_progress_bar, prompt, precision, normalize_embeddings and truncate_dim, as there. The
-        bundle's sentence-transformers pipeline ends in a Normalize module where `bundle.normalize` is set (MEXMA's is), so its
+        The options are batch_size, show_progress_bar, prompt, precision, normalize_embeddings and truncate_dim, as there. The
+        bundle's sentence-transformers pipeline ends in a Normalize module if `bundle.normalize` is set (MEXMA's is), so its
         vectors are normalised in any case; `normalize_embeddings` matters after `truncate_dim`, where it normalises again, and
-        for a model without that module, whose vectors are raw. Raw vectors of any model: embed(normalize=False).
-        `prompt` is put before each sentence, or the model's own prompt `prompt_name`. `precision` as for `embed`: int8 and
-        uint8 by the ranges of the bundle.
-        `batch_size` is an upper bound of sentences per batch, besides the bound by tokens. What is not offered (tensors,
-        token embeddings) raises InputError and says what to type instead.
+        for a model without that module, whose vectors are raw. For raw vectors of any model: embed(normalize=False).
+        `prompt`, or the model's own prompt `prompt_name`, is put before each sentence. `precision` is as for `embed`: int8 and
+        uint8 use the bundle's ranges.
+        `batch_size` is an upper bound on sentences per batch, besides the bound on tokens. Unsupported options (tensors, token
+        embeddings) raise an InputError that says what to type instead.
         """
         return sentencetransformers.encode(self, sentences, **options)
 
     def encode_query(self, sentences: str | Iterable[str], **options: Any) -> np.ndarray:
-        """`encode` with the model's prompt "query" before each sentence, where it has one; MEXMA has no prompts."""
+        """Like `encode`, with the model's prompt "query", if any, before each sentence; MEXMA has no prompts."""
         return self.encode(sentences, **with_own_prompt(options, self.bundle.prompts, "query"))
 
     def encode_document(self, sentences: str | Iterable[str], **options: Any) -> np.ndarray:
-        """`encode` with the model's prompt "document" before each sentence, where it has one. One of another name is said:
+        """Like `encode`, with the model's prompt "document", if any, before each sentence. If the prompt has another name, type
         encode(sentences, prompt_name="passage")."""
         return self.encode(sentences, **with_own_prompt(options, self.bundle.prompts, "document"))
 
     def with_prompt(self, prompt: str) -> Prompted:
-        """This encoder with one of the model's prompts (`bundle.prompts`) before every text, as the `encoder` of mine,
-        score_pairs, filter_bitext, calibrate and align_documents. Raises InputError for a prompt that the model has not."""
+        """Return this encoder with one of the model's prompts (`bundle.prompts`) before every text, to pass as the `encoder` of
+        mine, score_pairs, filter_bitext, calibrate and align_documents. Raises InputError for a prompt that the model lacks."""
         named_prompt(self.bundle.prompts, prompt)
         return Prompted(encoder=self, prompt=prompt)
 
     def get_embedding_dimension(self) -> int:
-        """sentence-transformers' name of `dimensions`."""
+        """sentence-transformers' name for `dimensions`."""
         return self.dimensions
 
     get_sentence_embedding_dimension = get_embedding_dimension
 
     @property
     def max_seq_length(self) -> int:
-        """sentence-transformers' name of `max_length`. To change it, pass max_length to `load`."""
+        """sentence-transformers' name for `max_length`. To change it, pass max_length to `load`."""
         return self.max_length
 
     def similarity(self, a: np.ndarray, b: np.ndarray, *, precision: str | None = None) -> np.ndarray:
-        """Cosines between vectors [n, d] and [m, d] of this model, each in any storage: float32 [n, m].
+        """Return the cosines float32 [n, m] between vectors [n, d] and [m, d] of this model, each in any storage.
 
         A single vector [d] counts as one row. A zero vector has the cosine 0. `precision` as for `restore`.
         """
         return cosines(*(self.restore(np.atleast_2d(x), precision=precision) for x in (a, b)))
 
     def similarity_pairwise(self, a: np.ndarray, b: np.ndarray, *, precision: str | None = None) -> np.ndarray:
-        """Cosines of row i of a with row i of b, as `similarity` takes them: float32 [n]."""
+        """Return the cosines float32 [n] of row i of a with row i of b; arguments as for `similarity`."""
         return pairwise_cosines(*(self.restore(np.atleast_2d(x), precision=precision) for x in (a, b)))
 
     def restore(self, vectors: np.ndarray, *, precision: str | None = None) -> np.ndarray:
-        """Stored vectors [n, d] of this model as float32 [n, d] with the same directions (binary: +1 and -1).
+        """Turn stored vectors [n, d] of this model into float32 [n, d] with the same directions (binary: +1 and -1).
 
-        precision: what the array holds, needed only where its type and columns do not say so (int8 rows of half the
-        dimensions could be bits, too). Sign bits of a `truncate_dim` that is no multiple of 8 come back with their fill.
+        precision: how the array is stored, needed only if its type and columns leave that open (int8 rows with half the
+        dimensions could also be bits). Sign bits of a `truncate_dim` that is not a multiple of 8 come back with their padding.
         """
         return restore(np.asarray(vectors), self.dimensions, self.bundle.ranges, precision)

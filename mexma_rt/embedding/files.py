@@ -1,8 +1,8 @@
 """Embeds files of any size to an array of vectors on disk, in the memory of one slab.
 
-The file is read twice. The first reading checks every row, counts them and hashes their texts, so that a bad row is reported
-before a model is loaded, the array's header is right from the start, and an unfinished run is resumed only on the same
-texts. The second embeds slab by slab. Slabs are the same in every run, and so are the bytes.
+The file is read twice. The first pass checks, counts and hashes all texts, so that a bad row is reported before a model is
+loaded, the array's header is right from the start, and an unfinished run is resumed only on the same texts. The second pass
+embeds slab by slab. Slabs are the same in every run, and so are the bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mexma_rt.progress import progress_bar
 from mexma_rt.version import __version__
 
 BYTES_PER_CHARACTER = 150  # bytes per character of a slab; measured 121, with a small vocabulary (two characters per token)
-LISTED = 1000  # indices of cut texts that a report lists; it counts all of them
+LISTED = 1000  # a report lists the indices of this many truncated texts, and counts all of them
 COUNTS = ("sentences", "distinct", "tokens", "padded_tokens", "batches", "seconds", "cut")
 
 
@@ -44,12 +44,12 @@ class FileReport:
     shape: tuple[int, int]  # of the stored array
     storage: str
     resumed: int  # rows that an interrupted run had finished
-    cut: int  # texts of more than max_length tokens; `report` lists the first 1,000 of them
-    report: EmbedReport  # distinct is summed over slabs, so a text counts once in each slab that has it
+    cut: int  # texts with more than max_length tokens; `report` lists the first 1,000
+    report: EmbedReport  # `distinct` is summed over slabs, so a text counts once in each slab that contains it
 
 
 class ModelFiles(Protocol):
-    """What a job depends on in a model."""
+    """The parts of a model that a job's result depends on."""
 
     @property
     def files(self) -> Mapping[str, FileEntry]:
@@ -61,7 +61,7 @@ class ModelFiles(Protocol):
 
 
 class EmbedsSlabs(Protocol):
-    """What is needed of an encoder here; a cluster has one of its own."""
+    """The parts of an encoder that are needed here; a cluster has its own."""
 
     @property
     def dimensions(self) -> int:
@@ -76,17 +76,17 @@ class EmbedsSlabs(Protocol):
 
 
 class FileState(resumable.WorkState):
-    """state.json of an embedding job; what is done are rows."""
+    """The state.json of an embedding job; `done` counts rows."""
 
     counts: dict[str, float]  # by the names of COUNTS
-    truncated: list[list[int]]  # [row, tokens] of the first texts that were cut
+    truncated: list[list[int]]  # [row, tokens] of the first truncated texts
 
 
 Slab = tuple[int, Embedded, float]  # first row, vectors and report, seconds
 
 
 def embed_slabs(encoder: EmbedsSlabs, rest: Reading, settings: EmbedSettings) -> Iterator[Slab]:
-    """Embed the slabs here, in the order of the file; a cluster has its own version."""
+    """Embed the slabs here, in file order; a cluster has its own version."""
     for row, slab in rest:
         started = time.perf_counter()
         result = encoder.embed_with(slab, settings, progress=False)
@@ -105,17 +105,17 @@ def write_vectors(
     announce: Callable[[str], object] | None = None,
     over: Callable[[Any, Reading, EmbedSettings], Iterator[Slab]] = embed_slabs,  # takes what `load` gives
 ) -> FileReport:
-    """`mexma_rt.embed_file` with its settings in one object.
+    """Do the work of `mexma_rt.embed_file`, with its settings in one object.
 
-    load: called for the encoder once the input has been checked. announce: before a job of more than one slab, called with a
-    text that says rows, size and memory. over: embeds the slabs, here or elsewhere.
+    load: called for the encoder once the input has been checked. announce: called before a job of more than one slab with a
+    text that states rows, size and memory. over: embeds the slabs, here or elsewhere.
     """
     if shard_rows is not None and (type(shard_rows) is not int or shard_rows < 1):
         raise InputError(f"shard_rows={shard_rows!r} must be a whole number of at least 1.")
     target = resumable.check_target(output, source, shard_rows)
     if shard_rows is None and target.suffix.lower() == ".parquet":
         require_extra("files", "pyarrow")
-    # Read before the work folder is made where that is possible, so that bad input leaves no trace.
+    # If possible, read before the work folder is created, so that bad input leaves no trace.
     texts = None if reads_once(source) else reading.first_reading(source, field, progress)
     with resumable.work_folder(target) as folder, spooled((source,), folder, target) as (source,):
         if texts is None:
@@ -185,7 +185,7 @@ def _write_slabs(
 def _job(
     texts: Texts, model: ModelFiles, empty: EmbedReport, layout: resumable.Layout, settings: EmbedSettings
 ) -> dict[str, object]:
-    """What the bytes of the output depend on, for JSON: a run is resumed only if all of it is equal."""
+    """Return everything that the output's bytes depend on, for JSON; a run is resumed only if all of it is equal."""
     job = {
         "rows": texts.rows,
         "texts": texts.sha256[:16],
@@ -196,7 +196,7 @@ def _job(
         "device": empty.device,
         "deterministic": empty.deterministic,
         **asdict(settings),
-        "prompt": named_prompt(model.prompts, settings.prompt),  # its text: a manifest may change what a name stands for
+        "prompt": named_prompt(model.prompts, settings.prompt),  # its text: a manifest may change what a name means
         "storage": settings.precision,
         "precision": empty.precision,
         "shard_rows": layout.shard_rows,
@@ -220,7 +220,7 @@ def _report(empty: EmbedReport, state: FileState) -> EmbedReport:
 def _announcement(layout: resumable.Layout, output: str | os.PathLike[str], done: int, memory: int) -> str:
     return (
         f"{output}: {layout.rows:,} rows x {layout.columns} {layout.dtype}, {layout.rows * layout.row_bytes / 1e6:,.1f} MB on "
-        f"disk; beside the model about {memory / 1e6:,.0f} MB of memory, whatever the number of rows."
+        f"disk; besides the model about {memory / 1e6:,.0f} MB of memory, whatever the number of rows."
         + (
             f" Resumes after row {done:,}, where a run was interrupted."
             if done
@@ -230,5 +230,5 @@ def _announcement(layout: resumable.Layout, output: str | os.PathLike[str], done
 
 
 def _slab_bytes(texts: Texts, dimensions: int) -> int:
-    """An estimate for the largest slab: texts, tokens and the tokenizer's objects, and three arrays of vectors."""
+    """Estimate the memory of the largest slab: texts, tokens, the tokenizer's objects, and three arrays of vectors."""
     return texts.largest_slab * BYTES_PER_CHARACTER + 3 * reading.SLAB_ROWS * dimensions * 4

@@ -1,4 +1,4 @@
-"""Opens a model, and embeds with one that is opened once: `load`, `embed` and `embed_file` of the package."""
+"""Opens models: `load`, and `embed` and `embed_file`, which share a model that is opened once."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def load(
     model: a bundled name, the path of a bundle folder, or a hub name "org/name" (only this may use the network).
     device: "cpu", "cuda" ("cuda:1" for the second GPU) or "auto". backend: "onnxruntime", "tensorrt" or "rtx" (the engine that
     mexma-export engine built into the bundle, on cuda), "torch" (the bundle's weights, without padding), or "auto". A named
-    choice runs there or raises; only "auto" falls back.
+    choice is used or raises; only "auto" falls back.
     precision: of the computation: "fp32", "fp16", "int8", "mixed" (int8 embeddings, fp16 weights, fp32 products),
-    "w8" and "w4" (weights of 8 or 4 bits and inputs of products of 8, both with a scale for each block of numbers), or "auto"
+    "w8" and "w4" (8- or 4-bit weights and 8-bit inputs of products, with a scale for each block of numbers), or "auto"
     for the bundle's default.
     max_length: tokens per sentence, up to the model's limit; None takes the bundle's default. Longer sentences are cut.
     threads: number of CPU threads; None takes the physical cores that this process may use.
     deterministic: compute every sentence alone, so that equal text gives equal bits regardless of the rest of the batch, on one
     machine with a fixed number of threads. In bulk this took 1.2 to 1.4 times the CPU time. Without it, vectors of equal text
-    can differ: in fp32 and mixed in the last digits (by no bit on the CPU where it was measured); in int8, which takes the
+    can differ: in fp32 and mixed in the last digits (not by a bit on the CPU where it was measured); in int8, which takes the
     scale of its activations from the batch, by 0.004 in a component, cosine 0.9996 (benchmarks/results/service.md).
     revision, offline: for hub names: a branch, tag or commit; use the local cache only. All files come from one commit,
     which `encoder.bundle.revision` names: pass it here to get the same bytes every time.
@@ -65,7 +65,7 @@ def load(
     proof = partial(prove, bundle, tokenizer)
     opened = open_backend(bundle, device=device, backend=backend, precision=precision, threads=threads, prove=proof)
     if opened.name == "onnxruntime" and opened.precision not in bundle.graphs:
-        proof(opened)  # a graph that was built on this machine: no parity gate has seen this file
+        proof(opened)  # the graph was built on this machine, so no parity gate has checked it
     return Encoder(
         bundle=bundle,
         tokenizer=tokenizer,
@@ -88,7 +88,7 @@ def embed(
     out: np.ndarray | None = None,
     prompt: str | None = None,
 ) -> np.ndarray:
-    """Embed n sentences with the bundled default model or another; returns float32 [n, D]. The model is loaded once and kept.
+    """Embed n sentences with the bundled default model or another; return float32 [n, D]. The model is loaded once and kept.
 
     model: as for `load`, whose defaults apply. The other arguments and the errors are those of `Encoder.embed`.
     """
@@ -117,17 +117,17 @@ def embed_file(  # noqa: PLR0913  (public keywords)
     """Embed a file of any size to vectors on disk, in bounded memory; row i of the output is row i of the input.
 
     source: UTF-8 text with one sentence per line (plain, .gz, .xz, .zst, or "-" for standard input), JSON Lines with
-    the text in `field`, or a .parquet file with the text in the column `field` ("translation.fr": of a nested one). A pipe is
-    copied beside the output first. No row is skipped: a blank line gets a vector like any other text; a missing text (null)
-    is an error.
+    the text in `field`, or a .parquet file with the text in the column `field` (nested: "translation.fr"). A pipe is first
+    copied beside the output. No row is skipped: a blank line gets a vector like any other text; a missing text (null) is an
+    error.
     output: a .parquet name gives a table with the column `vector` (fixed-size lists), any other a .npy file, to open with
     np.load(output, mmap_mode="r"). `shard_rows` writes a new folder of vectors-00000.npy and so on, listed in vectors.json.
-    precision: of the stored rows, as for `Encoder.embed`: "float32", "float16", "int8", "uint8", "binary" or "ubinary".
+    precision: storage of the rows, as for `Encoder.embed`: "float32", "float16", "int8", "uint8", "binary" or "ubinary".
     model, prompt, and the other arguments: as for `embed`.
 
     After a kill at any point, the same call resumes the job and produces identical bytes. Until it is complete, everything is
-    in the folder .NAME.part beside the output. A job with another model, input or setting is not resumed but refused.
-    Texts are embedded in slabs of 8,192; their vectors are those of `embed` for such a slab, up to rounding that depends on
+    in the folder .NAME.part beside the output. A job with another model, input or setting is refused, not resumed.
+    Texts are embedded in slabs of 8,192; their vectors equal those of `embed` for such a slab, up to rounding that depends on
     which texts share a batch. Raises InputError, FileError, BundleError, BackendError, MissingExtraError (.zst, .parquet).
     """
     settings = EmbedSettings(
@@ -143,7 +143,7 @@ _shared_lock = threading.Lock()
 
 
 def shared_encoder(model: str | os.PathLike[str] = DEFAULT_MODEL) -> Encoder:
-    """A model with `load`'s defaults, loaded at the first call and shared by the whole process as long as it runs."""
+    """Return a model with `load`'s defaults, loaded on the first call and shared by the process as long as it runs."""
     with _shared_lock:
         name = os.fspath(model)
         if name not in _shared:

@@ -1,4 +1,4 @@
-"""One call: equal texts computed once, the vectors stored in the order of the texts, and its report."""
+"""Runs one embedding call: computes equal texts once, stores vectors in the order of the texts, and reports."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def embed_texts(
     progress: bool | None = None,
     out: np.ndarray | None = None,
 ) -> Embedded:
-    """Embed n checked texts, before which any prompt stands already. max_rows bounds the rows of a batch."""
+    """Embed n checked texts, with any prompt already prepended. max_rows bounds the rows of a batch."""
     started, bundle, backend = time.perf_counter(), encoder.bundle, encoder.backend
     if backend.normalized and not settings.normalize:
         raise BackendError(
-            f"normalize=False: the engine of {backend.name} gives vectors of length 1, not raw ones. For raw vectors type "
+            f"normalize=False: the {backend.name} engine returns vectors of length 1, not raw ones. For raw vectors, type "
             "load(..., backend='onnxruntime')."
         )
     vectors = result_array(out, (len(texts), settings.columns(bundle.dimensions)), settings.precision)
@@ -47,7 +47,7 @@ def embed_texts(
             raise _not_finite(encoder, distinct[rows[~np.isfinite(raw).all(axis=1)][0]])
         vectors[distinct[rows]] = settings.stored(raw, bundle.ranges, normalized=backend.normalized)
 
-    # Time goes with characters, not sentences, so a bar of characters estimates the time left better.
+    # Time is proportional to characters rather than sentences, so counting characters estimates the remaining time better.
     with progress_bar(progress, total=sum(map(len, once)), desc="embed", unit="char") as advance:
         counts = compute(
             once,
@@ -86,7 +86,7 @@ def embed_texts(
 
 def _not_finite(encoder: Encoder, row: int) -> BackendError:
     return BackendError(
-        f"{encoder!r} gave a vector that is not finite for the sentence with index {row}. "
+        f"{encoder!r} returned a vector that is not finite for the sentence with index {row}. "
         "Load with precision='fp32'; if it persists, export the bundle again."
     )
 
@@ -107,7 +107,7 @@ def copy_duplicates(vectors: np.ndarray, row_of: np.ndarray) -> None:
 
 
 def result_array(out: np.ndarray | None, shape: tuple[int, int], precision: str) -> np.ndarray:
-    """Return `out`, or a new array. Raises InputError unless `out` has the shape, the storage's type, and can be written."""
+    """Return `out`, or a new array. Raises InputError unless `out` has the right shape and type and can be written."""
     dtype = np.dtype(STORAGES[precision])
     if out is None:
         return np.empty(shape, dtype)

@@ -12,8 +12,8 @@ def pack(lengths: np.ndarray, batch_tokens: int, max_rows: int | None = None, ru
 
     Sentences are sorted by length, stable, longest first: memory peaks at the start, where a failure is cheap. A batch takes
     at least one sentence, and more while its area stays within `batch_tokens` and its rows within `max_rows`. Dynamic
-    programming over the distinct lengths finds the batch ends that minimise area plus `run_cells` per batch. (Of batches that
-    the bounds split, the later ones are counted with the first one's longest sentence, which is an upper bound.)
+    programming over the distinct lengths finds the batch ends that minimise area plus `run_cells` per batch. (If the bounds
+    split a batch, the later parts are costed with the first one's longest sentence, which is an upper bound.)
     """
     negative = -np.asarray(lengths, dtype=np.int64)
     order = np.argsort(negative, kind="stable")

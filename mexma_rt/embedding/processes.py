@@ -1,6 +1,7 @@
 """Sends an encoder to another process: its pickle names what it was loaded from, and it is opened there on first use.
 
-Not during unpickling: an error there ends a worker of `multiprocessing.Pool`, which then starts another one, forever.
+It is not opened during unpickling, where an error would end a worker of `multiprocessing.Pool`, which then starts another one,
+forever.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from mexma_rt.embedding.encoder import Encoder
 
-PARTS = ("bundle", "tokenizer", "backend")  # of an encoder, which are opened
+PARTS = ("bundle", "tokenizer", "backend")  # the parts of an encoder that must be opened
 KEPT = 2  # models that a worker keeps open between two tasks, each of which unpickles its own encoder
 
 
@@ -36,7 +37,7 @@ class Source:
 
     @classmethod
     def of(cls, model: str | os.PathLike[str], *, offline: bool, threads: int | None) -> Source:
-        """From arguments of `load`; a path becomes absolute."""
+        """Make one from arguments of `load`; a path becomes absolute."""
         path = Path(model).expanduser()
         is_path = not (isinstance(model, str) and model in bundled_models()) and path.is_dir()
         return cls(model=str(path.absolute()) if is_path else os.fspath(model), offline=offline, threads=threads)
@@ -44,7 +45,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Pickled:
-    """What is pickled of an encoder: the arguments of `load`, with what `auto` chose, and the hash of its files."""
+    """What an encoder's pickle holds: the arguments of `load`, with what `auto` chose, and the hash of its files."""
 
     source: Source
     name: str
@@ -59,7 +60,7 @@ class Pickled:
 
     @classmethod
     def of(cls, encoder: Encoder) -> Pickled:
-        """Raises InputError for an encoder that `load` did not make."""
+        """Describe an encoder. Raises InputError if `load` did not make it."""
         if encoder.source is None:
             raise InputError(
                 "This encoder was not made by mexma_rt.load, so no other process can reopen it. Load one in each process."
@@ -79,8 +80,8 @@ class Pickled:
         )
 
     def open(self) -> Encoder:
-        """The encoder of this process: one that is open here, or a new one. Raises what `load` raises, and BundleError for
-        other files than the first process had."""
+        """Return this process's encoder: one that is already open, or a new one. Raises what `load` raises, and BundleError if
+        its files differ from the first process's."""
         with _lock:
             encoder = _live.get(self)
             if encoder is None:
@@ -105,7 +106,7 @@ class Pickled:
         )
         if (found := hash_of_files(encoder.bundle.files)) != self.files:
             raise BundleError(
-                f"The model {self.source.model} is another one in this process (files {found}) than in the one that the "
+                f"The model {self.source.model} in this process (files {found}) differs from the one in the process that the "
                 f"encoder comes from ({self.files}), and mixed vectors would be worthless. Put the same model in both places, "
                 "and load the encoder again."
             )
@@ -155,7 +156,7 @@ class Portable:
 
 
 def _unpickled(what: Pickled, kind: type[Encoder]) -> Encoder:
-    """The encoder that is already open here, else one that opens on first use."""
+    """Return the encoder that is already open here, or one that opens on first use."""
     with _lock:
         live = _live.get(what)
     if live is not None:

@@ -1,4 +1,4 @@
-"""Texts that a model wants before its texts: "query: " before a search, "passage: " before what is searched."""
+"""Prompts that a model expects before its texts: "query: " before a search, "passage: " before what is searched."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def named_prompt(prompts: Mapping[str, str], name: str | None) -> str:
-    """The text of a model's prompt; "" for None. Raises InputError for a name that it has not."""
+    """Return the text of a model's prompt; "" for None. Raises InputError for an unknown name."""
     if name is None:
         return ""
     if name not in prompts:
         has = f"has the prompts {', '.join(map(repr, prompts))}" if prompts else "has no prompts"
         raise InputError(
-            f"prompt={name!r}: this model {has}. Name one of its own, or leave it out; a text of yours can stand before the "
-            "texts themselves."
+            f"prompt={name!r}: this model {has}. Name one of its own, or leave it out; you can also prepend your own text to "
+            "the texts."
         )
     return prompts[name]
 
@@ -44,7 +44,7 @@ class Prompted:
 
     @property
     def max_length(self) -> int:
-        """The encoder's limit in tokens, which holds for the prompt and the text together."""
+        """The encoder's limit in tokens, for the prompt and the text together."""
         return self.encoder.max_length
 
     def embed(self, texts: Iterable[str], **options: Any) -> np.ndarray:
@@ -57,10 +57,10 @@ class Prompted:
 
 
 def with_own_prompt(options: Mapping[str, Any], prompts: Mapping[str, str], name: str) -> dict[str, Any]:
-    """Options of `encode` with the model's prompt of this name, if it has one, unless they say which prompt they want.
+    """Add the model's prompt of this name, if any, to options of `encode`, unless they already choose a prompt.
 
-    No other name stands in for "document": sentence-transformers looks for "passage" next, but gives every model an empty
-    "document", and so no prompt to the documents of a model that has "passage" alone.
+    There is no fallback for "document": sentence-transformers looks for "passage" next, but gives every model an empty
+    "document", so documents get no prompt if the model only has "passage".
     """
     if {"prompt", "prompt_name"} & options.keys():
         return dict(options)

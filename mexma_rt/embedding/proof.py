@@ -14,10 +14,10 @@ from mexma_rt.errors import BackendError
 
 
 def prove(bundle: Bundle, tokenizer: Tokenizer, backend: Backend) -> str:
-    """Run the golden sentences of a bundle through a back end, together and each alone; returns the result in words.
+    """Run a bundle's golden sentences through a back end, together and each alone; return the result as text.
 
-    Together and alone, because an engine has kernels of its own for each of its profiles. Raises BackendError if a vector
-    differs from the bundle's. A bundle without golden vectors is only run on one sentence.
+    Together and alone, because an engine has different kernels for each of its profiles. Raises BackendError if a vector
+    differs from the bundle's. Without golden vectors, only one sentence is run.
     """
     golden, precision = bundle.golden, backend.precision
     if precision in buildable(bundle):  # it has the rounded weights of the graph that it is built from
@@ -35,8 +35,8 @@ def prove(bundle: Bundle, tokenizer: Tokenizer, backend: Backend) -> str:
     lowest = min(golden.lowest_cosine(found, rows) for rows, found in zip(batches, vectors, strict=True))
     if not lowest >= least:
         raise BackendError(
-            f"{backend.name} computes wrong vectors in {backend.precision} on {backend.device}: of {len(fits)} golden "
-            f"sentences of the bundle the lowest cosine is {lowest:.6f}, and {least:g} is needed. Do not use it: "
+            f"{backend.name} computes wrong vectors in {backend.precision} on {backend.device}: over {len(fits)} golden "
+            f"sentences of the bundle the lowest cosine is {lowest:.6f}, but {least:g} is needed. Do not use it: "
             f"{_remedy(bundle, backend)}, or name another device, backend or precision."
         )
     return f"{len(fits)} golden sentences: lowest cosine {lowest:.6f}, needed {least:g}"

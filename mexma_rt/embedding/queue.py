@@ -1,6 +1,6 @@
-"""The queue of a service: calls enter while there is room, and each gives some texts to a batch in its turn.
+"""The queue of a service: calls enter while there is room, and take turns adding some texts to a batch.
 
-Plain data without threads: the service holds its lock around every call of a method.
+Plain data without threads: the service holds its lock during every method call.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 from mexma_rt.embedding.report import EmbedReport
 
 BATCH_CHARACTERS = 100_000  # bound of a shared batch, beyond its first text
-SHARE = 16  # texts that a call gets per turn, so that a long call leaves room for short ones behind it
+SHARE = 16  # texts per call and turn, so that a long call leaves room for short ones behind it
 
 
 @dataclass(kw_only=True, eq=False)
 class Call:
-    """One call of a service, on its way."""
+    """One call of a service, in progress."""
 
     texts: list[str]
     raw: np.ndarray  # float32 [n, D], filled batch by batch
-    room: Future[None] = field(default_factory=Future)  # done when the queue has taken the call
+    room: Future[None] = field(default_factory=Future)  # done when the queue has accepted the call
     done: Future[None] = field(default_factory=Future)
     taken: int = 0  # texts that went into a batch
-    ready: int = 0  # texts whose vectors are there
+    ready: int = 0  # texts whose vectors are ready
     cut: list[tuple[int, int]] = field(default_factory=list)  # (index, tokens) of texts that were too long
     report: EmbedReport | None = None  # of its last batch
     error: Exception | None = None
@@ -36,16 +36,16 @@ Part = tuple[Call, int, int]  # texts start:stop of a call
 
 
 class FairQueue:
-    """At most `most_texts` texts of calls that take turns, and the line of calls that wait for room."""
+    """At most `most_texts` texts from calls that take turns, and the line of calls waiting for room."""
 
     def __init__(self, most_texts: int) -> None:
         self.most_texts = most_texts
-        self.calls: deque[Call] = deque()  # with texts that are in no batch yet
-        self.line: deque[Call] = deque()  # in the order of their arrival
-        self.waiting = 0  # texts of `calls` that are in no batch yet
+        self.calls: deque[Call] = deque()  # with texts that are not in a batch yet
+        self.line: deque[Call] = deque()  # in order of arrival
+        self.waiting = 0  # texts of `calls` that are not in a batch yet
 
     def admit(self) -> int:
-        """Let calls in while there is room; returns how many. A call with more texts than the queue holds enters when the
+        """Let calls in while there is room; return how many. A call with more texts than the queue holds enters when the
         queue is empty; no call overtakes it.
         """
         admitted = 0
@@ -66,7 +66,7 @@ class FairQueue:
             self.waiting -= len(call.texts) - call.taken
 
     def next_batch(self, most_texts: int) -> list[Part]:
-        """The parts of the next batch: each call in its turn gives up to SHARE texts, until the batch is full."""
+        """Return the parts of the next batch: calls take turns adding up to SHARE texts, until the batch is full."""
         parts: list[Part] = []
         texts = characters = 0
         while self.calls and texts < most_texts and characters < BATCH_CHARACTERS:
@@ -82,7 +82,7 @@ class FairQueue:
         return parts
 
     def clear(self) -> list[Call]:
-        """Empty the queue and the line; returns the calls that were in them."""
+        """Empty the queue and the line; return the calls that were in them."""
         left = [*self.calls, *self.line]
         self.calls.clear()
         self.line.clear()

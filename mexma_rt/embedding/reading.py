@@ -1,4 +1,4 @@
-"""The texts of a file, read twice: once to check, count and hash them, once to embed them slab by slab."""
+"""Reads a file's texts twice: once to check, count and hash them, once to embed them slab by slab."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mexma_rt.errors import FileError
 from mexma_rt.files.texts import read_texts
 from mexma_rt.progress import progress_bar
 
-# A slab is embedded at once: enough sentences to sort them by length, at most so much text that its tokens stay small.
+# A slab is embedded at once: enough sentences to sort by length, but limited in text so that its tokens stay small.
 SLAB_ROWS = 8192
 SLAB_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """What the first reading found."""
+    """What the first pass found."""
 
     rows: int
     slabs: int
@@ -50,8 +50,8 @@ class Reading:
             row += len(slab)
         if digest.hexdigest() != self.texts.sha256:
             raise InputChangedError(
-                "The input changed while it was read, so its vectors may be of two versions, and none were kept. Type the "
-                "command again, and leave the input as it is until the end."
+                "The input changed while it was read, so its vectors may mix two versions, and none were kept. Run the "
+                "command again, and do not change the input until it ends."
             )
 
 
@@ -60,7 +60,7 @@ class InputChangedError(FileError):
 
 
 def first_reading(source: str | os.PathLike[str], field: str | None, progress: bool | None) -> Texts:
-    """Check, count and hash the texts of a file. Raises InputError or FileError for what cannot be embedded."""
+    """Check, count and hash a file's texts. Raises InputError or FileError if something cannot be embedded."""
     digest, rows, slabs, largest = hashlib.sha256(), 0, 0, 0
     with progress_bar(progress, total=None, desc="check", unit="row") as advance:
         for slab in _slabs(read_texts(source, field), SLAB_ROWS, SLAB_CHARACTERS):
@@ -71,7 +71,7 @@ def first_reading(source: str | os.PathLike[str], field: str | None, progress: b
 
 
 def _slabs(texts: Iterable[str], most_rows: int, most_characters: int) -> Iterator[list[str]]:
-    """Yield consecutive texts in slabs, bounded in texts and (beyond the first) in characters; without texts, an empty slab."""
+    """Yield consecutive texts in slabs, bounded in texts and (beyond the first) in characters; at least one, if empty."""
     slab: list[str] = []
     characters = 0
     for text in texts:
@@ -84,7 +84,7 @@ def _slabs(texts: Iterable[str], most_rows: int, most_characters: int) -> Iterat
 
 
 def _hash(digest: hashlib._Hash, slab: list[str]) -> int:
-    """Add the lengths and the texts of a slab; returns its characters."""
+    """Add a slab's lengths and texts to the digest; return its number of characters."""
     lengths = np.fromiter(map(len, slab), dtype="<i8", count=len(slab))
     digest.update(lengths.tobytes())
     digest.update("".join(slab).encode())

@@ -12,7 +12,7 @@ from mexma_rt.errors import TruncationWarning
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedReport:
-    """Counts, cut sentences, speed and device of one call. `dataclasses.asdict` prepares it for JSON."""
+    """Counts, truncated sentences, speed and device of one call. `dataclasses.asdict` prepares it for JSON."""
 
     model: str
     sentences: int
@@ -29,7 +29,7 @@ class EmbedReport:
     precision: str
     reason: str  # why this back end, device and precision
     deterministic: bool = False  # as load() was told
-    max_length_limit: int | None = None  # the most tokens that the model takes; None: not known
+    max_length_limit: int | None = None  # the maximum number of tokens that the model accepts; None: unknown
 
     @property
     def padding(self) -> float:
@@ -38,7 +38,7 @@ class EmbedReport:
 
     @property
     def sentences_per_second(self) -> float:
-        """Repeated sentences count."""
+        """Sentences per second, counting repeated ones."""
         return self.sentences / self.seconds if self.seconds else 0.0
 
 
@@ -51,7 +51,7 @@ class Embedded:
 
 
 def how_to_keep(report: EmbedReport, option: str) -> str:
-    """What to type where texts were cut, never more than the model takes. option: "--max-length {}"."""
+    """Say what to type if texts were cut, within the model's limit. option: "--max-length {}"."""
     longest = max(report.truncated_lengths)
     limit = longest if report.max_length_limit is None else report.max_length_limit
     remedies = [f"To keep more, type {option.format(min(longest, limit))}."] if limit > report.max_length else []
@@ -61,7 +61,7 @@ def how_to_keep(report: EmbedReport, option: str) -> str:
 
 
 def warn_if_truncated(report: EmbedReport, stacklevel: int) -> None:
-    """One TruncationWarning for a call that cut texts; `stacklevel` counts from the caller, as in warnings.warn."""
+    """Emit one TruncationWarning for a call that cut texts; `stacklevel` counts from the caller, as in warnings.warn."""
     if report.truncated:
         warnings.warn(
             f"{len(report.truncated)} of {report.sentences} texts were longer than max_length={report.max_length} tokens "

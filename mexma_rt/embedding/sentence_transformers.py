@@ -38,10 +38,10 @@ def encode(  # noqa: PLR0913  (the interface of sentence-transformers)
         raise InputError("encode() returns numpy arrays. For a tensor, type torch.from_numpy(encoder.encode(...)).")
     if output_value != "sentence_embedding":
         raise InputError(
-            f"output_value={output_value!r} is not offered: encode() gives 'sentence_embedding' only. For vectors of tokens "
+            f"output_value={output_value!r} is not supported: encode() returns 'sentence_embedding' only. For token vectors, "
             "type encoder.embed_tokens(sentences)."
         )
-    if prompt is None:  # as there: a text goes before a name
+    if prompt is None:  # as there, a text takes precedence over a name
         prompt = named_prompt(encoder.bundle.prompts, prompt_name)
     if batch_size is not None:
         check_count("batch_size", batch_size)

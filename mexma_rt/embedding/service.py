@@ -61,10 +61,10 @@ class Service:
         _check_seconds("queue_timeout", queue_timeout)
         self.encoder, self.batch_texts = encoder, batch_texts
         self.queue_texts, self.queue_timeout = queue_texts, queue_timeout
-        self._lock = threading.Lock()  # of all that follows
+        self._lock = threading.Lock()  # guards everything below
         self._queue = FairQueue(queue_texts)
         self._calls = self._sentences = self._batches = 0
-        self._running = 0  # workers, of which the back end can keep `lanes` busy
+        self._running = 0  # workers; the back end can keep `lanes` of them busy
         self._closed = False
         self._process = os.getpid()
         # Its threads end with the interpreter even if nobody closes the service.
@@ -72,8 +72,8 @@ class Service:
 
     def __reduce__(self) -> NoReturn:
         raise ServiceError(
-            "A service stays in its process: its queue and its threads cannot be copied. Send the encoder (service.encoder), "
-            "and make a service of it there."
+            "A service cannot leave its process, because its queue and threads cannot be copied. Send the encoder "
+            "(service.encoder), and make a service from it there."
         )
 
     def embed(
@@ -144,10 +144,10 @@ class Service:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self.close(finish=kind is None)
 
-    # --- the way of a call ----------------------------------------------------------------------------------------------
+    # --- the path of a call ---------------------------------------------------------------------------------------------
 
     def _checked(self, texts: Iterable[str], settings: EmbedSettings, timeout: float | None) -> Call:
-        """Check a call here, before it is merged with others, which may have other settings."""
+        """Check a call before it is merged with others, which may have other settings."""
         _check_seconds("timeout", timeout)
         items = settings.prompted(check_texts(texts), self.encoder.bundle.prompts)
         self.encoder.embed_with([], settings)
@@ -155,7 +155,7 @@ class Service:
 
     @contextlib.contextmanager
     def _submitted(self, call: Call) -> Iterator[None]:
-        """Put the call in line for the queue for the length of the block; a timeout, Ctrl-C or cancellation removes it."""
+        """Put the call in line for the queue during the block; a timeout, Ctrl-C or cancellation removes it."""
         if self._process != os.getpid():
             raise ServiceError(
                 "This service was made before the process was forked, and its thread is in the other one. Make the encoder and "
@@ -180,7 +180,7 @@ class Service:
     def _admit(self) -> None:
         """Let calls into the queue while there is room, and start workers while lanes are free."""
         for _ in range(self._queue.admit()):
-            if self._running < self.encoder.backend.lanes and not self._closed:  # else those at work take it, too
+            if self._running < self.encoder.backend.lanes and not self._closed:  # otherwise a running worker takes it
                 self._executor.submit(self._work)
                 self._running += 1
 
@@ -206,14 +206,14 @@ class Service:
                 share = -(-self._queue.waiting // self._running)  # of the waiting texts, for each worker
                 parts = self._queue.next_batch(min(self.batch_texts, share))
                 self._admit()
-                if not parts:  # nor is anybody in line: whatever leaves the queue lets the next ones in
+                if not parts:  # the line is empty too: whatever leaves the queue lets the next calls in
                     self._running -= 1
                     return
             self._compute(parts)
 
     def _compute(self, parts: list[Part]) -> None:
-        """Compute the vectors of the parts, raw if the engine has raw ones; after an error part by part, so that only the call
-        at fault gets it.
+        """Compute the parts' vectors, raw if the engine has raw ones; after an error, part by part, so that only the call at
+        fault gets it.
         """
         texts = [text for call, start, stop in parts for text in call.texts[start:stop]]
         try:
@@ -259,20 +259,20 @@ class Service:
         seconds = _shorter(self.queue_timeout, timeout)
         return ServiceBusyError(
             f"The queue of the service is full: {self._queue.waiting:,} of {self.queue_texts:,} texts wait, and there was no "
-            f"room for {len(call.texts):,} more within {seconds:g} s. The calls come faster than they are computed: try again "
+            f"room for {len(call.texts):,} more within {seconds:g} s. Calls arrive faster than they are computed: try again "
             "later, send less, or let calls wait longer with encoder.service(queue_timeout=...)."
         )
 
     def _late(self, call: Call, timeout: float | None) -> ServiceBusyError:
         return ServiceBusyError(
-            f"The {len(call.texts):,} texts of this call were not ready within timeout={timeout:g} s, and what was missing was "
-            f"dropped ({self._queue.waiting:,} texts wait). Try again later, or name a longer timeout."
+            f"The {len(call.texts):,} texts of this call were not ready within timeout={timeout:g} s, and the rest were "
+            f"dropped ({self._queue.waiting:,} texts wait). Try again later, or pass a longer timeout."
         )
 
 
 def _check_seconds(name: str, value: float | None) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0):
-        raise InputError(f"{name}={value!r} must be a number of seconds of at least 0, or None to wait without end.")
+        raise InputError(f"{name}={value!r} must be a number of seconds of at least 0, or None to wait forever.")
 
 
 def _shorter(*seconds: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""The settings of an embedding call in one object: checked where it is made, handed on whole."""
+"""The settings of an embedding call in one object, checked on creation."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class EmbedSettings:
         check_storage(self.precision, self.normalize)
 
     def prompted(self, texts: list[str], prompts: Mapping[str, str]) -> list[str]:
-        """The texts with the named one of a model's prompts before each."""
+        """Put the named prompt of a model before each text."""
         before = named_prompt(prompts, self.prompt)
         return [before + text for text in texts] if before else texts
 
     def columns(self, dimensions: int) -> int:
-        """Columns of the stored rows of a model of so many dimensions."""
+        """Return the number of stored columns for a model with this many dimensions."""
         check_truncate_dim(self.truncate_dim, dimensions)
         return int(stored_columns(self.truncate_dim or dimensions, self.precision))
 
     def stored(self, raw: np.ndarray, ranges: Ranges | None, *, normalized: bool = False) -> np.ndarray:
-        """Raw sentence vectors [n, D] cut to truncate_dim, normalised and in the storage of `precision`.
+        """Truncate raw sentence vectors [n, D] to truncate_dim, normalise them and convert them to `precision`.
 
-        normalized: their length is 1 already, so that only a cut makes it necessary to normalise them.
+        normalized: they already have length 1, so they need normalising only after truncation.
         """
         left = self.normalize and not (normalized and self.truncate_dim is None)
         return finish(raw, normalize=left, precision=self.precision, truncate_dim=self.truncate_dim, ranges=ranges)

@@ -19,7 +19,7 @@ def pairwise_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine of each row of a [n, D] with the same row of b [n, D]: float32 [n]."""
     check_columns(a, b)
     if len(a) != len(b):
-        raise InputError(f"{len(a)} and {len(b)} vectors are no pairs.")
+        raise InputError(f"{len(a)} and {len(b)} vectors cannot be paired. Pass the same number on both sides.")
     found: np.ndarray = (normalized(a) * normalized(b)).sum(axis=1)
     return found
 

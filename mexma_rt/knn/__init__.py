@@ -1,5 +1,5 @@
-"""Nearest neighbours of two sets of vectors by inner product, both ways at once: exact in memory, on disk and on a GPU,
-approximate with faiss; and the margin scores that are computed from them."""
+"""Nearest neighbours between two sets of vectors by inner product, both ways at once: exact in memory, on disk and on a GPU,
+approximate with faiss; and the margin scores computed from them."""
 
 from mexma_rt.doors import doors
 

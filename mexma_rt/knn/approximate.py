@@ -27,7 +27,7 @@ from mexma_rt.knn.search import nearest
 from mexma_rt.progress import progress_bar
 
 QUERIES = 4096  # rows searched by one call of faiss
-MERGED_ROWS = 65536  # rows of which results are merged at a time
+MERGED_ROWS = 65536  # rows whose results are merged at a time
 
 FoundBothWays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -51,15 +51,15 @@ def approximate_neighbours(
     memory_bytes: int = 1 << 30,
     progress: bool | None = None,
 ) -> FoundBothWays:
-    """As `mexma_rt.knn.mutual_neighbours`, from the candidates of IVF-PQ indexes of x [n, D] and y [m, D], rows of length 1.
+    """Like `mexma_rt.knn.mutual_neighbours`, from candidates of IVF-PQ indexes of x [n, D] and y [m, D], rows of length 1.
 
-    Returns (scores_xy [n, k] float32, index_xy [n, k] int64, scores_yx [m, k], index_yx [m, k]), best first, of equal scores
-    the lower index first. Scores are those of exact search, to the bit; every row gets k neighbours.
-    settings: of the index; None takes the defaults of `IvfPq`. folder: where the indexes and the neighbours found so far are
-    kept, to be reused by the next call or resumed after a kill; None keeps them in a temporary folder.
+    Returns (scores_xy [n, k] float32, index_xy [n, k] int64, scores_yx [m, k], index_yx [m, k]), best first, and lower indices
+    first among equal scores. Scores equal those of exact search bit for bit; every row gets k neighbours.
+    settings: of the index; None uses the defaults of `IvfPq`. folder: where the indexes and the neighbours found so far are
+    kept, for the next call to reuse or to resume after a kill; None uses a temporary folder.
     memory_bytes bounds training, index and vectors in memory, beyond the results. The same seed gives the same result.
 
-    Raises InputError as mutual_neighbours does, and for settings that cannot be used or too few rows to train; FileError for a
+    Raises InputError as mutual_neighbours does, and for unusable settings or too few rows to train; FileError for a
     folder that holds the index of other vectors; MissingExtraError without faiss.
     """
     require_extra("faiss", "faiss")
@@ -89,8 +89,8 @@ def approximate_neighbours(
 def measure_recall(x: np.ndarray, y: np.ndarray, found: FoundBothWays, *, rows: int = 1000, seed: int = 0) -> Recall:
     """Compare with exact search on `rows` random rows of each side (all, if there are fewer).
 
-    A neighbour counts as found if its score reaches that of the true k-th nearest (within 1e-5, a rounding): among rows
-    that are equally near, any counts.
+    A neighbour counts as found if its score reaches that of the true k-th nearest (within 1e-5, for rounding): among equally
+    near rows, any counts.
     """
     k = found[0].shape[1]
     rng = np.random.default_rng(seed)
@@ -185,7 +185,7 @@ def _folder(folder: str | os.PathLike[str] | None) -> Iterator[Path]:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(f"{path} cannot be made: {error.strerror}.") from None
+        raise FileError(f"{path} cannot be created: {error.strerror}.") from None
     with resumable.locked(path / "lock", path):
         for leftover in path.rglob(".*.tmp"):  # left by a run that was killed while writing
             leftover.unlink()

@@ -1,11 +1,11 @@
-"""Finds the best neighbours between two blocks of vectors, both ways from one product: the step that every kNN search repeats.
+"""Finds the best neighbours between two blocks of vectors, both ways from one product: the step repeated by every kNN search.
 
     xy, yx = block_neighbours(x_block, y_block, k, x_start=i, y_start=j)     # pure: the same bytes here and on any machine
     xy = merge_neighbours(xy_of_one_block, xy_of_another)                    # associative, the same in any order
     scores, index = neighbours_of(xy)                                        # float32 [n, k], int64 [n, k]
 
-The result is the same however the two sides are cut into blocks and in whatever order these are merged, and does not depend on
-the number of threads or the BLAS: see exact.py.
+The result does not depend on how the two sides are split into blocks, the order of merging, the number of threads or the BLAS:
+see exact.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mexma_rt.knn.tiles import scan as scan_tiles
 
 __all__ = ["Block", "absorb_blocks", "block_neighbours", "choose_device", "merge_neighbours", "neighbours_of", "no_neighbours"]
 
-# Candidates beyond k. A row is proved if k of them are clear of the last one by what float32 can err (D=384: 2.3e-5).
+# Candidates beyond k. A row is proved if k of them beat the last one by more than float32's error (D=384: 2.3e-5).
 SPARE = 2
 
 
@@ -40,13 +40,13 @@ class Scan(Protocol):
         memory_bytes: int,
         advance: Callable[[int], object],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return scan keys [n, k] and [m, k]; a row or cell below the floors may be left out."""
+        """Return scan keys [n, k] and [m, k]; rows or cells below the floors may be omitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchDevice:
-    """Where the scan runs, in which precision, and why. spare: candidates beyond k. prepare: sends vectors there, and measures
-    them on the way (`mexma_rt.knn.gpu_vectors.Prepared`); None where the scan takes them as they are.
+    """Where the scan runs, in which precision, and why. spare: candidates beyond k. prepare: sends vectors there and measures
+    them on the way (`mexma_rt.knn.gpu_vectors.Prepared`); None if the scan uses them unchanged.
     """
 
     scan: Scan
@@ -55,15 +55,15 @@ class SearchDevice:
     precision: str
     spare: int
     prepare: Callable[[np.ndarray], Any] | None = None
-    orders_ties: bool = False  # of equal scan scores it keeps the lower index
+    orders_ties: bool = False  # whether it keeps the lower index of equal scan scores
 
 
-# On a CPU numpy has no product in half precision that is faster than the one in float32.
+# On a CPU, numpy has no half-precision product that is faster than float32's.
 CPU = SearchDevice(scan=scan_tiles, name="cpu", reason="named", precision="float32", spare=SPARE, orders_ties=True)
 
 
 def choose_device(device: str) -> SearchDevice:
-    """The device named "cpu", "cuda", "cuda:1" or "auto"; raises the errors of `mexma_rt.knn.gpu.open_devices`."""
+    """Open the device "cpu", "cuda", "cuda:1" or "auto"; raises the errors of `mexma_rt.knn.gpu.open_devices`."""
     if device == "cpu":
         return CPU
     from mexma_rt.knn import gpu
@@ -84,20 +84,20 @@ def choose_device(device: str) -> SearchDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Vectors [n, D] prepared for a product: rows with k equal rows before them are left out, and the rest is measured."""
+    """Vectors [n, D] prepared for a product: rows preceded by k equal rows are omitted, and the rest are measured."""
 
     vectors: np.ndarray  # [p, D], p <= n
     rows: np.ndarray  # [p]: which of the n rows these are
-    late: np.ndarray  # the n - p others
-    firsts: np.ndarray  # [n - p]: the first row that each of these equals
+    late: np.ndarray  # the other n - p rows
+    firsts: np.ndarray  # [n - p]: the first row that equals each of these
     start: int  # the index of row 0 in the whole
     lengths: np.ndarray  # [p]
     rounding: np.ndarray  # [p]: |vector - its rounding in the scan's precision|
-    sent: Any = None  # the vectors as the scan of a device takes them: they stay there as long as the block lives
+    sent: Any = None  # the vectors on the scan's device, where they stay as long as the block lives
 
     @classmethod
     def of(cls, vectors: np.ndarray, k: int, start: int, *, owned: bool = False, where: SearchDevice | None = None) -> Block:
-        """owned: the array is the block's own, and rows may be moved within it instead of being copied."""
+        """Prepare a block. owned: the array is the block's own, so rows may be moved within it instead of copied."""
         where = where or CPU
         known = None if where.prepare is None else where.prepare(vectors)
         late, firsts = repeated(vectors, k, None if known is None else known.hashes)
@@ -119,7 +119,7 @@ class Block:
 
     @property
     def for_scan(self) -> Any:
-        """The vectors as the scan takes them."""
+        """The vectors in the form that the scan uses."""
         return self.vectors if self.sent is None else self.sent
 
 
@@ -146,13 +146,13 @@ def absorb_blocks(
     advance: Callable[[int], object] = lambda cells: None,
     where: SearchDevice | None = None,
 ) -> int:
-    """Merge the neighbours in a pair of blocks into keys by_x [n, k] and by_y [m, k], in place: known neighbours make the
-    search faster than `block_neighbours` with a merge, with the same result. With by_y=None only neighbours of
-    x are searched. advance is called with the number of cells done.
+    """Merge the neighbours in a pair of blocks into keys by_x [n, k] and by_y [m, k], in place. Known neighbours make the
+    search faster than `block_neighbours` with a merge, with the same result. With by_y=None only neighbours of x are found.
+    advance is called with the number of cells done.
 
-    Equal rows of a block must come with equal keys, as they do if both have seen the same. where: of `choose_device`, whose
-    precision the blocks must have been made for; None is the CPU. Returns how many rows of both sides the scan did not
-    prove; they were recomputed.
+    Equal rows of a block must have equal keys, as they do if both have been through the same merges. where: from
+    `choose_device`; the blocks must have been made for its precision; None is the CPU. Returns how many rows of both sides the
+    scan did not prove and that were recomputed.
     """
     where = where or CPU
     unsought = np.full(len(y.rows), np.inf, np.float32)  # a floor that no cell reaches, so the scan skips the columns

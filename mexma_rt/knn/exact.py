@@ -1,10 +1,10 @@
 """Computes exact scores of neighbours that a faster scan found, and proves that it missed none.
 
-A scan rounds: a BLAS differently in the middle and at the edge of a matrix, so that equal sentences do not tie and results
-depend on tiles and threads; a GPU in half precision by far more. So the scan only names candidates, a few more than k. Their
-scores are computed in float64 and rounded to float32 once. A row is proved if its k-th exact score exceeds the last candidate's
-scan score by more than the scan can err; the few rows that are not are recomputed, with every cell that could matter.
-The result depends only on the vectors, not on the scan, its blocks or its precision.
+A scan rounds: a BLAS rounds differently in the middle and at the edge of a matrix, so that equal sentences do not tie and
+results depend on tiles and threads; a GPU in half precision rounds far more. So the scan only proposes candidates, a few more
+than k. Their scores are computed in float64 and rounded to float32 once. A row is proved if its k-th exact score exceeds the
+last candidate's scan score by more than the scan's error bound; the few others are recomputed, with every cell that could
+matter. The result depends only on the vectors, not on the scan, its blocks or its precision.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from mexma_rt.cores import usable_cores
 from mexma_rt.knn.keys import EMPTY, keys_of, merge_found, merge_neighbours, neighbours_of
 
-# float64 products at a time: 512 KB. One array for all: the allocator returns such sizes to the system and requests them again
-# each time, 3.5 and 8 us a pair with D=384 and 1024 (two threads) where it is 0.7 and 1.5 with one array.
+# float64 products at a time: 512 KB. One array for all, because the allocator returns arrays of this size to the system and
+# requests them again each time: 3.5 and 8 us per pair with D=384 and 1024 (two threads), against 0.7 and 1.5 with one array.
 PRODUCTS = 1 << 16
 UNIT = 2.0**-24  # rounding of float32
-UNITS = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of what the scan gives, beside that of float32
+UNITS = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of the scan's scores, in addition to float32's
 LARGEST = {"float32": 3e38, "float16": 65504.0, "bfloat16": 3e38}
 SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
 PROVED_ROWS = 4096  # rows that a thread takes at a time
@@ -42,7 +42,7 @@ def exact_scores(x: np.ndarray, y: np.ndarray, rows: np.ndarray, columns: np.nda
 
 
 def lengths(vectors: np.ndarray) -> np.ndarray:
-    """Return the euclidean lengths of rows [n, D], float64 [n], block by block."""
+    """Return the Euclidean lengths of rows [n, D], float64 [n], computed block by block."""
     result = np.empty(len(vectors))
     for start in range(0, len(vectors), 4096):
         block = np.asarray(vectors[start : start + 4096], np.float32)
@@ -51,7 +51,7 @@ def lengths(vectors: np.ndarray) -> np.ndarray:
 
 
 def rounding(vectors: np.ndarray, precision: str) -> np.ndarray:
-    """Return [n]: the length of what a row loses when it is rounded to "float32", "float16" or "bfloat16" for a scan."""
+    """Return [n]: the length of the difference between a row and its rounding to "float32", "float16" or "bfloat16"."""
     result = np.zeros(len(vectors))
     if precision != "float32":
         for start in range(0, len(vectors), 4096):
@@ -72,11 +72,11 @@ def rounded(block: np.ndarray, precision: str) -> np.ndarray:
 def scan_error(
     x: np.ndarray, x_lost: np.ndarray, y: np.ndarray, y_lost: np.ndarray, dimensions: int, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return [n] and [m]: how far the scan's product of a row with any row of the other side may lie from the exact score.
+    """Return [n] and [m]: how far the scan's product of a row with any row of the other side can be from the exact score.
 
-    x, y are the lengths of the rows and x_lost, y_lost what `rounding` says. A product of rows x', y' that are rounded errs by
-    |x - x'| |y'| + |x| |y - y'|; summed in float32 in any order by D u |x'| |y'| (Higham, Accuracy and Stability of Numerical
-    Algorithms, 3.1), u = 2^-24; rounded to the scan's precision by that once more, as is the exact score. Products too
+    x, y are the lengths of the rows and x_lost, y_lost the results of `rounding`. A product of rounded rows x', y' errs by |x -
+    x'| |y'| + |x| |y - y'|; summing in float32 in any order adds D u |x'| |y'| (Higham, Accuracy and Stability of Numerical
+    Algorithms, 3.1), u = 2^-24; rounding to the scan's precision adds its unit once more, as for the exact score. Products too
     small for float32 lose 2^-149 each. A row of zeros is exact.
     """
 
@@ -93,7 +93,7 @@ def scan_error(
 
 
 def floor_of(keys: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Return float32 [n]: a scan score below it cannot become one of the k best of keys [n, k]."""
+    """Return float32 [n]: a scan score below this cannot become one of the k best of keys [n, k]."""
     kth = neighbours_of(keys[:, -1])[0]
     floor: np.ndarray = np.nextafter((kth - error).astype(np.float32), np.float32(-np.inf))
     return floor
@@ -109,10 +109,10 @@ def prove_rows(
     *,
     orders_ties: bool = True,
 ) -> np.ndarray:
-    """Merge the exact scores of scanned neighbours, keys [n, more than k] that count rows of y from 0, into keys [n, k].
+    """Merge the exact scores of scanned neighbours (keys [n, more than k] that count rows of y from 0) into keys [n, k].
 
-    y_index [m] is what the rows of y are called in keys. orders_ties: of equal scores the scan kept the lower index, so that a
-    row whose scores are exact (zeros) is proved although they are all equal. Returns the rows of x that are not proved.
+    y_index [m] gives the index of each row of y in keys. orders_ties: the scan kept the lower index of equal scores, so a row
+    whose scores are exact (zeros) is proved even if they are all equal. Returns the rows of x that are not proved.
     """
     k = keys.shape[1]
 
@@ -120,7 +120,7 @@ def prove_rows(
         part = slice(start, start + PROVED_ROWS)
         own = start + np.flatnonzero((scanned[part, 0] != EMPTY) | np.isinf(error[part]))  # the rows that found something
         scores, index = neighbours_of(scanned[own])
-        # Of a candidate that the scan puts behind the k-th by more than both can err, the exact score need not be known.
+        # A candidate behind the k-th by more than both can err needs no exact score.
         hopeful = scores >= scores[:, k - 1 : k].astype(np.float64) - 2 * error[own, None]
         rows, places = np.nonzero((index >= 0) & hopeful)
         columns = index[rows, places]
@@ -129,7 +129,7 @@ def prove_rows(
         keys[own] = merged = merge_neighbours(keys[own], found)
         kth, full = neighbours_of(merged[:, -1])[0].astype(np.float64), index[:, -1] >= 0
         left_open = full & (scores[:, -1] >= kth - error[own]) & ((error[own] > 0) | (not orders_ties))
-        unproved: np.ndarray = own[left_open | np.isinf(error[own])]  # inf: out of the precision's range
+        unproved: np.ndarray = own[left_open | np.isinf(error[own])]  # inf: outside the precision's range
         return unproved
 
     with ThreadPoolExecutor(usable_cores()) as pool:
@@ -139,9 +139,9 @@ def prove_rows(
 def compute_anew(
     keys: np.ndarray, unproved: np.ndarray, error: np.ndarray, x: np.ndarray, y: np.ndarray, y_index: np.ndarray
 ) -> None:
-    """Merge every cell of the unproved rows that can be among their k best, exactly, into keys [n, k].
+    """Merge the exact scores of all cells that could be among the k best of the unproved rows into keys [n, k].
 
-    error [n] is that of products in float32.
+    error [n] is the error bound of products in float32.
     """
     height, width = REDONE
     for i in range(0, len(unproved), height):
@@ -171,10 +171,10 @@ def hashes_of(vectors: np.ndarray) -> np.ndarray:
 
 
 def repeated(vectors: np.ndarray, k: int, hashes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return which rows have k equal rows or more before them, and for each of these the first of its equals.
+    """Return the rows preceded by at least k equal rows, and for each the first row that equals it.
 
-    They need no product: as neighbours they lose to the earlier rows, and their own neighbours are those of the first.
-    hashes: those of `hashes_of`, where they are known.
+    They need no product: as neighbours they lose to the earlier rows, and their own neighbours are the first row's.
+    hashes: from `hashes_of`, if known.
     """
     if hashes is None:
         hashes = hashes_of(vectors)

@@ -1,11 +1,11 @@
-"""The scan on GPUs, in half precision, by torch if it is installed or cupy (gpu_arrays.py has their operations).
+"""The scan on GPUs, in half precision, with torch if installed, or cupy (gpu_arrays.py has their operations).
 
 The runtime requires neither. They are imported in functions, only for "cuda" or "auto". Candidates found here are re-scored and
 proved by exact.py, so a device changes speed, not results.
 
-Products of tiles, as in tiles.py, of which each row and column looks into the groups of cells whose maximum beats what it knows
-already. Where it knows too little for that (its first tile), it takes the k best groups and the k best cells in them, where
-those of the tile lie. Vectors are sent and measured by gpu_vectors.py.
+As in tiles.py, products are computed in tiles, and each row and column searches only groups of cells whose maximum beats its
+current best. A row without a current best (in its first tile) takes the k best groups, which contain the k best cells of the
+tile, and the k best cells in them. gpu_vectors.py sends and measures vectors.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mexma_rt.knn.gpu_errors import explained
 from mexma_rt.knn.gpu_vectors import GROUP, Sent
 from mexma_rt.knn.keys import EMPTY, keys_of, merge_neighbours
 
-SPARE = 12  # candidates beyond k: between them the scores must fall by what half precision can err, 1e-3 for D=1024
-SLICE = 4096  # rows at a time that take their best groups whole: indices of 8 bytes for each of their cells
+SPARE = 12  # candidates beyond k: across them scores must drop by more than half precision's error, 1e-3 for D=1024
+SLICE = 4096  # rows that take whole groups at a time: an 8-byte index for each of their cells
 DEVICES = ("cpu", "cuda", "auto")
 
 
@@ -42,9 +42,9 @@ class OpenGpus:
 
 
 def open_devices(device: str) -> OpenGpus:
-    """The GPUs of this machine for "cuda" (one for "cuda:1"), or a CPU for "cpu" and, where no GPU can be used, for "auto".
+    """Open this machine's GPUs for "cuda" (one for "cuda:1"); the CPU for "cpu", and for "auto" if no GPU is usable.
 
-    Raises InputError for another name, MissingExtraError or BackendError where "cuda" was named and cannot be had.
+    Raises InputError for another name, MissingExtraError or BackendError if "cuda" was named but is unavailable.
     """
     kind, colon, index = device.partition(":")
     if kind not in DEVICES or (colon and not (kind == "cuda" and index.isdecimal())):
@@ -68,16 +68,16 @@ def open_devices(device: str) -> OpenGpus:
         return OpenGpus(arrays=(), name="cpu", reason=", ".join(reasons))
     if all("not installed" in reason for reason in reasons):
         raise MissingExtraError(
-            "A search on a GPU needs torch or cupy, and neither is installed. Type:\n    pip install 'mexma-rt[torch]'"
+            "A search on a GPU needs torch or cupy, but neither is installed. Type:\n    pip install 'mexma-rt[torch]'"
         )
     raise BackendError(
-        f"device='cuda' cannot be used: {', '.join(reasons)}. Type device='cpu', or 'auto' to take what is there."
+        f"device='cuda' cannot be used: {', '.join(reasons)}. Type device='cpu', or 'auto' to use what is available."
     )
 
 
 def scan_on(arrays: tuple[Arrays, ...]) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """A scan (see `mexma_rt.knn.blocks.Scan`) on devices, of vectors or what `prepare_on` sent; each device takes every
-    len(arrays)-th piece of x. What it needs of the devices' memory follows from what is free, not from memory_bytes.
+    """Return a scan (see `mexma_rt.knn.blocks.Scan`) on devices, for vectors or what `prepare_on` sent; each device takes every
+    len(arrays)-th piece of x. Its device memory depends on what is free, not on memory_bytes.
     """
 
     def scan(
@@ -92,7 +92,7 @@ def scan_on(arrays: tuple[Arrays, ...]) -> Callable[..., tuple[np.ndarray, np.nd
     ) -> tuple[np.ndarray, np.ndarray]:
         x, y = (side if isinstance(side, Sent) else Sent(arrays, side) for side in (x, y))
         by_x = np.full((len(x.vectors), k), EMPTY)
-        both = bool((y_floor < np.inf).any())  # columns that no cell can reach are not looked at
+        both = bool((y_floor < np.inf).any())  # columns that no cell can reach are skipped
         floors = [np.nextafter(floor, np.float32(-np.inf)) for floor in (x_floor, y_floor)]  # cells that equal a floor count
 
         def work(number: int) -> np.ndarray:
@@ -118,7 +118,7 @@ class Best:
         self.fresh = bool(np.isneginf(floor).any()) if n else False
 
     def merge(self, rows: DeviceArray, scores: DeviceArray, index: DeviceArray) -> None:
-        """Further cells [m, w] of some rows (a slice or distinct numbers)."""
+        """Merge further cells [m, w] of some rows (a slice or distinct numbers)."""
         ops = self.ops
         best, at = ops.top(ops.join(self.scores[rows], scores), self.k)
         self.index[rows] = ops.take(ops.join(self.index[rows], index), at, 1)
@@ -132,7 +132,7 @@ class Best:
     def keys(self) -> np.ndarray:
         """The best cells as keys uint64 [n, k] (keys.py), in host memory."""
         scores, index = (self.ops.host(one) for one in (self.scores, self.index))
-        nothing = ~np.isfinite(scores)  # not seen, or beyond what half precision holds: the bound of the error is infinite then
+        nothing = ~np.isfinite(scores)  # not seen, or beyond half precision's range, where the error bound is infinite
         keys = keys_of(np.where(nothing, np.float32(0), scores), np.where(nothing, 0, index))
         return np.where(nothing, EMPTY, keys)
 
@@ -148,7 +148,7 @@ def _scan_rows(
     both: bool,
     advance: Callable[[int], object],
 ) -> np.ndarray:
-    """Scan the pieces of x that are this device's; fills their rows of by_x and returns keys [m, k] of y."""
+    """Scan this device's pieces of x; fill their rows of by_x and return keys [m, k] of y."""
     m, step = len(y.vectors), y.side
     of_y = {j: Best(ops, min(step, m - j), k, floors[1][j : j + step]) for j in y.starts} if both else {}
     for i in x.starts[number :: len(x.arrays)]:
@@ -169,7 +169,7 @@ def _scan_rows(
 
 
 def _absorb(best: Best, tile: DeviceArray, first: int, *, by_row: bool) -> None:
-    """Merge what the rows (or columns) of a tile find in it; its columns (or rows) count from `first`."""
+    """Merge what the rows (or columns) of a tile find in it; its columns (or rows) are numbered from `first`."""
     ops, n, (rows, columns) = best.ops, len(best.scores), tile.shape
     if by_row:
         groups = tile.reshape(rows, columns // GROUP, GROUP)
@@ -190,7 +190,7 @@ def _absorb(best: Best, tile: DeviceArray, first: int, *, by_row: bool) -> None:
 
 
 def _take_best_groups(best: Best, tile: DeviceArray, maxima: DeviceArray, first: int, *, by_row: bool) -> None:
-    """The k best cells, or all, of each row: they lie in its k best groups."""
+    """Take the k best cells (or all) of each row, which lie in its k best groups."""
     ops, inside = best.ops, best.ops.numbers(0, GROUP)
     for start in range(0, len(maxima), SLICE):
         part = slice(start, min(start + SLICE, len(maxima)))
@@ -202,7 +202,7 @@ def _take_best_groups(best: Best, tile: DeviceArray, maxima: DeviceArray, first:
 
 
 def _take_cells(best: Best, row: DeviceArray, group: DeviceArray, cells: DeviceArray, first: int) -> None:
-    """The cells [m, GROUP] of some groups that are better than what their rows know; rows ascend."""
+    """Take those cells [m, GROUP] of some groups that beat their rows' current best; rows ascend."""
     ops = best.ops
     which, inside = ops.where(cells > best.above[row][:, None])
     query, scores, index = row[which], cells[which, inside], group[which] * GROUP + inside + first

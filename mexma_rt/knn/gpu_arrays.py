@@ -18,7 +18,7 @@ from mexma_rt.knn.gpu_copies import CupyCopies, DeviceArray, Library, Staging, T
 from mexma_rt.knn.gpu_errors import explained
 
 HASHED_ROWS = 4096  # at a time: their products are int64 [rows, D]
-# What may round a product's sum to half precision on the way; the bound of exact.py holds for sums in float32.
+# Settings that may round a product's sum to half precision midway; the bound of exact.py holds for float32 sums.
 SHORT_SUMS = (
     "allow_fp16_reduced_precision_reduction",
     "allow_bf16_reduced_precision_reduction",
@@ -30,7 +30,7 @@ _users = 0
 
 
 class TorchArrays:
-    """By torch on one device. memory: what a device that cannot be asked (the CPU, in tests) is said to have free."""
+    """Operations by torch on one device. memory: assumed free memory of a device that cannot be asked (the CPU, in tests)."""
 
     library = "torch"
 
@@ -49,14 +49,14 @@ class TorchArrays:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """For the thread that works on this device: its current device, and no gradients. Its errors become BackendError."""
+        """Set the current device and no gradients for the thread that works on this device; errors become BackendError."""
         current = self.torch.cuda.device(self.device) if self.device.startswith("cuda") else contextlib.nullcontext()
         with explained("torch", self.device), self.torch.inference_mode(), current:
             yield
 
     @contextlib.contextmanager
     def precise(self) -> Iterator[None]:
-        """For the process: products sum in float32 until the last of several searches (threads, devices) has left."""
+        """Make the process's products sum in float32 until the last of several searches (threads, devices) has left."""
         global _users
         flags = self.torch.backends.cuda.matmul
         with _lock:
@@ -75,7 +75,7 @@ class TorchArrays:
                     setattr(flags, *_before.popitem())
 
     def send(self, rows: np.ndarray) -> DeviceArray:
-        """float32 [n, D] on the device of rows of any real type."""
+        """Return rows of any real type as float32 [n, D] on the device."""
         if not self.device.startswith("cuda"):
             return self.torch.from_numpy(np.ascontiguousarray(rows, np.float32))
         self.staging = self.staging or Staging(TorchCopies(self.torch, self.device))
@@ -85,7 +85,7 @@ class TorchArrays:
         return sent.float()
 
     def half(self, rows: DeviceArray, n: int) -> DeviceArray:
-        """Rows in the scan's precision, with rows of zeros up to n."""
+        """Return rows in the scan's precision, padded to n with rows of zeros."""
         low = self.torch.zeros((n, rows.shape[1]), dtype=self.dtype, device=self.device)
         low[: len(rows)] = rows
         return low
@@ -95,7 +95,7 @@ class TorchArrays:
         return self.torch.linalg.vector_norm(rows, dim=1, dtype=self.torch.float64)
 
     def hashes(self, rows: DeviceArray, factors: np.ndarray) -> DeviceArray:
-        """`exact.hashes_of` as int64, whose arithmetic is that of uint64."""
+        """Compute `exact.hashes_of` as int64, whose arithmetic equals uint64's."""
         by = self.torch.from_numpy(factors.view(np.int64)).to(self.device)
         parts = [
             ((part.view(self.torch.int32).to(self.torch.int64) & 0xFFFF_FFFF) * by).sum(1) for part in rows.split(HASHED_ROWS)
@@ -115,7 +115,7 @@ class TorchArrays:
         return self.torch.arange(start, stop, device=self.device)
 
     def nothing(self, n: int, k: int) -> tuple[DeviceArray, DeviceArray]:
-        """Scores -inf and indices -1, [n, k]."""
+        """Return scores of -inf and indices of -1, [n, k]."""
         scores = self.torch.full((n, k), -float("inf"), dtype=self.dtype, device=self.device)
         return scores, self.torch.full((n, k), -1, dtype=self.torch.int64, device=self.device)
 
@@ -134,7 +134,7 @@ class TorchArrays:
         return self.torch.gather(cells, axis, index)
 
     def where(self, mask: DeviceArray) -> tuple[DeviceArray, ...]:
-        """The place of what is true along each axis, in the order of the rows."""
+        """Return the indices of true cells along each axis, in row order."""
         found: tuple[DeviceArray, ...] = self.torch.nonzero(mask, as_tuple=True)
         return found
 
@@ -150,7 +150,7 @@ class TorchArrays:
 
 
 class CupyArrays:
-    """The same by cupy, or by anything else that has numpy's functions."""
+    """The same operations by cupy, or by anything else with numpy's functions."""
 
     library = "cupy"
 
@@ -218,7 +218,7 @@ class CupyArrays:
         return self.xp.ascontiguousarray(cells.T)
 
     def top(self, cells: DeviceArray, k: int) -> tuple[DeviceArray, DeviceArray]:
-        """By taking the best k times: cupy's argpartition sorts all of a row."""
+        """Take the best k times, because cupy's argpartition sorts whole rows."""
         left, rows = cells.copy(), self.xp.arange(len(cells))
         values, index = self.xp.empty((len(cells), k), cells.dtype), self.xp.empty((len(cells), k), np.int64)
         for place in range(k):

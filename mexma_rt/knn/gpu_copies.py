@@ -1,4 +1,4 @@
-"""Copies of rows to a device through page-locked memory: a piece is packed into one half while the other half is copied."""
+"""Copies rows to a device through page-locked memory: a piece is packed into one half while the other half is copied."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-STAGED_BYTES = 64 << 20  # of a piece on its way: large enough for the full rate of PCIe, small beside the memory of any GPU
+STAGED_BYTES = 64 << 20  # per piece in transit: enough for the full rate of PCIe, but small next to any GPU's memory
 
 # Neither library may be imported for its types: a search that needs no GPU must not load one.
 Library: TypeAlias = Any  # the module torch or cupy
 DeviceArray: TypeAlias = Any  # a torch.Tensor or a cupy.ndarray
-Event: TypeAlias = Any  # of torch or cupy: what a stream reaches when it has done what came before
+Event: TypeAlias = Any  # of torch or cupy: reached when a stream has done everything before it
 
 
 class Copies(Protocol):
@@ -21,21 +21,21 @@ class Copies(Protocol):
         """A page-locked buffer of the host, uint8 [size]."""
 
     def copy(self, target: DeviceArray, buffer: np.ndarray) -> Event:
-        """Start the copy of a buffer, from its beginning on, to a target of as many bytes; returns the event of its end."""
+        """Start copying the beginning of a buffer to a target, filling it; return the event that marks the end."""
 
     def wait(self, event: Event) -> None:
         """Block until the event."""
 
 
 def sent_type(rows: np.ndarray) -> np.dtype:
-    """The type in which rows cross the bus: half precision as it is, in half the time; everything else as float32, to which the
-    host converts faster than to half precision.
+    """Return the type in which rows cross the bus: half precision unchanged, in half the time; everything else as float32, to
+    which the host converts faster than to half precision.
     """
     return np.dtype(np.float16 if rows.dtype == np.float16 else np.float32)
 
 
 class Staging:
-    """Rows -> a device, piece by piece through two page-locked buffers: one is filled while the other is copied."""
+    """Sends rows to a device piece by piece through two page-locked buffers: one is filled while the other is copied."""
 
     def __init__(self, copies: Copies, bytes_at_once: int = STAGED_BYTES) -> None:
         self.copies, self.bytes = copies, bytes_at_once
@@ -44,7 +44,7 @@ class Staging:
         self.turn = 0
 
     def send(self, rows: np.ndarray, target: DeviceArray) -> None:
-        """Fill target [n, D] of `sent_type`, which whatever the device does next waits for; the rows may be changed at once."""
+        """Fill target [n, D] of `sent_type`; later work on the device waits for it, but the rows may be changed immediately."""
         dtype = sent_type(rows)
         step = max(self.bytes // (dtype.itemsize * max(rows.shape[1], 1)), 1)
         for start in range(0, len(rows), step):
@@ -58,7 +58,7 @@ class Staging:
 
 
 class TorchCopies:
-    """Asynchronous copies by torch, in the stream that computes: the host packs the next piece meanwhile."""
+    """Asynchronous copies by torch, in the stream that computes; the host packs the next piece meanwhile."""
 
     def __init__(self, torch: Library, device: str) -> None:
         self.torch, self.device = torch, device
@@ -82,7 +82,7 @@ class TorchCopies:
 
 
 class CupyCopies:
-    """The same by cupy."""
+    """Asynchronous copies by cupy."""
 
     def __init__(self, cupy: Library) -> None:
         self.cupy = cupy

@@ -1,4 +1,4 @@
-"""What a library's error on a GPU means, and what to type."""
+"""Explains a library's error on a GPU, and says what to type."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _advice(library: str, error: str) -> str:
     lower = error.lower()
     if "out of memory" in lower or "outofmemory" in lower or "memoryallocation" in lower:
         return (
-            "The GPU's memory ran out. nvidia-smi lists who holds it; CUDA_VISIBLE_DEVICES=1 (or another number) takes another "
-            "GPU, and device='cpu' gives the same result."
+            "The GPU's memory ran out. nvidia-smi lists what uses it; CUDA_VISIBLE_DEVICES=1 (or another number) selects "
+            "another GPU, and device='cpu' gives the same result."
         )
     if "no kernel image" in lower or "nokernelimage" in lower or "compileexception" in lower or "nvrtc" in lower:
         return (
@@ -36,4 +36,4 @@ def _advice(library: str, error: str) -> str:
             "and architecture (https://pytorch.org/get-started/locally, https://docs.cupy.dev/en/stable/install.html); "
             "device='cpu' gives the same result."
         )
-    return "See whether the GPU is well: nvidia-smi. device='cpu' gives the same result."
+    return "Check the GPU: nvidia-smi. device='cpu' gives the same result."

@@ -143,7 +143,7 @@ def test_an_engine_that_normalises_gives_no_raw_vectors(device: Device, tiny_bun
     texts = ["Hello world", "Bonjour le monde"]
     np.testing.assert_allclose(encoder.embed(texts), [unit, unit], rtol=1e-6)
     np.testing.assert_allclose(encoder.embed(texts, truncate_dim=2), [[0.2**0.5, 0.8**0.5]] * 2, rtol=1e-6)
-    wanted = r"normalize=False: the engine of tensorrt gives vectors of length 1, .* load\(\.\.\., backend='onnxruntime'\)"
+    wanted = r"normalize=False: the tensorrt engine returns vectors of length 1, .* load\(\.\.\., backend='onnxruntime'\)"
     with pytest.raises(BackendError, match=wanted):
         encoder.embed(texts, normalize=False)
     with encoder.service() as service:

@@ -168,8 +168,8 @@ def test_mining_on_a_cluster_that_cannot_be_used_leaves_nothing(tmp_path, monkey
         np.save(f"{name}.npy", np.random.default_rng(3).standard_normal((20, 8)))
     vectors = ["--source-vectors", "x.npy", "--target-vectors", "y.npy", "-o", "p.tsv"]
     for arguments, status, message in (
-        ([*vectors, "--ray", "nowhere"], 1, "'nowhere' is no address of a Ray cluster"),
-        ([*vectors, "--ray", "local", "--device", "cuda"], 1, "device='cuda' is not offered on a Ray cluster"),
+        ([*vectors, "--ray", "nowhere"], 1, "'nowhere' is not the address of a Ray cluster"),
+        ([*vectors, "--ray", "local", "--device", "cuda"], 1, "device='cuda' is not supported on a Ray cluster"),
         (["a.txt", "b.txt", "--ray", "local"], 2, "Make them first: mexma embed a.txt -o source.npy --ray local"),
     ):
         result = CliRunner().invoke(main, ["mine", *arguments])
@@ -206,7 +206,7 @@ def test_a_search_on_a_cluster_goes_on_where_one_machine_was_stopped(tmp_path, m
     (tmp_path / "y.npy").write_bytes(b"")
     result = CliRunner().invoke(main, ["knn", *paths, "-o", str(tmp_path / "new"), "--ray=local"])
     assert result.exit_code == 1 and "y.npy" in result.stderr and not (tmp_path / "new").exists()
-    with pytest.raises(InputError, match="device='cuda' is not offered on a Ray cluster"):
+    with pytest.raises(InputError, match="device='cuda' is not supported on a Ray cluster"):
         write_neighbours_on("local", *paths, tmp_path / "new", SearchSettings(device="cuda"))
 
 
@@ -233,7 +233,7 @@ def test_the_command_goes_on_where_a_run_on_one_machine_was_stopped(texts, tiny_
     for name in names:
         assert (tmp_path / "v" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     result = CliRunner().invoke(main, [*arguments, "--threads=99"])
-    assert result.exit_code == 1 and "a worker was to have 99 threads" in result.stderr
+    assert result.exit_code == 1 and "each worker needs 99 threads" in result.stderr
 
 
 def test_what_goes_wrong_in_a_worker_is_said_as_if_it_had_gone_wrong_here(texts, tiny_bundle, tmp_path, monkeypatch, ray_here):
@@ -290,7 +290,7 @@ def test_addresses_that_lead_nowhere(monkeypatch, tmp_path):
         write_vectors_on(f"127.0.0.1:{port}", {}, tmp_path / "in.txt", tmp_path / "v.npy", EmbedSettings())
     assert time.monotonic() - started < 2 * cluster.CONNECT_SECONDS
     for address in ("10.0.0.5", "here:port", "host:99999", ""):
-        with pytest.raises(InputError, match=r"is no address of a Ray cluster\. Type local, auto or HOST:PORT"):
+        with pytest.raises(InputError, match=r"is not the address of a Ray cluster\. Type local, auto or HOST:PORT"):
             write_vectors_on(address, {}, tmp_path / "in.txt", tmp_path / "v.npy", EmbedSettings())
     with pytest.raises(InputError, match="ray://head:10001 is the address of a Ray client"):
         write_vectors_on("ray://head:10001", {}, tmp_path / "in.txt", tmp_path / "v.npy", EmbedSettings())

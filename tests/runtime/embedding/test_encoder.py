@@ -266,7 +266,7 @@ def test_zero_vectors_stay_zero(encoder):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_vectors_that_are_not_finite_raise(encoder, value):
     broken = dataclasses.replace(encoder, backend=Constant(1.0, value))
-    with pytest.raises(BackendError, match="gave a vector that is not finite for the sentence with index 2"):
+    with pytest.raises(BackendError, match="returned a vector that is not finite for the sentence with index 2"):
         broken.embed(["a", "a", "", "b"])
 
 

@@ -356,7 +356,7 @@ def test_size_and_memory_are_stated_before_a_long_job(
     interrupted(encoder, monkeypatch)
     write_vectors(lambda: encoder, source, "v.npy", EmbedSettings(), announce=said.append)
     write_vectors(lambda: encoder, source, "v.npy", EmbedSettings(), announce=said.append)
-    assert said[0].startswith("v.npy: 9 rows x 32 float32, 0.0 MB on disk; beside the model about ")
+    assert said[0].startswith("v.npy: 9 rows x 32 float32, 0.0 MB on disk; besides the model about ")
     assert said[0].endswith("Resumes after row 4, where a run was interrupted.")
     assert said[1].endswith("If interrupted, run the same command again: it resumes.")
 

@@ -187,7 +187,7 @@ def test_a_full_queue_blocks_or_refuses(encoder: mexma_rt.Encoder, gate: Gate) -
         until(lambda: service.report().waiting == 3)
         message = (
             "The queue of the service is full: 3 of 3 texts wait, and there was no room for 1 more within 0.05 s. The calls "
-            "come faster than they are computed: try again later, send less, or let calls wait longer with "
+            "arrive faster than they are computed: try again later, send less, or let calls wait longer with "
             "encoder.service(queue_timeout=...)."
         )
         with pytest.raises(ServiceBusyError, match=re.escape(message)):
@@ -240,7 +240,7 @@ def test_a_timeout_drops_what_is_missing(encoder: mexma_rt.Encoder, gate: Gate) 
     [
         ({"batch_texts": 0}, "batch_texts=0 must be a whole number of at least 1."),
         ({"queue_texts": 2.5}, "queue_texts=2.5 must be a whole number of at least 1."),
-        ({"queue_timeout": -1}, "queue_timeout=-1 must be a number of seconds of at least 0, or None to wait without end."),
+        ({"queue_timeout": -1}, "queue_timeout=-1 must be a number of seconds of at least 0, or None to wait forever."),
         ({"queue_timeout": float("nan")}, "queue_timeout=nan must be"),
     ],
 )

@@ -153,7 +153,7 @@ def test_an_engine_without_token_vectors_says_so():
             return np.zeros((len(input_ids), 4), np.float32)
 
     with pytest.raises(
-        BackendError, match=r"The engine of tensorrt gives sentence vectors.*load\(..., backend='onnxruntime'\)"
+        BackendError, match=r"The tensorrt engine computes sentence vectors.*load\(..., backend='onnxruntime'\)"
     ):
         Sentences().run_tokens(np.array([[0, 2]]), np.array([[1, 1]]))
 

@@ -267,13 +267,13 @@ def test_staging_never_overwrites_what_is_on_its_way(rows: int, dtype: Any) -> N
     [
         (
             "CUDA out of memory. Tried to allocate 2.00 GiB",
-            "The GPU's memory ran out. nvidia-smi lists who holds it; CUDA",
+            "The GPU's memory ran out. nvidia-smi lists what uses it; CUDA",
         ),
         (
             "CUDA error: no kernel image is available for execution on the device",
             "has no kernels for this GPU(?s:.*)pytorch",
         ),
-        ("CUDA error: an illegal memory access was encountered", "See whether the GPU is well: nvidia-smi. device='cpu' gives"),
+        ("CUDA error: an illegal memory access was encountered", "Check the GPU: nvidia-smi. device='cpu' gives"),
     ],
 )
 @pytest.mark.parametrize("method", ["maxima", "send"])
@@ -372,7 +372,7 @@ def test_which_device_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
     found = search.neighbours(X, Y, 1, device="auto")
     assert (found.device, found.reason) == ("cpu", "torch is not installed, cupy is not installed")
-    with pytest.raises(MissingExtraError, match="needs torch or cupy, and neither is installed"):
+    with pytest.raises(MissingExtraError, match="needs torch or cupy, but neither is installed"):
         mutual_neighbours(X, Y, 1, device="cuda")
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: name == "torch" or None)
     monkeypatch.setattr(gpu, "_torch_devices", lambda: ())
