@@ -3,7 +3,7 @@
 A cell (i, j) is the state "i of the n source sentences and j of the m target sentences are used". The band is laid along the
 antidiagonals i + j = d: all cells of one depend only on earlier ones, so each is a handful of numpy calls on a row of `width`
 cells, and time and memory grow with (n + m) x width. The similarities of a block of antidiagonals come from one matrix
-product for each shape.
+product per shape.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Bead = tuple[int, int, int, int]  # first source sentence, end, first target sen
 Costs = Callable[[Shape, slice, slice], np.ndarray]
 
 DELETIONS: tuple[Shape, Shape] = ((1, 0), (0, 1))
-# Antidiagonals whose costs are computed together. Few, since a product takes (DIAGONALS + width)^2 cells for DIAGONALS x width.
+# Antidiagonals whose costs are computed together: few, since a product has (DIAGONALS + width)^2 cells for DIAGONALS x width.
 DIAGONALS = 64
 
 
@@ -33,14 +33,14 @@ def cheapest_beads(
 ) -> list[Bead]:
     """Return the beads, ascending, that cover both sequences at the lowest total cost.
 
-    costs((p, q), rows, columns) gives the cost [rows, columns] of beads of p source sentences from each of rows on and q target
-    sentences from each of columns on; `deletion` is that of one sentence alone. On antidiagonal d, the cells with
-    low[d] <= i < low[d] + width are looked at; low [n + m + 1] must not fall, nor rise by more than 1 from one to the next. Of
-    equal costs the first shape wins. `advance` is called with the sentences done, n + m in all.
+    costs((p, q), rows, columns) gives the cost [rows, columns] of beads of p source sentences starting at each of rows and q
+    target sentences starting at each of columns; `deletion` is the cost of one sentence alone. On antidiagonal d, only cells
+    with low[d] <= i < low[d] + width are considered; low [n + m + 1] must rise by 0 or 1 from each to the next. If costs are
+    equal, the first shape wins. `advance` is called with the sentences done, n + m in all.
     """
     shapes = [*shapes, *DELETIONS]
     reach = max(p + q for p, q in shapes)
-    # Column `reach` of a row is cell low[d]; what is outside of the band, and row -1 and so on, is never reached.
+    # Column `reach` of a row is cell low[d]; cells outside the band, and rows -1 and so on, are never reached.
     total = np.full((n + m + 1 + reach, width + 2 * reach), np.inf)
     total[reach, reach - low[0]] = 0.0
     choice = np.zeros((n + m + 1, width), np.int8)
@@ -63,7 +63,7 @@ def cheapest_beads(
 def _block_costs(
     depths: range, n: int, m: int, shapes: Sequence[Shape], costs: Costs, deletion: float, low: np.ndarray, width: int
 ) -> np.ndarray:
-    """[depths, shapes, width]: the cost of the bead that ends in each cell; infinite where no bead ends."""
+    """Return [depths, shapes, width]: the cost of the bead that ends in each cell; infinite if none does."""
     d = np.arange(depths.start, depths.stop)[:, None]
     i = low[depths.start : depths.stop, None] + np.arange(width)
     j = d - i
@@ -90,13 +90,13 @@ def _trace(n: int, m: int, shapes: Sequence[Shape], choice: np.ndarray, low: np.
 
 
 def everything(n: int, m: int) -> tuple[np.ndarray, int]:
-    """(low, width) of a band that covers every cell."""
+    """Return (low, width) of a band that covers every cell."""
     return np.zeros(n + m + 1, np.int64), n + 1
 
 
 def around(points: Sequence[tuple[int, int]], n: int, m: int, radius: int) -> tuple[np.ndarray, int]:
-    """(low, width) of a band of `radius` sentences to both sides of the straight lines that join points (i, j), from (0, 0) to
-    (n, m).
+    """Return (low, width) of a band of `radius` sentences on both sides of the straight lines through points (i, j), from
+    (0, 0) to (n, m).
     """
     i, j = np.array([(0, 0), *points, (n, m)]).T
     centre = np.interp(np.arange(n + m + 1), i + j, i)

@@ -1,9 +1,9 @@
-"""Costs of beads from the vectors of segments, and the cheapest beads of two documents, searched coarse to fine.
+"""Costs of beads from the vectors of segments, and the cheapest beads of two documents, searched from coarse to fine.
 
-A segment is one sentence or several consecutive ones; a document is a list: at p - 1, the unit vectors [n - p + 1, D] of its
-segments of p sentences. Costs are those of Thompson and Koehn, "Vecalign" (EMNLP 2019), equation 2, but for the random pairs:
-they are chosen deterministically, so that results repeat, and are never translations of each other, which matters in short
-documents.
+A segment is one or more consecutive sentences; a document is a list that holds at p - 1 the unit vectors [n - p + 1, D] of its
+segments of p sentences. Costs are those of Thompson and Koehn, "Vecalign" (EMNLP 2019), equation 2, except for the random
+pairs: they are chosen deterministically, so that results repeat, and are never translations of each other, which matters in
+short documents.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from mexma_rt.progress import progress_bar
 
 Segments = list[np.ndarray]
 
-FULL_CELLS = 300 * 300  # documents of at most this many cells are searched whole; vecalign halves down to 300 sentences in all
+FULL_CELLS = 300 * 300  # documents up to this many cells are searched whole; vecalign halves down to 300 sentences in all
 ROWS = 8192  # segments whose distances to the sample are in memory at once
-LEAST = 1e-6  # distance; above the rounding of float32, so that equal sentences pair one to one and not in larger beads
-SAMPLE = 128  # segments of each size that stand for random ones, and sentences of each side whose pairs do
+LEAST = 1e-6  # lowest distance; above float32's rounding, so that equal sentences pair one to one and not in larger beads
+SAMPLE = 128  # segments of each size taken as random ones, and sentences per side whose pairs are
 
 
 class Costs:
@@ -39,20 +39,20 @@ class Costs:
         return cost
 
     def __call__(self, shape: Shape, rows: slice, columns: slice) -> np.ndarray:
-        """Cost of beads: the distance times the number of sentences on both sides, so that large beads are not favoured."""
+        """Return the cost of beads: the distance times both numbers of sentences, so that large beads are not favoured."""
         return shape[0] * shape[1] * self.distance(shape, rows, columns)
 
     def deletion(self, quantile: float) -> float:
-        """Cost of a sentence without a partner: a quantile of the costs of random pairs."""
+        """Return the cost of a sentence without a partner: a quantile of the costs of random pairs."""
         cost = self.distance((1, 1), spread(len(self._x[0]), 2 * SAMPLE), spread(len(self._y[0]), 2 * SAMPLE))
         cost[np.arange(len(cost)), cost.argmin(axis=1)] = 1.0  # may be a translation; 1 is the mean of the others
         return float(np.quantile(cost, quantile))
 
 
 def random_distances(x: Segments, y: Segments) -> Segments:
-    """For each segment of x, its mean distance 1 - cosine to a sample of y's segments, as [n - p + 1] for each size p.
+    """Return each segment of x's mean distance (1 - cosine) to a sample of y's segments, [n - p + 1] for each size p.
 
-    The closest sample may be its translation, so it is replaced by an unrelated one, of distance 1.
+    The closest sample may be its translation, so it is replaced by an unrelated one at distance 1.
     """
     sample = np.concatenate([part[spread(len(part), SAMPLE)] for part in y])
     means = [np.empty(len(part), np.float32) for part in x]
@@ -64,17 +64,17 @@ def random_distances(x: Segments, y: Segments) -> Segments:
 
 
 def spread(n: int, size: int) -> np.ndarray:
-    """At most `size` of n positions, evenly spaced."""
+    """Return at most `size` of n positions, evenly spaced."""
     return np.unique(np.linspace(0, n - 1, min(n, size)).round().astype(np.int64)) if n else np.empty(0, np.int64)
 
 
 def find_beads(
     x: Segments, y: Segments, max_size: int, quantile: float, radius: int, progress: bool | None
 ) -> tuple[list[Bead], Costs]:
-    """The cheapest beads of at most `max_size` sentences, both sides together, of two documents that are not empty.
+    """Find the cheapest beads of at most `max_size` sentences, both sides together, of two non-empty documents.
 
-    Long documents are first aligned one to one as means of 2, 4, 8... neighbours; each finer level looks only `radius` units
-    to both sides of the coarser one's path.
+    Long documents are first aligned one to one as means of 2, 4, 8... neighbours; each finer level searches only `radius` units
+    on both sides of the coarser path.
     """
     halves = [(x[0], y[0])]
     while len(halves[-1][0]) * len(halves[-1][1]) > FULL_CELLS:

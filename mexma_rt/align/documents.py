@@ -1,6 +1,6 @@
-"""Document alignment: which sentences of a document are translated by which of another, in the same order.
+"""Document alignment: which sentences of one document translate which of another, in the same order.
 
-The method is that of Thompson and Koehn, "Vecalign" (EMNLP 2019): dynamic programming over beads of one or more consecutive
+The method is Thompson and Koehn's "Vecalign" (EMNLP 2019): dynamic programming over beads of one or more consecutive
 sentences on each side, in time and memory linear in the length of the documents. See beads.py and band.py.
 """
 
@@ -20,11 +20,11 @@ from mexma_rt.mining.pairs import Embeds
 from mexma_rt.mining.sides import compared_rows
 
 SEGMENTS = ("text", "mean")
-# Where F1 was best of 0.002 to 0.05 on documents made of WMT news (German, Finnish, Chinese; one sentence in
-# ten without a partner): 90.4 % of the beads, 89.3 at 0.01, 87.8 at 0.05. vecalign's is 0.2.
+# Of 0.002 to 0.05, the best F1 on documents made from WMT news (German, Finnish, Chinese; one sentence in ten without a
+# partner): 90.4 % of the beads, against 89.3 at 0.01 and 87.8 at 0.05. vecalign's is 0.2.
 DELETION = 0.002
-RADIUS = 10  # sentences to both sides of the coarser path; vecalign has 5
-MOST = 12  # max_size: segments of up to 11 sentences, each embedded
+RADIUS = 10  # sentences on both sides of the coarser path; vecalign uses 5
+MOST = 12  # highest max_size: segments of up to 11 sentences, each embedded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,22 +52,22 @@ def align_documents(
     target_vectors: np.ndarray | None = None,
     progress: bool | None = None,
 ) -> list[Bead]:
-    """Align the sentences of two documents that translate each other in the same order; returns beads, ascending.
+    """Align the sentences of two documents that translate each other in the same order; return beads, ascending.
 
     Every sentence that is not blank is in exactly one bead, and beads do not cross.
-    doc_a, doc_b: sentences; may be left out where vectors [n, D] of the sentences are given (normalised on a copy).
-    max_size: most sentences of a bead, both sides together: 4 allows 1-1, 1-2, 2-1, 1-3, 3-1 and 2-2.
+    doc_a, doc_b: sentences; may be omitted if the sentences' vectors [n, D] are given (normalised on a copy).
+    max_size: maximum sentences in a bead, both sides together: 4 allows 1-1, 1-2, 2-1, 1-3, 3-1 and 2-2.
     segments: how beads of several sentences on a side get their vector: "text" embeds the joined sentences (max_size - 1 times
     the work), "mean" takes the mean of the sentences' vectors. Given vectors have no text, so "mean" is used.
     deletion: cost of a sentence without a partner, as a quantile (0 to 1) of the costs of random pairs: lower gives more
     deletions. encoder: what `mexma_rt.load` returns; None takes the bundled default model. progress: bars on stderr.
 
-    Memory: the vectors of all segments, n x (max_size - 1) x D x 4 bytes a side. Sentences of more than max_length tokens are
-    cut, with a TruncationWarning, and so are longer segments. Raises InputError for unusable input.
+    Memory: the vectors of all segments, n x (max_size - 1) x D x 4 bytes per side. Sentences with more than max_length tokens
+    are cut, with a TruncationWarning, and so are longer segments. Raises InputError for unusable input.
     """
     check_choice("segments", segments, SEGMENTS)
     if type(max_size) is not int or not 2 <= max_size <= MOST:
-        raise InputError(f"max_size={max_size!r} must be a whole number from 2 (pairs alone) to {MOST}, such as 4.")
+        raise InputError(f"max_size={max_size!r} must be a whole number from 2 (pairs only) to {MOST}, such as 4.")
     if isinstance(deletion, bool) or not isinstance(deletion, (int, float, np.number)) or not 0 <= deletion <= 1:
         raise InputError(f"deletion={deletion!r} must be a quantile: a number from 0 to 1, such as {DELETION}.")
     source = _Document.of(doc_a, source_vectors, "doc_a", "source_vectors")
@@ -93,7 +93,7 @@ def align_documents(
 
 @dataclass(frozen=True, kw_only=True)
 class _Document:
-    """rows [n]: which lines are not blank; texts or vectors of all lines."""
+    """rows [n]: the lines that are not blank; texts or vectors of all lines."""
 
     texts: list[str]
     vectors: np.ndarray | None
@@ -102,7 +102,7 @@ class _Document:
     @classmethod
     def of(cls, texts: Iterable[str] | None, vectors: np.ndarray | None, name: str, vectors_name: str) -> _Document:
         if texts is None and vectors is None:
-            raise InputError(f"{name} is missing. Give its sentences, or their vectors as {vectors_name}=.")
+            raise InputError(f"{name} is missing. Pass its sentences, or their vectors as {vectors_name}=.")
         array = None if vectors is None else check_vectors(vectors, vectors_name)
         if texts is None:
             return cls(texts=[], vectors=array, rows=np.arange(len(array)))  # type: ignore[arg-type]  # one of the two is there
@@ -115,7 +115,7 @@ class _Document:
 
 
 def _segments(document: _Document, sizes: int, how: str, encoder: Embeds | None, progress: bool | None) -> Segments:
-    """The vectors of the segments of 1 to `sizes` sentences."""
+    """Return the vectors of segments of 1 to `sizes` sentences."""
     lines = [document.texts[row] for row in document.rows] if document.texts else []
     if document.vectors is not None:
         vectors = document.vectors[document.rows]
@@ -133,7 +133,7 @@ def _segments(document: _Document, sizes: int, how: str, encoder: Embeds | None,
 
 
 def _embed_quietly(encoder: Embeds, texts: list[str], progress: bool | None) -> np.ndarray:
-    """Embed without the warning of cut texts: positions of segments mean nothing to the caller, who was told of cut lines."""
+    """Embed without a TruncationWarning: segment numbers mean nothing to the caller, who was already warned of cut lines."""
     if (report := getattr(encoder, "embed_report", None)) is not None:
         vectors: np.ndarray = report(texts, progress=progress).vectors
         return vectors

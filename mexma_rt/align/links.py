@@ -12,24 +12,24 @@ from mexma_rt.errors import require_extra
 
 METHODS = ("inter", "itermax", "match", "ot")
 ROUNDS = 2  # rounds of itermax: the default of its program
-DISCOUNT = 0.9  # of a similarity in the second round, where one of the two is linked already: the paper's alpha
+DISCOUNT = 0.9  # factor in the second round if one of the two is already linked: the paper's alpha
 
-# Of entropies 0.02, 0.05, 0.1 and shares 0.2 to 0.5, where the error rate against eflomal was least with the bundled model:
-# 41.3 % of word links, mean of German, Turkish and Czech to English (itermax 43.4, inter 43.6, match 47.6).
+# Of entropies 0.02, 0.05, 0.1 and shares 0.2 to 0.5, the lowest error rate against eflomal with the bundled model: 41.3 % of
+# word links, mean of German, Turkish and Czech to English (itermax 43.4, inter 43.6, match 47.6).
 ENTROPY = 0.02  # of ot, in units of similarity
 SHARE = 0.4
-SWEEPS, TOLERANCE = 100, 1e-3  # rescaling of rows and columns until the rows are right to a thousandth
+SWEEPS, TOLERANCE = 100, 1e-3  # rows and columns are rescaled until the rows are correct to a thousandth
 
 
 def find_links(similarity: np.ndarray, method: str) -> np.ndarray:
-    """similarity [n, m] from 0 to 1 -> links, bool [n, m]. An empty side has no link. `match` needs scipy."""
+    """Turn similarities [n, m] from 0 to 1 into links, bool [n, m]. An empty side has no links. `match` needs scipy."""
     if not similarity.size:
         return np.zeros(similarity.shape, bool)
     return {"inter": inter, "itermax": itermax, "match": match, "ot": transport}[method](similarity)
 
 
 def inter(similarity: np.ndarray) -> np.ndarray:
-    """Pairs that are each other's most similar; among equals the first."""
+    """Link pairs that are each other's most similar; the first of equals."""
     n, m = similarity.shape
     links = np.zeros((n, m), bool)
     target, source = similarity.argmax(axis=1), similarity.argmax(axis=0)
@@ -39,9 +39,9 @@ def inter(similarity: np.ndarray) -> np.ndarray:
 
 
 def itermax(similarity: np.ndarray) -> np.ndarray:
-    """`inter`, then again over pairs with at most one linked side; those with one are discounted."""
+    """Link as `inter`, then again over pairs with at most one linked side; those with one are discounted."""
     links = inter(similarity)
-    if min(similarity.shape) <= 2:  # as its program has it
+    if min(similarity.shape) <= 2:  # as in its program
         return links
     for _ in range(ROUNDS - 1):
         free_rows, free_columns = ~links.any(axis=1, keepdims=True), ~links.any(axis=0, keepdims=True)
@@ -53,7 +53,7 @@ def itermax(similarity: np.ndarray) -> np.ndarray:
 
 
 def match(similarity: np.ndarray) -> np.ndarray:
-    """The one-to-one links with the greatest total similarity: every item of the shorter side is linked."""
+    """Find the one-to-one links with the greatest total similarity: every item of the shorter side is linked."""
     require_extra("align", "scipy")
     from scipy.optimize import linear_sum_assignment
 
@@ -63,7 +63,7 @@ def match(similarity: np.ndarray) -> np.ndarray:
 
 
 def transport(similarity: np.ndarray) -> np.ndarray:
-    """Pairs that receive at least SHARE of the mass of their row and column, in the geometric mean of the two."""
+    """Link pairs that receive at least SHARE of the geometric mean of their row's and column's mass."""
     plan = sinkhorn(similarity)
     share = plan / np.sqrt(plan.sum(axis=1, keepdims=True) * plan.sum(axis=0, keepdims=True))
     linked: np.ndarray = share >= SHARE
@@ -71,10 +71,10 @@ def transport(similarity: np.ndarray) -> np.ndarray:
 
 
 def sinkhorn(similarity: np.ndarray, entropy: float = ENTROPY) -> np.ndarray:
-    """The plan, float64 [n, m], that moves 1/n from each row to 1/m in each column at the least cost 1 - similarity, smoothed.
+    """Return the plan, float64 [n, m], that moves 1/n from each row to 1/m in each column at the least cost, smoothed.
 
-    It maximises sum(plan * similarity) + entropy * H(plan). Scaled in turn until the rows are right to TOLERANCE; the columns
-    are exact. Similarities from 0 to 1 cannot overflow at this entropy.
+    It maximises sum(plan * similarity) + entropy * H(plan). Rows and columns are scaled in turn until the rows are correct to
+    TOLERANCE; the columns are exact. Similarities from 0 to 1 cannot overflow at this entropy.
     """
     n, m = similarity.shape
     kernel = np.exp((similarity.astype(np.float64) - similarity.max()) / entropy)

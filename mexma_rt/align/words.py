@@ -1,7 +1,7 @@
 """Word alignment: which words of two sentences translate each other, from the similarity of their token vectors.
 
 The procedure is that of Jalili Sabet et al., "SimAlign" (Findings of EMNLP 2020): words, or their pieces, are linked by the
-similarity of their vectors. Nothing is trained, so it works for every pair of languages of the model.
+similarity of their vectors. Nothing is trained, so it works for any two languages of the model.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ SLAB_PAIRS = 512  # sentence pairs whose token vectors are in memory at once: so
 class WordAlignment:
     """The links of one sentence pair: (source word, target word), counted from 0, ascending, and the cosine of each.
 
-    source_words, target_words: what was counted. truncated: a sentence was longer than the encoder's max_length, so that its
-    last words could not be linked.
+    source_words, target_words: the words counted. truncated: a sentence was longer than the encoder's max_length, so its last
+    words could not be linked.
     """
 
     links: tuple[tuple[int, int], ...]
@@ -58,30 +58,30 @@ def align_words(
     batch_tokens: int | None = None,
     progress: bool | None = None,
 ) -> list[WordAlignment]:
-    """Align the words of n sentence pairs (src[i], tgt[i]); returns n `WordAlignment`, in their order.
+    """Align the words of n sentence pairs (src[i], tgt[i]); return n `WordAlignment`, in order.
 
-    src, tgt: each sentence a str, or a list of its words. The words of a str are what stands between white space; where a
-    script puts none between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), they are its characters with their marks
-    (see mexma_rt/align/wordsplit.py). `WordAlignment.source_words` says what was counted.
+    src, tgt: each sentence a str, or a list of its words. A str is split at white space; in scripts without spaces between
+    words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), the words are its characters with their marks (see
+    mexma_rt/align/wordsplit.py). `WordAlignment.source_words` lists them.
     method: "inter" links mutual nearest neighbours (fewest links, most precise); "itermax" does so a second time over
     the rest; "match" is the one-to-one matching of greatest similarity (every word of the shorter side is linked; needs
     mexma-rt[align]); "ot" links the pairs between which an entropic optimal transport moves the most mass.
-    unit: "word" links the mean vectors of words; "piece" links pieces, and two words if any of their pieces are.
-    threshold: links of a lower cosine are left out.
+    unit: "word" links the mean vectors of words; "piece" links pieces, and two words if any of their pieces are linked.
+    threshold: links with a lower cosine are dropped.
     encoder: what `mexma_rt.load` returns; None takes the bundled default model. batch_tokens, progress: as for `embed`.
 
-    Sentences of more than max_length tokens are cut, with one TruncationWarning. Raises InputError for unusable texts or
+    Sentences with more than max_length tokens are cut, with one TruncationWarning. Raises InputError for unusable texts or
     arguments, BackendError for an engine without token vectors.
     """
     check_choice("method", method, METHODS)
     check_choice("unit", unit, UNITS)
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float, np.number)) or np.isnan(threshold):
-        raise InputError(f"threshold={threshold!r}, but a number is needed: the least cosine of a link, or -1 for all links.")
+        raise InputError(f"threshold={threshold!r}, but a number is needed: the lowest cosine of a link, or -1 for all links.")
     source, target = _sentences(src, "src"), _sentences(tgt, "tgt")
     if len(source) != len(target):
         raise InputError(
-            f"src has {len(source)} sentences and tgt {len(target)}, but word alignment needs pairs: as many on each side. "
-            "To pair the sentences of two documents first, use align_documents."
+            f"src has {len(source)} sentences and tgt {len(target)}, but word alignment needs pairs: the same number "
+            "on each side. To pair the sentences of two documents first, use align_documents."
         )
     if encoder is None:
         from mexma_rt.embedding.loading import shared_encoder
@@ -140,11 +140,11 @@ def _align(
 
 
 def _units(sentence: _Sentence, tokens: TokenVectors, unit: str) -> tuple[list[range], np.ndarray]:
-    """What is linked: (the words that each unit lies in, its vector). A piece of several words, as in Chinese, is in each."""
+    """Return (the words of each unit to link, its vector). A piece that spans several words, as in Chinese, is in each."""
     spans = np.array(sentence.spans, np.int64).reshape(-1, 2)
     first = np.searchsorted(spans[:, 1], tokens.offsets[:, 0], side="right")
     last = np.searchsorted(spans[:, 0], tokens.offsets[:, 1], side="left")
-    used = np.flatnonzero(first < last)  # skip the bare mark of a word's start, and pieces outside of any word
+    used = np.flatnonzero(first < last)  # skip bare word-start marks, and pieces outside any word
     pieces = [range(a, b) for a, b in zip(first[used].tolist(), last[used].tolist(), strict=True)]
     vectors = tokens.vectors[used]
     if unit == "piece":
@@ -161,7 +161,7 @@ def _warn_if_cut(results: list[WordAlignment], encoder: Encoder) -> None:
     cut = [index for index, result in enumerate(results) if result.truncated]
     if cut:
         warnings.warn(
-            f"{len(cut)} of {len(results)} sentence pairs have a side of more than max_length={encoder.max_length} tokens, "
+            f"{len(cut)} of {len(results)} sentence pairs have a side with more than max_length={encoder.max_length} tokens, "
             f"which was cut: its last words have no links; the first has index {cut[0]}. To keep more, type load(..., "
             f"max_length=N) with N up to {encoder.bundle.max_length_limit}, or split the sentences.",
             TruncationWarning,

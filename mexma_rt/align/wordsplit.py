@@ -1,8 +1,8 @@
 """Splits text into words for `align_words`: at white space and, in scripts without it, into characters.
 
-In Chinese and Japanese each character is a word. In Thai, Lao, Khmer and Burmese it is an orthographic cluster: a letter with
-its vowel signs, tone marks and subscript letters. Those are smaller than words; for better results pass lists of words
-from a segmenter of the language (such as jieba, fugashi, pythainlp, khmer-nltk) instead of strings.
+In Chinese and Japanese each character is taken as a word; in Thai, Lao, Khmer and Burmese each orthographic cluster (a letter
+with its vowel signs, tone marks and subscript letters). Both are smaller than words; for better results pass lists of words
+from a segmenter for the language (such as jieba, fugashi, pythainlp, khmer-nltk) instead of strings.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-# Scripts without space between words, as (first, last) code point; their punctuation too, so that it stands alone.
+# Scripts without spaces between words, as (first, last) code points; with their punctuation, so that it is split off.
 _SOUTH_EAST_ASIA = [(0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F)]
 _HAN_AND_KANA = [(0x2E80, 0x312F), (0x31A0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x1B000, 0x1B16F)]
 _HAN_AND_KANA += [(0xFE30, 0xFE4F), (0xFF01, 0xFF0F), (0xFF1A, 0xFF20), (0xFF3B, 0xFF40), (0xFF5B, 0xFF9F), (0x20000, 0x3FFFF)]
@@ -23,7 +23,7 @@ _AFTER_LETTER = frozenset("ะาำๅະາຳﾞﾟ")  # belong to the letter
 
 
 def split_words(text: str) -> list[tuple[int, int]]:
-    """The words of a text as (start, end) of characters, ascending."""
+    """Return the words of a text as (start, end) in characters, ascending."""
     spans = [match.span() for match in re.finditer(r"\S+", text)]
     if text.isascii() or not _SPACELESS.search(text):
         return spans

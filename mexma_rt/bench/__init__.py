@@ -1,4 +1,4 @@
-"""`mexma bench`: how fast each precision of a model embeds on this machine, every route in a process of its own."""
+"""`mexma bench`: how fast each precision of a model embeds on this machine, every route in its own process."""
 
 from mexma_rt.doors import doors
 

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 
 def ratio_bars(runs: Sequence[dict[str, Any]]) -> Figure:
-    """Ratios to the base of each run, which are `bench.run.as_data` with the name of the model under "model": one panel a run,
-    one colour a file of texts, a row of bars a route. A route that failed on a file has no bar there.
+    """Draw each run's ratios to its base: one panel per run, one colour per file of texts, one row of bars per route.
+
+    runs: `bench.run.as_data` with the model's name under "model". A route that failed on a file has no bar there.
     """
     from matplotlib.figure import Figure
 

@@ -1,6 +1,6 @@
 """Compares the speed of routes from texts to vectors: rounds are interleaved, and ratios are taken within a round.
 
-A machine's speed drifts, so the median of ratios within rounds says more than a single figure.
+A machine's speed drifts, so the median of ratios within rounds is more reliable than a single figure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Route:
 
     name: str
     command: tuple[str, ...]
-    comparable: bool = True  # has the same weights, so that its cosine to the first route says something
+    comparable: bool = True  # has the same weights, so its cosine to the first route is meaningful
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,13 @@ class Row:
     lowest_cosine: float | None  # to the first route in fp32
     mean_cosine: float | None
     peak_mb: float | None
-    gemm_share: float | None  # of the machine's measured sgemm: matrix products of real tokens, attention left out
-    single_ms: tuple[float, float] | None  # p50 and p99 of one text at a time, in the first file only
+    gemm_share: float | None  # of the machine's measured sgemm: matrix products of real tokens, without attention
+    single_ms: tuple[float, float] | None  # p50 and p99 of one text at a time, first file only
 
 
 def our_routes(bundle: Bundle, model: str, device: str = "cpu") -> list[Route]:
-    """This runtime, in each precision of a bundle: on the CPU all but fp16, which it computes by way of fp32, on cuda the two
-    that are made for it."""
+    """Return this runtime in each precision of a bundle: on the CPU all but fp16, which it would compute in fp32; on cuda fp32
+    and fp16."""
     command = (sys.executable, "-m", "mexma_rt.bench.worker", model)
     names = [name for name in bundle.graphs if (name in ("fp32", "fp16") if device.startswith("cuda") else name != "fp16")]
     return [Route(name=f"mexma embed, {name}", command=(*command, name, device)) for name in names]
@@ -75,10 +75,10 @@ def measure(
     tell: Callable[[str], object] = lambda _: None,
     around: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of every file and route, and facts: padding and tokens of the files, the GEMM peak, and routes that did not start.
+    """Return rows for every file and route, and facts: the files' padding and tokens, the GEMM peak, routes that did not start.
 
-    `base` names the route that ratios refer to (the first, if left out). Each route warms up on every file before it is timed.
-    `around` makes what all timed rounds of a file run inside: where a machine is shared, what keeps it quiet so long.
+    `base` names the route that ratios refer to (by default the first). Each route warms up on every file before it is timed.
+    `around` returns the context in which all timed rounds of a file run: on a shared machine, one that keeps it quiet.
     """
     bundle = open_bundle(model)
     tokenizer = Tokenizer(bundle.folder / TOKENIZER, bundle.special_ids)
@@ -107,7 +107,7 @@ def measure(
 
 @dataclass(frozen=True, kw_only=True)
 class _Taken:
-    """What the workers answered for one file: by route, and the rates of sgemm between."""
+    """The workers' answers for one file, by route, and the sgemm rates measured in between."""
 
     vectors: dict[str, np.ndarray]
     peaks: dict[str, float | None]
@@ -183,7 +183,7 @@ def read_lines(file: Path) -> list[str]:
 
 
 def gemm_flops() -> float:
-    """float32 operations per second of numpy's matrix product here, now: the best of three."""
+    """Measure numpy's float32 matrix product in operations per second: the best of three."""
     a = np.ones((GEMM_SIZE, GEMM_SIZE), np.float32)
     best = float("inf")
     for _ in range(3):
@@ -194,7 +194,7 @@ def gemm_flops() -> float:
 
 
 def cold_start(model: str, times: int = 3) -> dict[str, float]:
-    """Median seconds of new processes: `import mexma_rt`, and from its start to the first vector of a model."""
+    """Measure median seconds in new processes: `import mexma_rt`, and from its start to a model's first vector."""
     code = (
         "import time; a = time.perf_counter(); import mexma_rt; b = time.perf_counter(); import sys; "
         "mexma_rt.load(sys.argv[1], device='cpu').embed(['Hello world']); print(b - a, time.perf_counter() - a)"
@@ -205,7 +205,7 @@ def cold_start(model: str, times: int = 3) -> dict[str, float]:
 
 
 def flops_per_token(bundle: Bundle) -> int | None:
-    """Operations of the full model's matrix products for a token (attention left out), from the bundle's config.json."""
+    """Return the full model's matrix product operations per token (without attention), from the bundle's config.json."""
     try:
         config = json.loads((bundle.folder / "config.json").read_bytes())
         width, inner, layers = (config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
@@ -215,7 +215,7 @@ def flops_per_token(bundle: Bundle) -> int | None:
 
 
 def as_table(rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
-    """The rows as Markdown tables, one a file."""
+    """Format the rows as Markdown tables, one per file."""
     lines = []
     for name, file in facts["files"].items():
         lines += [
@@ -260,7 +260,7 @@ def _percentiles(seconds: Sequence[float]) -> tuple[float, float]:
 
 
 class _Worker:
-    """The process of a route. Raises InputError, with the last line that it wrote, if it ends."""
+    """A route's process. Raises InputError, with the last line that it wrote, if it ends."""
 
     def __init__(self, route: Route) -> None:
         self._route = route

@@ -1,7 +1,7 @@
-"""One route of the embedding benchmark in a process of its own: `python -m mexma_rt.bench.worker MODEL PRECISION DEVICE`.
+"""One route of the embedding benchmark in its own process: `python -m mexma_rt.bench.worker MODEL PRECISION DEVICE`.
 
-Each route has its own process, so that peak memory is its own and a peer may use another environment (see
-benchmarks/embed_peers.py). The parent (run.py) sends one job per JSON line and gets a JSON line for each.
+Each route has its own process, so that its peak memory is measured alone and a peer may use another environment (see
+benchmarks/embed_peers.py). The parent (run.py) sends one job per JSON line and gets one JSON line back for each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Embed = Callable[[list[str]], np.ndarray]
 
 
 def serve(load: Callable[[], tuple[Embed, dict[str, Any]]]) -> None:
-    """Load a route, say so, and do jobs until standard input ends. `load` gives a function [n] texts -> [n, D], and notes.
+    """Load a route, report it, and do jobs until standard input ends. `load` returns a function [n] texts -> [n, D], and notes.
 
     Jobs: {"texts": FILE} is timed and answers seconds; with "vectors": FILE the vectors are saved there; with "singles": N
     each of the first N texts is embedded alone, and the answer is N seconds.
@@ -54,8 +54,8 @@ def _timed(embed: Embed, texts: list[str]) -> tuple[float, np.ndarray]:
 
 
 def peak_mb() -> float | None:
-    """Peak resident memory of this program in MB, where the system tells. On Linux not by ru_maxrss, which begins with the peak
-    of the process that started this one.
+    """Return this program's peak resident memory in MB, if known. Not ru_maxrss on Linux, which starts at the parent's
+    peak.
     """
     status = Path("/proc/self/status")
     if status.exists():

@@ -1,7 +1,7 @@
 """The altered English lines of xsim++ (Chen et al., ACL 2023, arXiv 2306.12907), in the files that LASER publishes.
 
 The lines: text, one altered sentence per line (eng_Latn_augmented.devtest). The error types: one JSON object, from each
-altered sentence to {"src": the sentence it was made of, "errtype": how it was altered} (eng_Latn_errtype.devtest.json).
+altered sentence to {"src": the sentence it was made from, "errtype": how it was altered} (eng_Latn_errtype.devtest.json).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def read_augmented(
 ) -> tuple[list[str], dict[str, Augmented]]:
     """Return the altered lines, in the order of their file, and their origins; for `xsim`, y and text are originals + lines.
 
-    Raises FileError or InputError for files that cannot be read or do not fit: a JSON of another form, or lines of which none
-    is in the JSON, or none was made of one of `originals` (another split of FLORES).
+    Raises FileError or InputError for files that cannot be read or do not match: JSON of another form, or if none of the lines
+    is in the JSON or was made from one of `originals` (another split of FLORES).
     """
     altered = read_lines(lines)
     if not altered:
@@ -41,11 +41,11 @@ def read_augmented(
     types = _read_types(error_types)
     known = [types[line] for line in altered if line in types]
     if not known:
-        raise InputError(f"None of the {len(altered):,} lines of {lines} is in {error_types}: the files are of different sets.")
+        raise InputError(f"None of the {len(altered):,} lines of {lines} is in {error_types}: they are of different sets.")
     if not {origin.source for origin in known} & set(originals):
         raise InputError(
-            f"None of the lines of {lines} was made of a line of the target file. The altered lines that LASER publishes "
-            "belong to FLORES-200 devtest in English: give that as the target."
+            f"None of the lines of {lines} was made from a line of the target file. The altered lines that LASER publishes "
+            "belong to FLORES-200 devtest in English: pass that as the target."
         )
     return altered, types
 

@@ -34,7 +34,7 @@ class Embeds(Protocol):
 class Comparison:
     """One language searched for in another; xsim and the accuracies are in percent.
 
-    target is None where one file is the target of all; accuracies and by_type are None where they were not measured.
+    target is None if one file is the target of all; accuracies and by_type are None if not measured.
     """
 
     language: str
@@ -53,7 +53,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderResult:
-    """A row for each comparison, their average (all errors by all sentences, as LASER) and mean (every row counts alike)."""
+    """A row per comparison, their average (all errors / all sentences, as in LASER) and mean (rows weighted equally)."""
 
     rows: tuple[Comparison, ...]
     average: Comparison
@@ -97,14 +97,14 @@ class ParallelFiles:
 
     @classmethod
     def of_pair(cls, source: str | Path, target: str | Path) -> ParallelFiles:
-        """Two files; the language is the name of the first without its ending."""
+        """Pair two files; the language is the first one's name without its extension."""
         return cls(sources={visible(Path(source).stem): Path(source)}, target=Path(target))
 
     @classmethod
     def of_folder(
         cls, folder: str | Path, *, target: str = "eng", languages: Sequence[str] | None = None, all_pairs: bool = False
     ) -> ParallelFiles:
-        """The LANGUAGE.txt files of a folder, or those of `languages`. Raises FileError or InputError where one is missing."""
+        """Take a folder's LANGUAGE.txt files, or those of `languages`. Raises FileError or InputError if one is missing."""
         folder = Path(folder)
         goal = folder / f"{target}.txt"
         if not all_pairs and not goal.is_file():
@@ -124,7 +124,7 @@ class ParallelFiles:
         return cls(sources={name: found[name] for name in wanted}, target=None if all_pairs else goal)
 
     def read(self, k: int) -> Texts:
-        """The lines. Raises InputError unless all files have as many lines, more than none with text, and k fits."""
+        """Read the lines. Raises InputError unless all files have the same number of lines, some with text, and k fits."""
         files = ([] if self.target is None else [("", self.target)]) + list(self.sources.items())
         first, lines = files[0][1], []
         with side_by_side(*(file for _, file in files)) as readable:
@@ -137,7 +137,7 @@ class ParallelFiles:
                     check_k(k, {str(file): size}, "lines")
         for (_, file), texts in zip(files, lines, strict=True):
             if not any(map(str.strip, texts)):
-                raise InputError(f"{file} has {len(texts):,} lines and no text in them, so there is nothing to find.")
+                raise InputError(f"{file} has {len(texts):,} lines but no text, so there is nothing to find.")
         if self.target is not None:
             return Texts(sources=dict(zip(self.sources, lines[1:], strict=True)), target=lines[0])
         return Texts(sources=dict(zip(self.sources, lines, strict=True)), target=None)
@@ -153,7 +153,7 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class XsimSettings:
-    """How a comparison counts; index_comparison: an equal line at another place is an error too."""
+    """How to count; index_comparison: an equal line at another position is also an error."""
 
     margin: str = "ratio"
     k: int = 4
@@ -169,13 +169,13 @@ class Altered:
 
     @classmethod
     def read(cls, augmented: str | Path, errtypes: str | Path, texts: Texts) -> Altered:
-        """From LASER's two files; see `read_augmented`."""
+        """Read LASER's two files; see `read_augmented`."""
         lines, types = read_augmented(augmented, errtypes, texts.target or [])
         return cls(lines=lines, types=types)
 
     @property
     def unknown(self) -> int:
-        """Number of lines without a type: where one is found, it counts as Misaligned."""
+        """Number of lines without a type; finding one counts as Misaligned."""
         return sum(line not in self.types for line in self.lines)
 
 
@@ -192,11 +192,11 @@ def evaluate_folder(
 ) -> FolderResult:
     """Measure every LANGUAGE.txt of a folder of line-aligned files against TARGET.txt, or (all_pairs) every ordered pair.
 
-    augmented and errtypes, in LASER's form, make it xsim++. Raises FileError and InputError for files that are missing, of
-    different lengths or empty, and InputError for settings that do not go together.
+    With augmented and errtypes, in LASER's form, it is xsim++. Raises FileError and InputError for files that are missing, of
+    different lengths or empty, and InputError for incompatible settings.
     """
     if (augmented is None) != (errtypes is None):
-        raise InputError("augmented and errtypes go together: give both files, or neither.")
+        raise InputError("augmented and errtypes go together: pass both files, or neither.")
     settings = settings or XsimSettings()
     if augmented and (all_pairs or settings.index_comparison):
         other = "all_pairs" if all_pairs else "index_comparison"
@@ -210,7 +210,7 @@ def evaluate_folder(
 def compare(
     files: ParallelFiles, texts: Texts, embed: Embed, settings: XsimSettings, altered: Altered | None = None
 ) -> Iterator[Comparison]:
-    """A row for each comparison, as it is measured."""
+    """Yield a row for each comparison as it is measured."""
     if files.target is None:
         return _all_pairs(texts, embed, settings)
     return _to_one(files, texts, embed, settings, altered)
@@ -219,7 +219,7 @@ def compare(
 def _to_one(
     files: ParallelFiles, texts: Texts, embed: Embed, settings: XsimSettings, altered: Altered | None
 ) -> Iterator[Comparison]:
-    """One language is held at a time, beside the target's lines."""
+    """Hold one language in memory at a time, besides the target."""
     right = texts.target or []
     pool = right if altered is None else right + altered.lines
     y: np.ndarray | None = None
@@ -241,7 +241,7 @@ def _to_one(
 
 
 def _all_pairs(texts: Texts, embed: Embed, settings: XsimSettings) -> Iterator[Comparison]:
-    """Both ways of each pair from one product; the vectors of all languages are held, the lines too."""
+    """Measure both directions of each pair from one product, holding all languages' vectors and lines in memory."""
     vectors = {name: embed(lines, name) for name, lines in texts.sources.items()}
     names = list(vectors)
     with progress_bar(None, total=len(names) * (len(names) - 1) // 2, desc="xsim", unit="pair") as advance:

@@ -18,8 +18,8 @@ from mexma_rt.mining.candidates import ScoredNeighbours
 class XsimResult:
     """error_rate is 100 * errors / total, in percent; predictions [n] are the rows of y that were found.
 
-    by_type (with error_types only): number of errors by what was found: the kind of alteration for an altered copy of the right
-    line, else "Misaligned".
+    by_type (with error_types only) counts errors by what was found: the kind of alteration for an altered copy of the right
+    line, otherwise "Misaligned".
     """
 
     error_rate: float
@@ -40,20 +40,20 @@ def xsim(
 ) -> XsimResult:
     """Return how often x[i] does not find y[i] by margin, as LASER's xsim (facebookresearch/LASER, source/xsim.py).
 
-    x [n, D] and y [m, D] need not be normalised and are never modified. One direction, x -> y: the candidates of x[i] are its k
-    nearest rows of y; the highest margin wins, among equals the nearest. Without text, m must be n. With text, the m lines
-    of y, a row found also counts as right when its line equals line i, and y may continue after row n with lines that
-    have no partner.
+    x [n, D] and y [m, D] need not be normalised and are never modified. One direction, x -> y: the candidates for x[i] are its
+    k nearest rows of y; the highest margin wins, and the nearest among equals. Without text, m must equal n. With text, the m
+    lines of y, a row found is also right if its line equals line i, and y may continue after row n with lines that have no
+    partner.
 
-    xsim++ (Chen et al., ACL 2023, arXiv 2306.12907): y and text are the n right lines and then their altered copies, and
-    error_types says of each copy which line it was made of and how; `mexma_rt.evaluation.read_augmented` reads both from
-    LASER's files. Raises InputError for shapes that do not fit, NaN, an unknown margin and a k above n or m.
+    xsim++ (Chen et al., ACL 2023, arXiv 2306.12907): y and text are the n right lines followed by their altered copies, and
+    error_types says which line each copy was made from, and how; `mexma_rt.evaluation.read_augmented` reads both from LASER's
+    files. Raises InputError for shapes that do not match, NaN, an unknown margin and a k above n or m.
     """
     x, y = _aligned(x, y, pool=text is not None)
     if text is not None and (isinstance(text, str) or len(text) != len(y)):
-        raise InputError(f"text has {len(text)} lines, but y has {len(y)} vectors: give the line of each row of y.")
+        raise InputError(f"text has {len(text)} lines, but y has {len(y)} vectors: pass the line of each row of y.")
     if error_types is not None and text is None:
-        raise InputError("error_types is about lines, and text is missing: give the line of each row of y as text=.")
+        raise InputError("error_types needs lines, but text is missing: pass the line of each row of y as text=.")
     neighbours = ScoredNeighbours.of(*mutual_neighbours(x, y, k, progress=False), margin=margin)
     return _result(neighbours, text, error_types)
 
@@ -67,7 +67,7 @@ def xsim_both(
     x_text: Sequence[str] | None = None,
     y_text: Sequence[str] | None = None,
 ) -> tuple[XsimResult, XsimResult]:
-    """`xsim` of x -> y and of y -> x, for sides [n, D] of n rows each, from one matrix product."""
+    """Compute `xsim` for x -> y and y -> x, for sides [n, D] of n rows each, from one matrix product."""
     x, y = _aligned(x, y, pool=False)
     neighbours = ScoredNeighbours.of(*mutual_neighbours(x, y, k, progress=False), margin=margin)
     return _result(neighbours, y_text, None), _result(neighbours.turned(), x_text, None)
@@ -110,6 +110,6 @@ def _aligned(x: np.ndarray, y: np.ndarray, pool: bool) -> tuple[np.ndarray, np.n
     if len(y) < len(x) or (len(y) > len(x) and not pool):
         raise InputError(
             f"x has {len(x)} rows and y {len(y)}, but row i of x is compared with row i of y. "
-            "Give as many rows on each side (more in y only together with text)."
+            "Pass the same number of rows on each side (more in y only together with text)."
         )
     return unit_rows(x), unit_rows(y)

@@ -17,7 +17,7 @@ BAR, CELL = 0.2, 0.2  # inches per language
 
 
 def bars(rows: Sequence[Comparison], title: str, mean: float) -> Figure:
-    """One bar per language, best first; with by_type in the rows, each bar is stacked by what was found instead."""
+    """Draw one bar per language, best first; with by_type in the rows, each bar is stacked by what was found instead."""
     from matplotlib.figure import Figure
 
     ordered = sorted(rows, key=lambda row: (row.xsim, row.language))
@@ -30,13 +30,13 @@ def bars(rows: Sequence[Comparison], title: str, mean: float) -> Figure:
         part = [100 * row.by_type[kind] / row.sentences if row.by_type and kind else row.xsim for row in ordered]
         drawn = axes.barh(places, part, 0.78, left=left, color=COLOURS[number % len(COLOURS)], label=kind)
         left += part
-    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}  # so that the line of the mean does not cross numbers
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}  # keeps the mean's line from crossing numbers
     axes.bar_label(drawn, [f"{row.xsim:.2f}" for row in ordered], padding=3, fontsize=7, bbox=behind)
     axes.axvline(mean, color="0.4", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.5)
     axes.set_yticks(places, [row.language for row in ordered], fontsize=8)
     axes.set_ylim(len(ordered) - 0.5, -0.5)
     axes.set_xlim(0, max(float(left.max()) * 1.12, 1.0))
-    axes.set_xlabel(f"error, % (less is better); dashed: mean of the languages, {mean:.2f}")
+    axes.set_xlabel(f"error, % (lower is better); dashed: mean of the languages, {mean:.2f}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
     if kinds != [None]:
@@ -45,7 +45,7 @@ def bars(rows: Sequence[Comparison], title: str, mean: float) -> Figure:
 
 
 def heat_map(errors: np.ndarray, languages: Sequence[str], title: str) -> Figure:
-    """errors [L, L] in percent, row X -> column Y, NaN on the diagonal; languages are ordered by their mean error."""
+    """Draw errors [L, L] in percent, row X -> column Y, NaN on the diagonal; languages are ordered by mean error."""
     from matplotlib.figure import Figure
 
     order = np.argsort(np.nanmean(errors, axis=0) + np.nanmean(errors, axis=1), kind="stable")

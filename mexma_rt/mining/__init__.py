@@ -1,5 +1,5 @@
 """Bitext mining: two sides, their neighbours, candidates by margin score, pairs; scores and filters for an existing bitext; the
-report page. Thresholds are those of the model that embeds."""
+report page. Thresholds come from the model that embeds."""
 
 from mexma_rt.doors import doors
 

@@ -1,8 +1,8 @@
 """A background corpus saved to a file, so that a bitext of any size can be scored in comparable chunks.
 
-A margin compares a pair with its neighbours, so scores depend on the rest of the corpus. Scores against one background
-are comparable across chunks: a sentence's neighbourhood is its k nearest among the background's lines of the other side and its
-own partner.
+A margin compares a pair with its neighbours, so scores depend on the rest of the corpus. Scores against one background are
+comparable across chunks: a sentence's neighbourhood is its k nearest among its own partner and the background's lines of the
+other side.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Background:
     source_keys: np.ndarray
     target_keys: np.ndarray
     k: int
-    model: str  # which model made the vectors, see `model_identity`
+    model: str  # the model that made the vectors, see `model_identity`
 
     @classmethod
     def of(
         cls, src: Sequence[str], tgt: Sequence[str], x: np.ndarray, y: np.ndarray, *, k: int = 4, model: str = ""
     ) -> Background:
-        """src, tgt: lines, not necessarily pairs; x [n, D], y [m, D] their vectors. Blank and repeated lines are left out."""
+        """Make one from lines (not necessarily pairs) and their vectors x [n, D], y [m, D], without blanks and repeats."""
         (x, source_keys), (y, target_keys) = (
             _distinct(check_texts(lines, name), check_vectors(vectors, f"{name}_vectors"), name)
             for lines, vectors, name in ((src, x, "source"), (tgt, y, "target"))
@@ -75,7 +75,7 @@ class Background:
         return scores
 
     def _means(self, vectors: np.ndarray, own: np.ndarray, others: np.ndarray, there: np.ndarray) -> np.ndarray:
-        """The mean of each row's k best cosines, among `others` and, where it is not `there` already, its partner."""
+        """Return the mean of each row's k best cosines, among `others` and, unless already `there`, its partner."""
         best = nearest(vectors, others, self.k)[0].astype(np.float64)
         last = np.where(there, best[:, -1], np.maximum(best[:, -1], own))
         means: np.ndarray = (best[:, :-1].sum(axis=1) + last) / self.k
@@ -96,12 +96,12 @@ class Background:
             )
 
     def check(self, *, k: int, model: str) -> None:
-        """Raise InputError if scores with this k or of this model could not be compared with those of the background."""
+        """Raise InputError if scores with this k and model would not be comparable with the background's."""
         for name, then, now in (("k", self.k, k), ("the model", self.model, model)):
             if then != now:
                 raise InputError(
                     f"The background was made with another value of {name}: {then!r} then, {now!r} now. Scores would not be "
-                    "comparable. Use the same, or make a new background."
+                    "comparable. Use the same value, or make a new background."
                 )
 
 
@@ -113,21 +113,21 @@ def open_background(path: str | os.PathLike[str]) -> Background:
         )
     try:
         with damage_explained(path), Path(path).open("rb") as stream:
-            if stream.read(len(ZIP)) != ZIP:  # numpy would take it for a pickle, and advise to load it unsafely
+            if stream.read(len(ZIP)) != ZIP:  # numpy would take it for a pickle and suggest loading it unsafely
                 raise zipfile.BadZipFile
         with damage_explained(path), np.load(Path(path), allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes())
             names = ("source", "target", "source_keys", "target_keys")
             found = Background(**{name: arrays[name] for name in names}, k=about["k"], model=about["model"])
     except (KeyError, TypeError, AttributeError, zipfile.BadZipFile):
-        raise FileError(f"{path} is no background. Make one: mexma score SOURCE TARGET --save-background {path}") from None
+        raise FileError(f"{path} is not a background. Make one: mexma score SOURCE TARGET --save-background {path}") from None
     if about.get("format") != FORMAT or about.get("hash") != _hash(found, about):
-        raise FileError(f"{path} is damaged or of another version of mexma-rt. Make it again.")
+        raise FileError(f"{path} is damaged or from another version of mexma-rt. Make it again.")
     return found
 
 
 def model_identity(encoder: Any) -> str:
-    """Name, length limit, a hash of the files and any prompt of an encoder: equal if and only if vectors can be compared."""
+    """Return an encoder's name, length limit, file hash and any prompt: equal if and only if vectors are comparable."""
     bundle = getattr(encoder, "bundle", None)
     if bundle is None:
         return type(encoder).__name__

@@ -20,8 +20,8 @@ from mexma_rt.files.unpacking import shown_name
 REASONS = ("kept", "blank", "identical", "duplicate", "length ratio", "score")
 KEPT, BLANK, IDENTICAL, DUPLICATE, LENGTH, SCORE = range(6)
 SLAB = 4096  # pairs read at a time
-PARTS = 64  # files of hashes, so that finding duplicates needs the memory of one of them: 24 bytes per 64 pairs
-SMOOTH = 10  # characters added to both lengths, so that short lines may differ more
+PARTS = 64  # files of hashes; finding duplicates needs memory for one at a time: 24 bytes per 64 pairs
+SMOOTH = 10  # characters added to both lengths, so that short lines may differ by more
 HASH = np.dtype([("hash", "S16"), ("line", "<i8")])
 
 Pairs = list[tuple[str, str]]
@@ -29,7 +29,7 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Bitext:
-    """What the first reading found. reasons: uint8 per pair, mapped from the disk. middle: log of the median length ratio."""
+    """What the first pass found. reasons: uint8 per pair, memory-mapped. middle: log of the median length ratio."""
 
     pairs: int
     sha256: str
@@ -59,7 +59,7 @@ def slabs(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Ite
 
 
 def length_ratio(a: str, b: str) -> float:
-    """log of the ratio of characters, b to a, both smoothed."""
+    """Return the log of the smoothed length ratio of b to a."""
     return log((len(b.strip()) + SMOOTH) / (len(a.strip()) + SMOOTH))
 
 
@@ -68,9 +68,9 @@ def first_reading(
 ) -> Bitext:
     """Check every pair's text: blank, identical sides, a repeat of an earlier pair, then the length ratio.
 
-    The ratio of a pair is compared with the median of the bitext, so that it does not matter whether a language takes more
-    characters than the other: it may be `max_ratio` times larger or smaller. folder: for files of 1 + 24 bytes per pair.
-    sample: random pairs with a fixed seed, none blank or with identical sides.
+    A pair's ratio may be up to `max_ratio` times larger or smaller than the bitext's median, so it does not matter if one
+    language needs more characters than the other. folder: for files of 1 + 24 bytes per pair. sample: number of random pairs to
+    draw with a fixed seed, none blank or with identical sides.
     """
     rng, good = random.Random(0), 0
     chosen: Pairs = []
@@ -131,6 +131,6 @@ def _mark_duplicates(folder: Path, marks: np.ndarray) -> None:
 
 def _uneven(short: str | os.PathLike[str], lines: int, other: str | os.PathLike[str]) -> str:
     return (
-        f"{shown_name(short)} ends after {lines:,} lines, but {shown_name(other)} goes on: the files must be line-aligned, a "
-        "pair per line. To find the pairs of files that are not aligned, use mexma mine."
+        f"{shown_name(short)} ends after {lines:,} lines, but {shown_name(other)} continues: the files must be line-aligned, "
+        "one pair per line. To find pairs in files that are not aligned, use mexma mine."
     )

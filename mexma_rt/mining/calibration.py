@@ -1,9 +1,8 @@
-"""Finds the thresholds of a model on a small parallel sample: where F1 of mining is best when some lines have no partner.
+"""Finds a model's thresholds on a small parallel sample: where the F1 of mining is best when some lines have no partner.
 
-The sample is drawn apart into pairs that stay whole and pairs of which one side only is kept, so that, as in real corpora, some
-lines of each side have no translation on the other. Mining goes through candidates by falling score, so the pairs above any
-threshold are a beginning of one list, and its precision, recall and F1 are known for all thresholds at once. F1 is the mean of
-several such draws.
+In each draw, some pairs of the sample stay whole and others keep only one side, so that, as in real corpora, some lines of each
+side have no translation on the other. Mining takes candidates by descending score, so the pairs above any threshold are a
+prefix of one list, whose precision, recall and F1 are known for all thresholds at once. F1 is averaged over several draws.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from mexma_rt.mining.sides import compared_rows
 from mexma_rt.mining.thresholds import thresholds_of
 
 ALONE = 0.3  # share of the lines of a side that have no partner
-DRAWS = 5  # mean of F1 over so many: with 1,000 pairs a single best threshold moved by 0.02 from draw to draw
-FEWEST, STEADY, MOST = 100, 1_000, 20_000  # pairs: refused below; said below; a sample of so many is drawn above
+DRAWS = 5  # F1 is averaged over these: with 1,000 pairs the best threshold of a single draw varied by 0.02
+FEWEST, STEADY, MOST = 100, 1_000, 20_000  # pairs: refused below; warned below; above, this many are sampled
 LEAST_F1 = 50.0  # %: below it the lines are not translations of each other, or the model does not know the languages
-NEAR = 1.0  # points of F1: the thresholds that give it within so much of the best are told
-STEPS = {  # thresholds that are tried; models of the e5 family have all ratios within 0.1 of 1
+NEAR = 1.0  # points of F1: the range of thresholds within this much of the best is reported
+STEPS = {  # thresholds to try; models of the e5 family have all ratios within 0.1 of 1
     "ratio": np.round(np.arange(0.9, 1.8001, 0.001), 3),
     "distance": np.round(np.arange(-0.1, 0.5001, 0.001), 3),
     "absolute": np.round(np.arange(-0.2, 1.0001, 0.001), 3),
@@ -38,7 +37,7 @@ SORTED = 1_000_000  # candidates sorted at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """One margin: its best threshold, what mining gives there in %, and what it gave at the threshold until now."""
+    """One margin: its best threshold, the results of mining there in %, and those at the previous threshold."""
 
     threshold: float
     precision: float
@@ -51,7 +50,7 @@ class Calibrated:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What `calibrate` found. lines: a side in each draw; left_out: lines of the sample that are blank, repeated or equal."""
+    """What `calibrate` found. lines: per side in each draw; left_out: blank, repeated or equal lines of the sample."""
 
     model: str
     pairs: int
@@ -59,12 +58,12 @@ class Calibration:
     lines: int
     k: int
     seed: int
-    prompt: str | None  # name of the one that was before every text
+    prompt: str | None  # name of the prompt put before every text
     margins: Mapping[str, Calibrated]
 
     @property
     def thresholds(self) -> Thresholds:
-        """What is written into a bundle."""
+        """The thresholds to write into a bundle."""
         found = {margin: one.threshold for margin, one in self.margins.items()}
         return Thresholds(**found, k=self.k, pairs=self.pairs, seed=self.seed, prompt=self.prompt)
 
@@ -78,16 +77,16 @@ def calibrate(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Calibration:
-    """Find the thresholds of `mine` and `filter` for a model, of every margin; src[i] and tgt[i] are translations.
+    """Find a model's thresholds for `mine` and `filter`, for every margin; src[i] and tgt[i] are translations.
 
-    A hundred pairs are needed, a thousand or more give a steady result, and of more than 20,000 that many are drawn. Take text
-    like what is to be mined: short sentences want a lower threshold than long ones. 30 % of the lines of each side are left
-    without their partner, five times over, and the threshold is where the mean F1 is best; the same texts, model and seed give
-    the same. encoder: what `mexma_rt.load` returns; None takes the bundled default model. k: as for `mine`.
+    At least a hundred pairs are needed, a thousand or more give a stable result, and of more than 20,000 that many are sampled.
+    Use text similar to what you will mine: short sentences need a lower threshold than long ones. Five times, 30 % of the lines
+    of each side are left without their partner, and the threshold is where the mean F1 is best; the same texts, model and seed
+    give the same result. encoder: what `mexma_rt.load` returns; None takes the bundled default model. k: as for `mine`.
 
     `mexma_rt.bundle.write_thresholds(encoder.bundle, found.thresholds)` writes the result into the bundle, where `mine` and
     `filter` find it when it is loaded again.
-    Raises InputError for sides of unequal length, too few pairs, and lines that are no translations of each other.
+    Raises InputError for sides of unequal length, too few pairs, and lines that are not translations of each other.
     """
     source, target, left_out = usable_pairs(check_texts(src, "source"), check_texts(tgt, "target"))
     rng = np.random.default_rng(seed)
@@ -116,8 +115,8 @@ def calibrate(
     if best < LEAST_F1:
         raise InputError(
             f"Mining finds so few of these {len(source):,} pairs (F1 {best:.0f} % at the best threshold) that no threshold "
-            "means anything: the lines are not translations of each other, line by line, or the model does not know the "
-            "languages. Check that the right files were given."
+            "is meaningful: the lines are not translations of each other, line by line, or the model does not know the "
+            "languages. Check that these are the right files."
         )
     name = getattr(getattr(encoder, "bundle", None), "name", type(encoder).__name__)
     return Calibration(
@@ -133,12 +132,12 @@ def calibrate(
 
 
 def usable_pairs(source: Sequence[str], target: Sequence[str]) -> tuple[list[str], list[str], int]:
-    """The pairs of two sides that can be told apart, and how many others there are: blank, equal on both sides, or with a side
-    that an earlier pair has. Raises InputError for sides of unequal length, and for fewer than FEWEST pairs."""
+    """Return the distinct pairs of two sides, and the number of others: blank, equal on both sides, or sharing a side with an
+    earlier pair. Raises InputError for sides of unequal length, and for fewer than FEWEST pairs."""
     if len(source) != len(target):
         raise InputError(
             f"The source has {len(source):,} lines and the target {len(target):,}, but line i of one translates line i of the "
-            "other: give as many on each side."
+            "other: pass the same number on each side."
         )
     seen: tuple[set[str], set[str]] = (set(), set())
     kept: list[tuple[str, str]] = []
@@ -153,8 +152,8 @@ def usable_pairs(source: Sequence[str], target: Sequence[str]) -> tuple[list[str
         equal = [f"all lines of the {name} are equal" for name, count in alike.items() if count == 1 and len(source) > 1]
         why = f" ({equal[0]})" if equal else ""
         raise InputError(
-            f"Of {len(source):,} lines, {len(kept):,} are pairs that can be told apart{why}: not blank, not equal on both "
-            f"sides, no line repeated. A threshold needs at least {FEWEST}, and {STEADY:,} or more make it steady. Give more."
+            f"Of {len(source):,} lines, {len(kept):,} are usable pairs{why}: not blank, not equal on both "
+            f"sides, no line repeated. A threshold needs at least {FEWEST}, and is stable with {STEADY:,} or more. Pass more."
         )
     return [a for a, _ in kept], [b for _, b in kept], len(source) - len(kept)
 
@@ -169,7 +168,7 @@ def f1_curves(
     k: int = 4,
     steps: Mapping[str, np.ndarray] = STEPS,
 ) -> dict[str, np.ndarray]:
-    """Precision, recall and F1 in % [3, thresholds] of `mine` at every step of each margin.
+    """Return the precision, recall and F1 in % [3, thresholds] of `mine` at every step of each margin.
 
     x [n, D], y [m, D]: vectors of the lines, of any norm. The first `pairs` lines of both sides are translations of each other,
     and no others are. As in `mine`, equal lines count once, and blank lines never.
@@ -193,14 +192,14 @@ def f1_curves(
 
 
 def _one_to_one(neighbours: ScoredNeighbours) -> np.ndarray:
-    """All pairs that "max" retrieval gives without a threshold, best first."""
+    """Return all pairs that "max" retrieval finds without a threshold, best first."""
     matching = OneToOne(len(neighbours.x_mean), len(neighbours.y_mean))
     chunks = best_first(lambda: candidate_blocks(neighbours, "max"), SORTED, matching.free)
     return np.concatenate([matching.take(chunk) for chunk in chunks])
 
 
 def _best(curve: np.ndarray, steps: np.ndarray, before: float) -> Calibrated:
-    """The middle of the thresholds around the highest F1 that have it too."""
+    """Choose the middle of the adjacent thresholds that share the highest F1."""
     precision, recall, f1 = curve
     top = int(f1.argmax())
     last = top + int(np.argmax(np.append(f1[top:], -1.0) < f1[top])) - 1

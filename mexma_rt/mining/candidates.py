@@ -1,7 +1,7 @@
 """Turns neighbours into candidate pairs: scored block by block, sorted and matched in bounded memory.
 
-Rows are those of x, columns those of y. The neighbours may be arrays in memory or memory-mapped files of any size: what is
-held at a time is one block and, while sorting, a chosen number of candidates.
+Rows belong to x, columns to y. The neighbours may be arrays in memory or memory-mapped files of any size: only one block, and
+while sorting a chosen number of candidates, is in memory at a time.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from mexma_rt.knn.margin import margin_scores, neighbour_means
 RETRIEVALS = ("max", "intersect", "fwd", "bwd", "knn")
 CANDIDATE = np.dtype([("score", np.float64), ("cosine", np.float32), ("row", np.int64), ("column", np.int64)])
 SCORED_ROWS = 65_536  # rows scored at a time
-# Bytes per candidate while sorting: twice the capacity is held, and a sort takes a key of 8 and a copy.
+# Bytes per candidate while sorting: twice the capacity is held, and a sort needs an 8-byte key and a copy.
 SORT_BYTES = 3 * (2 * CANDIDATE.itemsize + 8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredNeighbours:
-    """The k nearest of both directions, as `mutual_neighbours` gives them, and each sentence's neighbour mean (float64)."""
+    """The k nearest in both directions, as from `mutual_neighbours`, and each sentence's neighbour mean (float64)."""
 
     cosine_xy: np.ndarray  # [n, k]
     index_xy: np.ndarray
@@ -36,7 +36,7 @@ class ScoredNeighbours:
     def of(
         cls, cosine_xy: np.ndarray, index_xy: np.ndarray, cosine_yx: np.ndarray, index_yx: np.ndarray, margin: str
     ) -> ScoredNeighbours:
-        """From what a search found, both ways; margin: of MARGINS."""
+        """Compute the means for the results of a search in both directions; margin: one of MARGINS."""
         x_mean, y_mean = (
             np.concatenate(
                 [neighbour_means(cosine[start : start + SCORED_ROWS]) for start in range(0, len(cosine), SCORED_ROWS)]
@@ -56,24 +56,24 @@ class ScoredNeighbours:
         )  # fmt: skip
 
     def scores(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(column, cosine, margin score) of all candidates of some rows of x, each [r, k]."""
+        """Return (column, cosine, margin score) of all candidates of some rows of x, each [r, k]."""
         cosine, column = np.asarray(self.cosine_xy[rows]), np.asarray(self.index_xy[rows])
         return column, cosine, margin_scores(cosine, self.x_mean[rows][:, None], self.y_mean[column], self.margin)
 
     def best(self, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The candidate of the highest margin of some rows of x, the nearest of equals: (column, cosine, score), each [r]."""
+        """Return some rows' candidates with the highest margin (the nearest of equals): (column, cosine, score), each [r]."""
         column, cosine, score = self.scores(rows)
         each, place = np.arange(len(score)), score.argmax(axis=1)
         return column[each, place], cosine[each, place], score[each, place]
 
     def ranks(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rank (from 1) of each column among its row's neighbours, and the reverse; 0 where it is not one of the k."""
+        """Return the rank (from 1) of each column among its row's neighbours, and the reverse; 0 if it is not among the k."""
         forward, backward = self.index_xy[rows] == columns[:, None], self.index_yx[columns] == rows[:, None]
         return tuple(np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0) for hit in (forward, backward))  # type: ignore[return-value]
 
 
 def candidate_blocks(neighbours: ScoredNeighbours, retrieval: str) -> Iterator[np.ndarray]:
-    """The pairs that a retrieval chooses from, as blocks of CANDIDATE ("max" may give a pair twice, once per direction)."""
+    """Yield the pairs that a retrieval chooses from, in blocks of CANDIDATE ("max" may yield a pair once per direction)."""
     if retrieval in ("fwd", "max", "intersect"):
         for rows in _blocks(len(neighbours.x_mean)):
             block = _records(np.arange(rows.start, rows.stop), *neighbours.best(rows))
@@ -108,9 +108,9 @@ def best_first(
 ) -> Iterator[np.ndarray]:
     """Yield all candidates by descending score, then ascending row and column, in sorted chunks of at most `capacity`.
 
-    `blocks` gives all candidates, in any order, each time it is called: once for every chunk, in which only those that follow
-    the last one are looked at. `free` may leave candidates out, and may say so of more of them from chunk to chunk. At most
-    2 * capacity candidates and one block are held.
+    `blocks` is called once per chunk and returns all candidates in any order; those up to the end of the last chunk are
+    skipped. `free` may drop candidates, and may drop more from chunk to chunk. At most 2 * capacity candidates and one block
+    are in memory.
     """
     last: np.void | None = None
     while True:
@@ -142,7 +142,7 @@ class OneToOne:
         self.rows, self.columns = bytearray(n), bytearray(m)
 
     def free(self, block: np.ndarray) -> np.ndarray:
-        """Which candidates of a block have neither sentence taken: bool [n]."""
+        """Return bool [n]: which candidates of a block have neither sentence taken."""
         rows, columns = np.frombuffer(self.rows, np.uint8), np.frombuffer(self.columns, np.uint8)
         free: np.ndarray = (rows[block["row"]] | columns[block["column"]]) == 0
         return free
@@ -172,7 +172,7 @@ def _sorted(candidates: np.ndarray) -> np.ndarray:
 
 
 def _follows(block: np.ndarray, last: np.void) -> np.ndarray:
-    """Which candidates come after `last` in the order of `_sorted`."""
+    """Return which candidates come after `last` in the order of `_sorted`."""
     row, column = block["row"], block["column"]
     later = (row > last["row"]) | ((row == last["row"]) & (column > last["column"]))
     after: np.ndarray = (block["score"] < last["score"]) | ((block["score"] == last["score"]) & later)

@@ -8,7 +8,7 @@ from math import isfinite, log2
 
 import numpy as np
 
-CELLS = 40  # of the map of lengths, each way
+CELLS = 40  # of the length map, in each direction
 LONGEST = 11.0  # log2 of characters at the edge of the map: 2,048
 RATIO_BINS = np.linspace(-6, 6, 1201)  # log2 of the ratio of lengths, in steps of 0.7 %
 
@@ -38,7 +38,7 @@ class Lengths:
 
 
 def histogram(edges: np.ndarray, everything: np.ndarray, kept: np.ndarray, threshold: float) -> str:
-    """Bars of kept pairs before bars of all best candidates; the threshold as a line."""
+    """Draw bars of kept pairs in front of bars of all best candidates, with the threshold as a line."""
     width, height, left, bottom = 620, 430, 46, 34
     top = max(1, int(everything.max()), int(kept.max()))
     step, plot = (width - left - 8) / len(kept), height - bottom - 22
@@ -76,7 +76,7 @@ def histogram(edges: np.ndarray, everything: np.ndarray, kept: np.ndarray, thres
 
 
 def length_map(lengths: Lengths, middle: float) -> str:
-    """Cells of source by target characters, both in log2; the dotted line is the middle ratio."""
+    """Draw cells of source by target characters, both in log2; the dotted line is the median ratio."""
     size, left, bottom = 380, 46, 40
     plot = size - left - bottom + 30
     used = np.flatnonzero(lengths.cells.sum(axis=0) + lengths.cells.sum(axis=1))
@@ -97,7 +97,7 @@ def length_map(lengths: Lengths, middle: float) -> str:
             f"<title>{count:,} pairs</title></rect>"
         )
     low, high = first * unit, last * unit
-    ends = (max(low, low - middle), min(high, high - middle))  # where the line of the middle ratio enters and leaves the map
+    ends = (max(low, low - middle), min(high, high - middle))  # where the median ratio's line enters and leaves the map
     points = " ".join(f"{left + place(end):.1f},{8 + plot - place(end + middle):.1f}" for end in ends)
     parts.append(f'<polyline class="ideal" points="{points}"/>')
     parts.append(f'<path class="axis" fill="none" d="M{left} 8V{8 + plot:.0f}H{left + plot:.0f}"/>')
@@ -113,7 +113,7 @@ def length_map(lengths: Lengths, middle: float) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers between two."""
+    """Return four to nine round numbers between two."""
     rough = (high - low) / 6
     power = 10.0 ** np.floor(np.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)

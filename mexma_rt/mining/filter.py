@@ -37,7 +37,7 @@ DROPPED_COLUMNS = {"reason": str} | KEPT_COLUMNS
 
 @dataclass(frozen=True, kw_only=True)
 class FilterReport:
-    """What a call to `filter_bitext` did. dropped: pairs by the first reason that holds, in the order of `bitext.REASONS`."""
+    """What a call to `filter_bitext` did. dropped: pairs by the first reason that applies, in the order of `bitext.REASONS`."""
 
     output: str
     pairs: int
@@ -47,8 +47,8 @@ class FilterReport:
     margin: str
     k: int
     length_ratio: float  # the median of target by source characters (10 added to both)
-    background: int  # distinct source lines of it
-    resumed: int  # pairs that an interrupted run had scored
+    background: int  # its number of distinct source lines
+    resumed: int  # pairs that an interrupted run had already scored
     model: str
     warnings: tuple[MiningWarning, ...] = ()
 
@@ -69,17 +69,17 @@ def filter_bitext(  # noqa: PLR0913  (public keywords)
     background_lines: int = BACKGROUND,
     progress: bool | None = None,
 ) -> FilterReport:
-    """Write the good pairs of two line-aligned files, in order, to a table; returns a report with the dropped pairs by reason.
+    """Write the good pairs of two line-aligned files, in order, to a table; return a report with the dropped pairs by reason.
 
     load: called for the encoder once the input has been checked. output, dropped: tables (.tsv, .jsonl, .parquet) with score,
-    line (from 1), source, target, and for `dropped` the reason. Dropped are, in this order: blank sides, identical sides,
-    repeats of an earlier pair, a length ratio more than max_ratio times off the median, and a score below `threshold` (None
-    takes that of the margin in the encoder's bundle, else the bundled model's), or with `top` below that of the best share (0
-    to 1) of all pairs, equals included.
-    background: a file of `Background.save`; without one, a sample of `background_lines` pairs of the bitext itself.
+    line (from 1), source, target, and for `dropped` the reason. Drops, in this order: blank sides, identical sides, repeats of
+    an earlier pair, length ratios more than max_ratio times off the median, and scores below `threshold` (None takes the
+    margin's threshold from the encoder's bundle, or the bundled model's); with `top`, scores below the best share (0 to 1) of
+    all pairs, ties kept.
+    background: a file written by `Background.save`; without one, a sample of `background_lines` pairs of the bitext itself.
 
-    Memory does not grow with the bitext (6 bytes per pair are on disk, mapped). A killed run resumes when
-    the same call is made again. Raises InputError, FileError, BundleError, MissingExtraError.
+    Memory does not grow with the bitext (6 bytes per pair are on disk, memory-mapped). A killed run resumes when the same call
+    is made again. Raises InputError, FileError, BundleError, MissingExtraError.
     """
     settings = MineSettings(margin=margin, k=k, threshold=threshold)
     _check_arguments(source, target, output, dropped, threshold, top, max_ratio)
@@ -90,7 +90,7 @@ def filter_bitext(  # noqa: PLR0913  (public keywords)
             counts = np.bincount(bitext.reasons, minlength=len(REASONS)).tolist()
             why = ", ".join(f"{count:,} {REASONS[reason]}" for reason, count in enumerate(counts) if count and reason != KEPT)
             raise InputError(
-                f"No pair is left to score: of {bitext.pairs:,} pairs are {why}. Check that the right files were given."
+                f"No pair is left to score: of {bitext.pairs:,} pairs, {why}. Check that these are the right files."
             )
         encoder = load()
         given = None if background is None else open_background(background)
@@ -138,11 +138,11 @@ def _check_arguments(
     if is_stdin(source) and is_stdin(target):
         raise InputError("Only one of the two sides can be standard input. Name a file for the other.")
     if threshold is not None and top is not None:
-        raise InputError("threshold and top both say how many pairs are kept. Give one of them.")
+        raise InputError("threshold and top both say which pairs to keep. Pass only one of them.")
     if top is not None and not 0 < top <= 1:
-        raise InputError(f"top={top!r} is the share of the pairs to keep, above 0 and at most 1, such as 0.8.")
+        raise InputError(f"top={top!r} must be the share of pairs to keep: above 0 and at most 1, such as 0.8.")
     if not max_ratio > 1:
-        raise InputError(f"max_ratio={max_ratio!r} says how far the lengths may be off, a number above 1, such as 3.")
+        raise InputError(f"max_ratio={max_ratio!r} must be a number above 1 (how much lengths may differ), such as 3.")
     for path in (output, dropped):
         if path is not None:
             check_table(path)
@@ -154,14 +154,14 @@ def _check_arguments(
 def _job(
     bitext: Bitext, encoder: Encoder | Prompted, given: Background | None, lines: int, **settings: object
 ) -> dict[str, object]:
-    """What the scores depend on: not the threshold, which is applied at the end."""
+    """Return what the scores depend on; not the threshold, which is applied at the end."""
     around = lines if given is None else f"given, {len(given.source)} and {len(given.target)} lines, {given.source_keys[:2]}"
     job = {"pairs": bitext.pairs, "texts": bitext.sha256[:16], "model": model_identity(encoder), "background": around}
     return cast(dict[str, object], json.loads(json.dumps({**job, **settings}, default=str)))
 
 
 def _background(folder: Path, bitext: Bitext, encoder: Encoder | Prompted, k: int, made: bool) -> Background:
-    """The background made from the sample; reused from an interrupted run that had scored pairs."""
+    """Make the background from the sample, or reuse the one from an interrupted run that had scored pairs."""
     path = folder / "background.npz"
     if not made:
         src, tgt = [a for a, _ in bitext.sample], [b for _, b in bitext.sample]
@@ -190,7 +190,7 @@ def _score(
     state: resumable.WorkState,
     progress: bool | None,
 ) -> None:
-    """Score the pairs that the state does not count yet, slab by slab; pairs already dropped have -inf."""
+    """Score the pairs that the state does not count yet, slab by slab; pairs already dropped get -inf."""
     start, stop, bitext, encoder = 0, 0, scoring.bitext, scoring.encoder
     with progress_bar(progress, total=bitext.pairs - state["done"], desc="filter", unit="pair") as advance:
         for slab in slabs(source, target):
@@ -210,11 +210,11 @@ def _score(
                 advance(len(slab))
             start = stop
     if start != bitext.pairs or stop > bitext.pairs:
-        raise FileError("The bitext changed while it was read. Leave it as it is until the end, and type the command again.")
+        raise FileError("The bitext changed while it was read. Run the command again, and leave the files alone until it ends.")
 
 
 def _share_threshold(scores: np.ndarray, count: int) -> float:
-    """The count-th largest of the scores (or the lowest finite one, if there are fewer), with the memory of 65,536 counts."""
+    """Return the count-th largest score (or the lowest finite one, if there are fewer), in the memory of 65,536 counts."""
     if count == 0:
         return math.inf
     first = 0
@@ -238,7 +238,7 @@ def _share_threshold(scores: np.ndarray, count: int) -> float:
 
 
 def _ordered(scores: np.ndarray) -> np.ndarray:
-    """int64 keys in the order of float32 numbers."""
+    """Return int64 keys that sort like the float32 numbers."""
     bits = scores.view(np.uint32).astype(np.int64)
     return np.where(bits & 0x80000000, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
@@ -252,7 +252,7 @@ def _write(
     scores: np.ndarray,
     least: float,
 ) -> np.ndarray:
-    """Write both tables; returns the number of pairs for each reason."""
+    """Write both tables; return the number of pairs for each reason."""
     counts, line = np.zeros(len(REASONS), np.int64), 0
     with table(output, KEPT_COLUMNS) as keep, table(dropped, DROPPED_COLUMNS) if dropped else nullcontext() as drop:
         for slab in slabs(source, target):

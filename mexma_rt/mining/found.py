@@ -28,9 +28,9 @@ SORT_MEMORY = 256 << 20  # bytes for sorting candidates: 1.9 million at a time
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """A mined pair: margin score, cosine, positions in the two inputs (from 0), and texts (None if only vectors came).
+    """A mined pair: margin score, cosine, positions in the two inputs (from 0), and texts (None if only vectors were passed).
 
-    forward_rank: rank, from 1, of the target among the k nearest of the source; None if it is not one of them.
+    forward_rank: rank, from 1, of the target among the k nearest of the source; None if it is not among them.
     backward_rank: rank of the source among the k nearest of the target, likewise; at least one of the two is not None.
     source_mean, target_mean: the mean cosine of each sentence to its k nearest on the other side, which the margin
     compares the cosine with.
@@ -82,20 +82,20 @@ class Search:
     sort_memory: int = SORT_MEMORY
 
     def matching(self) -> OneToOne | None:
-        """State of "max" retrieval, which sentences are used; None for the other retrievals."""
+        """Return the state of "max" retrieval (which sentences are used); None for other retrievals."""
         return OneToOne(len(self.source.pool), len(self.target.pool)) if self.retrieval == "max" else None
 
     def pairs(self) -> Iterator[Pair]:
-        """The pairs, best first."""
+        """Yield the pairs, best first."""
         for chunk in self.chunks(self.matching()):
             yield from self.described(chunk)
 
     def chunks(self, matching: OneToOne | None) -> Iterator[np.ndarray]:
-        """The pairs as candidates, best first, a bounded number at a time."""
+        """Yield the pairs as candidates, best first, a bounded number at a time."""
         return self._chosen(matching, lambda score: score >= self.threshold, max(1, self.sort_memory // SORT_BYTES))
 
     def below(self, matching: OneToOne | None, count: int) -> np.ndarray:
-        """The best `count` candidates below the threshold whose sentences no pair used; call it after taking all pairs."""
+        """Return the best `count` candidates below the threshold whose sentences are unused; call it after taking all pairs."""
         found = [np.empty(0, CANDIDATE)]
         for chunk in self._chosen(matching, lambda score: score < self.threshold, max(count, 1000)):
             found.append(chunk)
@@ -104,7 +104,7 @@ class Search:
         return np.concatenate(found)[:count]
 
     def lowest(self, count: int) -> np.ndarray:
-        """The `count` candidates of the lowest scores, the lowest last."""
+        """Return the `count` candidates with the lowest scores, the lowest last."""
         found = np.empty(0, CANDIDATE)
         for block in candidate_blocks(self.neighbours, self.retrieval):
             both = np.concatenate([found, block])
@@ -112,7 +112,7 @@ class Search:
         return found[::-1]
 
     def best_scores(self) -> Iterator[np.ndarray]:
-        """The score of every source sentence's best target (for "bwd", of every target's best source), block by block."""
+        """Yield the score of every source sentence's best target ("bwd": every target's best source), block by block."""
         return (block["score"] for block in candidate_blocks(self.neighbours, "bwd" if self.retrieval == "bwd" else "fwd"))
 
     def _chosen(
@@ -146,7 +146,7 @@ class Search:
             )
 
     def report(self, pairs: int, seconds: float) -> MiningReport:
-        """The report of a call that kept so many pairs."""
+        """Return the report of a call that kept this many pairs."""
         return MiningReport(
             source=self.source.counts,
             target=self.target.counts,

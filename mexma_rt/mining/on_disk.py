@@ -1,7 +1,7 @@
 """Mining from vector files larger than memory: the search of pairs.py in bounded memory.
 
-The neighbours come from `knn_files`, which is resumable, into the folder `.NAME.mining` beside the pairs; they stay there until
-the pairs are written, so that a killed run resumes with them.
+The neighbours come from `knn_files`, which is resumable, and are kept in the folder `.NAME.mining` beside the pairs until those
+are written, so that a killed run resumes with them.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def search_files(
     """Yield a `Search` over vectors [n, D] and [m, D] in .npy files or folders of shards; `output` is the file for its pairs.
 
     src, tgt: the lines of the vectors, held in memory; without them pairs have positions only, and equal lines are not
-    recognised. With them, vectors of blank and repeated lines are left out, so the others are copied beside the output.
-    settings: its index must be "exact". searching: how neighbours are searched, by cosine and with the k of `settings` whatever
-    it says of them; its memory_bytes are those of the whole process meanwhile, and a quarter of them to sort candidates; beyond
-    that, 26 bytes per row of both sides are needed. ray: search on the Ray cluster at this address
-    (`mexma_rt.cluster.session`), with the same result; its machines must see the vectors, and with src and tgt the folder of
-    the output, under the same paths. The other arguments and the errors are those of `mine` and `knn_files`.
+    recognised. With them, vectors of blank and repeated lines are skipped, and the others copied beside the output.
+    settings: its index must be "exact". searching: how to search neighbours; always by cosine and with the k of `settings`. Its
+    memory_bytes bound the whole process during the search, and a quarter of them the sorting of candidates; besides, 26 bytes
+    per row of both sides are needed. ray: search on the Ray cluster at this address (`mexma_rt.cluster.session`), with the same
+    result; on its machines the vectors, and with src and tgt the output's folder, must have the same paths. The other arguments
+    and the errors are those of `mine` and `knn_files`.
     """
     search = _search_on(ray, searching.device)
     searching = replace(searching, k=settings.k, metric="cosine")
@@ -89,7 +89,7 @@ def _has_neighbours(folder: Path) -> bool:
 
 
 def _search_on(ray: str | None, device: str) -> Callable[..., object]:
-    """`write_neighbours` here or on a cluster; raises for a cluster that cannot be used."""
+    """Return `write_neighbours` for here or for a cluster; raise if the cluster cannot be used."""
     if ray is None:
         return knnfiles.write_neighbours
     from mexma_rt.cluster import check_address
@@ -114,7 +114,7 @@ def _side(vectors: VectorFiles, texts: Iterable[str] | None, name: str, unify: b
 
 
 def _compared(vectors: VectorFiles, side: Side, folder: Path) -> VectorFiles:
-    """The vectors of the rows that are compared; a copy, if not all are."""
+    """Return the vectors of the compared rows; a copy unless all rows are compared."""
     if len(side.pool) == side.size:
         return vectors
     path = folder / f"{side.name}.npy"
@@ -145,11 +145,11 @@ def _check_found(place: Path, files: list[VectorFiles], k: int) -> None:
         same, whole = True, False
     if not same:
         raise FileError(
-            f"{place} has the neighbours of other vectors or another k, from a run that was killed. Start over: "
+            f"{place} has the neighbours of other vectors or another k, left by a killed run. Start over: "
             f"rm -r {typed(place.parent)}"
         )
     if not whole:
-        raise FileError(f"{place}, which a run that was killed has left, is damaged. Start over: rm -r {typed(place.parent)}")
+        raise FileError(f"{place}, left by a killed run, is damaged. Start over: rm -r {typed(place.parent)}")
 
 
 class _Rows:

@@ -82,12 +82,12 @@ class Tally:
     edges: np.ndarray
     kept: np.ndarray  # pairs per bin
     best: list[Pair] = field(default_factory=list)
-    last: list[Pair] = field(default_factory=list)  # the lowest that were kept
+    last: list[Pair] = field(default_factory=list)  # the lowest kept pairs
     lengths: Lengths = field(default_factory=Lengths)
 
     @classmethod
     def of(cls, search: Search) -> Tally:
-        """An empty tally for the settings of a search."""
+        """Return an empty tally for the settings of a search."""
         low, high = np.inf, -np.inf
         for scores in search.best_scores():
             low, high = min(low, float(scores.min())), max(high, float(scores.max()))
@@ -108,7 +108,7 @@ class Tally:
             yield from pairs
 
     def all_scores(self) -> np.ndarray:
-        """The scores of all pairs, in the order in which they came."""
+        """Return the counts of all best scores per bin."""
         return sum((_binned(scores, self.edges) for scores in self.search.best_scores()), np.zeros(BINS, np.int64))
 
 
@@ -131,7 +131,7 @@ def render_page(
         (f"{report.source.compared:,}", "source lines compared"),
         (f"{report.target.compared:,}", "target lines compared"),
         (share, "of the smaller side paired"),
-        (f"{report.seconds:,.1f} s", "in all"),
+        (f"{report.seconds:,.1f} s", "in total"),
     ]
     body = [
         f"<h1>{source} ↔ {target}</h1>",
@@ -184,15 +184,15 @@ def _charts(tally: Tally, report: MiningReport) -> str:
     whose = "target" if report.retrieval == "bwd" else "source"
     scores = histogram(tally.edges, tally.all_scores(), tally.kept, report.threshold)
     parts = [
-        f'<section class="card"><h2>Scores</h2><p class="soft small"><i class="key" style="background:var(--accent)"></i>pairs '
-        f'that were kept<i class="key" style="background:var(--mute)"></i>best candidate of every {whose} line</p>'
+        f'<section class="card"><h2>Scores</h2><p class="soft small"><i class="key" style="background:var(--accent)"></i>kept '
+        f'pairs<i class="key" style="background:var(--mute)"></i>best candidate of every {whose} line</p>'
         f"{scores}</section>"
     ]
     if tally.lengths.pairs:
         low, middle, high = tally.lengths.ratios()
         parts.append(
-            '<section class="card"><h2>Lengths</h2><p class="soft small">Characters of target by source; stronger: more pairs. '
-            f"Half of the ratios lie between {low:.2f} and {high:.2f}, the middle is {middle:.2f} (dotted).</p>"
+            '<section class="card"><h2>Lengths</h2><p class="soft small">Characters of target by source; darker: more pairs. '
+            f"Half of the ratios are between {low:.2f} and {high:.2f}, the median is {middle:.2f} (dotted).</p>"
             f"{length_map(tally.lengths, log2(middle))}</section>"
         )
     return f'<div class="charts">{"".join(parts)}</div>' if len(parts) == 2 else parts[0]
@@ -203,7 +203,7 @@ def _examples(report: MiningReport, tally: Tally, below: Sequence[Pair], lowest:
         body = rows or '<p class="soft">None.</p>'
         return f'<section class="card pairs"><h2>{title}</h2><p class="soft small">{note}</p>{body}</section>'
 
-    divider = f'<div class="divider">threshold {_number(report.threshold)}: what follows was not kept</div>' if below else ""
+    divider = f'<div class="divider">threshold {_number(report.threshold)}: pairs below were not kept</div>' if below else ""
     return (
         section(
             "Best pairs",
@@ -212,11 +212,11 @@ def _examples(report: MiningReport, tally: Tally, below: Sequence[Pair], lowest:
         )
         + section(
             "Around the threshold",
-            "The last that were kept, and the best that were not: whether the threshold is right is seen here.",
+            "The last that were kept, and the best that were not: these show whether the threshold is right.",
             _pairs(tally.last) + divider + _pairs(below),
         )
         + section(
-            "Worst candidates", "The lowest scores of all candidates; such pairs should be no translations.", _pairs(lowest)
+            "Worst candidates", "The lowest scores of all candidates; such pairs should not be translations.", _pairs(lowest)
         )
     )
 
@@ -239,7 +239,7 @@ def _details(report: MiningReport, names: tuple[str, str], embedded: Sequence[tu
     rows: list[tuple[str, str]] = []
     for name, side, counts in zip(names, ("Source", "Target"), (report.source, report.target), strict=True):
         left_out = (
-            f", {counts.blank:,} blank and {counts.repeated:,} repeated left out" if counts.blank or counts.repeated else ""
+            f", {counts.blank:,} blank and {counts.repeated:,} repeated omitted" if counts.blank or counts.repeated else ""
         )
         rows.append((side, f"{name}: {counts.lines:,} lines{left_out}"))
     rows.append(("Margin", f"{report.margin}, {report.k} neighbours, threshold {_number(report.threshold)}"))
@@ -247,13 +247,13 @@ def _details(report: MiningReport, names: tuple[str, str], embedded: Sequence[tu
     found = "" if report.recall is None else f"; found {report.recall.forward:.1%} and {report.recall.backward:.1%} of a sample"
     rows.append(("Neighbours", f"{report.index}{found}; {report.dimensions} dimensions"))
     for name, run in embedded:
-        cut = f"; {len(run.truncated):,} lines of more than {run.max_length} tokens were cut" if run.truncated else ""
+        cut = f"; {len(run.truncated):,} lines with more than {run.max_length} tokens were cut" if run.truncated else ""
         rows.append((f"Embedding {name}", f"{run.sentences_per_second:,.0f} sentences per second{cut}"))
     if embedded:
         run = embedded[0][1]
         rows.append(("Model", f"{run.model}, {run.precision} on {run.device} by {run.backend} ({run.reason})"))
     else:
-        rows.append(("Model", "none: the vectors came ready"))
+        rows.append(("Model", "none: ready vectors"))
     versions = f"mexma-rt {__version__}, Python {platform.python_version()}, numpy {np.__version__}, {platform.machine()}"
     rows.append(("Versions", versions))
     cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(what)}</td></tr>" for name, what in rows)

@@ -28,7 +28,7 @@ INDEXES = ("exact", "ivfpq")
 
 
 class Embeds(Protocol):
-    """What mining needs of an encoder; `mexma_rt.Encoder` is one."""
+    """The part of an encoder that mining needs; `mexma_rt.Encoder` is one."""
 
     def embed(self, texts: Iterable[str], *, progress: bool | None = None) -> np.ndarray:
         """Return vectors [n, D] of n texts."""
@@ -36,7 +36,7 @@ class Embeds(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MineSettings:
-    """The settings of a mining call, as `mine` describes them; making one raises InputError for a value that cannot be used."""
+    """The settings of a mining call, as `mine` describes them; making one raises InputError for an unusable value."""
 
     margin: str = "ratio"
     k: int = 4
@@ -53,12 +53,12 @@ class MineSettings:
         number = isinstance(self.threshold, (int, float, np.number)) and not isinstance(self.threshold, bool)
         if self.threshold is not None and (not number or np.isnan(self.threshold)):
             raise InputError(
-                f"threshold={self.threshold!r}, but a number is needed: the least score of a pair, or -inf for all pairs."
+                f"threshold={self.threshold!r}, but a number is needed: the lowest score of a pair, or -inf for all pairs."
             )
 
     @property
     def least_score(self) -> float:
-        """The threshold, or the default one of the margin."""
+        """The threshold, or the margin's default."""
         if self.threshold is None:
             return -np.inf if self.retrieval == "knn" else DEFAULT_THRESHOLD[self.margin]
         return float(self.threshold)
@@ -87,27 +87,27 @@ def mine(  # noqa: PLR0913  (public keywords)
     index: str = "exact",
     progress: bool | None = None,
 ) -> list[Pair]:
-    """Find the translations between two corpora; returns pairs by descending score, then ascending source and target index.
+    """Find the translations between two corpora; return pairs by descending score, then ascending source and target index.
 
-    src, tgt: sentences; may be left out where vectors [n, D] are given (they are normalised on a copy).
-    margin: "ratio", "distance" or "absolute"; k: neighbours that make a neighbourhood, and candidates per sentence.
+    src, tgt: sentences; may be omitted if vectors [n, D] are given (they are normalised on a copy).
+    margin: "ratio", "distance" or "absolute"; k: neighbours in a neighbourhood, and candidates per sentence.
     retrieval: "fwd" takes the best target of every source sentence, "bwd" the best source of every target sentence,
     "intersect" the pairs in both, "max" goes through both by descending score and uses every sentence at most once;
     "knn" returns every sentence with each of its k nearest, both ways, each pair once: all candidates, for your own selection.
-    threshold: lowest score of a pair, in every mode; None takes the one in the encoder's bundle, which `calibrate` finds, and
-    else that of the bundled model (with a ThresholdWarning if another one embeds); for "knn" it is none.
+    threshold: lowest score of a pair, in every mode; None takes the one in the encoder's bundle, which `calibrate` finds, or
+    the bundled model's (with a ThresholdWarning if another model embeds); "knn" has none by default.
     encoder: what `mexma_rt.load` returns; None takes the bundled default model.
     unify: equal lines count once, at their first occurrence. Blank lines are never paired.
-    index: "exact", or "ivfpq" for corpora too large for it: candidates from an approximate index, scored exactly (needs
+    index: "exact", or "ivfpq" for larger corpora: candidates from an approximate index, scored exactly (needs
     mexma-rt[faiss] and at least 9,984 sentences on each side; mexma_rt/knn/approximate.py has its settings).
 
     Raises InputError for unusable texts, vectors or arguments, such as a side with fewer sentences than k.
-    `mexma_rt.mining.pairs.mine_report` gives counts and warnings as well: corpora that are tiny, identical, or full of near
+    `mexma_rt.mining.pairs.mine_report` also returns counts and warnings about corpora that are tiny, identical, or full of near
     duplicates, whose scores mean little.
     """
     settings = MineSettings(margin=margin, k=k, retrieval=retrieval, threshold=threshold, unify=unify, index=index)
     search = prepare(src, tgt, encoder, source_vectors, target_vectors, settings, progress, warn=False)
-    for warning in search.warnings:  # without `warn` there is one kind of them
+    for warning in search.warnings:  # without `warn` there is only one kind
         warnings.warn(warning.message, ThresholdWarning, stacklevel=2)
     return list(search.pairs())
 
@@ -146,7 +146,7 @@ def prepare(
     *,
     warn: bool,
 ) -> Search:
-    """Check everything, embed what came without vectors, and find the neighbours: what `mine` does before it chooses."""
+    """Check everything, embed texts without vectors, and find the neighbours: what `mine` does before choosing pairs."""
     k, unify, approximate = settings.k, settings.unify, settings.index == "ivfpq"
     if approximate:
         require_extra("faiss", "faiss")
@@ -179,7 +179,7 @@ def prepare(
 
 
 def check_pools(k: int, source: Side, target: Side, what: str) -> None:
-    """Raise InputError unless k can be found on both sides; `what` names what is compared."""
+    """Raise InputError unless both sides have k rows to compare; `what` names them."""
     check_k(k, {side.name: len(side.pool) for side in (source, target)}, what)
 
 

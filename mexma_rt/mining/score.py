@@ -30,11 +30,10 @@ def score_pairs(
 ) -> np.ndarray:
     """Return the margin score, float32 [n], of each pair (src[i], tgt[i]) of an existing bitext.
 
-    A sentence's neighbourhood is its k nearest among the distinct lines of the other side, so scores equal those of
-    `mine` on the same lines, and a repeated line is not its own neighbour. A pair with a blank side
-    scores -inf.
+    A sentence's neighbourhood is its k nearest among the distinct lines of the other side, so scores equal those of `mine` on
+    the same lines, and a repeated line is not its own neighbour. A pair with a blank side scores -inf.
 
-    background: a `Background` (background.py), or the file of one, whose lines form the neighbourhoods instead, so that
+    background: a `Background` (background.py), or a file of one, whose lines form the neighbourhoods instead, so that the
     scores of several chunks can be compared. Requires texts, the same k and the same model.
 
     Arguments and errors are those of `mine`; sides of unequal length raise InputError.
@@ -44,7 +43,7 @@ def score_pairs(
     target = Side.of(tgt, target_vectors, "target", unify=True)
     if source.size != target.size:
         raise InputError(
-            f"source has {source.size} lines and target {target.size}, but pairs need as many on each side. "
+            f"source has {source.size} lines and target {target.size}, but pairs need the same number on each side. "
             "To find the pairs of two corpora that are not aligned, use mine."
         )
     if background is not None:
@@ -68,7 +67,7 @@ def _against(
     progress: bool | None,
 ) -> np.ndarray:
     if source.texts is None or target.texts is None:
-        raise InputError("A background knows its lines by their text, so src and tgt are needed beside the vectors.")
+        raise InputError("A background identifies its lines by their text: pass src and tgt as well as the vectors.")
     around = background if isinstance(background, Background) else open_background(background)
     given = source.vectors is not None and target.vectors is not None
     if encoder is None and not given:

@@ -1,4 +1,4 @@
-"""One side of a mining job: its texts or its vectors, and which rows of it are compared."""
+"""One side of a mining job: its texts or vectors, and which of its rows are compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mexma_rt.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class SideCounts:
-    """Line counts of a side: all, blank, repeats of an earlier line (if those are left out), and compared."""
+    """Line counts of a side: all, blank, repeats of an earlier line (if those are dropped), and compared."""
 
     lines: int
     blank: int
@@ -23,7 +23,7 @@ class SideCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One corpus: pool [p] holds the rows that are compared, place [size] where each row's line stands in the pool or -1."""
+    """One corpus: pool [p] holds the compared rows, place [size] the position of each row's line in the pool, or -1."""
 
     name: str
     size: int
@@ -34,11 +34,11 @@ class Side:
 
     @classmethod
     def of(cls, texts: Iterable[str] | None, vectors: np.ndarray | None, name: str, unify: bool) -> Side:
-        """Raises InputError for unusable texts or vectors, or if there are none, or only blank lines."""
+        """Make a side. Raises InputError for unusable texts or vectors, or if there are none, or only blank lines."""
         lines = None if texts is None else check_texts(texts, name)
         array = None if vectors is None else check_vectors(vectors, f"{name}_vectors")
         if lines is None and array is None:
-            raise InputError(f"{name} is missing. Give its sentences, or vectors as {name}_vectors=.")
+            raise InputError(f"{name} is missing. Pass its sentences, or vectors as {name}_vectors=.")
         if lines is not None and array is not None and len(lines) != len(array):
             raise InputError(
                 f"{name} has {len(lines)} sentences and {name}_vectors {len(array)} rows: give one row for each sentence."
@@ -65,7 +65,7 @@ class Side:
 
 
 def compared_rows(lines: list[str], unify: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Pool and place of a side: blank lines are left out and, with unify, all but the first of equal lines."""
+    """Return a side's pool and place: without blank lines and, with unify, without all but the first of equal lines."""
     pool: list[int] = []
     seen: dict[str, int] = {}
     place = np.full(len(lines), -1, np.int64)

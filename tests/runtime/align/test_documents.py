@@ -187,10 +187,10 @@ def test_time_grows_with_the_length_not_its_square():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "doc_a is missing. Give its sentences, or their vectors as source_vectors="),
+        ({}, "doc_a is missing. Pass its sentences, or their vectors as source_vectors="),
         ({"doc_a": "a", "doc_b": ["b"]}, "doc_a is a single str"),
         ({"doc_a": ["a"], "doc_b": ["b", None]}, "doc_b[1] is of type NoneType"),
-        ({"doc_a": ["a"], "doc_b": ["b"], "max_size": 1}, "max_size=1 must be a whole number from 2 (pairs alone) to 12"),
+        ({"doc_a": ["a"], "doc_b": ["b"], "max_size": 1}, "max_size=1 must be a whole number from 2 (pairs only) to 12"),
         ({"doc_a": ["a"], "doc_b": ["b"], "max_size": 13}, "max_size=13 must be a whole number from 2"),
         ({"doc_a": ["a"], "doc_b": ["b"], "deletion": float("nan")}, "deletion=nan must be a quantile: a number from 0 to 1"),
         ({"doc_a": ["a"], "doc_b": ["b"], "segments": "max"}, "segments='max' is not known. Type one of: text, mean."),

@@ -173,7 +173,7 @@ def test_errors_name_the_pipe_and_leave_nothing(tiny_bundle: Path) -> None:
         assert "a.pipe is damaged or incomplete" in mexma(tiny_bundle, "embed a.pipe -o v.npy", 1).stderr
     with writing(a=text("a"), b=text("b")[:100]):
         said = mexma(tiny_bundle, "filter a.pipe b.pipe -o k.tsv", 1).stderr
-    assert "b.pipe ends after 4 lines, but a.pipe goes on: the files must be line-aligned" in said
+    assert "b.pipe ends after 4 lines, but a.pipe continues: the files must be line-aligned" in said
     wide = "\ufeffone\n".encode("utf-16-le")
     assert "mexma: standard input is UTF-16, as its first bytes say" in mexma(tiny_bundle, "embed - -o v.npy", 1, wide).stderr
     assert sorted(Path().iterdir()) == before
@@ -210,7 +210,7 @@ def test_what_is_read_in_any_order_is_no_pipe(tiny_bundle: Path) -> None:
         "knn a.pipe v.npy -o n": "a.pipe is a pipe, but vectors are read in any order. Write them to a file",
         "mine a.txt b.txt --source-vectors v.npy --target-vectors b.pipe -o m.tsv": "b.pipe is a pipe, but vectors are read",
         "score a.txt b.txt --background a.pipe": "a.pipe is a pipe, but a background is read in any order.",
-        "score a.txt b.txt --background a.txt": "a.txt is no background. Make one: mexma score",
+        "score a.txt b.txt --background a.txt": "a.txt is not a background. Make one: mexma score",
         "bench embed a.pipe": "a.pipe is a pipe, but every route reads the file again.",
         "bench embed v.npy": "v.npy is a numpy array, not lines of text.",
     }.items():

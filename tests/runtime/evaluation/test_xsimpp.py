@@ -71,7 +71,7 @@ def test_altered_copies_of_another_line_are_misaligned_and_an_equal_line_is_righ
 
 
 def test_types_need_the_lines() -> None:
-    with pytest.raises(InputError, match="error_types is about lines, and text is missing"):
+    with pytest.raises(InputError, match="error_types needs lines, but text is missing"):
         xsim(np.eye(4), np.eye(4), error_types={})
 
 
@@ -107,7 +107,7 @@ def test_files_of_lasers_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("a\n", '{"a": "Entity"}', "t.json: the entry of 'a' is 'Entity', but an object is needed"),
         ("a\n", '{"a": {"src": "b"}}', "t.json: the entry of 'a' is {'src': 'b'}"),
         ("a\n", '{"b": {"src": "b", "errtype": "x"}}', "None of the 1 lines of a.txt is in t.json"),
-        ("a\n", '{"a": {"src": "c", "errtype": "x"}}', "None of the lines of a.txt was made of a line of the target file"),
+        ("a\n", '{"a": {"src": "c", "errtype": "x"}}', "None of the lines of a.txt was made from a line of the target file"),
     ],
 )
 def test_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, entries: str, message: str) -> None:

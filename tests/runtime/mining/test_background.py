@@ -69,7 +69,7 @@ def test_file_and_score_pairs(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="another value of k: 3 then, 4 now"):
         score_pairs(new_src, new_tgt, **vectors, background=read)
-    with pytest.raises(InputError, match="src and tgt are needed beside the vectors"):
+    with pytest.raises(InputError, match="pass src and tgt as well as the vectors"):
         score_pairs(**vectors, k=3, background=read)
     encoder = SimpleNamespace(embed=lambda texts, progress: new_x)
     with pytest.raises(InputError, match="another value of the model: 'm' then, 'SimpleNamespace' now"):

@@ -96,10 +96,14 @@ def test_lines_that_cannot_be_told_apart_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        (lines("x", 99), lines("y", 99), r"Of 99 lines, 99 are pairs .* needs at least 100, and 1,000 or more make it steady"),
+        (
+            lines("x", 99),
+            lines("y", 99),
+            r"Of 99 lines, 99 are usable pairs.* needs at least 100, and is stable with 1,000 or more",
+        ),
         (lines("x", 120), lines("y", 119), "The source has 120 lines and the target 119, but line i of one translates line i"),
         (["x 1"] * 150, lines("y", 150), r"Of 150 lines, 1 are pairs .*\(all lines of the source are equal\)"),
-        (lines("x", 150), lines("x", 150), "Of 150 lines, 0 are pairs that can be told apart: .*not equal on both sides"),
+        (lines("x", 150), lines("x", 150), "Of 150 lines, 0 are usable pairs: .*not equal on both sides"),
         (lines("x", 150), lines("y", 151)[1:], r"\(F1 \d+ % at the best threshold\).*not translations of each other, line by"),
         ([], [], "Of 0 lines, 0 are pairs"),
         ("x 1", ["y 1"], "str"),

@@ -227,9 +227,9 @@ def test_the_command() -> None:
     ("arguments", "message"),
     [
         (["-o", "k.tsv", "--threshold", "nan"], "threshold=nan, but a number is needed"),
-        (["-o", "k.tsv", "--threshold", "1", "--top", "0.5"], "threshold and top both say how many"),
-        (["-o", "k.tsv", "--top", "1.5"], "top=1.5 is the share of the pairs to keep"),
-        (["-o", "k.tsv", "--top", "nan"], "top=nan is the share of the pairs to keep"),
+        (["-o", "k.tsv", "--threshold", "1", "--top", "0.5"], "threshold and top both say which pairs"),
+        (["-o", "k.tsv", "--top", "1.5"], "top=1.5 must be the share of pairs to keep"),
+        (["-o", "k.tsv", "--top", "nan"], "top=nan must be the share of pairs to keep"),
         (["-o", "k.tsv", "--max-ratio", "nan"], "max_ratio=nan says how far"),
         (["-o", "s.txt"], "s.txt is both an input and the output"),
         (["-o", "k.tsv", "--dropped", "k.tsv"], "cannot have both the kept and the dropped pairs"),

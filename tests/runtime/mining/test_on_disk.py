@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_with_its_neighbours(
         whole = (place / name).read_bytes()
         (place / name).write_bytes(damage(whole))
         message = run(*VECTORS, "-o", "p.tsv", status=1).stderr
-        assert "which a run that was killed has left, is damaged. Start over: rm -r" in message, (name, message)
+        assert "left by a killed run, is damaged. Start over: rm -r" in message, (name, message)
         (place / name).write_bytes(whole)
     monkeypatch.setattr(knnfiles, "write_neighbours", lambda *arguments, **settings: pytest.fail("sought again"))
     run(*VECTORS, "-o", "p.tsv")
@@ -231,9 +231,9 @@ def test_the_page_shows_what_was_found_and_escapes_it() -> None:
     assert "<script" not in html and not re.search(r"https?://|url\(|@import", html)
     for row in [*rows[:8], *rows[-4:]]:
         assert row["source"] in text and row["target"] in text and f"{row['score']:.4f}" in text
-    assert f"{len(rows)}\npairs" in text and "threshold 1.1: what follows was not kept" in text
+    assert f"{len(rows)}\npairs" in text and "threshold 1.1: pairs below were not kept" in text
     assert text.count("Fewer than 1,000 different lines") == 1
-    below = text.split("what follows was not kept")[1].split("Worst candidates")[0]
+    below = text.split("pairs below were not kept")[1].split("Worst candidates")[0]
     scores = [float(score) for score in re.findall(r"^\d\.\d{4}$", below, re.MULTILINE)]
     assert len(scores) == 4 and scores == sorted(scores, reverse=True) and scores[0] < 1.1
     worst = [float(score) for score in re.findall(r"^\d\.\d{4}$", text.split("Worst candidates")[1], re.MULTILINE)]

@@ -190,14 +190,14 @@ FIVE = list("abcde")
     [
         ({"margin": "cos"}, "margin='cos' is not known. Type one of: ratio, distance, absolute."),
         ({"retrieval": "best"}, "retrieval='best' is not known. Type one of: max, intersect, fwd, bwd, knn."),
-        ({"threshold": float("nan")}, "threshold=nan, but a number is needed: the least score of a pair"),
+        ({"threshold": float("nan")}, "threshold=nan, but a number is needed: the lowest score of a pair"),
         ({"threshold": "1.06"}, "threshold='1.06', but a number is needed"),
         ({"src": "abc"}, "source is a single str, but a list of sentences is needed"),
         ({"src": [None] * 5}, r"source\[0\] is of type NoneType"),
         ({"tgt": []}, "target has 0 sentences and target_vectors 5 rows: give one row for each sentence"),
         ({"tgt": [], "target_vectors": None}, "target is empty: there is nothing to compare with"),
         ({"tgt": ["", " "], "target_vectors": None}, "target has no text: all of its 2 lines are blank"),
-        ({"src": None, "source_vectors": None}, "source is missing. Give its sentences, or vectors as source_vectors="),
+        ({"src": None, "source_vectors": None}, "source is missing. Pass its sentences, or vectors as source_vectors="),
         ({"src": list("abcd")}, "source has 4 sentences and source_vectors 5 rows"),
         ({"src": list("aabbb")}, "source has 2 distinct sentences, too few to find k=4 neighbours among them. Type k=2"),
         ({"k": 6, "unify": False}, "source has 5 sentences, too few to find k=6 neighbours among them. Type k=5"),
@@ -214,7 +214,7 @@ def test_bad_input(keywords: dict, message: str) -> None:
 
 
 def test_pairs_of_unequal_length() -> None:
-    with pytest.raises(InputError, match="source has 5 lines and target 4, but pairs need as many on each side"):
+    with pytest.raises(InputError, match="source has 5 lines and target 4, but pairs need the same number on each side"):
         score_pairs(FIVE, FIVE[:4], source_vectors=V, target_vectors=V[:4])
 
 
