@@ -1,4 +1,4 @@
-"""`mexma xsim`: how well parallel files find each other, for one pair, a folder of languages, or all pairs of a folder."""
+"""`mexma xsim`: measure how well parallel files find each other: one pair, a folder of languages, or all pairs of a folder."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ ERROR_COLUMNS = {"source": str, "target": str, "sentences": int, "errors": int, 
 @click.command(epilog="Example: mexma xsim folder --target eng --plot bars.png")
 @click.argument("source")
 @click.argument("target", required=False)
-@click.option("--target", "language", default="eng", show_default=True, help="With a folder: compare with LANGUAGE.txt.")
-@click.option("--languages", help="With a folder: only these, such as fra,deu.  [default: every .txt file]")
-@click.option("--all-pairs", is_flag=True, help="With a folder: every language with every other, both ways.")
-@click.option("--augmented", metavar="FILE", help="xsim++: the altered copies of the target's lines, one per line.")
-@click.option("--errtypes", metavar="FILE", help="xsim++: the .json file that says how each of them was altered.")
-@click.option("--index-comparison", is_flag=True, help="An equal line at another place is an error too.")
+@click.option(
+    "--target", "language", default="eng", show_default=True, help="With a folder: compare every language with LANGUAGE.txt."
+)
+@click.option("--languages", help="With a folder: compare only these languages, such as fra,deu.  [default: every .txt file]")
+@click.option("--all-pairs", is_flag=True, help="With a folder: compare every language with every other, both ways.")
+@click.option("--augmented", metavar="FILE", help="xsim++: file with the altered copies of the target's lines, one per line.")
+@click.option("--errtypes", metavar="FILE", help="xsim++: .json file that says how each of these was altered.")
+@click.option("--index-comparison", is_flag=True, help="Count an equal line at another position as an error.")
 @click.option("-o", "--output", metavar="FILE", help="Write a row per comparison to this .tsv, .jsonl or .parquet file.")
 @click.option("--plot", metavar="FILE", help="Draw the errors (.png, .svg or .pdf): bars, or all pairs as a map.")
 @margin_options
@@ -51,10 +53,10 @@ def xsim(
     """Measure how often a sentence does not find its translation among all lines of the other file.
 
     SOURCE and TARGET are line-aligned files; or SOURCE is a folder of such files, one per language, compared with one of
-    them. xsim is the error in percent by margin, SOURCE to TARGET, where an equal line counts as right (as LASER's
-    eval.py); accuracy is that of the nearest cosine, in percent, there and back. The last rows are the average as LASER has
-    it, all errors by all sentences, and the plain mean of the languages. With --augmented and --errtypes, in the form that
-    LASER publishes, the error is that of xsim++, listed by what was found instead.
+    them. xsim is the error rate by margin, SOURCE to TARGET, in percent, where an equal line counts as right (as in LASER's
+    eval.py); accuracy is the share of nearest cosines that are right, in percent, there and back. The last rows are LASER's
+    average (all errors / all sentences) and the mean over languages. With --augmented and --errtypes, in LASER's form, the
+    error is xsim++'s, broken down by what was found instead.
     """
     from mexma_rt.evaluation import Altered, FolderResult, XsimSettings, compare
 
@@ -100,7 +102,7 @@ def xsim(
 
 
 def _tell(encoder: LoadedEncoder, goal: str | None) -> None:
-    """What ran, by the target's report (all pairs: the first language's), and in one line what was cut of how many files."""
+    """Print what ran, from the target's report (all pairs: the first language's), and one line on truncated sentences."""
     runs = list(zip(encoder.names, encoder.reports, strict=True))
     if len(runs) <= 2:
         for name, report in runs:
@@ -137,7 +139,7 @@ def _files(source: str, target: str | None, language: str, languages: str | None
             raise click.UsageError("Only one of SOURCE and TARGET can be standard input.")
         return ParallelFiles.of_pair(source, target)
     if not Path(source).is_dir():
-        raise click.UsageError(f"{source} is not a folder: give TARGET as well, the file of its translations.")
+        raise click.UsageError(f"{source} is not a folder: type TARGET as well, the file with its translations.")
     wanted = None if languages is None else [name.strip() for name in languages.split(",")]
     return ParallelFiles.of_folder(source, target=language, languages=wanted, all_pairs=all_pairs)
 
@@ -193,7 +195,7 @@ def _print_row(row: Comparison, header: bool = False) -> None:
 
 
 def _print_sums(result: FolderResult) -> None:
-    """All pairs are too many to print: each language's mean as the one searched with, and as the one found."""
+    """Print each language's mean error as the source and as the target: all pairs would be too many."""
     click.echo("language   xsim % from it   into it")
     for name in dict.fromkeys(row.language for row in result.rows):
         there = fmean(row.xsim for row in result.rows if row.language == name)

@@ -1,7 +1,7 @@
-"""Turns texts into ragged integer arrays. The tokenizer is configured once, so that threads may share it.
+"""Turns texts into ragged integer arrays. The tokenizer is configured once, so that threads can share it.
 
 Long sentences are cut here, after encoding, so that the report can say which ones and how long they were. The text is not
-shortened before: tokenising is linear (measured: 1 MB of one word takes 0.6 s, 1 MB of anything at most 1.1 s).
+shortened first: tokenising is linear (measured: 1 MB of one word takes 0.6 s, 1 MB of anything at most 1.1 s).
 Special tokens written in a text (`</s>`) are recognised, as Hugging Face tokenizers do.
 """
 
@@ -21,7 +21,7 @@ from mexma_rt.errors import BundleError
 if TYPE_CHECKING:
     import tokenizers
 
-# A slab is what the tokenizer gets at once. Its Encoding objects cost some hundred bytes per token, so a slab is bounded
+# A slab is what the tokenizer gets at once. Its Encoding objects cost a few hundred bytes per token, so a slab is bounded
 # in characters; 2,048 sentences are enough to keep its threads busy.
 SLAB_TEXTS = 2048
 SLAB_CHARACTERS = 4_000_000
@@ -47,7 +47,7 @@ class Tokens:
         return self.full_lengths > self.lengths
 
     def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The sentences `rows` [B] as input_ids [B, L] padded on the right and attention_mask [B, L], both int64."""
+        """Return the sentences `rows` [B] as input_ids [B, L], padded on the right, and attention_mask [B, L], both int64."""
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         columns = np.arange(lengths.max())
         mask = columns < lengths[:, None]
@@ -57,7 +57,7 @@ class Tokens:
 
 
 class Tokenizer:
-    """The `tokenizer.json` of a bundle: `<s> ... </s>`, without padding and without truncation of its own."""
+    """The `tokenizer.json` of a bundle: `<s> ... </s>`, without its own padding and truncation."""
 
     def __init__(self, path: Path, special_ids: SpecialIds = XLMR) -> None:
         import tokenizers
@@ -71,7 +71,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         if (found := self._tokenizer.encode("").ids) != around:
-            which = "(<s> </s>): it is no XLM-R tokenizer" if special_ids == XLMR else "as the manifest says"
+            which = "(<s> </s>): it is not an XLM-R tokenizer" if special_ids == XLMR else "as the manifest says"
             raise BundleError(
                 f"{path} encodes an empty sentence as {found}, not as {around} {which}. "
                 "Export the bundle again, from a checkpoint that has one."
@@ -98,7 +98,7 @@ class Tokenizer:
         )
 
     def with_offsets(self, texts: list[str]) -> list[tokenizers.Encoding]:
-        """Like `encode`, with pieces and character spans, for at most one slab of texts: some hundred bytes per token."""
+        """Like `encode`, with pieces and character spans, for at most one slab of texts: a few hundred bytes per token."""
         return self._tokenizer.encode_batch(texts)
 
 

@@ -1,4 +1,4 @@
-"""Token vectors with character offsets: the pipeline of encoder.py, with the states of all tokens instead of that of `<s>`."""
+"""Token vectors with character offsets: the pipeline of encoder.py with the states of all tokens instead of just `<s>`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ WORD_START = "▁"  # SentencePiece's mark; as a piece of its own it stands for 
 class TokenVectors:
     """The t tokens of one text, without `<s>` and `</s>`: vectors [t, D] float32, offsets [t, 2] int64, pieces (t strings).
 
-    text[start:end] of an offset is what the piece was made of, in code points of the text as it was given: before Unicode
-    normalisation, without white space around. Pieces that were made of one character (½ is 1, ⁄ and 2) share it; a
-    character that was merged into another (a combining accent) belongs to that one's piece; the mark "▁", where it is a piece
-    of its own, is an empty span. full_length: tokens of the text before the cut, `<s>` and `</s>` included.
+    text[start:end] of an offset is what the piece was made from, in code points of the original text: before Unicode
+    normalisation, without surrounding white space. Pieces made from one character (½ becomes 1, ⁄ and 2) share it; a
+    character merged into another (a combining accent) belongs to that one's piece; the mark "▁", if it is a piece by itself,
+    is an empty span. full_length: tokens of the text before truncation, `<s>` and `</s>` included.
     """
 
     vectors: np.ndarray
@@ -50,7 +50,7 @@ class TokenVectors:
 def embed_tokens(
     encoder: Encoder, texts: Iterable[str], *, normalize: bool, batch_tokens: int | None, progress: bool | None
 ) -> list[TokenVectors]:
-    """See `Encoder.embed_tokens`, which warns of texts that were cut."""
+    """Do the work of `Encoder.embed_tokens`, which warns about truncated texts."""
     items = check_texts(texts)
     cells = BATCH_TOKENS if batch_tokens is None else batch_tokens
     distinct = list(dict.fromkeys(items))
@@ -106,7 +106,7 @@ def _checked(encoder: Encoder, text: str, raw: np.ndarray, normalize: bool) -> n
     """Check the states and copy them, so that the padded batch is not kept alive."""
     if not np.isfinite(raw).all():
         raise BackendError(
-            f"{encoder!r} gave token vectors that are not finite for the text {text[:60]!r}. "
+            f"{encoder!r} returned token vectors that are not finite for the text {text[:60]!r}. "
             "Load with precision='fp32'; if it persists, export the bundle again."
         )
     if not normalize:
@@ -116,10 +116,10 @@ def _checked(encoder: Encoder, text: str, raw: np.ndarray, normalize: bool) -> n
 
 
 def own_characters(text: str, encoding: tokenizers.Encoding) -> list[tuple[int, int]]:
-    """The tokenizer's spans of the pieces between `<s>` and `</s>`, corrected.
+    """Return the tokenizer's spans of the pieces between `<s>` and `</s>`, corrected.
 
-    It counts the white space before a piece into it, gives the mark "▁" the first character of what follows, and leaves out
-    characters that normalisation joined to the one before (a letter and its combining accent).
+    The tokenizer includes the white space before a piece, gives the mark "▁" the first character of what follows, and omits
+    characters that normalisation joined to the previous one (a letter and its combining accent).
     """
     pieces, spans = encoding.tokens[1:-1], encoding.offsets[1:-1]
     corrected = []

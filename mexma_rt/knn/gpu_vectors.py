@@ -1,7 +1,6 @@
-"""Vectors of the host on GPUs: sent once, piece by piece, in half precision, and measured on the way.
+"""Sends vectors to GPUs once, piece by piece, in half precision, and measures them on the way.
 
-Their lengths, what rounding loses of them and their hashes are computed there; pieces stay as long as their block lives and
-there is room.
+Their lengths, rounding losses and hashes are computed there; pieces stay as long as their block lives and there is room.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Measured = tuple[np.ndarray, np.ndarray, np.ndarray]  # lengths, roundings and h
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Measurements of vectors [n, D], taken while they were sent. sent: the vectors for the scan."""
+    """Measurements of vectors [n, D], taken while sending them. sent: the vectors for the scan."""
 
     lengths: np.ndarray  # float64 [n]
     rounding: np.ndarray  # float64 [n]: |vector - its rounding|
@@ -34,7 +33,7 @@ class Prepared:
 
 
 class Sent:
-    """Vectors [n, D] of the host and the pieces of them, `side` rows each, that lie on devices in half precision."""
+    """Vectors [n, D] in host memory, and pieces of them, `side` rows each, on devices in half precision."""
 
     def __init__(self, arrays: tuple[Arrays, ...], vectors: np.ndarray) -> None:
         self.arrays, self.vectors = arrays, vectors
@@ -43,11 +42,11 @@ class Sent:
         self.held: dict[tuple[int, int], DeviceArray] = {}  # (device, start) -> [rows up to a whole number of groups, D]
 
     def of(self, vectors: np.ndarray) -> Sent:
-        """The same devices for other vectors, which are sent when a scan needs them."""
+        """Use the same devices for other vectors, which are sent when a scan needs them."""
         return Sent(self.arrays, vectors)
 
     def piece(self, number: int, start: int) -> DeviceArray:
-        """The rows from start on, on the device of that number: sent again if they did not stay there."""
+        """Return the rows from start on, on the device with this number: sent again if they did not stay there."""
         if (found := self.held.get((number, start))) is not None:
             return found
         ops = self.arrays[number]
@@ -55,7 +54,7 @@ class Sent:
         return self._keep(number, start, ops.half(rows, _whole(len(rows))))
 
     def measured(self, number: int, start: int) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
-        """Send a piece; its lengths, its losses by rounding and its hashes, as arrays of the device."""
+        """Send a piece; return its lengths, rounding losses and hashes, as device arrays."""
         ops = self.arrays[number]
         rows = ops.send(self.vectors[start : start + self.side])
         low = ops.half(rows, _whole(len(rows)))
@@ -65,7 +64,7 @@ class Sent:
         return found
 
     def _keep(self, number: int, start: int, piece: DeviceArray) -> DeviceArray:
-        """Pieces stay while half of the device's memory is free: the tile and what is found in it take less."""
+        """Keep pieces while half of the device's memory is free: the tile and its results need less."""
         ops = self.arrays[number]
         if ops.free_bytes() > ops.total_bytes // 2:
             self.held[number, start] = piece

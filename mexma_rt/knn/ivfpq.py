@@ -1,8 +1,8 @@
 """An IVF-PQ index of vectors on disk, in parts that fit in memory, built with faiss.
 
 faiss divides the vectors into `nlist` lists around centroids and keeps `m` bytes of each (product quantisation: Jégou, Douze
-and Schmid, TPAMI 2011). One training serves all parts. A part is a range of rows: its codes in one file, its vectors where
-they were, so that candidates are re-scored while the rows that they need are in memory, and a machine can take any part.
+and Schmid, TPAMI 2011). One training serves all parts. A part is a range of rows, with its codes in one file and its vectors
+left where they are, so that candidates are re-scored while their rows are in memory, and any machine can take any part.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class IvfPq:
 
     nlist: lists of the index; None takes the power of two below 4 sqrt(rows) that the rows can train.
     m: bytes per vector, a divisor of the dimensions; None takes about a quarter of them.
-    nprobe: lists that are searched for each row: recall against time.
-    candidates: rows of each part that are re-scored exactly for each row.
-    seed: of the training sample and the clustering.
+    nprobe: lists searched for each row: trades time for recall.
+    candidates: rows of each part re-scored exactly for each row.
+    seed: for the training sample and the clustering.
     """
 
     nlist: int | None = None
@@ -68,13 +68,13 @@ class Index:
 
 
 class IndexState(resumable.WorkState):
-    """state.json of an index; what is done are parts."""
+    """The state.json of an index; `done` counts parts."""
 
     sha256: list[str]  # of the vectors of each part
 
 
 def index_sizes(settings: IvfPq, rows: int, dimensions: int, name: str, memory_bytes: int) -> tuple[int, int]:
-    """The (nlist, m) of an index. Raises InputError for settings that cannot be used, and too few rows to train."""
+    """Return the (nlist, m) of an index. Raises InputError for unusable settings, and too few rows to train."""
     for field in ("nlist", "m", "nprobe", "candidates", "seed"):
         value, least = getattr(settings, field), 0 if field == "seed" else 1
         if not (value is None and field in ("nlist", "m")) and (type(value) is not int or value < least):
@@ -107,7 +107,7 @@ def index_sizes(settings: IvfPq, rows: int, dimensions: int, name: str, memory_b
 
 
 def part_size(rows: int, dimensions: int, m: int, memory_bytes: int) -> int:
-    """Rows of a part: its vectors and codes take half of the memory."""
+    """Return the rows per part: its vectors and codes take half of the memory."""
     return max(min(rows, memory_bytes // 2 // (4 * dimensions + m + 8)), 1)
 
 
@@ -116,7 +116,7 @@ def build(
 ) -> Index:
     """Train, fill and write the parts missing from `folder`; existing parts are checked against the vectors [n, D], read once.
 
-    Raises InputError if the folder has an index with other settings, FileError if its vectors were others or it is damaged.
+    Raises InputError if the folder has an index with other settings, FileError if it is of other vectors or damaged.
     """
     rows, dimensions = vectors.shape
     nlist, m = index_sizes(settings, rows, dimensions, name, memory_bytes)
@@ -185,7 +185,7 @@ def _write(index: Any, path: Path) -> None:
     except (RuntimeError, OSError) as error:
         temporary.unlink(missing_ok=True)
         raise FileError(
-            f"{path} cannot be written ({str(error).splitlines()[0]}). Make room, and type the command again."
+            f"{path} cannot be written ({str(error).splitlines()[0]}). Make room, and run the command again."
         ) from None
 
 

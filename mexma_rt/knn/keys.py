@@ -14,14 +14,14 @@ MATRIX = 1 << 18  # keys sorted at a time
 
 
 def keys_of(scores: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Finite scores float32 and indices, of one shape -> keys uint64."""
+    """Turn finite float32 scores and indices of the same shape into uint64 keys."""
     bits = (scores + np.float32(0)).view(np.uint32)  # -0 becomes 0, so that they tie
     falling = np.where(bits >> 31, bits, ~bits & np.uint32(0x7FFF_FFFF))
     return falling.astype(np.uint64) << np.uint64(32) | index.astype(np.uint64)
 
 
 def neighbours_of(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys uint64 of any shape -> (scores float32, index int64); where none was found -inf and -1."""
+    """Turn uint64 keys of any shape into (scores float32, index int64); -inf and -1 if none was found."""
     falling = (keys >> np.uint64(32)).astype(np.uint32)
     scores = np.where(falling >> 31, falling, ~falling & np.uint32(0x7FFF_FFFF)).view(np.float32)
     index = (keys & np.uint64(0xFFFF_FFFF)).astype(np.int64)
@@ -30,14 +30,14 @@ def neighbours_of(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def no_neighbours(n: int, k: int) -> np.ndarray:
-    """Keys [n, k] of rows without neighbours yet."""
+    """Return keys [n, k] of rows without neighbours yet."""
     return np.full((n, k), EMPTY)
 
 
 def merge_neighbours(*parts: np.ndarray) -> np.ndarray:
     """Return the k best of several keys [n, any] of the same rows, k being the width of the first part.
 
-    Associative, and the same in any order. A neighbour that is in several parts counts once, so a part may be merged again.
+    Associative and commutative. A neighbour that is in several parts counts once, so a part may be merged again.
     """
     together = np.sort(np.concatenate(parts, axis=1), axis=1)
     together[:, 1:][together[:, 1:] == together[:, :-1]] = EMPTY
@@ -46,7 +46,7 @@ def merge_neighbours(*parts: np.ndarray) -> np.ndarray:
 
 
 def merge_found(keys: np.ndarray, query: np.ndarray, found: np.ndarray) -> None:
-    """Merge found keys [m], each of a row query [m], into keys [n, k], in place. None of them may be there already."""
+    """Merge found keys [m], each of a row query [m], into keys [n, k], in place. None of them may already be there."""
     if not len(query):
         return
     k = keys.shape[1]

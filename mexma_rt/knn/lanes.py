@@ -1,7 +1,7 @@
 """Runs several matrix products at a time with one BLAS thread each, instead of one product with all threads.
 
-Between products, BLAS threads spin on their cores (OpenBLAS: some 28 ms) and slow whatever else runs there. A lane that makes
-its own products and processes them itself does not wait.
+Between products, BLAS threads spin on their cores (OpenBLAS: some 28 ms) and slow down whatever else runs there. A lane that
+computes its own products and processes them itself does not wait.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _limit: Any = None
 
 @contextmanager
 def open_lanes(wanted: int) -> Iterator[int]:
-    """Until the end of the block the BLAS of this process makes each product with one thread. Yields how many to make at once:
-    at most `wanted`, and no more than there are cores to use or the BLAS was allowed threads (OMP_NUM_THREADS and the like).
+    """Make this process's BLAS use one thread per product during the block. Yields how many products to compute at once: at
+    most `wanted`, the usable cores, and the threads that the BLAS was allowed (OMP_NUM_THREADS and the like).
 
-    With `wanted` 1 nothing is changed. A BLAS without such a switch (Apple's) keeps its threads.
+    With `wanted` 1 nothing changes. A BLAS without such a switch (Apple's) keeps its threads.
     """
     if wanted <= 1:
         yield 1

@@ -52,7 +52,7 @@ class SearchSettings:
 
 
 class SearchState(resumable.WorkState):
-    """state.json of a search; what is done are pairs of blocks."""
+    """The state.json of a search; `done` counts pairs of blocks."""
 
     seconds: float
     computed_anew: int
@@ -87,11 +87,11 @@ def knn_files(  # noqa: PLR0913  (public keywords)
     progress: bool | None = None,
     announce: Callable[[str], object] | None = None,
 ) -> KnnReport:
-    """Write the k nearest target rows of every source row, and vice versa, to the new folder `output`; returns a report.
+    """Write the k nearest target rows of every source row, and vice versa, to the new folder `output`; return a report.
 
     source, target: .npy files [n, D], [m, D] or folders of shards (`mexma embed --shard-rows`), of float16, float32 or float64;
     quantised int8, uint8 and sign bits are refused. metric: "cosine" (rows are scaled to length 1) or "ip", the inner
-    product of the rows as they are.
+    product of the unscaled rows.
     memory_bytes bounds the memory of the whole process. checkpoint_seconds: about how often the results so far are
     saved; after a kill, the same call resumes from there and produces identical bytes. announce is called with lines of text:
     the plan and, at each checkpoint, rate and time left. device: as for `mutual_neighbours`.
@@ -115,7 +115,7 @@ def write_neighbours(
     announce: Callable[[str], object] | None = None,
     over: StartPairSearch | None = None,
 ) -> KnnReport:
-    """`knn_files` with its settings in one object. over: starts the search of the pairs of blocks elsewhere than here."""
+    """Do the work of `knn_files`, with its settings in one object. over: starts a search of block pairs elsewhere."""
     say = announce if announce is not None else lambda text: None
     where = choose_device(settings.device)
     final = resumable.check_target(output, source, 1)
@@ -131,7 +131,7 @@ def write_neighbours(
             _check_room(final, plan)
             rate = flops_per_second(plan.columns) * EFFICIENCY
             left = plan.flops * (1 - resumed) / rate
-            say(plan.text(left) + (f" from {resumed:.1%}, where a run was interrupted" if state["done"] else ""))
+            say(plan.text(left) + (f" from {resumed:.1%}, where an earlier run was interrupted" if state["done"] else ""))
             sides = (
                 SideState(folder, "outer", plan.blocks, plan.k, keep=False),
                 SideState(folder, "inner", plan.inner_blocks, plan.k, keep=plan.keep_inner),
@@ -158,7 +158,7 @@ def write_neighbours(
 
 
 def _planned(x: VectorFiles, y: VectorFiles, settings: SearchSettings) -> tuple[Plan, bool]:
-    """The plan of a search, and whether y is its outer side. Raises InputError for sides that cannot be compared."""
+    """Plan a search; return the plan, and whether y is its outer side. Raises InputError for incompatible sides."""
     check_dimensions_of((x.rows, x.columns), (y.rows, y.columns), x.name, y.name)
     check_k(settings.k, {x.name: x.rows, y.name: y.rows}, "rows")
     if max(x.rows, y.rows) > MOST_ROWS:
@@ -169,10 +169,10 @@ def _planned(x: VectorFiles, y: VectorFiles, settings: SearchSettings) -> tuple[
 
 
 def _job(x: VectorFiles, y: VectorFiles, settings: SearchSettings, plan: Plan) -> dict[str, object]:
-    """What the bytes of the result depend on; reads all vectors. Raises InputError for values that cannot be compared."""
+    """Return everything that the result's bytes depend on; reads all vectors. Raises InputError for unusable values."""
     (x_hash, x_largest), (y_hash, y_largest) = x.check(), y.check()
     if x_largest * y_largest * x.columns > float(np.finfo(np.float32).max):
-        raise InputError("The vectors are so long that their products leave float32. Use the metric cosine.")
+        raise InputError("The vectors are so long that their products overflow float32. Use the metric cosine.")
     sides = {"source": x_hash[:16], "target": y_hash[:16]}
     return {**sides, "k": plan.k, "metric": settings.metric, "plan": asdict(plan), "format": 1}
 
@@ -182,13 +182,13 @@ def open_neighbours(folder: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndar
     try:
         arrays = [np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in NAMES]
     except (OSError, ValueError) as error:
-        raise FileError(f"{folder} is no folder of neighbours: {error}. Type: mexma knn SOURCE TARGET -o {folder}") from None
+        raise FileError(f"{folder} is not a folder of neighbours: {error}. Type: mexma knn SOURCE TARGET -o {folder}") from None
     return arrays[0], arrays[1], arrays[2], arrays[3]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """A search that is under way: its plan, where its keys are kept, and how it reports."""
+    """A search in progress: its plan, where its keys are kept, and how it reports."""
 
     plan: Plan
     sides: tuple[SideState, SideState]  # outer, inner
@@ -239,7 +239,7 @@ def _cells(plan: Plan, pair: tuple[int, int]) -> int:
 
 
 def _check_files(folder: Path, sides: tuple[SideState, SideState], plan: Plan, done: int) -> None:
-    """Raise FileError if files that the state counts are missing."""
+    """Raise FileError if files counted by the state are missing."""
     counted = plan.pairs[:done]
     missing = [
         path
@@ -254,7 +254,7 @@ def _check_room(final: Path, plan: Plan) -> None:
     needed, free = 20 * plan.k * (plan.outer_rows + plan.inner_rows), shutil.disk_usage(final.parent).free
     if needed > free:
         raise FileError(
-            f"{final} needs {needed / 1e6:,.1f} MB of room, but {final.parent} has {free / 1e6:,.1f} MB left. Make room, or "
+            f"{final} needs {needed / 1e6:,.1f} MB, but {final.parent} has {free / 1e6:,.1f} MB free. Make room, or "
             "write to another disk."
         )
 
@@ -262,7 +262,7 @@ def _check_room(final: Path, plan: Plan) -> None:
 def _write(
     folder: Path, final: Path, sides: tuple[SideState, ...], plan: Plan, swapped: bool, index: dict[str, object]
 ) -> None:
-    """Write the keys of both sides as arrays, in a folder that gets its name when it is complete."""
+    """Write the keys of both sides as arrays, to a folder that gets its name when it is complete."""
     data = folder / "data"
     with resumable.explained(final):
         shutil.rmtree(data, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Who searches a pair of blocks: this process (here), or the workers of a cluster (`mexma_rt.cluster.knn`)."""
+"""Searches pairs of blocks in this process; `mexma_rt.cluster.knn` does so with a cluster's workers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ BlockPair = tuple[int, int]  # numbers of an outer and an inner block
 
 
 class PairSearch(Protocol):
-    """Searches the pairs of a plan, one a call, in the order that it was made for."""
+    """Searches the pairs of a plan, one per call, in the order that it was made for."""
 
     def __call__(self, pair: BlockPair, by_outer: np.ndarray, by_inner: np.ndarray, advance: Callable[[int], object]) -> int:
-        """Merge what the pair holds into the keys by_outer [n, k] and by_inner [m, k], in place.
+        """Merge the neighbours found in a pair into the keys by_outer [n, k] and by_inner [m, k], in place.
 
-        Keys of the outer block may come ahead of their pair, never after it. `advance` is told how many cells (row x row) are
-        done. Returns how many rows the scan did not prove; they were recomputed.
+        Keys of the outer block may come before their pair, never after it. `advance` is called with the number of cells (row x
+        row) done. Returns how many rows the scan did not prove and that were recomputed.
         """
 
 
@@ -30,7 +30,7 @@ StartPairSearch = Callable[[VectorFiles, VectorFiles, Plan, Sequence[BlockPair]]
 
 
 class LocalPairSearch:
-    """Reads a block when the pair needs another one than the last, and searches it on a device of this machine."""
+    """Searches pairs on a device of this machine, reading a block only if it differs from the last pair's."""
 
     def __init__(self, outer: VectorFiles, inner: VectorFiles, plan: Plan, where: SearchDevice) -> None:
         self._outer, self._inner, self._plan, self._where = outer, inner, plan, where

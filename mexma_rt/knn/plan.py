@@ -1,8 +1,8 @@
 """Plans a search larger than memory: blocks, bytes, reads and time, from its sizes and the memory allowed.
 
-Blocks of one side, the outer one, are held in turn, while the other side is read past each of them: so every byte of the outer
-side is read once, and of the inner side once for each outer block. That is least with the smaller side outside and blocks as
-large as the memory holds. The inner side is read alternately forwards and backwards, which saves a block at each turn.
+Blocks of one side, the outer one, are held in turn while the other side is read past each of them: every byte of the outer side
+is read once, and of the inner side once per outer block. The minimum is reached with the smaller side outside and blocks as
+large as memory allows. The inner side is read alternately forwards and backwards, which saves one block at each turn.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PAIR_FLOP = 2e12  # of a pair of blocks, after which a checkpoint can be made: 1
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A search of outer rows x inner rows, in blocks of so many rows."""
+    """A search of outer rows x inner rows, in blocks."""
 
     outer_rows: int
     inner_rows: int
@@ -37,17 +37,17 @@ class Plan:
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
-        """(start, stop) of the outer blocks."""
+        """The (start, stop) of the outer blocks."""
         return _cut(self.outer_rows, self.outer_block)
 
     @property
     def inner_blocks(self) -> list[tuple[int, int]]:
-        """(start, stop) of the inner blocks."""
+        """The (start, stop) of the inner blocks."""
         return _cut(self.inner_rows, self.inner_block)
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Numbers of (outer block, inner block), in the order of the work: inner blocks there and back again."""
+        """Return (outer block, inner block) numbers in working order: inner blocks alternately forwards and backwards."""
         inner = range(len(self.inner_blocks))
         return [(i, j) for i in range(len(self.blocks)) for j in (inner if i % 2 == 0 else reversed(inner))]
 
@@ -64,7 +64,7 @@ class Plan:
         return self.outer_rows + passes * self.inner_rows - passes // 2 * last - (passes - 1) // 2 * first
 
     def text(self, seconds: float) -> str:
-        """The plan in one line, with the estimated seconds."""
+        """Describe the plan in one line, with the estimated seconds."""
         return (
             f"{self.outer_rows:,} x {self.inner_rows:,} rows of {self.columns} dimensions, k={self.k}: {self.flops:.3g} FLOP "
             f"in {len(self.blocks)} x {len(self.inner_blocks)} blocks of {self.outer_block:,} x {self.inner_block:,} rows; "
@@ -74,7 +74,7 @@ class Plan:
 
 
 def make_plan(outer_rows: int, inner_rows: int, columns: int, k: int, memory_bytes: int) -> Plan:
-    """Choose the blocks. Raises InputError if the memory is too small for any, saying how much is needed."""
+    """Choose the blocks. Raises InputError, saying how much is needed, if memory is too small for any."""
     keys = 8 * (3 * k + 8)  # of a row: known, scanned and proved neighbours
     row = columns * 4 + keys + 64  # and its length, hash, order and place
     fixed = BASE_BYTES + SCAN_BYTES + PROVED_ROWS * usable_cores() * 8 * (2 * k + 6) * 6
@@ -89,7 +89,7 @@ def make_plan(outer_rows: int, inner_rows: int, columns: int, k: int, memory_byt
     if outer_block < least:
         needed = fixed + (inner_block + least) * row
         raise InputError(
-            f"{memory_bytes / 1e9:.2f} GB of memory are too few for {columns} dimensions and k={k}. Give at least "
+            f"{memory_bytes / 1e9:.2f} GB of memory is too little for {columns} dimensions and k={k}. Type at least "
             f"{needed * 1.15 / 1e9:.1f}GB."
         )
     count = -(-outer_rows // outer_block)
@@ -108,7 +108,7 @@ def make_plan(outer_rows: int, inner_rows: int, columns: int, k: int, memory_byt
 
 
 def flops_per_second(columns: int) -> float:
-    """Rate of float32 products on this machine, measured for a tenth of a second."""
+    """Measure the rate of float32 products on this machine for a tenth of a second."""
     side = np.full((2048, columns), 0.5, np.float32)
     out = np.empty((2048, 2048), np.float32)
     best, until = 0.0, time.perf_counter() + 0.1 * usable_cores()
@@ -120,7 +120,7 @@ def flops_per_second(columns: int) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as text: 43 s, 12 min, 3.4 h, 5.1 days."""
+    """Format seconds: 43 s, 12 min, 3.4 h, 5.1 days."""
     for size, unit, digits in ((86400, "days", 1), (3600, "h", 1), (60, "min", 0)):
         if seconds >= 2 * size:
             return f"{seconds / size:.{digits}f} {unit}"

@@ -1,7 +1,7 @@
 """Exact nearest neighbours by inner product, in both directions from one matrix product, with numpy alone.
 
-This is the search in memory, with its checks; blocks.py has the step that it repeats, tiles.py and exact.py make that fast and
-exact, and on_disk.py searches vectors larger than memory.
+This is the in-memory search, with its checks; blocks.py has the step that it repeats, tiles.py and exact.py make that step fast
+and exact, and on_disk.py searches vectors larger than memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mexma_rt.progress import progress_bar
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbours:
-    """Of x [n, D] and y [m, D]: the k nearest rows of the other side, best first, and how they were found."""
+    """The k nearest rows of the other side for x [n, D] and y [m, D], best first, and how they were found."""
 
     scores_xy: np.ndarray  # [n, k] float32
     index_xy: np.ndarray  # [n, k] int64
@@ -42,18 +42,18 @@ def mutual_neighbours(
     """Return the k nearest rows of y for every row of x and the k nearest rows of x for every row of y.
 
     x is [n, D] and y is [m, D]; any real type, taken as float32; neither is modified. The result is
-    (scores_xy [n, k] float32, index_xy [n, k] int64, scores_yx [m, k], index_yx [m, k]), best first; of equal scores the
-    lower index comes first. Scores are inner products in float64, rounded once to float32: the result depends on the vectors
-    alone, not on tiles, threads, the BLAS or the device, and equal rows tie.
-    memory_bytes bounds the working memory beyond inputs and results (a tile of 256 x 256 is the least; a side with a row that
-    is there more than k times is copied).
+    (scores_xy [n, k] float32, index_xy [n, k] int64, scores_yx [m, k], index_yx [m, k]), best first, and lower indices first
+    among equal scores. Scores are inner products in float64, rounded once to float32: the result depends only on the vectors,
+    not on tiles, threads, the BLAS or the device, and equal rows tie.
+    memory_bytes bounds the working memory besides inputs and results (a tile of 256 x 256 is the minimum; a side in which a row
+    occurs more than k times is copied).
     progress: a bar on stderr; None shows it on a terminal if the job takes longer than a second.
     device: "cpu", "cuda" (all GPUs; by torch or cupy) or "auto". `neighbours` is the same call with a report.
-    On a CPU, while products of more than 2 million cells are made, the BLAS of the whole process has one thread (lanes.py).
+    On a CPU, the whole process's BLAS is limited to one thread during products of more than 2 million cells (lanes.py).
 
     Raises InputError for arrays that are not two-dimensional or disagree in D, for NaN, infinity or values so large that
-    their product leaves float32, and for a k below 1 or above the size of either side; BackendError or MissingExtraError for
-    "cuda" where there is none.
+    their product overflows float32, and for a k below 1 or above the size of either side; BackendError or MissingExtraError for
+    "cuda" if there is none.
     """
     found = neighbours(x, y, k, memory_bytes=memory_bytes, progress=progress, device=device)
     return found.scores_xy, found.index_xy, found.scores_yx, found.index_yx
@@ -68,7 +68,7 @@ def neighbours(
     progress: bool | None = None,
     device: str = "cpu",
 ) -> Neighbours:
-    """Like `mutual_neighbours`, but also says what ran and how many rows had to be recomputed to be exact."""
+    """Like `mutual_neighbours`, but also report what ran and how many rows had to be recomputed to be exact."""
     x, y = _checked(x, y)
     check_k(k, {"x": len(x), "y": len(y)}, "rows")
     where = choose_device(device)
@@ -92,7 +92,7 @@ def neighbours(
 def nearest(x: np.ndarray, y: np.ndarray, k: int, *, memory_bytes: int = 256 << 20) -> tuple[np.ndarray, np.ndarray]:
     """Return the k nearest rows of y for every row of x only: (scores [n, k] float32, index [n, k] int64).
 
-    Bit for bit those of `mutual_neighbours`, without the work for the other direction; x may have any number of rows. Raises
+    Equal bit for bit to `mutual_neighbours`, without the work for the other direction; x may have any number of rows. Raises
     the same errors.
     """
     x, y = _checked(x, y)
@@ -107,7 +107,7 @@ def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y = check_vectors(x, "x"), check_vectors(y, "y")
     check_dimensions(x, y, "x", "y")
     if len(x) and len(y) and _largest(x) * _largest(y) * x.shape[1] > float(np.finfo(np.float32).max):
-        raise InputError("x and y are so long that their products leave float32. Normalise them, for example by unit_rows.")
+        raise InputError("x and y are so long that their products overflow float32. Normalise them, for example by unit_rows.")
     return x, y
 
 

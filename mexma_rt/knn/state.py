@@ -1,7 +1,7 @@
-"""The neighbours found so far, on disk: one file for each block of rows, complete or absent.
+"""Keeps the neighbours found so far on disk: one file per block of rows, complete or absent.
 
-Merging a block pair twice changes nothing (keys.py). So files may be ahead of what the state counts, and a killed run resumes
-from any mixture of them.
+Merging a block pair twice changes nothing (keys.py), so files may be ahead of what the state counts, and a killed run can
+resume from any mixture of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DIGEST = 16  # bytes, at the end of a file
 
 
 class SideState:
-    """The keys [rows, k] of one side, block by block; those that may stay in memory are written only when `flush` is called."""
+    """The keys [rows, k] of one side, block by block; those allowed to stay in memory are written only by `flush`."""
 
     def __init__(self, folder: Path, name: str, blocks: Sequence[tuple[int, int]], k: int, *, keep: bool) -> None:
         self._folder, self._name, self._blocks, self._k, self._keep = folder, name, blocks, k, keep
@@ -28,7 +28,7 @@ class SideState:
         self._changed: set[int] = set()
 
     def load(self, block: int) -> np.ndarray:
-        """The keys of a block, which may be changed. Raises FileError if its file is damaged."""
+        """Return the keys of a block, which may be modified. Raises FileError if its file is damaged."""
         if block in self._kept:
             return self._kept[block]
         start, stop = self._blocks[block]
@@ -59,7 +59,7 @@ class SideState:
         self._changed.clear()
 
     def missing(self, blocks: Sequence[int]) -> list[Path]:
-        """The files of these blocks that do not exist."""
+        """Return the missing files of these blocks."""
         return [self._path(block) for block in blocks if not self._path(block).is_file()]
 
     def _path(self, block: int) -> Path:

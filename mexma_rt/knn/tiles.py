@@ -1,9 +1,9 @@
 """The CPU scan: similarities tile by tile and the best of each row and column, at nearly the speed of the matrix product.
 
-One pass over a tile is enough for both directions: the maxima over groups of 16 rows in each column. A column looks into a
-group that beats its k-th best so far; so do the rows of a group, which ask about the same because rows are kept sorted by that.
-Few cells are inspected, by the hundred at a time, so nearly all time goes into the matrix product. Each
-thread computes and inspects whole tiles of its own (lanes.py says why).
+One pass over a tile serves both directions: the maxima over groups of 16 rows in each column. A column inspects a group that
+beats its k-th best so far, and so do the rows of a group, whose thresholds are similar because rows are kept sorted by them.
+Few cells are inspected, hundreds at a time, so nearly all time goes into the matrix product. Each thread computes and inspects
+its own whole tiles (lanes.py says why).
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def scan(
     memory_bytes: int,
     advance: Callable[[int], object] = lambda cells: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the keys of the k best rows of y for each row of x, [n, k], and of x for each row of y, [m, k], by products in
-    float32 as the BLAS rounds them. Cells below x_floor [n] and y_floor [m] (-inf: none) are no neighbours.
+    """Return the keys of the k best rows of y for each row of x, [n, k], and of x for each row of y, [m, k], from float32
+    products as the BLAS rounds them. Cells below x_floor [n] and y_floor [m] (-inf: none) do not count.
     """
     n, m = len(x), len(y)
     by_x, by_y = no_neighbours(n, k), no_neighbours(m, k)
     lock, own = Lock(), local()  # the lock: of by_x, which all tiles of some rows change; each tile has columns of its own
 
     def absorb(rows: np.ndarray, keys: np.ndarray, row_index: np.ndarray, j: int) -> int:
-        """Make and absorb the tile of some rows and of the columns from j on; returns its cells."""
+        """Compute and absorb the tile of some rows and the columns from j on; return its number of cells."""
         columns, c = _padded_rows(y, j, width), min(width, m - j)
         if not hasattr(own, "memory"):
             own.memory = np.empty(height * width, np.float32)
@@ -84,8 +84,8 @@ def scan(
 
 
 def entry(keys: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    """The float32 [n] that a cell must exceed: the k-th best so far, whose equals do not count (those still to come must have
-    higher indices), or the floor [n], whose equals do.
+    """Return the float32 [n] that a cell must exceed: the k-th best so far, excluding ties (later ones have higher indices), or
+    the floor [n], including ties.
     """
     bar: np.ndarray = np.maximum(neighbours_of(keys[:, -1])[0], np.nextafter(floor, np.float32(-np.inf)))
     return bar
@@ -101,7 +101,7 @@ def absorb_tile(
     column_entry: np.ndarray,
     lock: Lock,
 ) -> None:
-    """Merge a tile of scores into the keys of its rows and columns, which are changed, as are the entries.
+    """Merge a tile of scores into the keys of its rows and columns, in place, modifying the tile too.
 
     tile is float32 [R, C], R a whole number of GROUP and C one of SEEDS. by_row [r, k] and by_column [c, k], r <= R and c <= C,
     are keys, and the cells beyond r and c are -inf. row_index [r] says which rows these are, and column_start is the index of
@@ -115,7 +115,7 @@ def absorb_tile(
     lowest = group_entry.min(axis=1)[:, None]
 
     def absorb_columns(start: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Merge some columns; returns what rows find there, or None if they must inspect all cells."""
+        """Merge some columns; return what rows find there, or None if they must inspect all cells."""
         part = slice(start, min(start + PART, c))
         keys, best, above = by_column[part], maxima[:, part], column_entry[part]
         _seed(above, best.T, k)
@@ -159,7 +159,7 @@ def absorb_tile(
 
 
 def _seed(above: np.ndarray, maxima: np.ndarray, k: int) -> None:
-    """Raise what queries ask that know nothing yet: k cells at least are as good as the k-th best of their maxima [n, G]."""
+    """Raise the thresholds of queries without results: at least k cells are as good as the k-th best of the maxima [n, G]."""
     fresh, groups = np.isneginf(above), maxima.shape[1]
     if groups >= k and fresh.any():
         kth = np.partition(maxima[fresh], groups - k, axis=1)[:, groups - k]
@@ -177,13 +177,13 @@ def _absorb_dense(keys: np.ndarray, above: np.ndarray, cells: np.ndarray, index:
 
 
 def most_lanes(memory_bytes: int, n: int, m: int) -> int:
-    """How many lanes have a tile of LEAST cells each, in a third of the memory and of the n x m that there are."""
+    """Return how many lanes can have a tile of LEAST cells each, in a third of the memory and of the n x m cells."""
     return max(min(memory_bytes // 12, n * m) // LEAST, 1)
 
 
 def tile_shape(memory_bytes: int, n: int, m: int, lanes: int) -> tuple[int, int]:
-    """Rows and columns of a lane's tile: whole groups, a third of the memory at most for all lanes (the rest is for maxima,
-    converted blocks and the cells looked into), no larger than is fast and the blocks are, and work for every lane.
+    """Return the rows and columns of a lane's tile: whole groups, at most a third of the memory for all lanes (the rest is for
+    maxima, converted blocks and inspected cells), no larger than is fast or than the blocks, and with work for every lane.
     """
     cells = memory_bytes // 12 // lanes
     height = min(max(isqrt(cells) // PAD, 1) * PAD, TILE_ROWS, max(-(-n // PAD), 1) * PAD)

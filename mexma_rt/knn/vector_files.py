@@ -1,6 +1,7 @@
-"""Vectors on disk: a .npy file, or a folder of shards as `embed_file` writes it, read by ranges of rows.
+"""Reads vectors on disk (a .npy file, or a folder of shards from `embed_file`) by ranges of rows.
 
-They are read into buffers, not mapped: mapped pages count as the process's memory, and the system decides when to drop them.
+They are read into buffers, not mapped: mapped pages count towards the process's memory, and the system decides when to drop
+them.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class VectorFiles:
                     raise FileError(f"{self.name} changed while it was read: it has NaN or infinity now. Start over.")
 
     def check(self) -> tuple[str, float]:
-        """Read everything once: returns the SHA-256 of all rows and the largest absolute component (1 for rows of length 1).
+        """Read everything once; return the SHA-256 of all rows and the largest absolute component (1 for rows of length 1).
 
         Raises InputError for NaN and infinity, so that a long job does not fail on them.
         """
@@ -116,7 +117,7 @@ def open_vectors(path: str | os.PathLike[str], *, unit: bool) -> VectorFiles:
         storage = index.get("storage", "float32")
     except FileNotFoundError:
         raise FileError(
-            f"{path} is a folder without {INDEX}, so it holds no vectors. Type: mexma embed FILE -o FOLDER --shard-rows 1000000"
+            f"{path} is a folder without {INDEX}, so it has no vectors. Type: mexma embed FILE -o FOLDER --shard-rows 1000000"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise FileError(f"{path / INDEX} is damaged: it should list the files and their rows. Embed again.") from None
@@ -144,13 +145,13 @@ def open_vectors(path: str | os.PathLike[str], *, unit: bool) -> VectorFiles:
 
 
 def _codes(path: Path, storage: str) -> str:
-    """Why codes are refused. Measured with the bundled model, FLORES Hindi to English: taken for components, the codes of int8
-    have an xsim error of 10.5 % where the vectors have 5.2 %, and the restored ones 5.4 %.
+    """Say why codes are refused. Measured with the bundled model, FLORES Hindi to English: used as components, int8 codes have
+    an xsim error of 10.5 %, against 5.2 % for the vectors and 5.4 % for the restored ones.
     """
     return (
-        f"{path} holds {storage} codes, whose ranges per dimension are those of their model, so they are no vectors by "
-        "themselves. Embed again with --storage float16, or save what encoder.restore(codes) gives. Whole numbers that are "
-        "vectors already can be saved as float16 or float32."
+        f"{path} holds {storage} codes, whose ranges per dimension belong to their model, so they are not vectors by "
+        "themselves. Embed again with --storage float16, or save what encoder.restore(codes) returns. If they really are "
+        "vectors of whole numbers, save them as float16 or float32."
     )
 
 
@@ -162,7 +163,7 @@ def _shard(path: Path, start: int) -> Shard:
             shape, fortran, dtype = read(stream)
             offset = stream.tell()
     except ValueError as error:
-        raise FileError(f"{path} is no .npy file: {error}. Vectors come from: mexma embed FILE -o vectors.npy") from None
+        raise FileError(f"{path} is not a .npy file: {error}. Vectors come from: mexma embed FILE -o vectors.npy") from None
     if len(shape) != 2 or shape[1] == 0:
         raise InputError(f"{path} has shape {shape}, but vectors are needed as [sentences, dimensions].")
     if dtype.kind not in "fi" or fortran:
@@ -187,5 +188,5 @@ def _opened(path: Path) -> BinaryIO:
 def _rows(stream: BinaryIO, shard: Shard, count: int) -> np.ndarray:
     data = stream.read(count * shard.columns * shard.dtype.itemsize)
     if len(data) < count * shard.columns * shard.dtype.itemsize:
-        raise FileError(f"{shard.path} is cut off: it became shorter while it was read.")
+        raise FileError(f"{shard.path} is truncated: it became shorter while it was read.")
     return np.frombuffer(data, shard.dtype).reshape(count, shard.columns)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mexma_rt.bundle.manifest import Bundle
     from mexma_rt.mining.pairs import MineSettings
 
-# Those of the bundled model, where mean F1 was best on held-out training sentences in 14 languages, 30 % of the lines without
+# The bundled model's, with the best mean F1 on held-out training sentences in 14 languages, 30 % of the lines without a
 # partner: benchmarks/results/thresholds.md.
 DEFAULT_THRESHOLD = {"ratio": 1.12, "distance": 0.07, "absolute": 0.62}
 
@@ -28,7 +28,7 @@ class ModelThresholds:
     prompts: tuple[str | None, str | None] = (None, None)  # names of those they were found with, and that texts have now
 
     def warning(self, margin: str) -> MiningWarning | None:
-        """What to say where the threshold of this margin is taken."""
+        """Return the warning, if any, for using this margin's threshold."""
         found_with, now = self.prompts
         if self.own and found_with == now:
             return None
@@ -41,7 +41,7 @@ class ModelThresholds:
                 side="both",
                 share=1.0,
                 message=f"The threshold {self.by_margin[margin]:g} of the margin {margin!r} was found on texts {with_prompt}, "
-                f"and these are embedded {these}: their scores lie elsewhere. {remedy}, calibrate again, or name a threshold.",
+                f"but these are embedded {these}, so their scores differ. {remedy}, calibrate again, or type a threshold.",
             )
         who = f"the model {self.model!r}" if self.model else "this encoder"
         remedy = "mexma calibrate SOURCE TARGET --model BUNDLE finds its own on some hundred lines and their translations"
@@ -50,14 +50,14 @@ class ModelThresholds:
             side="both",
             share=1.0,
             message=f"The threshold {self.by_margin[margin]:g} of the margin {margin!r} was chosen for {DEFAULT_MODEL}, not "
-            f"for {who}, whose scores lie elsewhere: too many pairs may be kept, or too few. {remedy}; or name a threshold.",
+            f"for {who}, whose scores differ: too many pairs may be kept, or too few. {remedy}; or type a threshold.",
         )
 
 
 def thresholds_of(encoder: Any) -> ModelThresholds:
-    """The thresholds for the vectors of an encoder: those in its bundle, else those of the bundled model.
+    """Return the thresholds for an encoder's vectors: its bundle's, or the bundled model's.
 
-    None stands for the bundled model itself: nothing was embedded, or it did.
+    None means the bundled model itself: nothing was embedded, or it did the embedding.
     """
     bundle = getattr(encoder, "bundle", None)
     found = getattr(bundle, "thresholds", None)
@@ -69,12 +69,12 @@ def thresholds_of(encoder: Any) -> ModelThresholds:
 
 
 def is_bundled(bundle: Bundle) -> bool:
-    """Whether it is the default model of this installation, and not a copy."""
+    """Whether this is the default model of this installation rather than a copy."""
     return bundle.folder.resolve() == (MODELS / DEFAULT_MODEL).resolve()
 
 
 def resolved(settings: MineSettings, encoder: Any) -> tuple[MineSettings, MiningWarning | None]:
-    """MineSettings whose threshold is a number, and what to say if it is another model's."""
+    """Return MineSettings whose threshold is a number, and a warning if it is another model's."""
     if settings.threshold is not None or settings.retrieval == "knn":
         return settings, None
     found = thresholds_of(encoder)

@@ -1,4 +1,4 @@
-"""Corpora whose mining scores mean little: too small, nearly the same on both sides, or full of near duplicates."""
+"""Warns of corpora whose mining scores mean little: too small, nearly equal on both sides, or full of near duplicates."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MiningWarning:
 def find_warnings(
     source: Side, target: Side, x: np.ndarray, y: np.ndarray, neighbours: ScoredNeighbours
 ) -> tuple[MiningWarning, ...]:
-    """x, y: unit vectors [p, D], [q, D] of the compared lines; the warnings, most important first."""
+    """Return the warnings, most important first. x, y: unit vectors [p, D], [q, D] of the compared lines."""
     found = [_tiny(source, target)]
     found += [_zeros(side, cosine) for side, cosine in ((source, neighbours.cosine_xy), (target, neighbours.cosine_yx))]
     found.append(_identical(source, target, neighbours))
@@ -62,13 +62,13 @@ def _tiny(source: Side, target: Side) -> MiningWarning | None:
         kind="tiny",
         side="both" if len(few) == 2 else few[0].name,
         share=min(len(side.pool) for side in few),
-        message=f"Fewer than {FEW_LINES:,} different lines ({counts}): among so few some pair always stands out, so a score "
-        "proves little. Read the pairs, raise the threshold, or align documents that run parallel instead.",
+        message=f"Fewer than {FEW_LINES:,} different lines ({counts}): among so few, some pair always stands out, so a score "
+        "proves little. Read the pairs, raise the threshold, or align parallel documents instead.",
     )
 
 
 def _zeros(side: Side, cosine: np.ndarray) -> MiningWarning | None:
-    """cosine [n, k] to the neighbours: only a vector of zeros has exactly 0 to all of them."""
+    """Find zero vectors by their cosines [n, k] to the neighbours: no other vector has exactly 0 to all of them."""
     count = sum(
         int((cosine[start : start + COMPARED_ROWS] == 0).all(axis=1).sum()) for start in range(0, len(cosine), COMPARED_ROWS)
     )
@@ -79,7 +79,7 @@ def _zeros(side: Side, cosine: np.ndarray) -> MiningWarning | None:
         side=side.name,
         share=count / len(cosine),
         message=f"{count:,} vectors of the {side.name} are zeros, or find nothing but zeros on the other side: their cosines "
-        "are all 0, so a score says nothing of them. Embed their lines again.",
+        "are all 0, so their scores are meaningless. Embed their lines again.",
     )
 
 
@@ -97,7 +97,7 @@ def _identical(source: Side, target: Side, neighbours: ScoredNeighbours) -> Mini
         side="both",
         share=min(1.0, share),
         message=f"{count:,} {what} of the source ({min(1.0, share):.0%} of the smaller side) are on the target side as well: "
-        "they find themselves, with the highest scores. Check that the right files were given; copies in a bitext are dropped "
+        "they find themselves, with the highest scores. Check that these are the right files; copies in a bitext are dropped "
         "by: mexma filter.",
     )
 

@@ -131,7 +131,7 @@ def test_folder_with_one_file_only() -> None:
         ("score four.txt four.txt -o s.tsv --save-background s.tsv", "s.tsv cannot have both the scores and the background"),
         ("mine two.txt four.txt --k 0", "0 is not in the range x>=1"),
         ("mine - -", "Only one of SOURCE and TARGET can be standard input."),
-        ("xsim four.txt", "four.txt is not a folder: give TARGET as well"),
+        ("xsim four.txt", "four.txt is not a folder: type TARGET as well"),
         ("xsim four.txt four.txt --languages fra", "--languages is for a folder"),
         ("emebd two.txt", "'emebd'"),
     ],

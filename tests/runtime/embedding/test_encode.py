@@ -92,7 +92,7 @@ def test_batch_size_bounds_the_rows(encoder, texts):
     [
         ({"convert_to_tensor": True}, "For a tensor, type torch.from_numpy(encoder.encode(...))."),
         ({"convert_to_numpy": False}, "encode() returns numpy arrays."),
-        ({"output_value": "token_embeddings"}, "output_value='token_embeddings' is not offered"),
+        ({"output_value": "token_embeddings"}, "output_value='token_embeddings' is not supported"),
         ({"precision": "int4"}, "precision='int4' is not a storage format. Type"),
         ({"prompt_name": "query"}, "prompt='query': this model has no prompts. Name one of its own, or leave it out"),
         ({"truncate_dim": 99}, "truncate_dim=99 is more than the 32 dimensions"),

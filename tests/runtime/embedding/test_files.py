@@ -335,7 +335,7 @@ def test_an_input_that_changes_while_it_is_read(encoder: mexma_rt.Encoder, sourc
         source.write_text("\n".join([*TEXTS[:-1], "LAST"]) + "\n", encoding="utf-8")
         return encoder
 
-    with pytest.raises(FileError, match=r"The input changed while it was read.*Type the command again"):
+    with pytest.raises(FileError, match=r"The input changed while it was read.*Run the command again"):
         write_vectors(load, source, "v.npy", EmbedSettings())
     assert names() == ["in.txt"]
 

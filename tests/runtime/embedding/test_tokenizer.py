@@ -101,6 +101,6 @@ def test_a_file_that_is_no_tokenizer(tmp_path):
 def test_a_tokenizer_of_another_family(tmp_path):
     other = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     other.save(str(tmp_path / "tokenizer.json"))
-    message = "encodes an empty sentence as [], not as [0, 2] (<s> </s>): it is no XLM-R tokenizer"
+    message = "encodes an empty sentence as [], not as [0, 2] (<s> </s>): it is not an XLM-R tokenizer"
     with pytest.raises(BundleError, match=re.escape(message)):
         Tokenizer(tmp_path / "tokenizer.json")

@@ -89,5 +89,5 @@ def test_sizes_that_cannot_be_planned():
     result = CliRunner().invoke(main, ["plan", "1000000", "1000000", "--m=3"])
     assert "m=3 bytes per vector do not divide its 256 dimensions" in result.stdout
     result = CliRunner().invoke(main, ["plan", "1000000", "1000000", "--memory=100MB"])
-    assert result.exit_code == 1 and "0.10 GB of memory are too few for 256 dimensions" in result.stderr
+    assert result.exit_code == 1 and "0.10 GB of memory is too little for 256 dimensions" in result.stderr
     assert CliRunner().invoke(main, ["plan", "0", "5"]).exit_code == 2

@@ -104,8 +104,8 @@ def test_a_plan_keeps_to_the_memory_and_reads_the_least() -> None:
         *range(len(large.inner_blocks)),
         *reversed(range(len(large.inner_blocks))),
     ]
-    with pytest.raises(InputError, match=r"0\.30 GB of memory are too few for 1024 dimensions and k=4. Give at least 0\.\dGB"):
-        make_plan(10_000_000, 30_000_000, 1024, 4, 300_000_000)
+    with pytest.raises(InputError, match=r"0\.30 GB of memory is too little for 1024 dimensions and k=4. Give at least
+    0\.\dGB"): make_plan(10_000_000, 30_000_000, 1024, 4, 300_000_000)
 
 
 def _last_block(plan: knnplan.Plan) -> float:
@@ -152,7 +152,7 @@ def test_the_command_killed_while_it_works() -> None:
     np.save("y.npy", y)
     arguments = ["knn", "x.npy", "y.npy", "-o", "out", "--checkpoint=0.01", "--json", "-k2"]
     kills, _, ended = killed_while_it_works(arguments, Path("out").absolute(), total=3, times=2)  # 45,000 rows: 3 blocks
-    assert kills >= 1 and json.loads(ended.stdout)["resumed"] > 0 and "where a run was interrupted" in ended.stderr
+    assert kills >= 1 and json.loads(ended.stdout)["resumed"] > 0 and "where an earlier run was interrupted" in ended.stderr
     assert "GFLOP/s" in ended.stderr and "left" in ended.stderr
     assert_same("out", mutual_neighbours(unit_rows(x), unit_rows(y), 2))
 
@@ -266,8 +266,8 @@ def bad(kind: str) -> tuple[str, dict[str, Any]]:
         ("flat", r"a.npy has shape \(14400,\), but vectors are needed"),
         ("fortran", "a.npy is stored column by column.*Type numpy.save"),
         ("bytes", "a.npy has type uint8, but vectors are real numbers"),
-        ("long", "so long that their products leave float32"),
-        ("memory", "0.00 GB of memory are too few.*Give at least"),
+        ("long", "so long that their products overflow float32"),
+        ("memory", "0.00 GB of memory is too little.*Type at least"),
         ("metric", "metric='euclidean' is not known. Type one of: cosine, ip"),
         ("missing", "no.npy does not exist. Vectors come from: mexma embed"),
         ("text", "text.npy is no .npy file"),
@@ -277,7 +277,7 @@ def bad(kind: str) -> tuple[str, dict[str, Any]]:
         ("empty folder", "folder without vectors.json"),
         ("ubinary", "sign bits"),
         ("binary", r"folder holds sign bits \(binary\)"),
-        ("int8", "folder holds int8 codes, whose ranges per dimension are those of their model"),
+        ("int8", "folder holds int8 codes, whose ranges per dimension belong to their model"),
         ("uint8", "folder holds uint8 codes.*Embed again with --storage float16"),
         ("codes", r"a.npy holds int8 codes.*encoder.restore\(codes\)"),
         ("outside", "which is not in its folder"),
@@ -300,5 +300,5 @@ def test_the_command_says_what_it_does_and_what_is_wrong() -> None:
     assert result.exit_code == 1 and "out already exists" in result.stderr
     result = CliRunner().invoke(main, ["knn", "x.npy", "y.npy", "-o", "out2", "--memory", "lots"])
     assert result.exit_code == 2 and "is not an amount of memory" in result.stderr
-    with pytest.raises(FileError, match=r"x\.npy is no folder of neighbours"):
+    with pytest.raises(FileError, match=r"x\.npy is not a folder of neighbours"):
         open_neighbours("x.npy")

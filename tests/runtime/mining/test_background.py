@@ -97,7 +97,7 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         with pytest.raises(FileError, match=r"b\.npz"):
             open_background(path)
     np.savez(path, x=x)
-    with pytest.raises(FileError, match="is no background"):
+    with pytest.raises(FileError, match="is not a background"):
         open_background(path)
     with pytest.raises(FileError, match="does not exist"):
         open_background(tmp_path / "none.npz")

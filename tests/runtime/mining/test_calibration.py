@@ -102,10 +102,10 @@ def test_lines_that_cannot_be_told_apart_are_left_out() -> None:
             r"Of 99 lines, 99 are usable pairs.* needs at least 100, and is stable with 1,000 or more",
         ),
         (lines("x", 120), lines("y", 119), "The source has 120 lines and the target 119, but line i of one translates line i"),
-        (["x 1"] * 150, lines("y", 150), r"Of 150 lines, 1 are pairs .*\(all lines of the source are equal\)"),
+        (["x 1"] * 150, lines("y", 150), r"Of 150 lines, 1 are usable pairs .*\(all lines of the source are equal\)"),
         (lines("x", 150), lines("x", 150), "Of 150 lines, 0 are usable pairs: .*not equal on both sides"),
         (lines("x", 150), lines("y", 151)[1:], r"\(F1 \d+ % at the best threshold\).*not translations of each other, line by"),
-        ([], [], "Of 0 lines, 0 are pairs"),
+        ([], [], "Of 0 lines, 0 are usable pairs"),
         ("x 1", ["y 1"], "str"),
     ],
 )

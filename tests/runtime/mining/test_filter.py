@@ -230,7 +230,7 @@ def test_the_command() -> None:
         (["-o", "k.tsv", "--threshold", "1", "--top", "0.5"], "threshold and top both say which pairs"),
         (["-o", "k.tsv", "--top", "1.5"], "top=1.5 must be the share of pairs to keep"),
         (["-o", "k.tsv", "--top", "nan"], "top=nan must be the share of pairs to keep"),
-        (["-o", "k.tsv", "--max-ratio", "nan"], "max_ratio=nan says how far"),
+        (["-o", "k.tsv", "--max-ratio", "nan"], "max_ratio=nan must be a number above 1"),
         (["-o", "s.txt"], "s.txt is both an input and the output"),
         (["-o", "k.tsv", "--dropped", "k.tsv"], "cannot have both the kept and the dropped pairs"),
         (["-o", "k.csv"], "a table is written as .tsv"),
@@ -246,7 +246,7 @@ def test_bad_calls_leave_nothing(arguments: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cut", "message"), [("t.txt", "t.txt ends after 3 lines, but s.txt goes on"), ("s.txt", "s.txt ends")]
+    ("cut", "message"), [("t.txt", "t.txt ends after 3 lines, but s.txt continues"), ("s.txt", "s.txt ends")]
 )
 def test_uneven_and_empty_files(cut: str, message: str) -> None:
     Path(cut).write_text("a\nb\nc\n")
@@ -260,7 +260,10 @@ def test_uneven_and_empty_files(cut: str, message: str) -> None:
 def test_nothing_left_to_score_says_why() -> None:
     write([(" ", " "), ("same", "same"), ("", "one"), ("two", "two")])
     result = mexma("-o", "k.tsv")
-    assert result.exit_code == 1 and "No pair is left to score: of 4 pairs are 2 blank, 2 identical. Check" in result.stderr
+    assert (
+        result.exit_code == 1
+        and "No pair is left to score: all 4 pairs were dropped (2 blank, 2 identical). Check" in result.stderr
+    )
     assert sorted(path.name for path in Path().iterdir()) == ["s.txt", "t.txt"]
 
 
