@@ -90,7 +90,7 @@ def filter_bitext(  # noqa: PLR0913  (public keywords)
             counts = np.bincount(bitext.reasons, minlength=len(REASONS)).tolist()
             why = ", ".join(f"{count:,} {REASONS[reason]}" for reason, count in enumerate(counts) if count and reason != KEPT)
             raise InputError(
-                f"No pair is left to score: all {bitext.pairs:,} pairs were dropped ({why}). Check that these are the right files."
+                f"No pair is left to score: all {bitext.pairs:,} pairs were dropped ({why}). Check the input files."
             )
         encoder = load()
         given = None if background is None else open_background(background)

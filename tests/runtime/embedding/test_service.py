@@ -186,7 +186,7 @@ def test_a_full_queue_blocks_or_refuses(encoder: mexma_rt.Encoder, gate: Gate) -
         calls.append(start(service.embed, ["a", "b", "c"]))
         until(lambda: service.report().waiting == 3)
         message = (
-            "The queue of the service is full: 3 of 3 texts wait, and there was no room for 1 more within 0.05 s. The calls "
+            "The queue of the service is full: 3 of 3 texts wait, and there was no room for 1 more within 0.05 s. Calls "
             "arrive faster than they are computed: try again later, send less, or let calls wait longer with "
             "encoder.service(queue_timeout=...)."
         )

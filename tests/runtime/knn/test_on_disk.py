@@ -104,8 +104,9 @@ def test_a_plan_keeps_to_the_memory_and_reads_the_least() -> None:
         *range(len(large.inner_blocks)),
         *reversed(range(len(large.inner_blocks))),
     ]
-    with pytest.raises(InputError, match=r"0\.30 GB of memory is too little for 1024 dimensions and k=4. Give at least
-    0\.\dGB"): make_plan(10_000_000, 30_000_000, 1024, 4, 300_000_000)
+    message = r"0\.30 GB of memory is too little for 1024 dimensions and k=4. Type at least 0\.\dGB"
+    with pytest.raises(InputError, match=message):
+        make_plan(10_000_000, 30_000_000, 1024, 4, 300_000_000)
 
 
 def _last_block(plan: knnplan.Plan) -> float:
