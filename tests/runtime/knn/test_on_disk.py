@@ -271,7 +271,7 @@ def bad(kind: str) -> tuple[str, dict[str, Any]]:
         ("memory", "0.00 GB of memory is too little.*Type at least"),
         ("metric", "metric='euclidean' is not known. Type one of: cosine, ip"),
         ("missing", "no.npy does not exist. Vectors come from: mexma embed"),
-        ("text", "text.npy is no .npy file"),
+        ("text", "text.npy is not a .npy file"),
         ("cut", "cut.npy is cut off"),
         ("exists", "folder already exists. Choose another name, or move it away."),
         ("file", "y.npy looks like the name of a file"),
