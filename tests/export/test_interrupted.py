@@ -121,7 +121,7 @@ def test_a_full_disk_leaves_the_old_bundle_and_nothing_new(tiny_checkpoint: Path
         assert error == "FileError"
         assert message.startswith(f"{folder / name} was not written: File too large")
         assert "Any earlier folder of that name is unchanged." in message
-        assert "MB free (quotas and ulimit -f apply too). Make room, or choose another place." in message
+        assert "MB free (a quota or ulimit -f may be lower). Make room, or choose another place." in message
         assert left == ["bundle"]
     assert "(model.safetensors)" in refused[1][1]
     assert written == ["written", "", ["bundle", "new"]]  # without the limit the same export is good
