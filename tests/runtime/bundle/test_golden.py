@@ -53,7 +53,8 @@ def test_wrong_vectors_fail(tiny_bundle: Path, tmp_path: Path, golden: dict, as_
     folder = with_manifest(tiny_bundle, tmp_path / "b", golden=turned)
     result = doctor("--model", folder, "--precision", "fp32", *as_json)
     assert result.exit_code == 1
-    assert "onnxruntime computes wrong vectors in fp32 on cpu: over 3 golden sentences of the bundle the lowest" in result.stderr
+    wanted = "onnxruntime computes wrong vectors in fp32 on cpu: over 3 golden sentences of the bundle the lowest"
+    assert wanted in result.stderr
     if as_json:
         report = json.loads(result.stdout)
         assert report["runs"]["proved"] is False
