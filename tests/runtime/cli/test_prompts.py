@@ -108,7 +108,7 @@ def test_calibrated_thresholds_remember_their_prompt(model: Path, tmp_path: Path
         warning = mine_report(*lines, encoder=other).report.warnings[0]
         said, title = warning.message, KINDS[warning.kind]
         assert title == "Threshold of another prompt"
-        assert "was found on texts with the prompt 'query', and these are embedded " + now in said
+        assert "was found on texts with the prompt 'query', but these are embedded " + now in said
         assert "--prompt query" in said
 
 
