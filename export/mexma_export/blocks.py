@@ -46,7 +46,8 @@ class Blocks:
         """uint8 codes as MatMulNBits reads them, code = step + 8 or + 128: [R, C / size, size * bits / 8]; of two codes of 4
         bits in a byte the first is the lower one."""
         rows, columns = self.steps.shape
-        codes = (self.steps.astype(np.int16) + (1 << (self.bits - 1))).astype(np.uint8).reshape(rows, columns // self.size, -1)
+        codes = self.steps.view(np.uint8) + np.uint8(1 << (self.bits - 1))  # wraps around, as it must
+        codes = codes.reshape(rows, columns // self.size, -1)
         return codes if self.bits == 8 else codes[..., ::2] | codes[..., 1::2] << 4
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mexma_export.checkpoint import Checkpoint, quiet_transformers
-from mexma_export.memory import give_back
+from mexma_export.memory import give_back, set_aside, take_back
 from mexma_export.pipeline import MODULES
 from mexma_export.precisions import torch_runner
 from mexma_export.sentences import Sentence
@@ -25,6 +25,7 @@ from mexma_rt.backends.checkpoint import POSITIONS, TIED, TYPES, WORDS, read_ten
 from mexma_rt.errors import BundleError
 
 SAMPLE, BATCH = 128, 16  # sentences of the whole set; a misreading shows in every one
+LONGER = 2  # a batch ends before a row of more than so many times its first one: beside a long text all would be padding
 LARGEST = 1e-4  # |difference| / |vector|: 1e-6 of 12 layers by the order of sums, 0.1 and more of another pooling
 
 
@@ -51,9 +52,11 @@ def compare_with_owner(source: Checkpoint, sentences: Sequence[Sentence], max_le
     long = " ".join(texts)
     texts.append(" ".join([long] * (1 + 2 * max_length // max(1, len(source.tokenizer.encode(long).ids)))))
     ours = _ours(source, texts, max_length)
+    set_aside(source)  # the owner's code loads the weights itself: once is enough in memory
     with quiet_transformers():
         theirs, code, ids = _theirs(source, texts, max_length)
     give_back()
+    take_back(source)
     if ids is not None:
         _check_ids(source, texts, ids, max_length, code)
     if theirs.shape != ours.shape:
@@ -206,8 +209,12 @@ def _check_ids(source: Checkpoint, texts: Sequence[str], theirs: list[list[int]]
 def _by_length(rows: Sequence[Sequence[int]], run: Callable[[Sequence[Sequence[int]]], np.ndarray]) -> np.ndarray:
     """Vectors [n, D] in the order of `rows`, computed in batches of rows of about one length, so that little is padding."""
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-    parts = [run([rows[row] for row in order[start : start + BATCH]]) for start in range(0, len(order), BATCH)]
-    vectors = np.concatenate(parts)
+    batches: list[list[int]] = []
+    for row in order:
+        if not batches or len(batches[-1]) == BATCH or len(rows[row]) > LONGER * len(rows[batches[-1][0]]):
+            batches.append([])
+        batches[-1].append(row)
+    vectors = np.concatenate([run([rows[row] for row in batch]) for batch in batches])
     vectors[order] = vectors.copy()
     return vectors
 
