@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from . import tiny
+
+# More than any test of the default suite needs on a slow host, its first use of a fixture included.
+CPU_SECONDS = 60
+STARTED = pytest.StashKey[float]()
+UNLIMITED = ("engines", "cluster", "kill", "slow", "gpu")
+
+
+def cpu_seconds() -> float:
+    """What this process and the children that it has waited for have used."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    item.stash[STARTED] = cpu_seconds()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """The budget: processor time, which a busy machine stretches less than the clock's."""
+    yield
+    used = cpu_seconds() - item.stash[STARTED]
+    if used > CPU_SECONDS and not any(item.get_closest_marker(mark) for mark in UNLIMITED):
+        pytest.fail(
+            f"This test and the fixtures that it made used {used:.0f} CPU seconds; a test of the default suite may use "
+            f"{CPU_SECONDS}. Give it less to do, or mark it {', '.join(UNLIMITED[:-1])} if it is that.",
+            pytrace=False,
+        )
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,7 @@ def test_a_missing_extra_exits_with_2_and_the_pip_line(tmp_path: Path, monkeypat
     assert "onnxscript is not installed, and this needs it. Type:\n    pip install 'mexma-rt[export]'" in result.stderr
 
 
+@pytest.mark.engines
 def test_an_engine_is_made_of_a_bundle_with_an_fp16_graph(tiny_checkpoint: Path, tmp_path: Path, sentence_file: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="builds an engine: pip install 'mexma-rt[rtx]'")
     bundle = tmp_path / "b"

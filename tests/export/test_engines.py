@@ -451,6 +451,7 @@ def half_graph(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     return path
 
 
+@pytest.mark.engines
 @needs_rtx
 def test_a_real_engine_for_four_architectures(half_graph: Path, tmp_path: Path, capfd) -> None:
     import tensorrt_rtx
@@ -472,6 +473,7 @@ def test_a_real_engine_for_four_architectures(half_graph: Path, tmp_path: Path, 
         check_sidecar(sidecar, target, library="tensorrt_rtx", version=tensorrt_rtx.__version__, sm=90)
 
 
+@pytest.mark.engines
 @needs_rtx
 @pytest.mark.parametrize("sm", [80, 86, 89, 120])
 def test_a_real_engine_for_each_architecture_alone(half_graph: Path, tmp_path: Path, sm: int) -> None:
@@ -493,6 +495,7 @@ def test_the_real_parser_refuses_other_graphs(tiny_bundle: Path, half_graph: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["cut.onnx"]
 
 
+@pytest.mark.engines
 @needs_rtx
 def test_the_real_library_tells_its_reasons(half_graph: Path, tmp_path: Path) -> None:
     """Without a GPU no engine opens: the logger must catch the words, for None is all that the call returns."""
@@ -511,6 +514,7 @@ def test_the_real_library_lacks_sm_90(half_graph: Path, tmp_path: Path) -> None:
         build_engine(half_graph, tmp_path / "e", engine="rtx", length_limit=512, sm=[90])
 
 
+@pytest.mark.engines
 @needs_rtx
 def test_real_engines_of_the_bundled_model(monkeypatch, tmp_path: Path) -> None:
     """It has no fp16 graph but the structure of one: the graph is built in the cache, the engine of four architectures from it,

@@ -23,7 +23,10 @@ import pytest
 import mexma_rt
 
 pytest.importorskip("torch", reason="exports need torch (pip: mexma-rt[export])")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither setrlimit nor fork nor SIGKILL")
+pytestmark = [
+    pytest.mark.kill,
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither setrlimit nor fork nor SIGKILL"),
+]
 
 LIMITS = """
 import json, os, resource, sys

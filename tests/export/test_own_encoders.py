@@ -125,6 +125,7 @@ def test_a_triton_repository_says_the_width_of_each_output(distiluse, tmp_path: 
         assert "32" in outputs.partition("last_hidden_state")[2].partition("}")[0]
 
 
+@pytest.mark.engines
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed: pip install 'mexma-rt[rtx]'"
 )

@@ -20,6 +20,8 @@ if sys.platform == "win32":
 
 from ..runtime.streams import ROOT
 
+pytestmark = pytest.mark.kill
+
 RECIPE = """
 from mexma_train.config import *
 RECIPE = Recipe(

@@ -75,6 +75,7 @@ def runs(toy_shards: Path, pairs_tsv: Path, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_two_processes_have_the_loss_curve_of_one_with_the_doubled_batch(how: str, runs: Path) -> None:
     """Also over a stop and a resume; KoLeo and InfoNCE look at both processes' vectors."""
@@ -88,6 +89,7 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_doubled_batch(how: st
     assert measures[1] == pytest.approx(measures[0], rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_the_checkpoint_is_whole_and_the_same(how: str, runs: Path) -> None:
     one, two = (load_file(runs / name / "checkpoint" / "model.safetensors") for name in ("one", how))
@@ -96,6 +98,7 @@ def test_the_checkpoint_is_whole_and_the_same(how: str, runs: Path) -> None:
         torch.testing.assert_close(two[name], expected, atol=1e-7, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.cluster
 def test_sharded_bf16_runs_and_learns(runs: Path) -> None:
     losses = [line["loss"] for line in log(runs / "half") if "loss" in line]
     assert len(losses) == 6 and losses[-1] < losses[0]
@@ -156,6 +159,7 @@ def _gather(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.cluster
 def test_gathered_rows_are_in_rank_order_and_every_process_gets_its_gradient(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_gather, args=(str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]

@@ -121,6 +121,7 @@ def test_a_run_stopped_after_every_update_repeats_every_loss_to_the_bit(toy_shar
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("stage", ["warmup", "ranking", "mexma"])
 def test_kill_9_and_resume_repeats_every_loss_to_the_bit(stage: str, finished: Path, toy_shards: Path, tmp_path: Path) -> None:
     """The process is killed for real, somewhere after the first saved state of the stage."""

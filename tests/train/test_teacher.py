@@ -267,6 +267,7 @@ def neighbourly(tmp_path: Path) -> Path:
     return save_string_model(tmp_path / "words.onnx", WORDS["eng"], TABLE, unknown=14, neighbours=0.5)
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize(
     ("function", "call", "done"),
     [

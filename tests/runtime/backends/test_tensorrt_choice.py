@@ -404,6 +404,7 @@ def test_real_cuda_without_a_driver_raises_its_words() -> None:
         Cuda(runtime)
 
 
+@pytest.mark.engines
 @needs_rtx
 def test_a_real_engine_is_refused_where_there_is_no_gpu(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     """The real library, an engine of its own, and every step up to the one that needs a GPU."""

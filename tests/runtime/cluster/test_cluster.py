@@ -107,6 +107,7 @@ def done(state: Path) -> int:
 in_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc")
 
 
+@pytest.mark.cluster
 @in_proc
 def test_a_worker_killed_while_it_embeds_costs_time_only(texts, tiny_bundle, tmp_path, ray_here):
     state = tmp_path / ".v.npy.part" / "state.json"
@@ -120,6 +121,7 @@ def test_a_worker_killed_while_it_embeds_costs_time_only(texts, tiny_bundle, tmp
     assert (report.report.tokens, report.cut) == (alone.report.tokens, alone.cut)
 
 
+@pytest.mark.cluster
 @in_proc
 def test_a_worker_killed_while_it_searches_costs_time_only(tmp_path, monkeypatch, ray_here):
     monkeypatch.setattr(knnplan, "INNER_ROWS", 1500)
@@ -140,6 +142,7 @@ def test_a_worker_killed_while_it_searches_costs_time_only(tmp_path, monkeypatch
     np.testing.assert_array_equal(index[:200], np.argsort(-similar, axis=1)[:, :4])
 
 
+@pytest.mark.cluster
 @in_proc
 def test_mining_on_a_cluster_gives_the_same_bytes_and_a_killed_worker_costs_time_only(tmp_path, monkeypatch, ray_here):
     monkeypatch.setattr(knnplan, "INNER_ROWS", 1500)
@@ -177,6 +180,7 @@ def test_mining_on_a_cluster_that_cannot_be_used_leaves_nothing(tmp_path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy", "y.npy"]
 
 
+@pytest.mark.cluster
 def test_a_search_on_a_cluster_goes_on_where_one_machine_was_stopped(tmp_path, monkeypatch, ray_here):
     monkeypatch.setattr(knnplan, "INNER_ROWS", 256)
     rng = np.random.default_rng(1)
@@ -210,6 +214,7 @@ def test_a_search_on_a_cluster_goes_on_where_one_machine_was_stopped(tmp_path, m
         write_neighbours_on("local", *paths, tmp_path / "new", SearchSettings(device="cuda"))
 
 
+@pytest.mark.cluster
 def test_the_command_goes_on_where_a_run_on_one_machine_was_stopped(texts, tiny_bundle, tmp_path, monkeypatch, ray_here):
     real, slabs = resumable.write_state, []
 
@@ -236,6 +241,7 @@ def test_the_command_goes_on_where_a_run_on_one_machine_was_stopped(texts, tiny_
     assert result.exit_code == 1 and "each worker needs 99 threads" in result.stderr
 
 
+@pytest.mark.cluster
 def test_what_goes_wrong_in_a_worker_is_said_as_if_it_had_gone_wrong_here(texts, tiny_bundle, tmp_path, monkeypatch, ray_here):
     with pytest.raises(BundleError, match="nowhere"):
         write_vectors_on("local", {"model": str(tmp_path / "nowhere")}, texts, tmp_path / "v.npy", EmbedSettings())
@@ -252,6 +258,7 @@ def test_what_goes_wrong_in_a_worker_is_said_as_if_it_had_gone_wrong_here(texts,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt"]
 
 
+@pytest.mark.cluster
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_read_here_and_gives_the_bytes_of_the_file(texts, tiny_bundle, tmp_path, ray_here):
     """Also where another process's name for it (/dev/fd/63, -) would be another file: a worker never opens it."""

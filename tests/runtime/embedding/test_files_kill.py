@@ -56,6 +56,7 @@ every_step(run, output, (resumable, "write_rows"))
 """
 
 
+@pytest.mark.kill
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
     ("output", "settings"),
@@ -73,6 +74,7 @@ def test_killed_at_every_step(tmp_path: Path, output: str, settings: dict[str, o
     assert set(result["last"]) == expected
 
 
+@pytest.mark.kill
 def test_the_command_killed_while_it_works(tmp_path: Path, tiny_bundle: Path) -> None:
     rows = 20_000
     text = tmp_path / "in.txt"

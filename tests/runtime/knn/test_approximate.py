@@ -217,6 +217,7 @@ print(json.dumps({"kills": kills, "equal": bool(equal), "left": names("killed") 
 """
 
 
+@pytest.mark.kill
 @needs_faiss
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_again_and_again_in_the_middle(tmp_path):

@@ -135,6 +135,7 @@ every_step(run, "out", (pair_search, "absorb_blocks"), STRIDE)
 """
 
 
+@pytest.mark.kill
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(("keep", "stride"), [(True, 4), (False, 7)])
 def test_killed_at_every_step(keep: bool, stride: int) -> None:
@@ -147,6 +148,7 @@ def test_killed_at_every_step(keep: bool, stride: int) -> None:
     assert set(result["last"]) == {"x.npy", "y.npy", "out/knn.json", *(f"out/{name}.npy" for name in knnfiles.NAMES)}
 
 
+@pytest.mark.kill
 def test_the_command_killed_while_it_works() -> None:
     x, y = (unit_rows(np.random.default_rng(6).standard_normal((rows, 16))) for rows in (3_000, 45_000))
     np.save("x.npy", x)

@@ -182,6 +182,7 @@ print(report.resumed)
 """
 
 
+@pytest.mark.kill
 def test_killed_and_gone_on_with(stub: Stub) -> None:
     filter_bitext(Stub, "s.txt", "t.txt", "whole.tsv", dropped="whole-d.tsv", background_lines=20)  # type: ignore[arg-type]
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent)]

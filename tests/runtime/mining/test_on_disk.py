@@ -93,6 +93,7 @@ cli.main()
 """
 
 
+@pytest.mark.kill
 def test_a_killed_run_goes_on_with_its_neighbours(
     sides: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,6 +215,7 @@ def test_an_error_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.kill
 def test_a_killed_prepare_leaves_no_shards_and_the_next_try_cleans_up(
     pairs_tsv: Path, toy_tokenizer: Path, tmp_path: Path
 ) -> None:
