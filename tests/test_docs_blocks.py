@@ -171,7 +171,11 @@ def test_bash_blocks_parse_and_their_options_exist(page):
 
 
 def parse(words: list[str]) -> None:
-    """Have the command read its arguments, and do nothing. Raises click.UsageError for an option that it has not."""
+    """Have the command read its arguments, and do nothing. Raises click.UsageError for an option it does not have.
+
+    With each command's own settings: click keeps the help option of the first context that a command meets, here and in
+    other tests of the process.
+    """
     if words[0] == "mexma":
         command = main
     else:
@@ -179,9 +183,10 @@ def parse(words: list[str]) -> None:
         command = module.main
     name, arguments, context = words[0], words[1:], None
     while isinstance(command, click.Group):
-        context = click.Context(command, info_name=name, parent=context)
+        context = click.Context(command, info_name=name, parent=context, **command.context_settings)
         name, command, arguments = command.resolve_command(context, arguments)
-    command.make_parser(click.Context(command, info_name=name, parent=context)).parse_args(arguments)
+    context = click.Context(command, info_name=name, parent=context, **command.context_settings)
+    command.make_parser(context).parse_args(arguments)
 
 
 def test_the_parse_refuses_what_is_not_there():
