@@ -158,7 +158,7 @@ def test_added_tokens_need_rows(folder: Path, tiny_checkpoint: Path, gate: list[
         ("encoder.layer.0.attention.self.query.lora_A.weight", "an adapter or a changed architecture"),
         (
             "encoder.layer.0.attention.self.distance_embedding.weight",
-            "has no place .first: encoder.layer.0.attention.self.dist",
+            r"has no place \(first: encoder.layer.0.attention.self.dist",
         ),
         ("classifier.out_proj.weight", "a head of a classifier or cross-encoder"),
     ],

@@ -106,7 +106,7 @@ def test_what_cannot_run_says_what_to_type(tiny_bundle: Path, tmp_path: Path, mo
         ({"model_type": "bert"}, BackendError, "computes encoders with model_type 'xlm-roberta', but 'tiny' has 'bert'"),
         ({"hidden_act": "relu"}, BackendError, "with hidden_act 'gelu', but 'tiny' has 'relu'"),
         ({"num_hidden_layers": 4}, BundleError, r"lacks 16 tensors.*first: encoder\.layer\.3\.attention"),
-        ({"intermediate_size": 65}, BundleError, "or has them in another shape .first: encoder.layer.0.intermediate"),
+        ({"intermediate_size": 65}, BundleError, r"or has them in another shape \(first: encoder.layer.0.intermediate"),
         ({"num_attention_heads": "4"}, BundleError, "num_attention_heads is '4'"),
         ({"layer_norm_eps": 0}, BundleError, "layer_norm_eps is 0"),
     ],
