@@ -54,6 +54,10 @@ class LineEndWarning(UserWarning):
     """A file has line ends that are not recognised, so its lines may not be the ones that its author meant."""
 
 
+class ColumnsWarning(UserWarning):
+    """A file named as a table was read as lines, so each text holds all columns of its row."""
+
+
 class EmptyPipeWarning(UserWarning):
     """A pipe was empty, most often because the command that should have written to it failed."""
 

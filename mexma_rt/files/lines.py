@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from mexma_rt.errors import FileError, InputError, LineEndWarning, typed
+from mexma_rt.errors import ColumnsWarning, FileError, InputError, LineEndWarning, typed
 from mexma_rt.files.first_bytes import named_packing
 from mexma_rt.files.unpacking import is_stdin, open_unpacked, shown_name
 
@@ -22,6 +22,9 @@ LOOKED_AT = 1000  # lines in which to count carriage returns
 BOM = b"\xef\xbb\xbf"
 ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/")  # https://, s3://, hf://; Path collapses the // to one /
 JSON_LINES = (".jsonl", ".ndjson")
+SEPARATORS = {".tsv": "\t", ".csv": ",;\t"}  # of the columns of a table
+SECOND_OF_TABS = "cut -f2 FILE > NEW"
+SECOND_OF_CSV = "python -c \"import csv, sys; [print(row[1]) for row in csv.reader(sys.stdin, delimiter='{}')]\" < FILE > NEW"
 TO_FEEDS = "tr '\\r' '\\n' < FILE > NEW"
 
 
@@ -85,6 +88,22 @@ def text_lines(path: str | os.PathLike[str], *, json: bool = False) -> Iterator[
                 "Convert the file from its own encoding: iconv -f ENCODING -t UTF-8 FILE > NEW (often WINDOWS-1252 for "
                 "western languages, SHIFT_JIS, GB18030 or EUC-KR; file --mime-encoding FILE guesses it)."
             ) from None
+
+
+def sentence_lines(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Like `text_lines`; emits one ColumnsWarning for a .tsv or .csv file whose first line has several columns."""
+    name = Path(path).name.lower()
+    separators = SEPARATORS.get(Path(name.removesuffix(named_packing(name))).suffix, "")
+    for number, line in enumerate(text_lines(path)):
+        if number == 0 and (separator := next((mark for mark in separators if mark in line), None)):
+            cut = SECOND_OF_TABS if separator == "\t" else SECOND_OF_CSV.format(separator)
+            warnings.warn(
+                f"{path} is named as a table, but each line is read as one text, with all its columns. To take the second "
+                f"column alone, type: {cut}",
+                ColumnsWarning,
+                stacklevel=2,
+            )
+        yield line
 
 
 @contextlib.contextmanager

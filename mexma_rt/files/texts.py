@@ -11,7 +11,7 @@ from typing import Any
 
 from mexma_rt.errors import InputError, require_extra
 from mexma_rt.files.first_bytes import HEAD, PARQUET, named_packing, packing
-from mexma_rt.files.lines import LONGEST_LINE, damage_explained, is_json, text_lines
+from mexma_rt.files.lines import LONGEST_LINE, damage_explained, is_json, sentence_lines, text_lines
 from mexma_rt.files.unpacking import is_stdin, shown_name
 
 BATCH = 2048  # table rows to convert to Python objects at a time
@@ -21,8 +21,8 @@ def read_texts(path: str | os.PathLike[str], field: str | None = None) -> Iterat
     """Yield the texts of `path`, one per row; nothing is skipped, and a blank line is an empty text.
 
     .parquet: the column `field`. Anything else (including .gz, .xz, .zst, and "-" for standard input): with a `field`, JSON
-    Lines, each an object whose `field` is the text; without one, plain text with one sentence per line. "translation.fr" is
-    the field "fr" of the object or structure "translation".
+    Lines, each an object whose `field` is the text; without one, plain text with one sentence per line (with a ColumnsWarning
+    for a .tsv or .csv file of several columns). "translation.fr" is the field "fr" of the object or structure "translation".
     Raises InputError (with line or row) for a missing text or a value of another type, FileError, MissingExtraError.
     """
     name = Path(path).name.lower()
@@ -34,7 +34,7 @@ def read_texts(path: str | os.PathLike[str], field: str | None = None) -> Iterat
     if is_json(path):
         kind = "JSON" if plain.endswith(".json") else "JSON Lines"
         raise InputError(f"{path} is {kind}: name the field of the text with field='NAME' (command line: --field NAME).")
-    return text_lines(path)
+    return sentence_lines(path)
 
 
 def _head(path: str | os.PathLike[str]) -> bytes:

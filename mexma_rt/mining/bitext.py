@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 
 from mexma_rt.errors import InputError
-from mexma_rt.files.lines import text_lines
+from mexma_rt.files.lines import sentence_lines
 from mexma_rt.files.unpacking import shown_name
 
 REASONS = ("kept", "blank", "identical", "duplicate", "length ratio", "score")
@@ -40,7 +40,7 @@ class Bitext:
 
 def slabs(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Iterator[Pairs]:
     """Yield the pairs of two line-aligned files, a slab at a time. Raises InputError if one has more lines than the other."""
-    left, right = text_lines(source), text_lines(target)
+    left, right = sentence_lines(source), sentence_lines(target)
     slab: Pairs = []
     count = 0
     for a in left:
