@@ -8,7 +8,7 @@ from typing import Any
 
 import griffe
 
-ITEM = re.compile(r"(?:^|(?<=\. ))((?:[a-z_]+(?:, )?)+): ", re.M)
+ITEM = re.compile(r"(?:^|(?<=\. ))((?:[a-z_]+, )*[a-z_]+): ", re.M)
 
 
 class Items(griffe.Extension):
