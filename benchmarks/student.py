@@ -17,6 +17,7 @@ other only.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from pathlib import Path
@@ -47,9 +48,9 @@ SENTENCE = 3.0  # weight of the sentence vectors beside the mean over tokens: th
 CHECKPOINT = 100  # updates
 
 
-def half_of(teacher: Encoder, source: Path) -> Encoder:
-    """Layers 2, 4, 6, ... of the encoder in `source`, all else alike."""
-    config = load_encoder(source, dropout=0.0).config
+def half_of(teacher: Encoder) -> Encoder:
+    """Layers 2, 4, 6, ... of the teacher, all else alike."""
+    config = copy.deepcopy(teacher.config)
     config.num_hidden_layers //= 2
     student = Encoder(config)
     student.embeddings.load_state_dict(teacher.embeddings.state_dict())
@@ -91,7 +92,7 @@ def train(shards_folder: Path, source: Path, out: Path, updates: int, pairs: int
     shards = open_shards(shards_folder)
     sampler = PairSampler(shards, load_recipe(RECIPE).sampling)
     teacher = load_encoder(source, dropout=0.0).eval().requires_grad_(False)
-    student = half_of(teacher, source)
+    student = half_of(teacher)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
     keep_rounded(optimizer, product_weights(student), bits=4)

@@ -47,6 +47,12 @@ def named_packing(path: str | os.PathLike[str]) -> str:
     return ending if ending in PACKED.values() else ""
 
 
+def unpacked_name(path: str | os.PathLike[str]) -> str:
+    """Return the last part of a file name in lower case, without the ending of its compression."""
+    name = Path(path).name.lower()
+    return name.removesuffix(named_packing(name))
+
+
 def no_text(head: bytes) -> str:
     """Explain why a file that begins (once unpacked) with `head` is not UTF-8 text, as "is ... . Type ..."; "" if it may be."""
     for magic, (what, remedy) in _OTHERS.items():

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from mexma_rt.errors import ColumnsWarning, FileError, InputError, LineEndWarning, typed
-from mexma_rt.files.first_bytes import named_packing
+from mexma_rt.files.first_bytes import unpacked_name
 from mexma_rt.files.unpacking import is_stdin, open_unpacked, shown_name
 
 LONGEST_LINE = 2**24  # bytes; a small archive can unpack to a single line larger than memory
@@ -66,8 +66,7 @@ def _how_to_check(line: bytes) -> str:
 
 def is_json(path: str | os.PathLike[str]) -> bool:
     """Whether a file's name has a JSON extension, compressed or not."""
-    name = Path(path).name.lower()
-    return name.removesuffix(named_packing(name)).endswith((*JSON_LINES, ".json"))
+    return unpacked_name(path).endswith((*JSON_LINES, ".json"))
 
 
 def text_lines(path: str | os.PathLike[str], *, json: bool = False) -> Iterator[str]:
@@ -92,8 +91,7 @@ def text_lines(path: str | os.PathLike[str], *, json: bool = False) -> Iterator[
 
 def sentence_lines(path: str | os.PathLike[str]) -> Iterator[str]:
     """Like `text_lines`; emits one ColumnsWarning for a .tsv or .csv file whose first line has several columns."""
-    name = Path(path).name.lower()
-    separators = SEPARATORS.get(Path(name.removesuffix(named_packing(name))).suffix, "")
+    separators = SEPARATORS.get(Path(unpacked_name(path)).suffix, "")
     for number, line in enumerate(text_lines(path)):
         if number == 0 and (separator := next((mark for mark in separators if mark in line), None)):
             cut = SECOND_OF_TABS if separator == "\t" else SECOND_OF_CSV.format(separator)

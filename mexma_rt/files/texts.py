@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mexma_rt.errors import InputError, require_extra
-from mexma_rt.files.first_bytes import HEAD, PARQUET, named_packing, packing
+from mexma_rt.files.first_bytes import HEAD, PARQUET, packing, unpacked_name
 from mexma_rt.files.lines import LONGEST_LINE, damage_explained, is_json, sentence_lines, text_lines
 from mexma_rt.files.unpacking import is_stdin, shown_name
 
@@ -25,8 +25,7 @@ def read_texts(path: str | os.PathLike[str], field: str | None = None) -> Iterat
     for a .tsv or .csv file of several columns). "translation.fr" is the field "fr" of the object or structure "translation".
     Raises InputError (with line or row) for a missing text or a value of another type, FileError, MissingExtraError.
     """
-    name = Path(path).name.lower()
-    plain = name.removesuffix(named_packing(name))
+    plain = unpacked_name(path)
     if plain.endswith(".parquet") or _head(path).startswith(PARQUET):
         return _column(Path(path), field)
     if field is not None:
