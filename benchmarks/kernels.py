@@ -6,8 +6,8 @@ Two pairs of 384 x 1,536 and 1,536 x 384 in a row, normal numbers, no biases or 
 process's CPU time, so that other work on the machine disturbs it less, and the ratio is that of medians to fp32. The error
 is the root mean square of the difference to fp32, relative to fp32's numbers.
 
-"rows" rounds each row of the input with a scale of its own, by standard operators, so that no row depends on another: Abs,
-ReduceMax, QuantizeLinear, MatMulInteger, and two Muls.
+"rows" rounds each row of the input with a scale of its own, so that no row depends on another: Abs, ReduceMax, Reciprocal,
+QuantizeLinear and two Muls, which are standard, and onnxruntime's MatMulIntegerToFloat.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS = {
     "MatMulNBits, 4 bits, block 32, accuracy_level 4": "4 32",
     "MatMulNBits, 4 bits, block 128, accuracy_level 4": "4 128",
     "DynamicQuantizeMatMul, one input scale for the batch": "batch",
-    "MatMulInteger, one input scale for each row": "rows",
+    "MatMulIntegerToFloat, one input scale for each row": "rows",
 }
 
 

@@ -115,10 +115,10 @@ def teach(shards: Path, model: str, dimensions: int, like: str | None, threads: 
 
     Vectors of more dimensions are projected on their principal axes. After an interruption the same command resumes.
     """
+    from mexma_train.teacher import begun
     from mexma_train.teacher import teach as store_vectors
 
-    started = shards / ".teacher" / "progress.json"
-    with interrupted(lambda: RESUMES if started.is_file() else STARTS_OVER):
+    with interrupted(lambda: RESUMES if begun(shards) else STARTS_OVER):
         taught = store_vectors(shards, model, dimensions=dimensions, like=like, threads=threads)
     if not taught.made:
         click.echo(f"{shards} has the vectors of this teacher already; nothing to do.", err=True)

@@ -35,6 +35,7 @@ from mexma_train.data.tokenizer import load_tokenizer
 from mexma_train.teacher_model import Teacher, open_teacher
 
 FORMAT = 1
+WORK, PROGRESS = ".teacher", "progress.json"  # the vectors grow in this folder; its files are moved out of it at the end
 SAMPLE = 100_000  # segments whose vectors choose the axes
 SLAB_SEGMENTS = 8192  # between two marks of progress: some eight seconds of USE on one core ...
 SLAB_TOKENS = 1_000_000  # ... or fewer segments, where they are long: a segment's text is never cut here
@@ -46,6 +47,11 @@ class Taught:
 
     about: dict[str, Any]
     made: bool
+
+
+def begun(folder: Path) -> bool:
+    """Whether a call on these shards was interrupted after it had chosen the axes, so that the next one resumes it."""
+    return (folder / WORK / PROGRESS).is_file()
 
 
 def teach(
@@ -69,7 +75,7 @@ def teach(
     shards = open_shards(folder)
     teacher = open_teacher(model, threads)
     pupil = None if like is None else open_teacher(like, threads)
-    work = shards.folder / ".teacher"  # grows under this name; its files are moved out of it at the end
+    work = shards.folder / WORK
     if shards.teacher is not None:
         about = json.loads((shards.folder / TEACHER[0]).read_text(encoding="utf-8"))
         _refuse_another(about, teacher, pupil, dimensions, "rm -f " + " ".join(typed(shards.folder / name) for name in TEACHER))
@@ -77,8 +83,8 @@ def teach(
         return Taught(about=about, made=False)
     texts = _Texts(shards)
     try:
-        if (work / "progress.json").is_file():
-            about = json.loads((work / "progress.json").read_text(encoding="utf-8"))
+        if begun(shards.folder):
+            about = json.loads((work / PROGRESS).read_text(encoding="utf-8"))
             _refuse_another(about, teacher, pupil, dimensions, f"rm -r {typed(work)}")
         else:
             about = _begin(work, teacher, pupil, texts, dimensions, progress)
@@ -157,7 +163,7 @@ def _begin(
         **turned,
         "done": 0,
     }
-    _write_json(work / "progress.json", about)
+    _write_json(work / PROGRESS, about)
     return about
 
 
@@ -216,7 +222,7 @@ def _write(work: Path, teacher: Teacher, texts: _Texts, about: dict[str, Any], p
             about["done"] += len(slab)
             about["cut_texts"] += cut
             about["zero_vectors"] += int((~rows.any(axis=1)).sum())
-            _write_json(work / "progress.json", about)
+            _write_json(work / PROGRESS, about)
             advance(len(slab))
 
 
