@@ -146,21 +146,21 @@ def drawn_arrows() -> dict[str, set[str]]:
 
 
 def picture() -> str:
-    """The rooms of mexma_rt as SVG, ORDER from the bottom up."""
+    """The rooms of mexma_rt as SVG, ORDER from the bottom up; it has no background, for light and dark pages."""
     column, row, width, height = 150, 58, 112, 30
     tall = row * (len(ORDER) - 1) + 20
     at = {name: (75 + column * COLUMNS[name], tall - row * (i + 0.5)) for i, names in enumerate(ORDER[:-1]) for name in names}
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 820 {tall}" font-family="system-ui, sans-serif" font-size="14">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="820" height="{tall}" viewBox="0 0 820 {tall}" '
+        'font-family="system-ui, sans-serif" font-size="14">',
         '<marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
-        '<path d="M0 0L8 4L0 8z" fill="#5c6bc0"/></marker>',
-        f'<rect width="820" height="{tall}" rx="8" fill="#fff"/>',
+        '<path d="M0 0L8 4L0 8z" fill="#7180d8"/></marker>',
     ]
     for name, below in sorted(drawn_arrows().items()):
         for other in sorted(below if name in at else ()):
             (x, y), (u, v) = at[name], at[other]
             path = f"M{x:g} {y + height / 2:g}L{u:g} {v - height / 2:g}"
-            lines.append(f'<path d="{path}" fill="none" stroke="#5c6bc0" stroke-width="1.3" marker-end="url(#tip)"/>')
+            lines.append(f'<path d="{path}" fill="none" stroke="#7180d8" stroke-width="1.3" marker-end="url(#tip)"/>')
     for name, (x, y) in at.items():
         box = f'x="{x - width / 2:g}" y="{y - height / 2:g}" width="{width}" height="{height}"'
         lines.append(f'<rect {box} rx="5" fill="#e8eaf6" stroke="#3949ab"/>')

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -41,13 +43,20 @@ def check_shown(name: str, printed: str) -> None:
 
 
 def test_search(run, tmp_path):
-    pytest.importorskip("matplotlib", reason="the picture is drawn with matplotlib (pip: mexma-rt[plot])")
-    printed = run("search", tmp_path / "map.png")
-    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    printed = run("search", tmp_path / "search.svg")
     (question, *answers) = printed.splitlines()[-4:]
     assert question == "Can I pay by card?"
     assert {answer.split()[1] for answer in answers} <= {"fra", "por", "nld", "pol"}  # the languages that ask the same
+    written = texts_of(tmp_path / "search.svg")
+    assert sorted(written) == sorted(part for line in printed.splitlines() for part in re.split(" {2,}", line.strip()))
     check_shown("search", printed)
+    numbers = re.compile(r"-?\d+\.\d+")
+    assert [numbers.sub("#", text) for text in written] == [numbers.sub("#", text) for text in texts_of(page.PICTURE)]
+
+
+def texts_of(picture: Path) -> list[str]:
+    """What an SVG picture writes, in its order."""
+    return [text.text or "" for text in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
 
 
 def test_clean(run, tmp_path):

@@ -16,7 +16,7 @@ from mexma_rt.bundle.manifest import hash_of_files
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/examples.md"
-PICTURE = ROOT / "docs/images/search.png"
+PICTURE = ROOT / "docs/images/search.svg"
 OUTPUT = re.compile(r"<!-- output of (?P<name>\w+)\.py by (?P<model>\w+) -->\n```text\n(?P<text>.*?)```\n", re.S)
 
 
