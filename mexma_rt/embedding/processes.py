@@ -45,11 +45,13 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Pickled:
-    """What an encoder's pickle holds: the arguments of `load`, with what `auto` chose, and the hash of its files."""
+    """What an encoder's pickle holds: the arguments of `load`, with what `auto` chose, the hash of its files,
+    and its prompts."""
 
     source: Source
     name: str
     files: str  # hash_of_files
+    prompts: tuple[tuple[str, str], ...]  # the manifest's, which that hash does not cover
     revision: str | None
     folder: str
     device: str
@@ -70,6 +72,7 @@ class Pickled:
             source=encoder.source,
             name=bundle.name,
             files=hash_of_files(bundle.files),
+            prompts=tuple(sorted(bundle.prompts.items())),
             revision=bundle.revision,
             folder=str(bundle.folder),
             device=backend.device,
@@ -81,7 +84,7 @@ class Pickled:
 
     def open(self) -> Encoder:
         """Return this process's encoder: one that is already open, or a new one. Raises what `load` raises, and BundleError if
-        its files differ from the first process's."""
+        its files or prompts differ from the first process's."""
         with _lock:
             encoder = _live.get(self)
             if encoder is None:
@@ -109,6 +112,12 @@ class Pickled:
                 f"The model {self.source.model} in this process (files {found}) differs from the one in the process that the "
                 f"encoder comes from ({self.files}), and mixed vectors would be worthless. Put the same model in both places, "
                 "and load the encoder again."
+            )
+        if (prompts := tuple(sorted(encoder.bundle.prompts.items()))) != self.prompts:
+            raise BundleError(
+                f"The model {self.source.model} in this process has the prompts {dict(prompts)}, but the one in the process "
+                f"that the encoder comes from has {dict(self.prompts)}. Put the same mexma.json in both places, and load the "
+                "encoder again."
             )
         _live[self] = encoder
         return encoder

@@ -10,6 +10,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +73,62 @@ def test_other_files_are_an_error_of_the_task_and_not_a_pool_that_hangs(tiny_bun
         shutil.rmtree(folder)
         with pytest.raises(mexma_rt.BundleError, match="There is no model"):
             pool.apply_async(encoder.embed, [["a"]]).get(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def prompted_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("prompted") / "model"))
+    write_prompts(folder, query="query: ", passage="passage: ")
+    return folder
+
+
+def write_prompts(folder: Path, **prompts: str) -> None:
+    manifest = json.loads((folder / "mexma.json").read_text()) | {"prompts": prompts}
+    (folder / "mexma.json").write_text(json.dumps(manifest))
+
+
+def test_an_encoder_with_a_prompt_goes_with_it(prompted_bundle: Path) -> None:
+    encoder = mexma_rt.load(prompted_bundle, device="cpu", precision="fp32", threads=1)
+    prompted = encoder.with_prompt("query")
+    vectors = encoder.embed([f"query: {text}" for text in TEXTS])
+    for same in (copy.copy(prompted), copy.deepcopy(prompted), pickle.loads(pickle.dumps(prompted))):
+        assert same.encoder is encoder and same.prompt == "query"
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        np.testing.assert_allclose(pool.apply_async(prompted.embed, [TEXTS]).get(PATIENCE), vectors, atol=1e-6)
+        report = pool.apply_async(prompted.embed_report, [TEXTS]).get(PATIENCE)
+        np.testing.assert_allclose(report.vectors, vectors, atol=1e-6)
+        pairs = pool.apply_async(mexma_rt.score_pairs, [TEXTS, TEXTS], {"encoder": prompted, "k": 1}).get(PATIENCE)
+    np.testing.assert_allclose(pairs, mexma_rt.score_pairs(TEXTS, TEXTS, encoder=prompted, k=1), atol=1e-5)
+
+
+@pytest.mark.usefixtures("as_another_process")
+def test_other_prompts_are_other_vectors(prompted_bundle: Path, tmp_path: Path) -> None:
+    """They stand in the manifest, which the hash of the files does not cover."""
+    folder = Path(shutil.copytree(prompted_bundle, tmp_path / "model"))
+    there = arrived(mexma_rt.load(folder))
+    write_prompts(folder, query="search: ", passage="passage: ")
+    with pytest.raises(
+        mexma_rt.BundleError, match=r"has the prompts .*'search: '.* comes from has .*'query: '.*same mexma\.json"
+    ):
+        there.embed(["a"], prompt="query")
+
+
+def loky(encoder: mexma_rt.Encoder) -> list[np.ndarray]:
+    joblib = pytest.importorskip("joblib", reason="one of the ways to other processes")
+    return list(joblib.Parallel(n_jobs=2)(joblib.delayed(encoder.embed)([text]) for text in TEXTS))
+
+
+def workers(encoder: mexma_rt.Encoder) -> list[np.ndarray]:
+    data = pytest.importorskip("torch.utils.data", reason="one of the ways to other processes")
+    return list(
+        data.DataLoader(TEXTS, batch_size=1, num_workers=1, multiprocessing_context="spawn", collate_fn=encoder.embed)  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.filterwarnings("ignore::mexma_rt.TruncationWarning")
+@pytest.mark.parametrize("way", [loky, workers])
+def test_other_ways_to_other_processes(way: Callable[[mexma_rt.Encoder], list[np.ndarray]], encoder: mexma_rt.Encoder) -> None:
+    np.testing.assert_array_equal(np.concatenate(way(encoder)), encoder.embed(TEXTS))
 
 
 def test_in_its_own_process_it_stays_itself(encoder: mexma_rt.Encoder) -> None:
