@@ -105,7 +105,8 @@ class Cached:
     """An encoder that embeds each text once for all arms, and knows how many texts were asked for, and the seconds it took."""
 
     def __init__(self, encoder: mexma.Encoder) -> None:
-        self.encoder, self.vectors, self.asked, self.seconds = encoder, {}, 0, 0.0
+        self.encoder, self.asked, self.seconds = encoder, 0, 0.0
+        self.vectors: dict[str, np.ndarray] = {}
 
     def embed(self, texts: Sequence[str], *, progress: bool | None = None) -> np.ndarray:
         started = time.perf_counter()

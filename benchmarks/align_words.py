@@ -21,6 +21,7 @@ import random
 import subprocess
 import time
 import unicodedata
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -243,9 +244,9 @@ def mexma_words(text: str) -> list:
 
 def speed(args: argparse.Namespace, encoder: mexma.Encoder) -> list[str]:
     other, english = (side[: args.sentences] for side in read(args.flores, "deu"))
-    runs = {"embed_tokens alone": lambda: encoder.embed_tokens([*other, *english])}
+    runs: dict[str, Callable[[], object]] = {"embed_tokens alone": lambda: encoder.embed_tokens([*other, *english])}
     for method in METHODS:
-        runs[f"align_words, {method}"] = lambda method=method: mexma.align_words(other, english, method=method, encoder=encoder)
+        runs[f"align_words, {method}"] = partial(mexma.align_words, other, english, method=method, encoder=encoder)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(3):
         for name, run in runs.items():

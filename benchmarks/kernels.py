@@ -15,11 +15,12 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from embed import machine
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 ROWS, ROUNDS, WIDTH, WIDE = (16, 256, 2048), 9, 384, 1536
 CONTRIB = "com.microsoft"
@@ -38,7 +39,9 @@ class Chain:
     """A graph of products in one kind."""
 
     def __init__(self, kind: str, weights: list[np.ndarray]) -> None:
-        self.nodes, self.tensors, states = [], [], "x"
+        self.nodes: list[NodeProto] = []
+        self.tensors: list[TensorProto] = []
+        states = "x"
         for number, weight in enumerate(weights):
             self.prefix = f"{number}/"
             states = self.product(kind, states, weight)
@@ -48,7 +51,7 @@ class Chain:
         self.tensors.append(numpy_helper.from_array(array, self.prefix + name))
         return self.prefix + name
 
-    def node(self, kind: str, inputs: list[str], output: str, domain: str = "", **attributes: object) -> str:
+    def node(self, kind: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [self.prefix + output], domain=domain, **attributes))
         return self.prefix + output
 

@@ -60,7 +60,7 @@ ALIGNMENT, KOLEO, MASKING = "Alignment, in a MEXMA stage", "KoLeo, in a MEXMA st
 MEXMA_TEACHER = "A teacher in the MEXMA stage"
 DEEP = "As many FLOPs in the layers as with three: the updates go down as the layers go up."
 TOKEN_LOSS = {"mexma.lr": 5e-4, "mexma.align_weight": 0.0, "mexma.koleo_weight": 0.0, "mexma.freeze_words": False}
-BESIDE = {"contrastive_weight": 1.0, "mlm_weight": 0.1, "align_weight": 0.1}
+BESIDE: dict[str, Any] = {"contrastive_weight": 1.0, "mlm_weight": 0.1, "align_weight": 0.1}
 
 
 def distil(weight: float, why: str, **changes: Any) -> Arm:

@@ -96,7 +96,8 @@ def read_tests(flores: Path, tatoeba: Path, shards: Shards, lines: int | None = 
 
 def few(pairs: dict[str, np.ndarray], tests: Tests) -> tuple[dict[str, np.ndarray], Tests]:
     """The part of dev_pairs and read_tests in FEW languages: a whole encoder takes minutes of one core for all of them."""
-    flores, tatoeba = ({lang: of[lang] for lang in FEW if lang in of} for of in (tests.flores, tests.tatoeba))
+    flores = {lang: tests.flores[lang] for lang in FEW if lang in tests.flores}
+    tatoeba = {lang: tests.tatoeba[lang] for lang in FEW if lang in tests.tatoeba}
     return {lang: pairs[lang][:FEW_DEV] for lang in FEW if lang in pairs}, replace(tests, flores=flores, tatoeba=tatoeba)
 
 

@@ -22,6 +22,15 @@ from mexma_train.config import MexmaConfig, ModelConfig
 PAD = 1
 
 
+class PaddedHead(nn.Module):
+    """The head's weights, by the names that they have in `Mexma`."""
+
+    def __init__(self, config: XLMRobertaConfig, layers: int, vocab_size: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(XLMRobertaLayer(config) for _ in range(layers))
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+
 class PaddedMexma(nn.Module):
     """The losses as facebookresearch/mexma computes them with padding, on transformers' modules."""
 
@@ -41,10 +50,7 @@ class PaddedMexma(nn.Module):
             layer_norm_eps=shape.head_norm_eps,
         )  # fmt: skip
         self.encoder = XLMRobertaModel(encoder, add_pooling_layer=False)
-        self.head = nn.ModuleDict(
-            {"layers": nn.ModuleList(XLMRobertaLayer(self.head_config) for _ in range(shape.head_layers))}
-        )
-        self.head.register_parameter("bias", nn.Parameter(torch.zeros(vocab_size)))
+        self.head = PaddedHead(self.head_config, shape.head_layers, vocab_size)
 
     def forward(self, source: dict[str, Tensor], target: dict[str, Tensor], config: MexmaConfig) -> Tensor:
         """The loss; each side has int64 [B, L] `clean`, `masked`, `labels` (-100 where none) and `mask` (1 at real tokens)."""
@@ -61,7 +67,7 @@ class PaddedMexma(nn.Module):
     def token_loss(self, states: Tensor, other: Tensor, side: dict[str, Tensor]) -> Tensor:
         states = torch.cat([other[:, None], states[:, 1:]], dim=1)
         mask = create_bidirectional_mask(config=self.head_config, inputs_embeds=states, attention_mask=side["mask"])
-        for layer in self.head["layers"]:
+        for layer in self.head.layers:
             states = layer(states, mask)
         logits = F.linear(states, self.encoder.embeddings.word_embeddings.weight, self.head.bias)
         return F.cross_entropy(logits.flatten(0, 1), side["labels"].flatten(), ignore_index=-100)

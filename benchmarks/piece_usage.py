@@ -18,6 +18,7 @@ import lzma
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -53,7 +54,8 @@ def main() -> None:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if not options.counts.exists():
-        np.savez_compressed(options.counts, **count(tokenizer, options.pairs))
+        found: dict[str, Any] = count(tokenizer, options.pairs)
+        np.savez_compressed(options.counts, **found)
     with np.load(options.counts) as counts:
         used = {lang: np.flatnonzero(counts[lang]) for lang in sorted(counts) if not lang.startswith("lines of ")}
         lines = {lang: int(counts[f"lines of {lang}"]) for lang in used}

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,17 +80,18 @@ def measure(encoder: Encoder, folder: Path, texts: list[str], device: str, dtype
             encoder.backend.run(ids, mask)
         tell(
             "compute",
-            seconds(lambda batches=batches: [encoder.backend.run(*batch) for batch in batches], device, rounds=2, warm=0),
+            seconds(partial(run_all, encoder, batches), device, rounds=2, warm=0),
             cells=cells,
         )
     arms: dict[str, Callable[[], np.ndarray]] = {
-        f"embed, {cells} cells": lambda cells=cells: encoder.embed(texts, batch_tokens=cells) for cells in (4096, 16384, 32768)
+        f"embed, {cells} cells": partial(encoder.embed, texts, batch_tokens=cells) for cells in (4096, 16384, 32768)
     }
     if importlib.util.find_spec("sentence_transformers") is None:
         say(what="sentence-transformers", **common, error="not installed, so not compared")
     else:
         arms |= peers(folder, texts, device, dtype)
-    vectors, taken = {}, {name: [] for name in arms}
+    vectors: dict[str, np.ndarray] = {}
+    taken: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(1 if device == "cpu" else ROUNDS):
         for name, arm in arms.items():
             started = time.perf_counter()
@@ -105,6 +107,11 @@ def packed(encoder: Encoder, texts: list[str], cells: int) -> list[tuple[np.ndar
     return [tokens.batch(rows) for rows in pack(tokens.lengths, cells, None, encoder.backend.run_cells)]
 
 
+def run_all(encoder: Encoder, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    for ids, mask in batches:
+        encoder.backend.run(ids, mask)
+
+
 def peers(folder: Path, texts: list[str], device: str, dtype: torch.dtype) -> dict[str, Callable[[], np.ndarray]]:
     from sentence_transformers import SentenceTransformer
 
@@ -116,7 +123,7 @@ def peers(folder: Path, texts: list[str], device: str, dtype: torch.dtype) -> di
         return np.asarray(vectors, np.float32)
 
     sizes = (32,) if device == "cpu" else (32, 128, 512)
-    return {f"sentence-transformers, batch_size={size}": lambda size=size: encode(size) for size in sizes}
+    return {f"sentence-transformers, batch_size={size}": partial(encode, size) for size in sizes}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import random
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,7 +42,15 @@ def main() -> None:
     parser.add_argument("--shards", type=Path)
     args = parser.parse_args()
     device = "cpu" if args.smoke else "cuda"
-    sizes = {"pieces": 150, "width": 32, "heads": 4, "inner": 64, "updates": 2, "pairs": 16, "precision": "fp32"}
+    sizes: dict[str, Any] = {
+        "pieces": 150,
+        "width": 32,
+        "heads": 4,
+        "inner": 64,
+        "updates": 2,
+        "pairs": 16,
+        "precision": "fp32",
+    }
     if not args.smoke:
         sizes |= {"pieces": 2000, "width": 256, "inner": 1024, "updates": 40, "pairs": 128, "precision": "bf16"}
     with tempfile.TemporaryDirectory() as work:
@@ -73,8 +82,8 @@ def main() -> None:
 def group_of_one(device: torch.device, store: Path) -> None:
     """NCCL (gloo on the CPU) in this process alone: a sum, and a gradient of a small network through DDP and through FSDP2."""
     backend = "nccl" if device.type == "cuda" else "gloo"
-    bound = {"device_id": device} if device.type == "cuda" else {}
-    dist.init_process_group(backend, init_method=store.as_uri(), rank=0, world_size=1, **bound)
+    bound = device if device.type == "cuda" else None
+    dist.init_process_group(backend, init_method=store.as_uri(), rank=0, world_size=1, device_id=bound)
     try:
         world = World(device=device, size=2)  # so that parallel.py does its part; the group has one process all the same
         summed = all_sum(torch.ones(3, device=device), world).tolist()

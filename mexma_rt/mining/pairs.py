@@ -30,7 +30,7 @@ INDEXES = ("exact", "ivfpq")
 class Embeds(Protocol):
     """The part of an encoder that mining needs; `mexma_rt.Encoder` is one."""
 
-    def embed(self, texts: Iterable[str], *, progress: bool | None = None) -> np.ndarray:
+    def embed(self, texts: list[str], /, *, progress: bool | None = None) -> np.ndarray:
         """Return vectors [n, D] of n texts."""
 
 
