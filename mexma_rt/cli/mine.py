@@ -28,6 +28,7 @@ from mexma_rt.embedding import named_prompt
 from mexma_rt.files.atomic import check_output
 from mexma_rt.files.endings import check_ending, visible
 from mexma_rt.files.tables import check_table, table
+from mexma_rt.files.unpacking import shown_name
 from mexma_rt.knn.on_disk import SearchSettings
 from mexma_rt.mining.candidates import RETRIEVALS, OneToOne
 from mexma_rt.mining.found import MiningReport, Pair, Search
@@ -168,9 +169,9 @@ def mine(
         if report_file and tally is not None:
             below = list(search.described(search.below(matching, EXAMPLES // 2)))
             lowest = list(search.described(search.lowest(EXAMPLES)))
-            ran = list(zip(map(visible, names), encoder.reports, strict=False))
-            shown = visible(names[0]), visible(names[1])
-            write_page(report_file, render_page(tally, report, names=shown, below=below, lowest=lowest, embedded=ran))
+            shown = visible(shown_name(names[0])), visible(shown_name(names[1]))
+            html = render_page(tally, report, names=shown, below=below, lowest=lowest, embedded=encoder.reports)
+            write_page(report_file, html)
     _tell(report, listed, encoder, names, output, report_file, show, as_json)
 
 

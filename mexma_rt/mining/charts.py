@@ -58,10 +58,10 @@ def histogram(edges: np.ndarray, everything: np.ndarray, kept: np.ndarray, thres
                 )
 
     parts = [f'<svg class="wide" viewBox="0 0 {width} {height}" role="img" aria-label="Histogram of scores">']
-    for share in (0.5, 1):
-        y = height - bottom - share * plot
+    for count in sorted({top // 2, top} - {0}):
+        y = height - bottom - count / top * plot
         parts.append(f'<line class="axis" x1="{left}" x2="{width - 8}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{round(top * share):,}</text>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{count:,}</text>')
     parts += [*bars(everything, "rest"), *bars(kept, "kept")]
     parts.append(f'<line class="axis" x1="{left}" x2="{width - 8}" y1="{height - bottom}" y2="{height - bottom}"/>')
     for value in _ticks(float(edges[0]), float(edges[-1])):

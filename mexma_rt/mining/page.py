@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from math import log2
+from pathlib import PurePath
 
 import numpy as np
 
@@ -33,7 +34,7 @@ font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}
 main{max-width:1080px;margin:0 auto;padding:40px 20px 56px}
 h1{font-size:1.9rem;line-height:1.2;margin:0 0 .3rem;letter-spacing:-.015em;overflow-wrap:anywhere}
 h2{font-size:1.12rem;margin:0 0 .35rem}
-p{margin:.2rem 0 .8rem}
+p{margin:.2rem 0 .8rem;text-wrap:pretty}
 .soft{color:var(--soft)}.small{font-size:.86rem}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:26px 0 20px}
 .tile,.card{background:var(--card);border:1px solid var(--line);border-radius:12px}
@@ -45,7 +46,7 @@ p{margin:.2rem 0 .8rem}
 .warning b{color:var(--warn)}
 .charts{display:grid;grid-template-columns:minmax(0,3fr) minmax(0,2fr);gap:18px}
 .charts .card{margin:0 0 18px}
-svg{display:block;width:100%;height:auto;font:11px system-ui,sans-serif}
+svg{display:block;width:100%;height:auto;font:11px system-ui,sans-serif}svg.wide{max-width:720px}
 svg text{fill:var(--soft)}svg .axis{stroke:var(--line)}svg .kept{fill:var(--accent)}svg .rest{fill:var(--mute)}
 svg .threshold{stroke:var(--bad);stroke-width:1.5;stroke-dasharray:5 4}svg .threshold-text{fill:var(--bad)}
 svg .ideal{stroke:var(--soft);stroke-dasharray:2 4;fill:none}svg .cell{fill:var(--accent)}
@@ -62,7 +63,7 @@ th,td{text-align:left;vertical-align:top;padding:6px 14px 6px 0;border-top:1px s
 th{font-weight:500;color:var(--soft);width:11.5rem}
 @media (max-width:720px){main{padding:24px 14px}.charts{grid-template-columns:1fr;gap:0}.pair{grid-template-columns:1fr}
 .card{padding:16px}th{width:38%}.pair .score small{display:inline;margin-left:.7em}}
-@media (max-width:480px){svg.wide{font-size:19px}}
+@media (max-width:480px){svg.wide{font-size:19px}.tile:last-child:nth-child(odd){grid-column:1/-1}}
 @media print{:root{--bg:#fff;--card:#fff;--ink:#000;--soft:#555;--line:#ccc;--accent:#2f4bb0;--mute:#bbb;--warn:#7a4200;
 --warn-bg:#fff;--bad:#a03030}@page{margin:14mm}body{font-size:9.5pt;line-height:1.4}main{max-width:none;padding:0}
 h1{font-size:18pt}h2,.divider,h2+p{break-after:avoid}.tiles{grid-template-columns:repeat(5,1fr);gap:8px;margin:14px 0}
@@ -119,10 +120,10 @@ def render_page(
     names: tuple[str, str],
     below: Sequence[Pair],
     lowest: Sequence[Pair],
-    embedded: Sequence[tuple[str, EmbedReport]],
+    embedded: Sequence[EmbedReport],
 ) -> str:
-    """Return the page as HTML. names: labels of the sides; below: the best pairs below the threshold; embedded: what ran."""
-    source, target = map(escape, names)
+    """Return the page as HTML. names: the files of the sides; below: the best pairs below the threshold; embedded: what ran."""
+    source, target = map(escape, _without_folders(names))
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     smaller = min(report.source.compared, report.target.compared)
     share = f"{report.pairs / smaller:.1%}" if report.retrieval in ("max", "intersect") else "–"
@@ -160,6 +161,14 @@ def write_page(path: str, html: str) -> None:
         stream.write(html.encode())
 
 
+def _without_folders(names: tuple[str, str]) -> tuple[str, str]:
+    """The last parts of two paths: one each, or as many as tell en/text.txt from fr/text.txt."""
+    source, target = (PurePath(name).parts for name in names)
+    deepest = max(len(source), len(target))
+    kept = next((depth for depth in range(1, deepest + 1) if source[-depth:] != target[-depth:]), 1)
+    return str(PurePath(*source[-kept:])), str(PurePath(*target[-kept:]))
+
+
 def _sentence(report: MiningReport) -> str:
     how = {
         "max": "every sentence at most once",
@@ -168,8 +177,8 @@ def _sentence(report: MiningReport) -> str:
         "bwd": "the best source of every target line",
         "knn": "all candidates of every sentence",
     }[report.retrieval]
-    least = f" of at least {_number(report.threshold)}" if abs(report.threshold) < float("inf") else ", without a threshold"
-    return f"{how}, {report.margin} margin over {report.k} neighbours{least}."
+    least = f"at least {_number(report.threshold)}" if abs(report.threshold) < float("inf") else "without a threshold"
+    return f"{how}; {report.margin} margin over {report.k} neighbours, {least}."
 
 
 def _number(value: float) -> str:
@@ -191,8 +200,8 @@ def _charts(tally: Tally, report: MiningReport) -> str:
     if tally.lengths.pairs:
         low, middle, high = tally.lengths.ratios()
         parts.append(
-            '<section class="card"><h2>Lengths</h2><p class="soft small">Characters of target by source; darker: more pairs. '
-            f"Half of the ratios are between {low:.2f} and {high:.2f}, the median is {middle:.2f} (dotted).</p>"
+            '<section class="card"><h2>Lengths</h2><p class="soft small">Characters of target by source; fuller colour: more '
+            f"pairs. Half of the ratios are between {low:.2f} and {high:.2f}, the median is {middle:.2f} (dotted).</p>"
             f"{length_map(tally.lengths, log2(middle))}</section>"
         )
     return f'<div class="charts">{"".join(parts)}</div>' if len(parts) == 2 else parts[0]
@@ -235,7 +244,7 @@ def _text(text: str | None, index: int) -> str:
     return f'<div><span class="line">line {index + 1:,}</span><div class="text" dir="auto">{shown}</div></div>'
 
 
-def _details(report: MiningReport, names: tuple[str, str], embedded: Sequence[tuple[str, EmbedReport]]) -> str:
+def _details(report: MiningReport, names: tuple[str, str], embedded: Sequence[EmbedReport]) -> str:
     rows: list[tuple[str, str]] = []
     for name, side, counts in zip(names, ("Source", "Target"), (report.source, report.target), strict=True):
         left_out = (
@@ -243,14 +252,14 @@ def _details(report: MiningReport, names: tuple[str, str], embedded: Sequence[tu
         )
         rows.append((side, f"{name}: {counts.lines:,} lines{left_out}"))
     rows.append(("Margin", f"{report.margin}, {report.k} neighbours, threshold {_number(report.threshold)}"))
-    rows.append(("Retrieval", f"{report.retrieval}: {_sentence(report).split(',')[0]}"))
+    rows.append(("Retrieval", f"{report.retrieval}: {_sentence(report).split(';')[0]}"))
     found = "" if report.recall is None else f"; found {report.recall.forward:.1%} and {report.recall.backward:.1%} of a sample"
     rows.append(("Neighbours", f"{report.index}{found}; {report.dimensions} dimensions"))
-    for name, run in embedded:
+    for side, run in zip(("source", "target"), embedded, strict=False):
         cut = f"; {len(run.truncated):,} lines with more than {run.max_length} tokens were cut" if run.truncated else ""
-        rows.append((f"Embedding {name}", f"{run.sentences_per_second:,.0f} sentences per second{cut}"))
+        rows.append((f"Embedding {side}", f"{run.sentences_per_second:,.0f} sentences per second{cut}"))
     if embedded:
-        run = embedded[0][1]
+        run = embedded[0]
         rows.append(("Model", f"{run.model}, {run.precision} on {run.device} by {run.backend} ({run.reason})"))
     else:
         rows.append(("Model", "none: ready vectors"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -246,9 +247,41 @@ def test_the_page_shows_what_was_found_and_escapes_it() -> None:
     assert 'dir="auto"' in html and "prefers-color-scheme:dark" in html and "@media print" in html
 
 
+def test_the_marks_of_the_histogram_stand_at_their_counts() -> None:
+    """The half of an odd number was rounded and stood at the middle: with one pair in the highest bar, at 0."""
+    run(*VECTORS, "-o", "p.tsv", "--report", "r.html")
+    html = Path("r.html").read_text(encoding="utf-8")
+    bars = re.findall(r'y="([\d.]+)" width="[\d.]+" height="([\d.]+)" rx="1"><title>.*?: ([\d,]+)</title>', html)
+    heights = {int(count): float(tall) for _, tall, count in bars}
+    bottom, (unit,) = float(bars[0][0]) + float(bars[0][1]), {round(tall / count, 1) for count, tall in heights.items()}
+    marks = re.findall(r'y="([\d.]+)" text-anchor="end">([\d,]+)</text>', html)[:2]
+    assert int(marks[1][1]) == max(heights)
+    assert [bottom - float(y) + 4 for y, _ in marks] == pytest.approx([int(count) * unit for _, count in marks], abs=2)
+
+
 def test_the_page_without_pairs_or_texts() -> None:
     run(*VECTORS, "-o", "p.tsv", "--report", "r.html", "--threshold", "9")
     text = "\n".join(Page(Path("r.html").read_text(encoding="utf-8")).seen)
     assert "0\npairs" in text and "None." in text
     run(*VECTORS, "-o", "p.tsv", "--report", "r.html", "--retrieval", "knn")
     Page(Path("r.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "title"),
+    [
+        ("deep/in/a/folder/s.npy", "t.npy", "s.npy ↔ t.npy"),
+        ("fr/v.npy", "en/v.npy", "fr/v.npy ↔ en/v.npy"),
+        ("fr/v.npy", "v.npy", "fr/v.npy ↔ v.npy"),
+        ("fr/v.npy", "fr/v.npy", "v.npy ↔ v.npy"),
+    ],
+)
+def test_the_title_of_the_page_has_names_without_folders(source: str, target: str, title: str) -> None:
+    for path, vectors in zip((source, target), VECTORS[1::2], strict=True):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(vectors, path)
+    given = [str(Path(path).resolve()) if "deep" in path else path for path in (source, target)]
+    run("--source-vectors", given[0], "--target-vectors", given[1], "-o", "p.tsv", "--report", "r.html")
+    html = Path("r.html").read_text(encoding="utf-8")
+    assert f"<h1>{title}</h1>" in html and f"<title>{title}: " in html
+    assert f"<th>Source</th><td>{given[0]}: " in html and f"<th>Target</th><td>{given[1]}: " in html  # in full below
