@@ -94,8 +94,8 @@ def open_backend(
     The order is: the bundle's TensorRT engines, onnxruntime on cuda, torch on cuda, onnxruntime on the cpu. (On cuda, torch
     comes after onnxruntime until the two have been measured side by side.)
 
-    `prove` checks every TensorRT engine, whose numbers depend on the machine that built it: it returns its finding as text, or
-    raises BackendError, upon which "auto" tries the next engine.
+    `prove` checks what no parity gate has seen, every TensorRT engine (its numbers depend on the machine that built it) and
+    torch: it returns its finding as text, or raises BackendError, upon which "auto" tries the next one.
 
     Raises BackendError or MissingExtraError naming what is missing, BundleError for an engine of another graph.
     """
@@ -103,7 +103,7 @@ def open_backend(
     _check_known("backend", backend, BACKENDS)
     _check_known("precision", precision, PRECISIONS)
     if backend == "torch":
-        return _open_torch(bundle, device, precision, threads, why="backend='torch' was named")
+        return _open_torch(bundle, device, precision, threads, prove, why="backend='torch' was named")
     if precision != "auto" and precision not in runnable(bundle):
         raise BackendError(
             f"precision={precision!r} is not in the bundle {bundle.name!r}, which has {', '.join(bundle.graphs)}. "
@@ -124,7 +124,7 @@ def open_backend(
             by_torch, no_torch = None, ""
             if backend == "auto" and device != "cpu":
                 why = f"{so_far}device={device!r} was named; onnxruntime was refused ({_first_line(error)})"
-                by_torch, no_torch = _torch_on_gpu(bundle, device, precision, why=why)
+                by_torch, no_torch = _torch_on_gpu(bundle, device, precision, prove, why=why)
             if by_torch is not None:
                 return by_torch
             if not refused and not no_torch:
@@ -136,7 +136,8 @@ def open_backend(
     except BackendError as error:
         so_far += f"cuda was refused ({_first_line(error)})"
     if backend == "auto":
-        by_torch, no_torch = _torch_on_gpu(bundle, "cuda", precision, why=f"auto: {so_far}; torch works on cuda here")
+        why = f"auto: {so_far}; torch works on cuda here"
+        by_torch, no_torch = _torch_on_gpu(bundle, "cuda", precision, prove, why=why)
         if by_torch is not None:
             return by_torch
         so_far += f"; {no_torch}" if no_torch else ""
@@ -199,13 +200,20 @@ def _first_engine(bundle: Bundle, gpu: int, prove: Callable[[Backend], str] | No
     return None, "; ".join(refused)
 
 
-def _open_torch(bundle: Bundle, device: str, precision: str, threads: int | None, *, why: str) -> Backend:
+def _open_torch(
+    bundle: Bundle, device: str, precision: str, threads: int | None, prove: Callable[[Backend], str] | None, *, why: str
+) -> Backend:
     from mexma_rt.backends.torch import Torch
 
-    return Torch(bundle, device=device, precision=precision, threads=threads, reason=why)
+    opened = Torch(bundle, device=device, precision=precision, threads=threads, reason=why)
+    if prove is not None:
+        opened.reason += f"; {prove(opened)}"
+    return opened
 
 
-def _torch_on_gpu(bundle: Bundle, device: str, precision: str, *, why: str) -> tuple[Backend | None, str]:
+def _torch_on_gpu(
+    bundle: Bundle, device: str, precision: str, prove: Callable[[Backend], str] | None, *, why: str
+) -> tuple[Backend | None, str]:
     """Return (torch on a GPU, "") or (None, why not; "" without a GPU here, and for CPU-only precisions)."""
     if precision in FOR_CPU:
         return None, ""
@@ -214,7 +222,7 @@ def _torch_on_gpu(bundle: Bundle, device: str, precision: str, *, why: str) -> t
     if (words := why_not_torch(bundle)) is not None:
         return None, words
     try:
-        return _open_torch(bundle, device, precision, None, why=why), ""
+        return _open_torch(bundle, device, precision, None, prove, why=why), ""
     except MexmaError as error:
         return None, f"torch was refused ({_first_line(error)})"
 

@@ -1,7 +1,7 @@
 """The torch back end: packed sentences without padding, flash attention in fp16 on CUDA. For GPUs without an engine.
 
 Torch is imported only here (and in packed_encoder.py, packed_attention.py and torch_head.py), when "torch" was named or "auto"
-found a GPU and nothing faster. Reads the bundle's model.safetensors, not its graphs.
+found a GPU and nothing faster. Reads the bundle's model.safetensors, or the weights in its compact graph.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import json
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from mexma_rt.backends import Backend
 from mexma_rt.backends.nvidia import device_sm, gpu_name, gpu_number
 from mexma_rt.bundle.manifest import WEIGHTS, Bundle
+from mexma_rt.bundle.weights import HOLDERS, holder, weights_of
 from mexma_rt.errors import BackendError, BundleError, InputError, MexmaError, require_extra
 
 FLASH_SM = (8, 0)  # torch's flash attention needs Ampere or later
@@ -56,12 +58,12 @@ class Torch(Backend):
                 f"Leave it out, and type torch.set_num_threads({threads}) before loading; or type backend='onnxruntime'."
             )
         self._where, self._local, self._pad = where, threading.local(), bundle.special_ids.pad
-        self._encoder = _load_encoder(bundle, torch, where, self.precision)
+        self._encoder, source = _load_encoder(bundle, torch, where, self.precision)
         config = self._encoder.config
         self._attention, how = _attention(torch, where, self.precision, config.hidden_size // config.num_attention_heads)
         self._head = importlib.import_module("mexma_rt.backends.torch_head").load_head(bundle, where)
         self.lanes = 1 if self.device == "cpu" else 2  # while the GPU computes one batch, the other is packed and sent
-        self.reason = "; ".join(part for part in (reason, why, also, how) if part)
+        self.reason = "; ".join(part for part in (reason, why, also, how, source) if part)
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         return self._run(input_ids, attention_mask, tokens=False)
@@ -140,6 +142,8 @@ def _check_weights(bundle: Bundle) -> None:
             f"backend='torch' reads {WEIGHTS}, which was not fetched with {bundle.name!r}. Fetch the whole bundle and load "
             f"that folder. Type:\n    hf download ORGANISATION/{bundle.name}{at} --local-dir {bundle.name}"
         )
+    if any(precision in HOLDERS for precision in bundle.graphs):
+        return
     raise BackendError(
         f"backend='torch' reads {WEIGHTS}, but the bundle {bundle.name!r} has none. Rebuild a checkpoint from its graph and "
         f"export that. Type:\n    mexma-export rebuild {bundle.folder} {bundle.name}-checkpoint\n"
@@ -190,22 +194,20 @@ def _attention(torch: Any, where: str, precision: str, head_size: int) -> tuple[
     return "varlen", "flash attention without padding"
 
 
-def _load_encoder(bundle: Bundle, torch: Any, where: str, precision: str) -> Any:
+def _load_encoder(bundle: Bundle, torch: Any, where: str, precision: str) -> tuple[Any, str]:
+    """Return the encoder, and what to say about its weights."""
     from mexma_rt.backends.packed_encoder import Encoder
 
     config = _config(bundle)
     with torch.device("meta"):
         encoder = Encoder(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-    try:
-        held = importlib.import_module("safetensors.torch").load_file(bundle.folder / WEIGHTS)
-    except Exception as error:  # safetensors' own, for a damaged file
-        raise BundleError(f"{bundle.folder / WEIGHTS} cannot be read ({error}). Export the bundle again.") from error
+    path, held, source = _weights(bundle, torch)
     wrong = sorted(name for name, shape in wanted.items() if name not in held or tuple(held[name].shape) != shape)
     if wrong:
         raise BundleError(
-            f"{bundle.folder / WEIGHTS} lacks {len(wrong)} tensors of the encoder that config.json describes, or has them in "
-            f"another shape (first: {wrong[0]}). Export the bundle again with mexma-export."
+            f"{path} lacks {len(wrong)} tensors of the encoder that config.json describes, or has them in another shape "
+            f"(first: {wrong[0]}). Export the bundle again with mexma-export."
         )
     dtype = torch.float16 if precision == "fp16" else torch.float32
     try:
@@ -213,7 +215,21 @@ def _load_encoder(bundle: Bundle, torch: Any, where: str, precision: str) -> Any
     except RuntimeError as error:
         raise BackendError(f"torch cannot load {bundle.name} on {where}: {error}\n{advice(str(error))}") from error
     encoder.load_state_dict(moved, assign=True)
-    return encoder.eval()
+    return encoder.eval(), source
+
+
+def _weights(bundle: Bundle, torch: Any) -> tuple[Path, dict[str, Any], str]:
+    """Return the file, its tensors by name, and what to say of them: of a compact graph they are the rounded ones."""
+    if WEIGHTS not in bundle.files:
+        precision = holder(bundle)
+        path = bundle.folder / bundle.graphs[precision]
+        held = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in weights_of(path)}
+        return path, held, f"with the weights of the bundle's {precision} graph"
+    path = bundle.folder / WEIGHTS
+    try:
+        return path, importlib.import_module("safetensors.torch").load_file(path), ""
+    except Exception as error:  # safetensors' own, for a damaged file
+        raise BundleError(f"{path} cannot be read ({error}). Export the bundle again.") from error
 
 
 def _config(bundle: Bundle) -> SimpleNamespace:

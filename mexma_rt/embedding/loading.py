@@ -39,7 +39,7 @@ def load(
     model: a bundled name, the path of a bundle folder, or a hub name "org/name" (only this may use the network).
     device: "cpu", "cuda" ("cuda:1" for the second GPU) or "auto". backend: "onnxruntime", "tensorrt" or "rtx" (the engine that
     mexma-export engine built into the bundle, on cuda), "torch" (the bundle's weights, without padding), or "auto". A named
-    choice is used or raises; only "auto" falls back.
+    choice is used or raises; only "auto" falls back. Engines and torch must compute the bundle's golden vectors first.
     precision: of the computation: "fp32", "fp16", "int8", "mixed" (int8 embeddings, fp16 weights, fp32 products),
     "w8" and "w4" (8- or 4-bit weights and 8-bit inputs of products, with a scale for each block of numbers), or "auto"
     for the bundle's default.

@@ -6,7 +6,7 @@ import numpy as np
 
 from mexma_rt.backends import ENGINES, Backend
 from mexma_rt.bundle.golden import LEAST_COSINE
-from mexma_rt.bundle.manifest import Bundle
+from mexma_rt.bundle.manifest import WEIGHTS, Bundle
 from mexma_rt.bundle.structure import buildable
 from mexma_rt.bundle.weights import holder
 from mexma_rt.embedding.tokenizer import Tokenizer
@@ -20,8 +20,8 @@ def prove(bundle: Bundle, tokenizer: Tokenizer, backend: Backend) -> str:
     differs from the bundle's. Without golden vectors, only one sentence is run.
     """
     golden, precision = bundle.golden, backend.precision
-    if precision in buildable(bundle):  # it has the rounded weights of the graph that it is built from
-        precision = holder(bundle)
+    if WEIGHTS not in bundle.files if backend.name == "torch" else precision in buildable(bundle):
+        precision = holder(bundle)  # its weights are those of this graph, rounded
     measured = bundle.parity.get(precision, {}).get("min_cosine", 1.0)
     least = min(LEAST_COSINE[precision], 1 - 2 * (1 - measured))
     tokens = tokenizer.encode(list(golden.texts) if golden else [""], bundle.max_length)

@@ -65,7 +65,9 @@ def test_token_states_are_those_of_the_fp32_graph(pair, sentences) -> None:
 def test_what_runs_and_why(pair) -> None:
     backend = pair[0].backend
     assert (backend.name, backend.device, backend.precision, backend.lanes) == ("torch", "cpu", "fp32", 1)
-    assert backend.reason == "backend='torch' was named; fp32, its precision on the cpu"
+    assert backend.reason == (
+        "backend='torch' was named; fp32, its precision on the cpu; 5 golden sentences: lowest cosine 1.000000, needed 0.99999"
+    )
 
 
 def test_auto_device_without_a_gpu(tiny_bundle: Path) -> None:
@@ -207,6 +209,21 @@ def test_auto_takes_onnxruntime_on_cuda_before_torch(tiny_bundle: Path, gpu_here
     opened = SimpleNamespace(name="onnxruntime")
     monkeypatch.setattr("mexma_rt.backends._open", lambda *arguments, **keywords: opened)
     assert open_backend(open_bundle(tiny_bundle)) is opened and not gpu_here
+
+
+def test_auto_leaves_a_torch_that_computes_other_vectors_than_the_bundles(
+    tiny_bundle: Path, tmp_path: Path, gpu_here: list[str]
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    manifest = json.loads((folder / "mexma.json").read_text(encoding="utf-8"))
+    manifest["golden"]["vectors"][2] = (-np.array(manifest["golden"]["vectors"][2])).tolist()
+    (folder / "mexma.json").write_text(json.dumps(manifest), encoding="utf-8")
+    backend = load(folder).backend
+    assert gpu_here == ["cuda"] and (backend.name, backend.device) == ("onnxruntime", "cpu")
+    assert "torch was refused (torch computes wrong vectors in fp32 on cpu: over 5 golden sentences" in backend.reason
+    with pytest.raises(BackendError, match=r"lowest cosine is -1\.0\d+, but 0\.99999 is needed"):
+        load(folder, backend="torch", device="cpu")
 
 
 def test_auto_says_why_torch_is_left_out(tiny_bundle: Path, gpu_here: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

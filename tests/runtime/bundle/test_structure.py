@@ -49,6 +49,27 @@ def test_a_compact_bundle_runs_in_a_precision_that_it_has_no_graph_of(
     assert (built / "weights.data").stat().st_mtime_ns == before  # once
 
 
+def test_the_torch_back_end_runs_a_compact_bundle_by_the_weights_of_its_graph(
+    compact_bundle: Path, cache: Path, sentences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an installation with torch and no other CUDA would leave the bundled model on the CPU."""
+    pytest.importorskip("torch", reason="the torch back end (pip: mexma-rt[torch])")
+    texts = [text for _, text in sentences]
+    encoder = load(compact_bundle, backend="torch", device="cpu")
+    np.testing.assert_allclose(
+        encoder.embed(texts), load(compact_bundle, precision="fp32", device="cpu").embed(texts), atol=2e-5
+    )
+    assert "with the weights of the bundle's w8 graph; 5 golden sentences: lowest cosine" in encoder.backend.reason
+    monkeypatch.setattr("mexma_rt.backends.torch.weights_of", shuffled)
+    with pytest.raises(BackendError, match="torch computes wrong vectors in fp32 on cpu"):
+        load(compact_bundle, backend="torch", device="cpu")
+
+
+def shuffled(graph: Path):
+    for name, numbers in weights_of(graph):
+        yield name, numbers[:, ::-1] if name.endswith("layer.1.output.dense.weight") else numbers
+
+
 def test_the_built_graph_has_standard_operators_only(compact_bundle: Path, cache: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="reads the graph (pip: mexma-rt[export])")
     path = built_graph(open_bundle(compact_bundle), "fp32")
@@ -80,10 +101,6 @@ def test_a_cache_that_cannot_be_written_says_where_to_point_it(
 
 def test_wrong_numbers_of_a_built_graph_are_found(compact_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mexma_rt.bundle import structure
-
-    def shuffled(graph: Path):
-        for name, numbers in weights_of(graph):
-            yield name, numbers[:, ::-1] if name.endswith("layer.1.output.dense.weight") else numbers
 
     monkeypatch.setattr(structure, "weights_of", shuffled)
     with pytest.raises(BackendError, match="computes wrong vectors in fp32 on cpu"):
