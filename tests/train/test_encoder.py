@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
+pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
-from tokenizers import Tokenizer, models  # noqa: E402
-from transformers import BertConfig, BertModel, XLMRobertaForMaskedLM, XLMRobertaModel  # noqa: E402
+import torch
+from tokenizers import Tokenizer, models
+from transformers import BertConfig, BertModel, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
 
-from mexma_rt.backends.packed_attention import make_layout  # noqa: E402
-from mexma_rt.backends.packed_encoder import Encoder, position_numbers  # noqa: E402
-from mexma_rt.errors import InputError  # noqa: E402
-from mexma_train.config import ModelConfig  # noqa: E402
-from mexma_train.encoder import load_encoder, new_encoder, save_encoder  # noqa: E402
+from mexma_rt.backends.packed_attention import make_layout
+from mexma_rt.backends.packed_encoder import Encoder, position_numbers
+from mexma_rt.errors import InputError
+from mexma_train.config import ModelConfig
+from mexma_train.encoder import load_encoder, new_encoder, save_encoder
 
 SHAPE = ModelConfig(hidden_size=32, layers=3, heads=4, intermediate_size=48, max_positions=30)
 LENGTHS = np.array([5, 2, 12])
@@ -46,7 +48,8 @@ def states(encoder: Encoder, kind: str = "padded", rows: torch.Tensor | None = N
 
 def peer(encoder: Encoder, folder: Path) -> XLMRobertaModel:
     save_encoder(encoder.config, encoder.state_dict(), folder)
-    model, report = XLMRobertaModel.from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
+    loaded: Any = XLMRobertaModel.from_pretrained(folder, add_pooling_layer=False, output_loading_info=True)
+    model, report = loaded
     assert not report["missing_keys"] and not report["unexpected_keys"]
     return model.eval()
 
@@ -96,7 +99,7 @@ def test_dropout_acts_in_training_only() -> None:
 def test_loading_takes_our_folder_and_a_masked_language_model(tmp_path: Path) -> None:
     encoder = small()
     save_encoder(encoder.config, encoder.state_dict(), tmp_path / "ours")
-    config = XLMRobertaForMaskedLM.config_class.from_pretrained(tmp_path / "ours")
+    config = XLMRobertaConfig.from_pretrained(tmp_path / "ours")
     language_model = XLMRobertaForMaskedLM(config)  # the form of FacebookAI/xlm-roberta-large: "roberta." names and an LM head
     language_model.roberta.load_state_dict(encoder.state_dict())
     language_model.save_pretrained(tmp_path / "mlm")
@@ -123,7 +126,7 @@ def test_a_checkpoint_that_lacks_a_weight_or_is_another_model_is_refused(tmp_pat
 def bert(folder: Path, tokenizer: Path, *, rows: int = 90) -> BertModel:
     """A random BERT with the toy tokenizer's pieces, `rows` of them, as multilingual-e5-small has XLM-R's."""
     torch.manual_seed(1)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
     config = BertConfig(vocab_size=rows, max_position_embeddings=30, type_vocab_size=2, pad_token_id=0, **shape)
     model = BertModel(config).eval()
     with torch.no_grad():

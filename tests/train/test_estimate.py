@@ -12,22 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
+pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
-import torch.nn.functional as F  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_iter  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
-from transformers import XLMRobertaConfig, XLMRobertaModel  # noqa: E402
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import XLMRobertaConfig, XLMRobertaModel
 
-import mexma_rt.backends.packed_encoder  # noqa: E402
-from mexma_rt.backends.packed_attention import Layout, make_layout  # noqa: E402
-from mexma_rt.backends.packed_encoder import Layer  # noqa: E402
-from mexma_rt.errors import InputError  # noqa: E402
-from mexma_train.batch import MaskedSide, MicroBatch, join_sides, whole_totals  # noqa: E402
-from mexma_train.config import MexmaConfig, ModelConfig, Recipe, RunConfig  # noqa: E402
-from mexma_train.encoder import new_encoder  # noqa: E402
-from mexma_train.estimate import (  # noqa: E402
+import mexma_rt.backends.packed_encoder
+from mexma_rt.backends.packed_attention import Layout, make_layout
+from mexma_rt.backends.packed_encoder import Layer
+from mexma_rt.errors import InputError
+from mexma_train.batch import MaskedSide, MicroBatch, join_sides, whole_totals
+from mexma_train.config import MexmaConfig, ModelConfig, Recipe, RunConfig
+from mexma_train.encoder import new_encoder
+from mexma_train.estimate import (
     describe,
     encoder_parameters,
     estimate,
@@ -35,7 +36,7 @@ from mexma_train.estimate import (  # noqa: E402
     layer_bytes,
     steps_of,
 )
-from mexma_train.model import Mexma  # noqa: E402
+from mexma_train.model import Mexma
 
 LARGE, BASE = ModelConfig(), ModelConfig(hidden_size=768, layers=12, heads=12, intermediate_size=3072)
 SMALL = ModelConfig(

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -26,8 +27,8 @@ TERMS = {"loss": 0.1 + 0.2, "grad_norm": 1 / 3, "lr": 1e-4}
 RESULTS = {"fra": {"xsim": 100 / 7, "accuracy": 85.0}, "mean": {"xsim": 100 / 7, "accuracy": 85.0}}
 
 
-def open_log(folder: Path, name: str = "mexma", **changes) -> RunLog:
-    values = {"total": 100, "first": 0, "pairs_per_update": 300, "every": 20, "tensorboard": False} | changes
+def open_log(folder: Path, name: str = "mexma", **changes: object) -> RunLog:
+    values: dict[str, Any] = {"total": 100, "first": 0, "pairs_per_update": 300, "every": 20, "tensorboard": False} | changes
     return RunLog(folder, name=name, **values)
 
 

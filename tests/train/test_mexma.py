@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
+pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
-from mexma_train.batch import MaskedSide, MicroBatch, Totals, join_sides, mask_side, whole_totals  # noqa: E402
-from mexma_train.config import MexmaConfig, ModelConfig  # noqa: E402
-from mexma_train.data.shards import Ragged  # noqa: E402
-from mexma_train.encoder import new_encoder  # noqa: E402
-from mexma_train.model import Mexma  # noqa: E402
+import torch
 
-from .reference import Sentence, reference_terms  # noqa: E402
+from mexma_train.batch import MaskedSide, MicroBatch, Totals, join_sides, mask_side, whole_totals
+from mexma_train.config import MexmaConfig, ModelConfig
+from mexma_train.data.shards import Ragged
+from mexma_train.encoder import new_encoder
+from mexma_train.model import Mexma
+
+from .reference import Sentence, Weights, reference_terms
 
 VOCAB = 60
 SHAPE = ModelConfig(
@@ -26,7 +30,7 @@ SHAPE = ModelConfig(
 CONFIG = MexmaConfig(steps=1)
 TERMS = ("mlm_source", "mlm_target", "align", "koleo", "loss")
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "other weights": {"mlm_weight": 0.3, "align_weight": 2.0, "koleo_weight": 0.5},
     "koleo off": {"koleo_weight": 0.0},
@@ -49,7 +53,7 @@ def double_model(shape: ModelConfig = SHAPE) -> Mexma:
     return model
 
 
-def masked_side(seed: int, lengths: tuple[int, ...] = (3, 9, 6, 1, 12), **changes: object) -> MaskedSide:
+def masked_side(seed: int, lengths: tuple[int, ...] = (3, 9, 6, 1, 12), **changes: Any) -> MaskedSide:
     """Sentences of so many pieces between <s> and </s>, masked by the package."""
     rng = np.random.default_rng(seed)
     sentences = [np.array([0, *rng.integers(4, VOCAB - 1, n), 2]) for n in lengths]
@@ -74,7 +78,7 @@ def whole(source: MaskedSide, target: MaskedSide, candidates: np.ndarray | None 
 
 
 def slow_terms(model: Mexma, source: MaskedSide, target: MaskedSide, config: MexmaConfig) -> dict[str, torch.Tensor]:
-    weights = dict(model.named_parameters())
+    weights: Weights = dict(model.named_parameters())
     return reference_terms(
         weights,
         SHAPE,
@@ -100,7 +104,7 @@ def gradients(model: Mexma, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 def assert_same_gradients(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert set(got) == set(expected)
     for name, want in expected.items():
-        torch.testing.assert_close(got[name], want, atol=1e-10, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(got[name], want, atol=1e-10, rtol=1e-5, msg=partial("{}: {}".format, name))
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -111,11 +115,12 @@ def test_every_term_and_every_gradient_equal_the_reference(setting: str) -> None
     expected = gradients(model, slow["loss"])
     assert (expected["encoder.embeddings.word_embeddings.weight"].abs().sum(dim=1) > 0).all()  # through the softmax
     # What the reference calls align is the term that align_weight multiplies; ours reports both by their own names.
-    slow = {("contrastive" if k == "align" and config.alignment == "contrastive" else k): v.item() for k, v in slow.items()}
-    assert all(slow.values())
+    align = "contrastive" if config.alignment == "contrastive" else "align"
+    values = {align if name == "align" else name: term.item() for name, term in slow.items()}
+    assert all(values.values())
     for attention in ("padded", "equal", "block"):
         ours = model(whole(source, target), config, attention=attention, chunk=7)  # several chunks, the last one incomplete
-        for name, value in slow.items():
+        for name, value in values.items():
             assert ours[name].item() == pytest.approx(value, rel=1e-6), (attention, name)
         assert_same_gradients(gradients(model, ours["loss"]), expected)
 
@@ -154,7 +159,7 @@ def test_the_softmax_over_candidates_equals_the_full_one_without_the_other_piece
     full = gradients(model, model(whole(source, target), CONFIG, attention="padded")["loss"])
     every = gradients(model, model(whole(source, target, np.arange(VOCAB)), CONFIG, attention="padded")["loss"])
     for name, want in full.items():
-        torch.testing.assert_close(every[name], want, atol=1e-12, rtol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(every[name], want, atol=1e-12, rtol=1e-10, msg=partial("{}: {}".format, name))
 
     candidates = np.unique(np.concatenate([source.clean, target.clean, [50, 51]]))
     others = np.setdiff1d(np.arange(VOCAB), candidates)
@@ -182,9 +187,10 @@ def test_micro_batches_of_an_update_add_up_to_one_large_batch() -> None:
     totals = whole_totals(*together)
     model = double_model()
     losses = [model(join_sides(*part, totals), config, attention="padded")["loss"] for part in parts]
-    got = gradients(model, sum(losses))
-    slow = slow_terms(model, *together, config)["loss"]
-    assert sum(losses).item() == pytest.approx(slow.item(), rel=1e-6)
+    total = torch.stack(losses).sum()
+    got = gradients(model, total)
+    slow = slow_terms(model, together[0], together[1], config)["loss"]
+    assert total.item() == pytest.approx(slow.item(), rel=1e-6)
     assert_same_gradients(got, gradients(model, slow))
 
 
@@ -219,7 +225,7 @@ def lookups() -> Iterator[list[torch.Tensor]]:
 def learnt(lookups: list[torch.Tensor], batch: MicroBatch, source: MaskedSide) -> dict[str, bool]:
     """Which of the four passes gets gradient at its words."""
     (words,) = lookups
-    assert words.shape == (len(batch.ids), SHAPE.hidden_size)
+    assert words.shape == (len(batch.ids), SHAPE.hidden_size) and words.grad is not None
     n, half = len(source.clean), batch.tokens
     rows = {
         "clean source": (0, n),

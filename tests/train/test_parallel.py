@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_the_checkpoint_is_whole_and_the_same(how: str, runs: Path) -> None:
     one, two = (load_file(runs / name / "checkpoint" / "model.safetensors") for name in ("one", how))
     assert one.keys() == two.keys()
     for name, expected in one.items():
-        torch.testing.assert_close(two[name], expected, atol=1e-7, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(two[name], expected, atol=1e-7, rtol=1e-6, msg=partial("{}: {}".format, name))
 
 
 @pytest.mark.cluster

@@ -7,7 +7,9 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason="part of mexma-rt[train]")
@@ -49,7 +51,8 @@ def panels(drawn: Figure, stage: int) -> dict[tuple[str, str], dict[str, tuple[l
     """(title, unit) -> curves of a stage's block: label -> (updates, values)."""
     return {
         (axes.get_title(), axes.get_ylabel()): {
-            str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines
+            str(line.get_label()): (np.asarray(line.get_xdata()).tolist(), np.asarray(line.get_ydata()).tolist())
+            for line in axes.lines
         }
         for axes in drawn.subfigs[stage].axes
     }
@@ -137,7 +140,7 @@ def test_one_test_set_is_its_own_mean_and_many_are_not_named() -> None:
     assert one == {"fra": ([30], [value("fraaccuracy", 30)])}
     names = [f"set{i}" for i in range(20)]
     axes = figure([evaluation(30, *names, "mean"), evaluation(60, *names, "mean")]).subfigs[0].axes[0]
-    assert [list(line.get_ydata()) for line in axes.lines] == [
+    assert [np.asarray(line.get_ydata()).tolist() for line in axes.lines] == [
         [value(name + "xsim", update) for update in (30, 60)] for name in [*names, "mean"]
     ]
     legend = axes.get_legend()
@@ -170,7 +173,7 @@ def test_an_older_picture_stays_until_the_new_one_is_complete(tmp_path: Path, mo
     target = tmp_path / "run.png"
     target.write_bytes(b"old")
 
-    def half(self: Figure, stream, **_: object) -> None:
+    def half(self: Figure, stream: IO[bytes], **_: object) -> None:
         stream.write(b"half a picture")
         stream.flush()
         assert target.read_bytes() == b"old"

@@ -39,7 +39,7 @@ def test_terms_with_a_teacher_are_those_of_the_formula(pool: int) -> None:
     rng = np.random.default_rng(0)
     x, y, t = (rng.normal(size=(rows, 5)).astype(np.float32) for rows in (7, 7, 7 + pool))
     config = RankingConfig(steps=1, temperature=0.2, contrastive_weight=0.5, distil_weight=3.0, distil_temperature=0.1)
-    terms = ranking_terms(*(torch.from_numpy(v) for v in (x, y, t)), config)
+    terms = ranking_terms(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(t), config)
     contrastive = ranking_loss(x, y, 0.2)
     distil = (ranking_loss(x, t, 0.1) + ranking_loss(y, t, 0.1)) / 2
     assert terms["contrastive"].item() == pytest.approx(contrastive, rel=1e-5)
@@ -66,7 +66,7 @@ def test_terms_are_those_of_transformers_vectors(toy_shards: Path) -> None:
         with torch.no_grad():
             rows = [theirs(torch.from_numpy(side.ids[e - n : e])[None]) for e, n in zip(ends, side.lengths, strict=True)]
         vectors.append(torch.cat([row.last_hidden_state[:, 0] for row in rows]).numpy())
-    assert terms["loss"].item() == pytest.approx(ranking_loss(*vectors, 0.1), rel=1e-4)
+    assert terms["loss"].item() == pytest.approx(ranking_loss(vectors[0], vectors[1], 0.1), rel=1e-4)
 
 
 def test_targets_are_the_teachers_vectors_of_the_english_sides(toy_shards: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 
@@ -13,6 +14,7 @@ pytest.importorskip("transformers", reason="part of mexma-rt[train]")
 
 import torch
 import transformers
+from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaLayer
 
 from mexma_train.config import ModelConfig
 
@@ -25,17 +27,18 @@ SHAPE = ModelConfig(
 )  # fmt: skip
 IDS = [[0, 7, 44, 13, 8, 2], [0, 31, 2], [0, 5, 9, 9, 27, 1, 4, 33, 2]]  # <pad> inside the last: the original's masking does it
 OFF: dict[str, Any] = {"koleo_weight": 0.0, "align_weight": 0.0, "mlm_weight": 1.0}
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def hugging_face_config(**changes: object) -> transformers.XLMRobertaConfig:
-    values = {
+    values: dict[str, Any] = {
         "vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40,
         "max_position_embeddings": 30, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "attn_implementation": "sdpa",
     }  # fmt: skip
-    return transformers.XLMRobertaConfig(**{**values, **changes})
+    return transformers.XLMRobertaConfig(**values | changes)
 
 
-def shaken(module: torch.nn.Module) -> torch.nn.Module:
+def shaken(module: Module) -> Module:
     """Biases and norms away from 0 and 1, so that leaving one out would show."""
     with torch.no_grad():
         for parameter in module.parameters():
@@ -48,8 +51,8 @@ def fresh() -> tuple[transformers.XLMRobertaModel, list[torch.nn.Module], dict[s
     torch.manual_seed(0)
     encoder = shaken(transformers.XLMRobertaModel(hugging_face_config(), add_pooling_layer=False))
     config = hugging_face_config(num_attention_heads=3, intermediate_size=36, layer_norm_eps=1e-12)
-    head = [shaken(transformers.models.xlm_roberta.modeling_xlm_roberta.XLMRobertaLayer(config)) for _ in range(2)]
-    weights = {f"encoder.{name}": p for name, p in encoder.named_parameters()}
+    head: list[torch.nn.Module] = [shaken(XLMRobertaLayer(config)) for _ in range(2)]
+    weights: dict[str, torch.Tensor] = {f"encoder.{name}": p for name, p in encoder.named_parameters()}
     for i, module in enumerate(head):
         weights.update({f"head.layers.{i}.{name}": p for name, p in module.named_parameters()})
     weights["head.bias"] = torch.randn(VOCAB, dtype=torch.float64)
@@ -68,10 +71,10 @@ def test_states_and_gradients_of_the_encoder_equal_transformers_on_a_padded_batc
     ours = [encode(weights, SHAPE, ids) for ids in IDS]
     for i, ids in enumerate(IDS):
         torch.testing.assert_close(ours[i], states[i, : len(ids)], atol=1e-10, rtol=1e-10)
-    loss = sum((ours[i] * factors[i, : len(ids)]).sum() for i, ids in enumerate(IDS))
+    loss = torch.stack([(ours[i] * factors[i, : len(ids)]).sum() for i, ids in enumerate(IDS)]).sum()
     gradients = torch.autograd.grad(loss, list(encoder.parameters()))
     for (name, _), got, want in zip(encoder.named_parameters(), gradients, expected, strict=True):
-        torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-9, msg=partial("{}: {}".format, name))
 
 
 def test_a_head_layer_equals_transformers_with_its_own_heads_width_and_eps() -> None:

@@ -54,7 +54,8 @@ def test_weights_moments_steps_and_scale_come_back(tmp_path: Path) -> None:
         o.zero_grad()
         m(torch.ones(1, 3)).square().sum().backward()
         o.step()
-    assert torch.equal(model.weight, other.weight)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_stages_are_in_the_order_of_a_run_and_foreign_files_are_left(tmp_path: Path) -> None:

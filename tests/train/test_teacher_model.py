@@ -19,7 +19,7 @@ from .string_model import save_string_model  # noqa: E402
 WORDS = ["sun", "moon"]
 TABLE = np.array([[1.0, 0, 2], [0, 10, 0]])
 TEXTS = ["moon", "sun moon moon sun sun", "sun", "moon sun"]
-VECTORS = [[0.0, 10, 0], [3, 20, 6], [1, 0, 2], [1, 10, 2]]
+VECTORS: list[list[float]] = [[0.0, 10, 0], [3, 20, 6], [1, 0, 2], [1, 10, 2]]
 
 
 def test_an_onnx_file_gives_its_vectors_in_the_order_of_the_texts(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def test_low_precision_products_keep_small_shares(low: torch.dtype) -> None:
         vocabulary_loss(states, weight, bias, labels, shares * 1e-7, chunk=4)[0].backward()
     (F.cross_entropy(F.linear(*exact), labels, reduction="none") * shares * 1e-7).sum().backward()
     for ours, theirs in zip((states, weight, bias), exact, strict=True):
+        assert ours.grad is not None and theirs.grad is not None
         assert F.cosine_similarity(ours.grad.flatten(), theirs.grad.flatten(), dim=0) > 0.999
         assert ours.grad.norm().item() == pytest.approx(theirs.grad.norm().item(), rel=0.02)
 

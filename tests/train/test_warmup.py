@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
+pytest.importorskip("torch", reason="training needs torch: pip install 'mexma-rt[train]'")
 
-from mexma_rt.backends.packed_attention import make_layout  # noqa: E402
-from mexma_rt.backends.packed_encoder import Encoder, position_numbers  # noqa: E402
-from mexma_train.config import ModelConfig, SamplingConfig, WarmupConfig  # noqa: E402
-from mexma_train.data.shards import Ragged, open_shards  # noqa: E402
-from mexma_train.encoder import new_encoder  # noqa: E402
-from mexma_train.sampling import PairSampler  # noqa: E402
-from mexma_train.warmup import (  # noqa: E402
+import torch
+
+from mexma_rt.backends.packed_attention import make_layout
+from mexma_rt.backends.packed_encoder import Encoder, position_numbers
+from mexma_train.config import ModelConfig, SamplingConfig, WarmupConfig
+from mexma_train.data.shards import Ragged, open_shards
+from mexma_train.encoder import new_encoder
+from mexma_train.sampling import PairSampler
+from mexma_train.warmup import (
     bag_vectors,
     make_bags,
     make_transparent,

@@ -156,7 +156,7 @@ def test_columns_inside_columns_and_columns_of_languages(tmp_path: Path) -> None
 def test_null_values_and_wrong_encoding_in_parquet_are_bad_rows(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow", reason="part of mexma-rt[train]")
     latin = pa.array([b"x"] * 997 + [b"caf\xe9", b"y", b""], pa.binary()).view(pa.string())  # Arrow does not check
-    english: list[str | None] = ["hello"] * 998 + [None, "z"]
+    english = [*["hello"] * 998, None, "z"]
     path = write_parquet(tmp_path / "a.parquet", {"lang": ["fra"] * 1000, "english": english, "text": latin})
     report = ReadReport()
     assert len(list(read_pairs(path, report))) == 997

@@ -120,7 +120,7 @@ def test_ids_are_wide_where_the_tokenizer_needs_it(toy_tokenizer: Path, toy_shar
     pieces = data["model"]["vocab"]
     mask = data["added_tokens"][-1]
     for size, kind in ((2**16, np.uint16), (2**16 + 1, np.uint32)):
-        extra = [[f"▁w{i}", -5.0] for i in range(size - len(pieces))]
+        extra = [(f"▁w{i}", -5.0) for i in range(size - len(pieces))]
         mask["id"] = size - 1
         wide = {**data, "model": {**data["model"], "vocab": [*pieces[:-1], *extra, pieces[-1]]}}
         (tmp_path / f"{size}.json").write_text(json.dumps(wide), encoding="utf-8")
@@ -136,7 +136,7 @@ def test_ids_are_wide_where_the_tokenizer_needs_it(toy_tokenizer: Path, toy_shar
 def test_several_sources_and_options(pairs_tsv: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "news.en").write_text("sun\nmoon\n\n")
     (tmp_path / "news.de").write_text("Sonne\nMond\nStein\n")
-    sources = [pairs_tsv, f"{tmp_path}/news.en:{tmp_path}/news.de"]
+    sources: list[str | Path] = [pairs_tsv, f"{tmp_path}/news.en:{tmp_path}/news.de"]
     meta = prepare(sources, tmp_path / "shards", toy_tokenizer, lang="deu")
     assert (meta["languages"], meta["sources"]) == (["fra", "rus", "deu"], ["ui", "toy", "news"])
     assert (meta["pairs"], meta["rows_read"], meta["rows_skipped"]) == (602, 603, {"empty side": 1})

@@ -157,13 +157,18 @@ def test_outputs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
         report.check_out(tmp_path, tmp_path / "results.json")
 
 
-def test_bars_are_sorted_best_first_and_only_languages_trained_on() -> None:
+def drawn(*files: dict[str, Any]) -> list[Any]:
+    """The axes of the picture, as Any: matplotlib's types do not know that the patches are bars."""
     pytest.importorskip("matplotlib", reason="part of mexma-rt[train]")
     from mexma_train.suite.plot import figure
 
+    return [*figure(*files).axes]
+
+
+def test_bars_are_sorted_best_first_and_only_languages_trained_on() -> None:
     now = results(deu=9.0, jpn=8.0)
     now["languages"]["deu"]["tatoeba_accuracy"] = 85.0
-    errors, accuracies = figure(now).axes
+    errors, accuracies = drawn(now)
     assert [label.get_text() for label in errors.get_yticklabels()] == ["jpn", "deu"]  # fewest errors first
     assert [label.get_text() for label in accuracies.get_yticklabels()] == ["deu", "jpn"]
     assert errors.get_ylim()[0] > errors.get_ylim()[1]  # first is on top
@@ -172,7 +177,7 @@ def test_bars_are_sorted_best_first_and_only_languages_trained_on() -> None:
 
     earlier = results(deu=3.0)
     del earlier["languages"]["jpn"]
-    errors, _ = figure(now, earlier).axes
+    errors, _ = drawn(now, earlier)
     assert [bar.get_width() for bar in errors.patches] == [8.0, 9.0, 3.0]  # German has two bars, Japanese one
     assert errors.get_legend().get_texts()[1].get_text() == "before, mean 3.00 over 1 languages"
     above, below = errors.patches[1], errors.patches[2]

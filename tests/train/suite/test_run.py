@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -101,7 +103,7 @@ def test_english_is_embedded_once_and_cuts_are_counted() -> None:
 
 
 def test_averages_are_over_languages_that_have_the_figure() -> None:
-    languages = {
+    languages: dict[str, dict[str, Any]] = {
         "deu": {"flores_xsim": 1.0, "tatoeba_accuracy": 90.0},
         "jpn": {"flores_xsim": 4.0},
         "fin": {"flores_xsim": 10.0, "aligned": None},  # of XTREME, not of USE
