@@ -52,7 +52,8 @@ def heat_map(errors: np.ndarray, languages: Sequence[str], title: str) -> Figure
     names, size = [languages[i] for i in order], max(5.0, CELL * len(languages) + 1.8)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(errors[np.ix_(order, order)], cmap="cividis_r", vmin=0, vmax=max(1.0, float(np.nanmax(errors))))
+    top = max(1.0, float(np.nanmax(errors)))
+    image = axes.imshow(errors[np.ix_(order, order)], cmap="cividis_r", vmin=0, vmax=top)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel("found (Y)")
@@ -63,7 +64,7 @@ def heat_map(errors: np.ndarray, languages: Sequence[str], title: str) -> Figure
         for i, row in enumerate(order):
             for j, column in enumerate(order):
                 if i != j:
-                    dark = errors[row, column] > 0.55 * np.nanmax(errors)
+                    dark = errors[row, column] > 0.55 * top
                     text = f"{errors[row, column]:.1f}"
                     axes.text(j, i, text, ha="center", va="center", fontsize=digits, color="white" if dark else "black")
     figure.colorbar(image, ax=axes, shrink=0.75, aspect=40, pad=0.01, label="error X → Y, %")
