@@ -196,28 +196,6 @@ def test_the_parse_refuses_what_is_not_there():
         parse(["mexma", "min", "a", "b"])
 
 
-def every_command() -> list[tuple[str, click.Command]]:
-    found: list[tuple[str, click.Command]] = []
-    for tool in ("mexma", "mexma-export", "mexma-train"):
-        open_ones = [(tool, main if tool == "mexma" else pytest.importorskip(tool.replace("-", "_") + ".cli").main)]
-        while open_ones:
-            name, command = open_ones.pop()
-            if isinstance(command, click.Group):
-                open_ones += [(f"{name} {each}", command.commands[each]) for each in command.commands]
-            else:
-                found.append((name, command))
-    return found
-
-
-def test_the_help_of_every_command_has_an_example_that_it_takes():
-    commands = every_command()
-    assert len(commands) > 15
-    for name, command in commands:
-        example = (command.epilog or "").removeprefix("Example: ")
-        assert example.startswith(name + " "), f"{name} --help has no example"
-        parse(shlex.split(example))
-
-
 @pytest.mark.parametrize("page", pages(LINKED))
 def test_links_lead_to_files_and_headings(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)

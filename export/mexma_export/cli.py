@@ -23,6 +23,7 @@ from mexma_export.usage import parse_languages
 from mexma_rt.cli.common import json_text
 from mexma_rt.cli.edges import EdgesCommand
 from mexma_rt.errors import MexmaError
+from mexma_rt.version import __version__
 
 
 class _Group(EdgesCommand, click.Group):
@@ -30,7 +31,7 @@ class _Group(EdgesCommand, click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Insert the default command before click parses the group's own options: those of `export` may come first."""
-        return super().parse_args(ctx, self._named(args, ctx.help_option_names))
+        return super().parse_args(ctx, self._named(args, ("--version", *ctx.help_option_names)))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """The same for callers that resolve commands themselves, such as click's shell completion."""
@@ -40,7 +41,13 @@ class _Group(EdgesCommand, click.Group):
         return args if not args or args[0] in (*self.commands, *options) else ["export", *args]
 
 
-@click.group("mexma-export", cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    "mexma-export",
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="Example: mexma-export checkpoint bundle",
+)
+@click.version_option(__version__, prog_name="mexma-export")
 def main() -> None:
     """Make bundles, the model folders that `mexma` loads. Needs: pip install 'mexma-rt[export]'.
 

@@ -39,7 +39,12 @@ class _Group(EdgesCommand, click.Group):
             ctx.exit(1)
 
 
-@click.group("mexma", cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    "mexma",
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="Example: mexma mine french.txt english.txt -o pairs.tsv --show 5",
+)
 @click.version_option(__version__, prog_name="mexma")
 def main() -> None:
     """Embed sentences in many languages, mine translations from two corpora, align documents and words, score and evaluate.

@@ -11,7 +11,7 @@ from mexma_rt.bundle.opening import DEFAULT_MODEL
 from mexma_rt.cli.common import echo_json
 
 
-@click.group()
+@click.group(epilog="Example: mexma bench embed texts.txt")
 def bench() -> None:
     """Measure this machine."""
 

@@ -13,6 +13,7 @@ import click
 
 from mexma_rt.cli.edges import RESUMES, STARTS_OVER, EdgesCommand, interrupted
 from mexma_rt.errors import MexmaError, require_extra, typed
+from mexma_rt.version import __version__
 from mexma_train.cli_eval import evaluate
 from mexma_train.config import Recipe, TokenizerConfig, as_original, load_recipe
 from mexma_train.flags import Command, apply_flags, recipe_flags, run_flags
@@ -35,8 +36,13 @@ class _Group(EdgesCommand, click.Group):
             sys.exit(1)
 
 
-@click.group("mexma-train", cls=_Group)
-@click.version_option(package_name="mexma-rt")
+@click.group(
+    "mexma-train",
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="Example: mexma-train run train/recipes/mini.py shards runs/mini",
+)
+@click.version_option(__version__, prog_name="mexma-train")
 def main() -> None:
     """Train MEXMA sentence encoders. Needs: pip install 'mexma-rt[train]'."""
 
