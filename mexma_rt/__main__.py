@@ -10,6 +10,7 @@ def start(name: str, module: str) -> None:
     """Run the `main` of a module. Ctrl-C during the import prints one line and exits with status 130, as it does later."""
     try:
         command = importlib.import_module(module).main
+        importlib.import_module("mexma_rt.cli.completion").complete_files()
     except KeyboardInterrupt:
         sys.stderr.write(f"{name}: interrupted; no output file was changed.\n")
         sys.exit(130)
