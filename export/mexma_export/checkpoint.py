@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mexma_export.pipeline import POOLING_FOLDER, PROMPTS, Pipeline, read_pipeline
-from mexma_rt.backends.checkpoint import INDEX, SPARE_ROWS, WEIGHTS, EncoderWeights, check_kind, read_encoder
+from mexma_export.tokenizer_file import check_fit, load_tokenizer
+from mexma_rt.backends.checkpoint import INDEX, WEIGHTS, EncoderWeights, check_kind, read_encoder
 from mexma_rt.bundle.graphs import PAD, SpecialIds
 from mexma_rt.bundle.known import find_known
 from mexma_rt.bundle.manifest import MANIFEST, POOLINGS
@@ -37,8 +38,9 @@ FILES += [
     "config_sentence_transformers.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "sentencepiece.bpe.model",  # of which, as of vocab.txt, transformers makes a missing tokenizer.json
+    "vocab.txt",
 ]
-PAD_NAMES = ("<pad>", "[PAD]")  # where no file names the token of padding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +97,15 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
             f"{folder} is a bundle without its weights, and an export needs those: name the checkpoint that it was exported "
             "from. (Building an engine takes a bundle: mexma-export engine BUNDLE rtx)"
         )
-    tokenizer, special = _load_tokenizer(pipeline.encoder)
+    tokenizer, special = load_tokenizer(pipeline.encoder)
     if config["model_type"] == "xlm-roberta" and config.get("pad_token_id", PAD) != special.pad:
         raise BundleError(
             f"{pipeline.encoder / 'config.json'}: pad_token_id is {config['pad_token_id']!r}, but the tokenizer pads with "
             f"{special.pad}, and XLM-R's positions count from that. Copy the files of one model."
         )
-    _check_fit(folder, tokenizer, config.get("vocab_size"))
+    check_fit(folder, tokenizer, config.get("vocab_size"))
     read = read_encoder(pipeline.encoder, config, pad=special.pad)
-    _check_fit(folder, tokenizer, read.config["vocab_size"])  # of the table, where config.json does not say it
+    check_fit(folder, tokenizer, read.config["vocab_size"])  # of the table, where config.json does not say it
     _check_dense(pipeline, read.config["hidden_size"])
     return Checkpoint(
         folder=folder,
@@ -202,58 +204,6 @@ def _hash_of_weights(folder: Path) -> str:
         return sha256_of(folder / WEIGHTS)
     lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.glob("*.safetensors"))]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _load_tokenizer(folder: Path) -> tuple[Tokenizer, SpecialIds]:
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise FileError(
-            f"{folder}: tokenizer.json is missing. A folder with only a SentencePiece model gets one by "
-            f"transformers.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise BundleError(f"{path}: not a readable tokenizer ({error}). Copy the checkpoint again.") from error
-    padding = tokenizer.padding or {}
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    if len(around := tokenizer.encode("").ids) != 2:
-        raise BundleError(
-            f"{path}: an empty text gives the ids {around}, but a sentence needs one token before it and one behind, as <s> "
-            "and </s> or [CLS] and [SEP]. Copy the tokenizer.json that the model was trained with."
-        )
-    names = [*_pad_tokens(folder), padding.get("pad_token"), *PAD_NAMES]
-    pad = next((i for name in names if name and (i := tokenizer.token_to_id(name)) is not None), None)
-    if pad is None:
-        raise BundleError(
-            f"{path}: nothing says which token pads (no {' or '.join(PAD_NAMES)}). Write "
-            '"pad_token" into tokenizer_config.json.'
-        )
-    return tokenizer, SpecialIds(bos=around[0], pad=pad, eos=around[1])
-
-
-def _pad_tokens(folder: Path) -> Iterator[str]:
-    """The padding token's name in tokenizer_config.json and special_tokens_map.json."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        try:
-            said = json.loads((folder / name).read_text(encoding="utf-8"))["pad_token"]
-            token = said["content"] if isinstance(said, dict) else said
-            if isinstance(token, str):
-                yield token
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # not there, or not said there
-
-
-def _check_fit(folder: Path, tokenizer: Tokenizer, rows: int | None) -> None:
-    pieces = tokenizer.get_vocab_size()
-    if isinstance(rows, int) and not rows - SPARE_ROWS < pieces <= rows:
-        raise BundleError(
-            f"{folder}: tokenizer.json has {pieces} pieces, but config.json says vocab_size {rows}. They belong to "
-            "different models: every vector would be wrong. Copy the tokenizer.json that the model was trained with."
-        )
 
 
 def _check_dense(pipeline: Pipeline, width: int) -> None:

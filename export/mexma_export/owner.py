@@ -161,7 +161,7 @@ def _helped(source: Checkpoint) -> tuple[Any, str]:
     folder = source.pipeline.encoder
     held, _ = read_tensors(folder)
     tensors = {name.removeprefix(source.prefix): tensor.float() for name, tensor in held.items()}
-    tied = next((name for name in TIED if name in held and WORDS not in tensors), None)
+    tied = next((name for name in held if name.endswith(TIED) and WORDS not in tensors), None)
     if tied:
         tensors[WORDS] = held[tied].float()
     sizes = {"max_position_embeddings": len(tensors[POSITIONS])} | (

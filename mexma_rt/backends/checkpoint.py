@@ -76,6 +76,7 @@ OTHER_KINDS = {  # why a popular model is refused
     "qwen3": "a decoder",
     "gemma3_text": "rotary positions",
 }
+OTHER_LIBRARIES = ("*.h5", "*.msgpack", "*.gguf", "*.onnx", "onnx/*.onnx")
 FORMS = ("xlm-roberta", "bert", "distilbert")
 ADAPTER = "adapter_config.json"
 LFS_POINTER = b"version https://git-lfs"
@@ -203,9 +204,9 @@ def _shards(folder: Path) -> list[str]:
                 f"{folder}: only pickled weights ({pickles[0]}), which are refused because a pickle can run any code. If you "
                 "trust the file, convert it once with safetensors.torch.save_file, and name the new folder."
             )
-        others = sorted(
-            p.name for pattern in ("*.h5", "*.msgpack", "*.gguf", "*.onnx", "onnx/*.onnx") for p in folder.glob(pattern)
-        )
+        if named := sorted(p.name for p in folder.glob("*.safetensors")):  # such as model.fp16.safetensors
+            raise FileError(f"{folder}: {WEIGHTS} is missing, but {named[0]} is there. If it has the weights, rename it.")
+        others = sorted(p.name for pattern in OTHER_LIBRARIES for p in folder.glob(pattern))
         found = f", and {others[0]} is of another library" if others else ""
         raise FileError(f"{folder}: {WEIGHTS} is missing{found}. Copy the checkpoint again, or train it with mexma-train.")
     try:

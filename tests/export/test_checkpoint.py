@@ -87,6 +87,7 @@ def test_a_hub_name_fetches_safe_files_only(tiny_checkpoint: Path, monkeypatch: 
             *("model-*.safetensors", "model.safetensors.index.json", "*_Dense/model.safetensors"),
             *("modules.json", "*/config.json", "sentence_*_config.json"),  # which say how the model pools and where it cuts
             *("config_sentence_transformers.json", "tokenizer_config.json", "special_tokens_map.json"),
+            *("sentencepiece.bpe.model", "vocab.txt"),  # for the line that is advised where tokenizer.json is missing
         ],
     }
 

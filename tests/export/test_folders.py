@@ -16,7 +16,8 @@ pytest.importorskip("torch", reason="checkpoints are loaded with torch (pip: mex
 import torch
 from safetensors.torch import load_file, save_file
 
-from mexma_export import Sentence
+import mexma_rt
+from mexma_export import Sentence, export_bundle
 from mexma_export.checkpoint import Checkpoint, load_checkpoint
 from mexma_export.owner import compare_with_owner
 from mexma_export.precisions import torch_runner
@@ -80,6 +81,10 @@ def with_words_in_the_head(tensors: dict[str, Any]) -> dict[str, Any]:
         *((prefixed(prefix), "XLMRobertaModel, the last") for prefix in ("", "roberta.")),
         *((prefixed(prefix), f"without the prefix {prefix!r}") for prefix in ("bert.", "model.", "module.", "encoder.")),
         (prefixed("0.auto_model."), "without the prefix '0.auto_model.'"),
+        (prefixed("encoder.encoder."), "without the prefix 'encoder.encoder.'"),
+        (prefixed("_orig_mod.module."), "without the prefix '_orig_mod.module.'"),  # of torch.compile and of DDP
+        (lambda tensors: prefixed("module.")(with_heads(tensors)), "without the prefix 'module.roberta.'"),
+        (lambda tensors: prefixed("module.")(with_words_in_the_head(tensors)), "of module.lm_head.decoder.weight"),
         (with_heads, "XLMRobertaModel, the last"),
         (with_words_in_the_head, "of lm_head.decoder.weight"),
     ],
@@ -143,7 +148,9 @@ def test_added_tokens_need_rows(folder: Path, tiny_checkpoint: Path, gate: list[
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens(["<x>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    with pytest.raises(BundleError, match=r"tokenizer\.json has 323 pieces, but config\.json says vocab_size 322"):
+    with pytest.raises(
+        BundleError, match=r"323 pieces, but config\.json says vocab_size 322: its last 1, from '<x>' on, were added to it"
+    ):
         load_checkpoint(folder)
     change_config(folder, vocab_size=328)
     change_weights(folder, lambda tensors: tensors | {WORDS: torch.cat([tensors[WORDS], torch.ones(6, 32)])})
@@ -175,10 +182,68 @@ def test_an_adapter_alone(folder: Path) -> None:
         load_checkpoint(folder)
 
 
-def test_only_a_sentencepiece_model(folder: Path) -> None:
-    (folder / "tokenizer.json").rename(folder / "sentencepiece.bpe.model")
-    with pytest.raises(FileError, match=r"tokenizer\.json is missing.* only a SentencePiece model gets one by"):
+def test_only_a_sentencepiece_model(folder: Path, sentences: list[tuple[str, str]], tmp_path: Path) -> None:
+    """What is advised is typed, and gives the ids of SentencePiece itself, where fairseq puts them: one higher."""
+    spm = pytest.importorskip("sentencepiece", reason="makes the model, and transformers reads it with it")
+    texts = [text for _, text in sentences]
+    (tmp_path / "texts").write_text("\n".join(texts * 5), encoding="utf-8")
+    options = {"vocab_size": 300, "hard_vocab_limit": False, "character_coverage": 1.0, "minloglevel": 2}
+    spm.SentencePieceTrainer.train(input=str(tmp_path / "texts"), model_prefix=str(tmp_path / "spm"), **options)
+    pieces = spm.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(FileError, match=r"tokenizer\.json is missing\. Copy the one that the model was trained with\.$"):
         load_checkpoint(folder)
+    (tmp_path / "spm.model").rename(folder / "sentencepiece.bpe.model")
+    rows = len(pieces) + 2  # <pad> and <mask>
+    change_config(folder, vocab_size=rows)
+    change_weights(folder, lambda tensors: tensors | {WORDS: torch.cat([tensors[WORDS]] * 2)[:rows]})
+    with pytest.raises(
+        FileError, match=r"makes it of sentencepiece\.bpe\.model \(.*pip install sentencepiece\).*, type: "
+    ) as caught:
+        load_checkpoint(folder)
+    exec(str(caught.value).split(", type: ")[1], {})
+    checkpoint = load_checkpoint(folder)
+    for text in [*texts, "  two  spaces ", "ﬁne Ｆull", "¤ is unknown"]:
+        ids = [piece + 1 if piece else 3 for piece in pieces.encode(text)]
+        assert checkpoint.tokenizer.encode(text).ids == [0, *ids, 2]
+
+
+def test_only_a_vocabulary_of_wordpiece(folder: Path) -> None:
+    (folder / "tokenizer.json").rename(folder / "vocab.txt")
+    with pytest.raises(FileError, match=r"transformers makes it of vocab\.txt\. In Python, type: import transformers; "):
+        load_checkpoint(folder)
+
+
+def test_weights_under_another_name(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    with pytest.raises(
+        FileError, match=r"is missing, but model\.fp16\.safetensors is there\. If it has the weights, rename it"
+    ):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("rows", [514, 8194])
+def test_lengths_of_the_position_table(rows: int, folder: Path, gate: list[Sentence], tmp_path: Path) -> None:
+    """XLM-R counts positions from 2, so two rows go unused; the longest texts, here of at most 700 tokens, have equal vectors."""
+    table = "embeddings.position_embeddings.weight"
+    change_config(folder, max_position_embeddings=rows)
+    change_weights(folder, lambda t: t | {table: torch.randn(rows, 32, generator=torch.Generator().manual_seed(3))})
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.max_length_limit == rows - 2
+    assert compare_with_owner(checkpoint, gate, min(rows - 2, 700)).largest_error < 1e-5
+    export_bundle(folder, tmp_path / "bundle", precisions=("fp32",), sentences=gate)
+    with pytest.raises(mexma_rt.InputError, match=f"max_length={rows - 1}.* {rows - 2}"):
+        mexma_rt.load(tmp_path / "bundle", max_length=rows - 1)
+    encoder = mexma_rt.load(tmp_path / "bundle", max_length=rows - 2)
+    text = " ".join(sentence.text for sentence in gate * 20)
+    ids = checkpoint.tokenizer.encode(text).ids
+    ids = [*ids[: min(rows - 2, 700) - 1], 2]
+    with torch.inference_mode():
+        state = checkpoint.model(torch.tensor([ids])).last_hidden_state[0, 0].numpy()
+    cut = checkpoint.tokenizer.decode(ids)
+    assert checkpoint.tokenizer.encode(cut).ids == ids
+    np.testing.assert_allclose(encoder.embed([cut])[0], state / np.linalg.norm(state), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
