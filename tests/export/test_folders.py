@@ -225,7 +225,7 @@ def test_weights_under_another_name(folder: Path) -> None:
 
 @pytest.mark.parametrize("rows", [514, 8194])
 def test_lengths_of_the_position_table(rows: int, folder: Path, gate: list[Sentence], tmp_path: Path) -> None:
-    """XLM-R counts positions from 2, so two rows go unused; the longest texts, here of at most 700 tokens, have equal vectors."""
+    """XLM-R counts positions from 2, so two rows go unused; texts of up to 700 tokens have equal vectors."""
     table = "embeddings.position_embeddings.weight"
     change_config(folder, max_position_embeddings=rows)
     change_weights(folder, lambda t: t | {table: torch.randn(rows, 32, generator=torch.Generator().manual_seed(3))})
