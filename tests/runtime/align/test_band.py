@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mexma_rt.align.band import around, cheapest_beads, everything
+from mexma_rt.align.band import Bead, Shape, around, cheapest_beads, everything
 
-SHAPES = [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2)]
+Table = dict[Shape, np.ndarray]  # costs [n, m] of each shape
+SHAPES: list[Shape] = [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2)]
 
 
-def exhaustive(n, m, shapes, table, deletion):
+def exhaustive(n: int, m: int, shapes: list[Shape], table: Table, deletion: float) -> float:
     """The least total cost, by recursion from the front."""
 
     @functools.cache
-    def rest(i, j):
+    def rest(i: int, j: int) -> float:
         if (i, j) == (n, m):
             return 0.0
         options = []
@@ -34,25 +35,25 @@ def exhaustive(n, m, shapes, table, deletion):
     return rest(0, 0)
 
 
-def price(beads, table, deletion):
+def price(beads: list[Bead], table: Table, deletion: float) -> float:
     return sum(table[b - a, d - c][a, c] if a < b and c < d else deletion * (b - a + d - c) for a, b, c, d in beads)
 
 
-def check_cover(beads, n, m, shapes):
+def check_cover(beads: list[Bead], n: int, m: int, shapes: list[Shape]) -> None:
     """Every sentence once, in order, and no shape that was not offered."""
     assert [i for a, b, _, _ in beads for i in range(a, b)] == list(range(n))
     assert [j for _, _, c, d in beads for j in range(c, d)] == list(range(m))
     assert {(b - a, d - c) for a, b, c, d in beads} <= {*shapes, (1, 0), (0, 1)}
 
 
-def random_table(n, m, seed, shapes=SHAPES):
+def random_table(n: int, m: int, seed: int, shapes: list[Shape] = SHAPES) -> Table:
     rng = np.random.default_rng(seed)
     return {(p, q): p * q * rng.random((n, m)) for p, q in shapes}
 
 
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(0, 9), m=st.integers(0, 9), seed=st.integers(0, 999), deletion=st.floats(0, 1.5), k=st.integers(1, 6))
-def test_the_cheapest_of_all_ways(n, m, seed, deletion, k):
+def test_the_cheapest_of_all_ways(n: int, m: int, seed: int, deletion: float, k: int) -> None:
     shapes, table = SHAPES[:k], random_table(max(n, 1), max(m, 1), seed)
     beads = cheapest_beads(n, m, shapes, lambda shape, rows, columns: table[shape][rows, columns], deletion, *everything(n, m))
     check_cover(beads, n, m, shapes)
@@ -61,7 +62,7 @@ def test_the_cheapest_of_all_ways(n, m, seed, deletion, k):
 
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(1, 30), m=st.integers(1, 30), seed=st.integers(0, 999), radius=st.integers(1, 8))
-def test_a_band_is_covered_and_never_cheaper_than_all(n, m, seed, radius):
+def test_a_band_is_covered_and_never_cheaper_than_all(n: int, m: int, seed: int, radius: int) -> None:
     table = random_table(n, m, seed)
     arguments = (n, m, SHAPES, lambda shape, rows, columns: table[shape][rows, columns], 0.4)
     banded = cheapest_beads(*arguments, *around([], n, m, radius))
@@ -72,7 +73,7 @@ def test_a_band_is_covered_and_never_cheaper_than_all(n, m, seed, radius):
         assert banded == full
 
 
-def test_a_wide_band_over_blocks_is_the_full_search():
+def test_a_wide_band_over_blocks_is_the_full_search() -> None:
     n, m = 150, 110
     table = random_table(n, m, 5)
     arguments = (n, m, SHAPES, lambda shape, rows, columns: table[shape][rows, columns], 0.4)
@@ -83,7 +84,7 @@ def test_a_wide_band_over_blocks_is_the_full_search():
 
 @settings(max_examples=60, deadline=None)
 @given(steps=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=20), radius=st.integers(0, 5))
-def test_bands_move_as_the_search_needs(steps, radius):
+def test_bands_move_as_the_search_needs(steps: list[tuple[int, int]], radius: int) -> None:
     points = np.cumsum([(0, 0), *steps], axis=0)
     n, m = points[-1].tolist()
     low, width = around([tuple(p) for p in points.tolist()], n, m, radius)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from mexma_rt import Bead, InputError, align_documents
 from mexma_rt.align.beads import Costs, halve, random_distances, spread
 
 
-def unit(vectors):
+def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def made(n, seed=0, dimensions=32, noise=0.5, drop=0.0):
+def made(
+    n: int, seed: int = 0, dimensions: int = 32, noise: float = 0.5, drop: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, set[tuple[int, int]]]:
     """Two sides of a document as vectors, and the pairs: each side keeps a sentence with probability 1 - drop."""
     rng = np.random.default_rng(seed)
     common = rng.normal(size=(n, dimensions))
@@ -31,11 +34,11 @@ def made(n, seed=0, dimensions=32, noise=0.5, drop=0.0):
     return *sides, set(zip(places[0, both].tolist(), places[1, both].tolist(), strict=True))
 
 
-def pairs(beads):
+def pairs(beads: list[Bead]) -> set[tuple[int, int]]:
     return {(b.source[0], b.target[0]) for b in beads if len(b.source) == len(b.target) == 1}
 
 
-def check_cover(beads, n, m):
+def check_cover(beads: list[Bead], n: int, m: int) -> None:
     assert [i for b in beads for i in b.source] == list(range(n))
     assert [j for b in beads for j in b.target] == list(range(m))
     assert all(b.score == 0 for b in beads if not (b.source and b.target))
@@ -44,12 +47,12 @@ def check_cover(beads, n, m):
 # --- costs --------------------------------------------------------------------------------------------------------------
 
 
-def test_costs_are_the_formula():
+def test_costs_are_the_formula() -> None:
     rng = np.random.default_rng(0)
     x = [unit(rng.normal(size=(5 - k, 6))) for k in range(2)]
     y = [unit(rng.normal(size=(4 - k, 6))) for k in range(2)]
 
-    def mean_distance(vector, others):
+    def mean_distance(vector: np.ndarray, others: list[np.ndarray]) -> float:
         distances = sorted(1 - float(vector @ other) for part in others for other in part)
         return (sum(distances[1:]) + 1) / len(distances)
 
@@ -68,12 +71,12 @@ def test_costs_are_the_formula():
         assert costs.deletion(quantile) == pytest.approx(np.quantile(single, quantile))
 
 
-def test_one_sentence_has_no_random_pairs_but_a_price():
+def test_one_sentence_has_no_random_pairs_but_a_price() -> None:
     x = [unit(np.array([[1.0, 0.2]]))]
     assert random_distances(x, x)[0] == pytest.approx([1.0]) and Costs(x, x).deletion(0.01) == 1.0
 
 
-def test_spread_and_halve():
+def test_spread_and_halve() -> None:
     assert spread(0, 5).tolist() == [] and spread(3, 5).tolist() == [0, 1, 2] and spread(9, 3).tolist() == [0, 4, 8]
     halves = halve(np.array([[1.0, 0], [0, 1], [-1, 0]], np.float32))
     np.testing.assert_allclose(halves, [[0.5**0.5, 0.5**0.5], [-1, 0]], atol=1e-6)
@@ -84,7 +87,7 @@ def test_spread_and_halve():
 
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(0, 40), m=st.integers(0, 40), seed=st.integers(0, 99), max_size=st.integers(2, 6))
-def test_every_sentence_is_in_one_bead_and_beads_do_not_cross(n, m, seed, max_size):
+def test_every_sentence_is_in_one_bead_and_beads_do_not_cross(n: int, m: int, seed: int, max_size: int) -> None:
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(n, 8)), rng.normal(size=(m, 8))
     beads = align_documents(source_vectors=x, target_vectors=y, max_size=max_size)
@@ -93,14 +96,14 @@ def test_every_sentence_is_in_one_bead_and_beads_do_not_cross(n, m, seed, max_si
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 40, 1200])
-def test_a_document_is_aligned_to_itself(n):
+def test_a_document_is_aligned_to_itself(n: int) -> None:
     x, _, _ = made(n)
     beads = align_documents(source_vectors=x, target_vectors=x)
     assert [(b.source, b.target) for b in beads] == [((i,), (i,)) for i in range(n)]
     assert min(b.score for b in beads) > 0.999
 
 
-def test_dropped_sentences_are_found_in_documents_searched_whole_and_in_a_band():
+def test_dropped_sentences_are_found_in_documents_searched_whole_and_in_a_band() -> None:
     for n in (200, 2000):
         x, y, truth = made(n, seed=n, drop=0.05)
         beads = align_documents(source_vectors=x, target_vectors=y, max_size=2)
@@ -109,7 +112,7 @@ def test_dropped_sentences_are_found_in_documents_searched_whole_and_in_a_band()
         assert len(found & truth) / len(truth) > 0.98 and len(found & truth) / len(found) > 0.98
 
 
-def test_a_long_gap_and_unequal_lengths():
+def test_a_long_gap_and_unequal_lengths() -> None:
     x, y, _ = made(1500, seed=4)
     beads = align_documents(source_vectors=x, target_vectors=np.concatenate([y[:400], y[1000:]]), max_size=2)
     truth = {(i, i if i < 400 else i - 600) for i in [*range(400), *range(1000, 1500)]}
@@ -118,7 +121,7 @@ def test_a_long_gap_and_unequal_lengths():
     check_cover(few, 1500, 3)
 
 
-def test_merged_sentences_by_means():
+def test_merged_sentences_by_means() -> None:
     x, y, _ = made(60, seed=1, dimensions=64, noise=0.3)
     merged = np.concatenate([y[:10], unit(y[10:12].sum(axis=0, keepdims=True)), y[12:30], unit(y[30:33].sum(0)[None]), y[33:]])
     beads = align_documents(source_vectors=x, target_vectors=merged)
@@ -127,7 +130,7 @@ def test_merged_sentences_by_means():
     assert [(b.target, b.source) for b in back] == [(b.source, b.target) for b in beads]
 
 
-def test_texts_of_the_bundled_model_with_blank_lines():
+def test_texts_of_the_bundled_model_with_blank_lines() -> None:
     english = ["The cat is sleeping.", "", "Where is the station?", "I bought three red apples at the market.", "It rains."]
     german = ["Die Katze schläft.", "Wo ist der Bahnhof?", "  ", "Ich habe auf dem Markt drei rote Äpfel gekauft. Es regnet."]
     beads = align_documents(english, german)
@@ -139,15 +142,15 @@ def test_texts_of_the_bundled_model_with_blank_lines():
 class Recorder:
     """An encoder that gives each text a vector of its own, and remembers the texts."""
 
-    def __init__(self):
-        self.texts = []
+    def __init__(self) -> None:
+        self.texts: list[list[str]] = []
 
-    def embed(self, texts, *, progress=None):
+    def embed(self, texts: list[str], *, progress: bool | None = None) -> np.ndarray:
         self.texts.append(list(texts))
         return np.stack([np.random.default_rng(len(t)).normal(size=8) for t in texts]) if texts else np.zeros((0, 8))
 
 
-def test_segments_are_the_joined_sentences():
+def test_segments_are_the_joined_sentences() -> None:
     encoder = Recorder()
     align_documents(["one.", "\t", "two.", "three."], ["你好。", "世界。"], encoder=encoder, max_size=4)
     assert encoder.texts == [
@@ -161,7 +164,7 @@ def test_segments_are_the_joined_sentences():
     assert encoder.texts == [["one.", "two."], ["eins.", "zwei."]]
 
 
-def test_empty_documents():
+def test_empty_documents() -> None:
     encoder = Recorder()
     assert align_documents([], [], encoder=encoder) == []
     assert align_documents(["", " "], [], encoder=encoder) == []
@@ -172,8 +175,8 @@ def test_empty_documents():
     assert align_documents([], ["a"], encoder=encoder) == [Bead(source=(), target=(0,), score=0.0)]
 
 
-def test_time_grows_with_the_length_not_its_square():
-    def seconds(n):
+def test_time_grows_with_the_length_not_its_square() -> None:
+    def seconds(n: int) -> float:
         x, y, _ = made(n, dimensions=16)
         started = time.process_time()
         align_documents(source_vectors=x, target_vectors=y, max_size=3)
@@ -205,12 +208,12 @@ def test_time_grows_with_the_length_not_its_square():
         ({"source_vectors": np.full((2, 3), np.nan), "doc_b": ["b"]}, "source_vectors has NaN or infinity in row 0"),
     ],
 )
-def test_bad_input(arguments, message):
+def test_bad_input(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         align_documents(**arguments)
 
 
-def test_cut_sentences_are_warned_of_and_cut_segments_are_not():
+def test_cut_sentences_are_warned_of_and_cut_segments_are_not() -> None:
     encoder = mexma_rt.load(max_length=8)
     long = "The children were playing near the river all afternoon."
     with pytest.warns(mexma_rt.TruncationWarning, match="1 of 2 texts") as caught:

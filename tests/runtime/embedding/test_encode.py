@@ -5,25 +5,27 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mexma_rt import InputError, TruncationWarning, load
+from mexma_rt import Encoder, InputError, TruncationWarning, load
 from mexma_rt.backends import Backend
 
 
 @pytest.fixture(scope="module")
-def texts(sentences):
+def texts(sentences: list[tuple[str, str]]) -> list[str]:
     return [*(text for _, text in sentences), "", "a"]
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_bundle):
+def encoder(tiny_bundle: Path) -> Encoder:
     return load(tiny_bundle, device="cpu", precision="fp32", max_length=512)
 
 
-def test_encode_of_one_and_of_many(encoder, texts):
+def test_encode_of_one_and_of_many(encoder: Encoder, texts: list[str]) -> None:
     unit = encoder.embed(texts)
     np.testing.assert_allclose(encoder.encode(texts), unit, atol=1e-5)
     one = encoder.encode(texts[0])
@@ -33,7 +35,7 @@ def test_encode_of_one_and_of_many(encoder, texts):
 
 
 @pytest.mark.peers
-def test_encode_is_what_sentence_transformers_gives(encoder, texts, tiny_bundle):
+def test_encode_is_what_sentence_transformers_gives(encoder: Encoder, texts: list[str], tiny_bundle: Path) -> None:
     library = pytest.importorskip("sentence_transformers", reason="the peer is not installed (pip: mexma-rt[bench])")
     peer = library.SentenceTransformer(str(tiny_bundle), device="cpu")
     for keywords in (
@@ -51,7 +53,7 @@ def test_encode_is_what_sentence_transformers_gives(encoder, texts, tiny_bundle)
 
 
 @pytest.mark.peers
-def test_other_names_are_those_of_sentence_transformers(encoder, texts, tiny_bundle):
+def test_other_names_are_those_of_sentence_transformers(encoder: Encoder, texts: list[str], tiny_bundle: Path) -> None:
     library = pytest.importorskip("sentence_transformers", reason="the peer is not installed (pip: mexma-rt[bench])")
     peer = library.SentenceTransformer(str(tiny_bundle), device="cpu")
     np.testing.assert_allclose(encoder.encode_query(texts[:3]), peer.encode_query(texts[:3]), atol=1e-5)
@@ -64,20 +66,20 @@ def test_other_names_are_those_of_sentence_transformers(encoder, texts, tiny_bun
     assert load(tiny_bundle, device="cpu").max_seq_length == peer.max_seq_length
 
 
-def test_a_cut_text_is_warned_of_at_the_callers_line(tiny_bundle):
+def test_a_cut_text_is_warned_of_at_the_callers_line(tiny_bundle: Path) -> None:
     short = load(tiny_bundle, device="cpu", max_length=4)
     with pytest.warns(TruncationWarning) as caught:
         short.encode("the quick brown fox jumps over the lazy dog")
     assert caught[0].filename == __file__
 
 
-def test_batch_size_bounds_the_rows(encoder, texts):
+def test_batch_size_bounds_the_rows(encoder: Encoder, texts: list[str]) -> None:
     rows = []
 
     class Spy(Backend):
         name, device, precision, reason = "spy", "cpu", "fp32", "test"
 
-        def run(self, input_ids, attention_mask):
+        def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
             rows.append(len(input_ids))
             return encoder.backend.run(input_ids, attention_mask)
 
@@ -98,12 +100,12 @@ def test_batch_size_bounds_the_rows(encoder, texts):
         ({"truncate_dim": 99}, "truncate_dim=99 is more than the 32 dimensions"),
     ],
 )
-def test_what_encode_does_not_offer_teaches(encoder, keywords, message):
+def test_what_encode_does_not_offer_teaches(encoder: Encoder, keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         encoder.encode(["a"], **keywords)
 
 
-def test_prompts_for_asyncio(encoder, texts):
+def test_prompts_for_asyncio(encoder: Encoder, texts: list[str]) -> None:
     asked = dataclasses.replace(encoder, bundle=dataclasses.replace(encoder.bundle, prompts={"query": "query: "}))
     queries = encoder.embed([f"query: {text}" for text in texts])
     np.testing.assert_array_equal(asyncio.run(asked.aembed(texts, prompt="query")), queries)
@@ -111,7 +113,7 @@ def test_prompts_for_asyncio(encoder, texts):
         asyncio.run(asked.aembed(texts, prompt="title"))
 
 
-def test_prompts_of_the_model(encoder, texts):
+def test_prompts_of_the_model(encoder: Encoder, texts: list[str]) -> None:
     plain = encoder
     prompts = {"query": "query: ", "passage": "passage: "}
     encoder = dataclasses.replace(plain, bundle=dataclasses.replace(plain.bundle, prompts=prompts))

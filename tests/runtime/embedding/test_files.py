@@ -266,7 +266,7 @@ def test_another_job_refuses_to_go_on(
     interrupted(encoder, monkeypatch)
     precision = next(name for name in encoder.bundle.graphs if name != "fp32")
     other = mexma_rt.load(tiny_bundle, precision=precision, max_length=16)
-    files = {**encoder.bundle.files, "x": SimpleNamespace(sha256="0")}
+    files: dict[str, Any] = {**encoder.bundle.files, "x": SimpleNamespace(sha256="0")}
     changed = mexma_rt.load(tiny_bundle, precision="fp32", max_length=32)
     object.__setattr__(changed, "bundle", dataclasses.replace(changed.bundle, files=files))
     before = Path(".v.npy.part/state.json").read_bytes()

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import mexma_rt
+from mexma_rt.backends import Backend
 from mexma_rt.embedding import loading, processes
 
 TEXTS = ["Hello world", "Bonjour le monde", "", "one two three four five six seven eight nine ten eleven twelve"]
@@ -142,7 +143,12 @@ def test_in_its_own_process_it_stays_itself(encoder: mexma_rt.Encoder) -> None:
 def test_it_is_opened_at_first_use_once_for_many_tasks(encoder: mexma_rt.Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
     real = loading.load
-    monkeypatch.setattr(loading, "load", lambda model, **options: (loads.append(model), real(model, **options))[1])
+
+    def counted(model: str, **options: Any) -> mexma_rt.Encoder:
+        loads.append(model)
+        return real(model, **options)
+
+    monkeypatch.setattr(loading, "load", counted)
     content = pickle.dumps(encoder)
     processes._live.clear()
     waiting = [pickle.loads(content) for _ in range(3)]
@@ -192,7 +198,7 @@ def test_a_bundled_model_goes_by_its_name() -> None:
 
 def test_what_load_did_not_make_says_so(encoder: mexma_rt.Encoder) -> None:
     with pytest.raises(mexma_rt.InputError, match=r"not made by mexma_rt\.load"):
-        pickle.dumps(replace(encoder, source=None, backend=SimpleNamespace()))
+        pickle.dumps(replace(encoder, source=None, backend=cast(Backend, SimpleNamespace())))
 
 
 def test_a_service_stays_where_it_is(encoder: mexma_rt.Encoder) -> None:

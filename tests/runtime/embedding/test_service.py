@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def behind(encoder: mexma_rt.Encoder, gate: Gate) -> mexma_rt.Encoder:
     return dataclasses.replace(encoder, backend=gate)
 
 
-def start(function, *arguments, **keywords) -> tuple[threading.Thread, list]:
+def start(function: Callable[..., object], *arguments: object, **keywords: object) -> tuple[threading.Thread, list]:
     """A thread that calls `function`; its result, or its error, will be in the list."""
     results: list = []
 
@@ -78,7 +79,7 @@ def start(function, *arguments, **keywords) -> tuple[threading.Thread, list]:
     return thread, results
 
 
-def until(condition) -> None:
+def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
@@ -443,7 +444,7 @@ def test_aembed_of_an_encoder(encoder: mexma_rt.Encoder, monkeypatch: pytest.Mon
         np.testing.assert_allclose(vectors, expected, atol=1e-3 if vectors.dtype == np.float16 else 1e-5)
     assert asyncio.run(encoder.aembed([])).shape == (0, 32)
     with pytest.raises(InputError, match=r"texts\[8\] is of type NoneType"):
-        asyncio.run(encoder.aembed([*TEXTS[:8], None]))
+        asyncio.run(encoder.aembed([*TEXTS[:8], None]))  # type: ignore[list-item]
 
 
 def test_aembed_warns_once_with_the_indices_of_the_call(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

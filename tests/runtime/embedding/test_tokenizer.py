@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,24 +12,24 @@ import tokenizers
 
 from mexma_rt import BundleError
 from mexma_rt.embedding import tokenizer
-from mexma_rt.embedding.tokenizer import Tokenizer
+from mexma_rt.embedding.tokenizer import Tokenizer, Tokens
 
 
 @pytest.fixture(scope="module")
-def path(tiny_bundle):
+def path(tiny_bundle: Path) -> Path:
     return tiny_bundle / "tokenizer.json"
 
 
 @pytest.fixture(scope="module")
-def texts(sentences):
+def texts(sentences: list[tuple[str, str]]) -> list[str]:
     return [text for _, text in sentences] + ["", "  \n ", "nul\0byte", "</s> in a text"]
 
 
-def rows(tokens):
+def rows(tokens: Tokens) -> list[list[int]]:
     return [tokens.ids[a:b].tolist() for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)]
 
 
-def test_same_ids_as_the_library_one_text_at_a_time(path, texts):
+def test_same_ids_as_the_library_one_text_at_a_time(path: Path, texts: list[str]) -> None:
     library = tokenizers.Tokenizer.from_file(str(path))
     tokens = Tokenizer(path).encode(texts, max_length=512)
     assert rows(tokens) == [library.encode(text).ids for text in texts]
@@ -36,7 +37,7 @@ def test_same_ids_as_the_library_one_text_at_a_time(path, texts):
     assert not tokens.truncated.any()
 
 
-def test_a_cut_keeps_the_first_tokens_and_the_end_and_is_reported(path, texts):
+def test_a_cut_keeps_the_first_tokens_and_the_end_and_is_reported(path: Path, texts: list[str]) -> None:
     library = tokenizers.Tokenizer.from_file(str(path))
     full = [library.encode(text).ids for text in texts]
     tokens = Tokenizer(path).encode(texts, max_length=8)
@@ -47,7 +48,7 @@ def test_a_cut_keeps_the_first_tokens_and_the_end_and_is_reported(path, texts):
     assert 0 < tokens.truncated.sum() < len(texts)
 
 
-def test_settings_saved_in_the_file_do_not_cut_or_pad(path, texts, tmp_path):
+def test_settings_saved_in_the_file_do_not_cut_or_pad(path: Path, texts: list[str], tmp_path: Path) -> None:
     other = tokenizers.Tokenizer.from_file(str(path))
     other.enable_truncation(5)
     other.enable_padding(length=64, pad_id=1, pad_token="<pad>")
@@ -56,7 +57,9 @@ def test_settings_saved_in_the_file_do_not_cut_or_pad(path, texts, tmp_path):
 
 
 @pytest.mark.parametrize(("slab_texts", "slab_characters"), [(1, 4_000_000), (3, 100), (7, 1)])
-def test_slabs_do_not_show(path, texts, monkeypatch, slab_texts, slab_characters):
+def test_slabs_do_not_show(
+    path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch, slab_texts: int, slab_characters: int
+) -> None:
     whole = Tokenizer(path).encode(texts, 32)
     monkeypatch.setattr(tokenizer, "SLAB_TEXTS", slab_texts)
     monkeypatch.setattr(tokenizer, "SLAB_CHARACTERS", slab_characters)
@@ -67,12 +70,12 @@ def test_slabs_do_not_show(path, texts, monkeypatch, slab_texts, slab_characters
     np.testing.assert_array_equal(Tokenizer(path).encode(texts, 32).ids, whole.ids)
 
 
-def test_no_text_gives_no_tokens(path):
+def test_no_text_gives_no_tokens(path: Path) -> None:
     tokens = Tokenizer(path).encode([], 32)
     assert (len(tokens.ids), tokens.offsets.tolist(), len(tokens.lengths), len(tokens.truncated)) == (0, [0], 0, 0)
 
 
-def test_a_batch_is_padded_on_the_right_with_1_and_masked(path, texts):
+def test_a_batch_is_padded_on_the_right_with_1_and_masked(path: Path, texts: list[str]) -> None:
     tokens = Tokenizer(path).encode(texts, 512)
     chosen = np.array([5, 0, 20])
     input_ids, attention_mask = tokens.batch(chosen)
@@ -84,7 +87,7 @@ def test_a_batch_is_padded_on_the_right_with_1_and_masked(path, texts):
 
 
 @pytest.mark.parametrize("text", ["a" * 1_000_000, "\n" * 100_000, "ab " * 300_000, "e" + "\u0301" * 300_000])
-def test_monstrous_texts_take_linear_time(path, text):
+def test_monstrous_texts_take_linear_time(path: Path, text: str) -> None:
     started = time.perf_counter()
     tokens = Tokenizer(path).encode([text], 16)
     assert time.perf_counter() - started < 30  # about one second; anything quadratic takes hours
@@ -92,13 +95,13 @@ def test_monstrous_texts_take_linear_time(path, text):
     assert tokens.truncated[0] == (tokens.full_lengths[0] > 16)
 
 
-def test_a_file_that_is_no_tokenizer(tmp_path):
+def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer that can be loaded"):
         Tokenizer(tmp_path / "tokenizer.json")
 
 
-def test_a_tokenizer_of_another_family(tmp_path):
+def test_a_tokenizer_of_another_family(tmp_path: Path) -> None:
     other = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     other.save(str(tmp_path / "tokenizer.json"))
     message = "encodes an empty sentence as [], not as [0, 2] (<s> </s>): it is not an XLM-R tokenizer"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,23 +14,29 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mexma_rt import BackendError, InputError, TruncationWarning, load
+from mexma_rt import BackendError, Encoder, InputError, TruncationWarning, load
 from mexma_rt.backends import Backend
 from mexma_rt.embedding import tokens
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_bundle):
+def encoder(tiny_bundle: Path) -> Encoder:
     return load(tiny_bundle, device="cpu", precision="fp32", max_length=512)
 
 
 @pytest.fixture(scope="module")
-def mini():
+def mini() -> Encoder:
     return load()
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 60, None])
-def test_vectors_are_the_states_of_the_graph(tiny_bundle, encoder, sentences, batch_tokens, monkeypatch):
+def test_vectors_are_the_states_of_the_graph(
+    tiny_bundle: Path,
+    encoder: Encoder,
+    sentences: list[tuple[str, str]],
+    batch_tokens: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("mexma_rt.embedding.tokenizer.SLAB_TEXTS", 7)
     texts = [*(text for _, text in sentences), "", "  ", sentences[0][1]]
     results = encoder.embed_tokens(texts, normalize=False, batch_tokens=batch_tokens)
@@ -50,7 +57,7 @@ def test_vectors_are_the_states_of_the_graph(tiny_bundle, encoder, sentences, ba
         np.testing.assert_allclose(unit.vectors, raw.vectors / lengths, atol=1e-5)
 
 
-def test_results_do_not_keep_their_batch_alive(encoder, sentences):
+def test_results_do_not_keep_their_batch_alive(encoder: Encoder, sentences: list[tuple[str, str]]) -> None:
     for normalize in (True, False):
         assert all(r.vectors.base is None for r in encoder.embed_tokens([t for _, t in sentences], normalize=normalize))
 
@@ -74,7 +81,7 @@ OFFSETS = [
 
 
 @pytest.mark.parametrize(("text", "expected"), OFFSETS)
-def test_offsets_by_hand(mini, text, expected):
+def test_offsets_by_hand(mini: Encoder, text: str, expected: str) -> None:
     (result,) = mini.embed_tokens([text])
     spans = [(a, b) for piece, (a, b) in zip(result.pieces, result.offsets.tolist(), strict=True) if piece != "▁"]
     assert "|".join(text[a:b] for a, b in spans) == expected
@@ -82,9 +89,8 @@ def test_offsets_by_hand(mini, text, expected):
         assert piece != "▁" or a == b
 
 
-def check_offsets(text, spans):
+def check_offsets(text: str, spans: list[tuple[int, int]]) -> None:
     """Spans ascend, lie in the text, normalise to their piece where that piece is alone, and leave out only what is blank."""
-    spans = [tuple(span) for span in spans]
     assert spans == sorted(spans)
     assert all(0 <= a <= b <= len(text) for a, b in spans)
     covered = {index for a, b in spans for index in range(a, b)}
@@ -93,12 +99,14 @@ def check_offsets(text, spans):
 
 
 @pytest.mark.parametrize("which", ["tiny", "mini"])
-def test_every_visible_character_belongs_to_a_piece(which, encoder, mini, sentences):
+def test_every_visible_character_belongs_to_a_piece(
+    which: str, encoder: Encoder, mini: Encoder, sentences: list[tuple[str, str]]
+) -> None:
     texts = [text for _, text in sentences]
     texts += [unicodedata.normalize("NFD", text) for text in texts] + [text.replace(" ", "\u3000 ") for text in texts]
     used = encoder if which == "tiny" else mini
     for text, result in zip(texts, used.embed_tokens(texts), strict=True):
-        check_offsets(text, result.offsets.tolist())
+        check_offsets(text, [(a, b) for a, b in result.offsets.tolist()])
         for piece, (a, b) in zip(result.pieces, result.offsets.tolist(), strict=True):
             if piece not in ("▁", "<unk>"):
                 assert unicodedata.normalize("NFKC", piece.strip("▁")) in unicodedata.normalize("NFKC", text[a:b])
@@ -106,7 +114,7 @@ def test_every_visible_character_belongs_to_a_piece(which, encoder, mini, senten
 
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cn", "Co")), max_size=30))
-def test_every_visible_character_of_any_text_belongs_to_a_piece(encoder, text):
+def test_every_visible_character_of_any_text_belongs_to_a_piece(encoder: Encoder, text: str) -> None:
     (encoding,) = encoder.tokenizer.with_offsets([text])
     check_offsets(text, tokens.own_characters(text, encoding))
 
@@ -115,12 +123,12 @@ def test_every_visible_character_of_any_text_belongs_to_a_piece(encoder, text):
 # has the span of "\x08"), which nothing after it can tell.
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(st.characters(codec="utf-8", categories=("L", "Nd", "P", "Sm", "Zs")), max_size=30))
-def test_every_visible_character_belongs_to_a_piece_of_the_bundled_tokenizer(mini, text):
+def test_every_visible_character_belongs_to_a_piece_of_the_bundled_tokenizer(mini: Encoder, text: str) -> None:
     (encoding,) = mini.tokenizer.with_offsets([text])
     check_offsets(text, tokens.own_characters(text, encoding))
 
 
-def test_a_cut_is_data_and_one_warning(tiny_bundle, sentences):
+def test_a_cut_is_data_and_one_warning(tiny_bundle: Path, sentences: list[tuple[str, str]]) -> None:
     short = load(tiny_bundle, device="cpu", precision="fp32", max_length=8)
     long = sentences[0][1]
     with pytest.warns(TruncationWarning, match=r"1 of 2 texts were longer than max_length=8 .* has index 1 and ") as caught:
@@ -135,21 +143,21 @@ def test_a_cut_is_data_and_one_warning(tiny_bundle, sentences):
         short.embed_tokens(["a"])
 
 
-def test_bad_input(encoder):
+def test_bad_input(encoder: Encoder) -> None:
     with pytest.raises(InputError, match=r"texts is a single str"):
         encoder.embed_tokens("a")
     with pytest.raises(InputError, match=r"texts\[1\] is of type NoneType"):
-        encoder.embed_tokens(["a", None])
+        encoder.embed_tokens(["a", None])  # type: ignore[list-item]
     with pytest.raises(InputError, match="batch_tokens=0 must be a whole number of at least 1"):
         encoder.embed_tokens(["a"], batch_tokens=0)
     assert encoder.embed_tokens([]) == []
 
 
-def test_an_engine_without_token_vectors_says_so():
+def test_an_engine_without_token_vectors_says_so() -> None:
     class Sentences(Backend):
         name = "tensorrt"
 
-        def run(self, input_ids, attention_mask):
+        def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
             return np.zeros((len(input_ids), 4), np.float32)
 
     with pytest.raises(
@@ -158,18 +166,18 @@ def test_an_engine_without_token_vectors_says_so():
         Sentences().run_tokens(np.array([[0, 2]]), np.array([[1, 1]]))
 
 
-def test_a_graph_without_token_vectors_says_so(encoder, monkeypatch):
-    real = encoder.backend._session
+def test_a_graph_without_token_vectors_says_so(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = encoder.backend._session  # type: ignore[attr-defined]
     session = SimpleNamespace(get_outputs=lambda: real.get_outputs()[:1], run=real.run)
     monkeypatch.setattr(encoder.backend, "_session", session)
     with pytest.raises(BackendError, match="This bundle's fp32 graph has no output last_hidden_state"):
         encoder.embed_tokens(["a"])
 
 
-def test_vectors_that_are_not_finite_are_an_error(encoder, monkeypatch):
+def test_vectors_that_are_not_finite_are_an_error(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     real = encoder.backend.run_tokens
 
-    def broken(ids, mask):
+    def broken(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         states = real(ids, mask)
         states[:, 1, 0] = np.nan
         return states

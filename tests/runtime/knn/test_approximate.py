@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import pytest
 import mexma_rt
 from mexma_rt import FileError, InputError, MissingExtraError
 from mexma_rt.knn import ivfpq
-from mexma_rt.knn.approximate import approximate_neighbours, measure_recall, search_part
+from mexma_rt.knn.approximate import FoundBothWays, approximate_neighbours, measure_recall, search_part
 from mexma_rt.knn.ivfpq import IvfPq
 from mexma_rt.knn.keys import neighbours_of
 from mexma_rt.knn.search import unit_rows
@@ -26,13 +27,14 @@ needs_faiss = pytest.mark.skipif(
     importlib.util.find_spec("faiss") is None, reason="faiss is not installed: pip install 'mexma-rt[faiss]'"
 )
 
+Sides = tuple[np.ndarray, np.ndarray]
 ROWS, K = 10_000, 4  # few more than the 9,984 that training needs
 SETTINGS = IvfPq(nlist=64, m=2, nprobe=8, candidates=16)
 TWO_PARTS = 2 * 7_000 * (8 * 4 + 2 + 8)  # bytes for parts of 7,000 rows, but too few to train
 ROOT = Path(mexma_rt.__file__).parents[1]
 
 
-def vectors():
+def vectors() -> Sides:
     """Two sides of 8 dimensions; some rows of each are equal."""
     rng = np.random.default_rng(1)
     x = rng.standard_normal((ROWS, 8))
@@ -43,22 +45,22 @@ def vectors():
 
 
 @pytest.fixture(scope="module")
-def sides():
+def sides() -> Sides:
     return vectors()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("ivfpq") / "index"
 
 
 @pytest.fixture(scope="module")
-def found(sides, folder):
+def found(sides: Sides, folder: Path) -> FoundBothWays:
     return approximate_neighbours(*sides, K, settings=SETTINGS, folder=folder)
 
 
 @needs_faiss
-def test_every_score_is_the_exact_inner_product_best_first_and_ties_by_index(sides, found):
+def test_every_score_is_the_exact_inner_product_best_first_and_ties_by_index(sides: Sides, found: FoundBothWays) -> None:
     for (queries, others), (scores, index) in zip((sides, sides[::-1]), (found[:2], found[2:]), strict=True):
         assert scores.shape == index.shape == (len(queries), K) and (scores.dtype, index.dtype) == (np.float32, np.int64)
         assert index.min() >= 0 and index.max() < len(others)
@@ -70,7 +72,7 @@ def test_every_score_is_the_exact_inner_product_best_first_and_ties_by_index(sid
 
 
 @needs_faiss
-def test_recall_is_that_of_brute_force_in_float64(sides, found):
+def test_recall_is_that_of_brute_force_in_float64(sides: Sides, found: FoundBothWays) -> None:
     x, y = (side.astype(np.float64) for side in sides)
     hits = []
     for start in range(0, ROWS, 1000):
@@ -86,7 +88,7 @@ def test_recall_is_that_of_brute_force_in_float64(sides, found):
 
 
 @needs_faiss
-def test_more_probes_and_candidates_find_nearly_all(sides, folder, found):
+def test_more_probes_and_candidates_find_nearly_all(sides: Sides, folder: Path, found: FoundBothWays) -> None:
     wide = approximate_neighbours(*sides, K, settings=replace(SETTINGS, nprobe=64, candidates=150), folder=folder / "wide")
     recall = measure_recall(*sides, wide)
     assert min(recall.forward, recall.backward) > 0.995 > measure_recall(*sides, found).forward
@@ -97,7 +99,7 @@ class NearlyEmptyLists:
 
     nlist = 64
 
-    def search(self, block, count, params):
+    def search(self, block: np.ndarray, count: int, params: Any) -> tuple[None, np.ndarray]:
         rows = np.tile(np.arange(count), (len(block), 1))
         if params.nprobe < self.nlist:
             rows[::2, 2:] = -1
@@ -105,7 +107,7 @@ class NearlyEmptyLists:
 
 
 @needs_faiss
-def test_a_row_whose_lists_are_nearly_empty_gets_all_its_neighbours(sides):
+def test_a_row_whose_lists_are_nearly_empty_gets_all_its_neighbours(sides: Sides) -> None:
     queries, vectors = sides[0][:6], sides[1][:16]
     scores, index = neighbours_of(search_part(queries, (NearlyEmptyLists(), vectors), 100, K, SETTINGS))
     exact = queries.astype(np.float64) @ vectors.T.astype(np.float64)
@@ -114,16 +116,18 @@ def test_a_row_whose_lists_are_nearly_empty_gets_all_its_neighbours(sides):
 
 
 @needs_faiss
-def test_the_seed_decides_and_nothing_else(sides, found, tmp_path):
+def test_the_seed_decides_and_nothing_else(sides: Sides, found: FoundBothWays, tmp_path: Path) -> None:
     again = approximate_neighbours(*sides, K, settings=SETTINGS)
     for one, other in zip(found, again, strict=True):
         np.testing.assert_array_equal(one, other)
-    other = approximate_neighbours(*sides, K, settings=replace(SETTINGS, seed=1))
-    assert (other[1] != found[1]).any()
+    different = approximate_neighbours(*sides, K, settings=replace(SETTINGS, seed=1))
+    assert (different[1] != found[1]).any()
 
 
 @needs_faiss
-def test_a_second_call_uses_the_index_and_other_data_or_settings_are_refused(sides, folder, found, monkeypatch):
+def test_a_second_call_uses_the_index_and_other_data_or_settings_are_refused(
+    sides: Sides, folder: Path, found: FoundBothWays, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, y = sides
     monkeypatch.setattr(ivfpq, "_train", lambda *_: pytest.fail("trained again"))
     for one, other in zip(found, approximate_neighbours(x, y, K, settings=SETTINGS, folder=folder), strict=True):
@@ -140,7 +144,7 @@ def test_a_second_call_uses_the_index_and_other_data_or_settings_are_refused(sid
 
 @needs_faiss
 @pytest.mark.parametrize("name", ["y/part-00000.faiss", "xy/found-00001.npy"])
-def test_damaged_files_are_named(sides, folder, found, name):
+def test_damaged_files_are_named(sides: Sides, folder: Path, found: FoundBothWays, name: str) -> None:
     path = folder / name
     whole, state = path.read_bytes(), (folder / "xy" / "state.json").read_bytes()
     try:
@@ -155,7 +159,7 @@ def test_damaged_files_are_named(sides, folder, found, name):
 
 
 @needs_faiss
-def test_mining_with_it_gives_the_exact_scores_of_nearly_all_pairs_and_says_what_it_found(sides):
+def test_mining_with_it_gives_the_exact_scores_of_nearly_all_pairs_and_says_what_it_found(sides: Sides) -> None:
     exact, ours = (
         mine_report(source_vectors=sides[0], target_vectors=sides[1], retrieval="fwd", threshold=0.0, index=index)
         for index in ("exact", "ivfpq")
@@ -164,10 +168,11 @@ def test_mining_with_it_gives_the_exact_scores_of_nearly_all_pairs_and_says_what
     common = places[0].keys() & places[1].keys()
     assert len(common) > 0.9 * ROWS and all(places[0][pair] == places[1][pair] for pair in common)
     assert (exact.report.index, exact.report.recall) == ("exact", None)
-    assert ours.report.index == "ivfpq" and ours.report.recall.rows == 1000 and 0.9 < ours.report.recall.forward < 1
+    recall = ours.report.recall
+    assert ours.report.index == "ivfpq" and recall is not None and recall.rows == 1000 and 0.9 < recall.forward < 1
 
 
-def test_an_index_that_is_not_known(monkeypatch):
+def test_an_index_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"index='hnsw' is not known\. Type one of: exact, ivfpq"):
         mine(["a"], ["b"], index="hnsw")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -220,7 +225,7 @@ print(json.dumps({"kills": kills, "equal": bool(equal), "left": names("killed") 
 @pytest.mark.kill
 @needs_faiss
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_again_and_again_in_the_middle(tmp_path):
+def test_killed_again_and_again_in_the_middle(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -243,13 +248,13 @@ def test_killed_again_and_again_in_the_middle(tmp_path):
         ({"m": 2.0}, r"m=2.0 must be a whole number"),
     ],
 )
-def test_settings_that_cannot_be_used(sides, settings, message):
+def test_settings_that_cannot_be_used(sides: Sides, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         approximate_neighbours(*sides, K, settings=replace(SETTINGS, **settings))
 
 
 @needs_faiss
-def test_input_that_cannot_be_used(sides, tmp_path):
+def test_input_that_cannot_be_used(sides: Sides, tmp_path: Path) -> None:
     x, y = sides
     with pytest.raises(InputError, match=r"y has 9,000 rows, too few to train.*256 code words.*--index exact"):
         approximate_neighbours(x, y[:9000], K)
@@ -269,7 +274,7 @@ def test_input_that_cannot_be_used(sides, tmp_path):
         approximate_neighbours(x, y, K, settings=SETTINGS, folder=file)
 
 
-def test_without_faiss_the_pip_line_comes_first(monkeypatch):
+def test_without_faiss_the_pip_line_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"faiss is not installed.*\n    pip install 'mexma-rt\[faiss\]'"):
         approximate_neighbours(np.zeros((0, 0)), np.zeros((0, 0)), K)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +24,17 @@ from mexma_rt.knn.vector_files import VectorFiles
 ONE = Rates(exact_flops=1.0, faiss_flops=1.0, code_byte=0.0, component=0.0, sentences=1.0)
 
 
-def test_the_bytes_of_an_exact_search_are_those_that_it_reads(tmp_path, monkeypatch):
+def test_the_bytes_of_an_exact_search_are_those_that_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, dimensions, memory = 60_000, 16, 320_000_000
     for name in "xy":
         np.save(tmp_path / f"{name}.npy", np.random.default_rng(ord(name)).standard_normal((rows, dimensions), np.float32))
     read, real = [], VectorFiles._fill
-    monkeypatch.setattr(VectorFiles, "_fill", lambda self, block, *rest: (read.append(block.nbytes), real(self, block, *rest)))
+
+    def counted(self: VectorFiles, block: np.ndarray, *rest: Any) -> None:
+        read.append(block.nbytes)
+        real(self, block, *rest)
+
+    monkeypatch.setattr(VectorFiles, "_fill", counted)
     monkeypatch.setattr(pair_search, "absorb_blocks", lambda *blocks, **rest: 0)  # what is found does not matter here
     knn_files(tmp_path / "x.npy", tmp_path / "y.npy", tmp_path / "out", k=2, memory_bytes=memory)
     cost = costs.exact_cost(rows, rows, dimensions, 2, memory, ONE, apart=False)
@@ -38,7 +45,7 @@ def test_the_bytes_of_an_exact_search_are_those_that_it_reads(tmp_path, monkeypa
     assert cost.result_bytes == arrays
 
 
-def test_on_a_cluster_every_task_reads_its_two_blocks():
+def test_on_a_cluster_every_task_reads_its_two_blocks() -> None:
     plan = knnplan.make_plan(10**6, 10**6, 64, 4, 400_000_000)
     tasks = list(runs(plan, plan.pairs, 1))
     inner = plan.inner_blocks
@@ -50,13 +57,13 @@ def test_on_a_cluster_every_task_reads_its_two_blocks():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss is not installed: pip install 'mexma-rt[faiss]'")
-def test_the_bytes_of_an_index_are_those_on_the_disk(tmp_path):
+def test_the_bytes_of_an_index_are_those_on_the_disk(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((10_000, 8), np.float32)
     index = ivfpq.build(tmp_path, vectors, IvfPq(nlist=32, m=2), name="x", memory_bytes=1 << 30, advance=lambda rows: None)
     assert costs.index_bytes(10_000, 8, 32, 2, 1) == pytest.approx(index.disk_bytes, rel=0.02)
 
 
-def test_the_search_of_an_index_is_the_sum_of_its_three_works():
+def test_the_search_of_an_index_is_the_sum_of_its_three_works() -> None:
     settings = IvfPq(nlist=100, nprobe=10, candidates=7)
     rates = Rates(exact_flops=1.0, faiss_flops=2.0, code_byte=3.0, component=5.0, sentences=1.0)
     lists, codes, scores = 2 * 16 * 100 * 50 * 3 / 2, 50 * 4000 * 10 / 100 * 8 * 3, 50 * 3 * 7 * 16 * 5
@@ -67,7 +74,7 @@ def test_the_search_of_an_index_is_the_sum_of_its_three_works():
     )
 
 
-def test_the_command_plans_a_billion_and_divides_by_machines():
+def test_the_command_plans_a_billion_and_divides_by_machines() -> None:
     arguments = ["plan", "1000000000", "1000000000", "--memory=64GB", "--cores=8"]
     one, ten = (
         json.loads(CliRunner().invoke(main, [*arguments, f"--machines={number}", "--json"]).stdout) for number in (1, 10)
@@ -83,7 +90,7 @@ def test_the_command_plans_a_billion_and_divides_by_machines():
         assert double[way]["seconds"] == pytest.approx(one[way]["seconds"] / 2)
 
 
-def test_sizes_that_cannot_be_planned():
+def test_sizes_that_cannot_be_planned() -> None:
     result = CliRunner().invoke(main, ["plan", "5000", "5000"])
     assert result.exit_code == 0 and "ivfpq search: not possible: x has 5,000 rows, too few to train" in result.stdout
     result = CliRunner().invoke(main, ["plan", "1000000", "1000000", "--m=3"])

@@ -13,6 +13,7 @@ from mexma_rt import BackendError, InputError, MissingExtraError
 from mexma_rt.knn import blocks, gpu, gpu_vectors, search
 from mexma_rt.knn.blocks import Block, SearchDevice
 from mexma_rt.knn.exact import hashes_of, lengths, rounded, rounding, scan_error
+from mexma_rt.knn.gpu_arrays import CupyArrays, TorchArrays
 from mexma_rt.knn.gpu_copies import Staging
 from mexma_rt.knn.gpu_errors import explained
 from mexma_rt.knn.keys import EMPTY, neighbours_of
@@ -24,7 +25,7 @@ X, Y = unit_rows(RANDOM.standard_normal((500, 24))), unit_rows(RANDOM.standard_n
 
 def torch_arrays(precision: str = "float16", memory: int = 256 << 20) -> Any:
     pytest.importorskip("torch", reason="torch's CPU is the device")
-    return gpu.TorchArrays("cpu", precision, memory)
+    return TorchArrays("cpu", precision, memory)
 
 
 def device(
@@ -52,7 +53,7 @@ def assert_same(x: np.ndarray, y: np.ndarray, k: int, expected: tuple[np.ndarray
 def test_the_bytes_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch, kind: str, memory: int, prepared: bool) -> None:
     expected = mutual_neighbours(X, Y, 5)
     if kind == "numpy":
-        where = device((gpu.CupyArrays(np, memory=memory),), prepared=prepared)
+        where = device((CupyArrays(np, memory=memory),), prepared=prepared)
     elif kind == "bfloat16":
         where = device((torch_arrays("bfloat16", memory),), "bfloat16", prepared=prepared)
     else:
@@ -77,7 +78,7 @@ def scan_all(arrays: Any, x: Any, y: Any, k: int, x_floor: Any = None, y_floor: 
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
 @pytest.mark.parametrize("memory", [110_000, 1 << 28], ids=["small tiles", "one tile"])
 def test_scan_scores_are_the_best_of_the_rounded_product(kind: str, memory: int) -> None:
-    arrays = torch_arrays(memory=memory) if kind == "torch" else gpu.CupyArrays(np, memory=memory)
+    arrays = torch_arrays(memory=memory) if kind == "torch" else CupyArrays(np, memory=memory)
     by_x, by_y = scan_all(arrays, X, Y, 9)
     product = X.astype(np.float16).astype(np.float64) @ Y.astype(np.float16).astype(np.float64).T
     for keys, cells in ((by_x, product), (by_y, product.T)):
@@ -113,12 +114,13 @@ def best_of(product: np.ndarray) -> np.ndarray:
     return np.sort(product, axis=1)[:, -3].copy()
 
 
-class Watched(gpu.TorchArrays):
+class Watched(TorchArrays):
     """Counts the cells that are looked into, the axes of which maxima are taken, and what is sent."""
 
     def __init__(self, memory: int) -> None:
         super().__init__("cpu", memory=memory)
-        self.looked, self.axes, self.rows_sent = 0, [], 0
+        self.looked = self.rows_sent = 0
+        self.axes: list[int] = []
 
     def top(self, cells: Any, k: int) -> tuple[Any, Any]:
         self.looked += cells.numel()
@@ -200,7 +202,7 @@ def test_lengths_losses_and_hashes_of_a_device(kind: str) -> None:
     rows = (RANDOM.standard_normal((300, 40)) * 10.0 ** RANDOM.integers(-30, 4, (300, 1))).astype(np.float32)
     rows[7], rows[8], rows[9] = 0, 1e-42, 7e4  # nothing, the smallest numbers of float32, and beyond half precision
     precision = "bfloat16" if kind == "bfloat16" else "float16"
-    one = gpu.CupyArrays(np, memory=110_000) if kind == "numpy" else torch_arrays(precision, 110_000)
+    one = CupyArrays(np, memory=110_000) if kind == "numpy" else torch_arrays(precision, 110_000)
     found = gpu_vectors.prepare_on((one, one) if kind == "two devices" else (one,))(rows)
     assert found.sent.side < 150  # several pieces
     with np.errstate(invalid="ignore", over="ignore"):
@@ -213,7 +215,7 @@ def test_lengths_losses_and_hashes_of_a_device(kind: str) -> None:
 def test_cupys_top_is_a_sort() -> None:
     cells = RANDOM.integers(0, 9, (50, 37)).astype(np.float16)
     cells[3] = -np.inf
-    values, index = gpu.CupyArrays(np).top(cells, 7)
+    values, index = CupyArrays(np).top(cells, 7)
     np.testing.assert_array_equal(values, -np.sort(-cells, axis=1)[:, :7])
     np.testing.assert_array_equal(np.take_along_axis(cells, index, axis=1), values)
 
@@ -369,16 +371,16 @@ def test_which_device_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"device='gpu' is not known. Type one of: cpu, cuda, auto, or cuda:1 for one GPU"):
         mutual_neighbours(X, Y, 1, device="gpu")
     assert search.neighbours(X, Y, 1).device == "cpu"
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     found = search.neighbours(X, Y, 1, device="auto")
     assert (found.device, found.reason) == ("cpu", "torch is not installed, cupy is not installed")
     with pytest.raises(MissingExtraError, match="needs torch or cupy, but neither is installed"):
         mutual_neighbours(X, Y, 1, device="cuda")
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: name == "torch" or None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "torch" or None)
     monkeypatch.setattr(gpu, "_torch_devices", lambda: ())
     with pytest.raises(BackendError, match="device='cuda' cannot be used: torch sees no GPU, cupy is not installed"):
         mutual_neighbours(X, Y, 1, device="cuda")
-    monkeypatch.setattr(gpu, "_torch_devices", lambda: (gpu.CupyArrays(np),) * 2)
+    monkeypatch.setattr(gpu, "_torch_devices", lambda: (CupyArrays(np),) * 2)
     found = search.neighbours(X, Y, 3, device="auto")
     assert (found.device, found.reason, found.precision) == ("2 x cuda (torch)", "torch sees a GPU", "float16")
     np.testing.assert_array_equal(found.index_xy, mutual_neighbours(X, Y, 3)[1])

@@ -14,10 +14,10 @@ cosines = st.floats(-1, 1, width=32)
 
 
 def test_values_worked_out_by_hand() -> None:
-    # cosine 0.9, neighbour means 0.5 and 0.7: their mean is 0.6
-    assert margin_scores(np.array(0.9), 0.5, 0.7, "ratio") == pytest.approx(1.5)
-    assert margin_scores(np.array(0.9), 0.5, 0.7, "distance") == pytest.approx(0.3)
-    assert margin_scores(np.array(0.9), 0.5, 0.7, "absolute") == pytest.approx(0.9)
+    arguments = np.array(0.9), np.array(0.5), np.array(0.7)  # a cosine, and neighbour means whose mean is 0.6
+    assert margin_scores(*arguments, "ratio") == pytest.approx(1.5)
+    assert margin_scores(*arguments, "distance") == pytest.approx(0.3)
+    assert margin_scores(*arguments, "absolute") == pytest.approx(0.9)
 
 
 @given(cosine=cosines, x_mean=cosines, y_mean=cosines)

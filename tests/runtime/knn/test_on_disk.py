@@ -19,6 +19,7 @@ from mexma_rt.cli import main
 from mexma_rt.knn import on_disk as knnfiles
 from mexma_rt.knn import pair_search
 from mexma_rt.knn import plan as knnplan
+from mexma_rt.knn.blocks import absorb_blocks
 from mexma_rt.knn.on_disk import knn_files, open_neighbours
 from mexma_rt.knn.plan import make_plan
 from mexma_rt.knn.search import mutual_neighbours, unit_rows
@@ -163,7 +164,7 @@ def test_the_command_killed_while_it_works() -> None:
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after one block pair of nine."""
     small_blocks(monkeypatch)
-    real, calls = pair_search.absorb_blocks, []
+    real, calls = absorb_blocks, []
 
     def stops(*arguments: Any, **keywords: Any) -> int:
         calls.append(1)

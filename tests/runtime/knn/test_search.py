@@ -23,11 +23,11 @@ def brute_force(x: np.ndarray, y: np.ndarray, k: int) -> tuple[np.ndarray, np.nd
     return np.take_along_axis(similarity, index, axis=1), index
 
 
-def assert_exact(x: np.ndarray, y: np.ndarray, k: int, **keywords: int) -> None:
-    scores_xy, index_xy, scores_yx, index_yx = mutual_neighbours(x, y, k, **keywords)
+def assert_exact(x: np.ndarray, y: np.ndarray, k: int, *, memory_bytes: int = 256 << 20) -> None:
+    scores_xy, index_xy, scores_yx, index_yx = mutual_neighbours(x, y, k, memory_bytes=memory_bytes)
     for scores, index, (true_scores, true_index), alone in (
-        (scores_xy, index_xy, brute_force(x, y, k), nearest(x, y, k, **keywords)),
-        (scores_yx, index_yx, brute_force(y, x, k), nearest(y, x, k, **keywords)),
+        (scores_xy, index_xy, brute_force(x, y, k), nearest(x, y, k, memory_bytes=memory_bytes)),
+        (scores_yx, index_yx, brute_force(y, x, k), nearest(y, x, k, memory_bytes=memory_bytes)),
     ):
         np.testing.assert_array_equal(scores, alone[0])  # one direction: the same bits
         np.testing.assert_array_equal(index, alone[1])

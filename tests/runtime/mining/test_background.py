@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_file_and_score_pairs(tmp_path: Path) -> None:
     assert (read.k, read.model) == (3, "m")
     new_src, new_tgt, new_x, new_y = bitext(4)
     expected = around.scores(new_src, new_tgt, new_x, new_y)
-    vectors = {"source_vectors": new_x, "target_vectors": new_y}
+    vectors: dict[str, Any] = {"source_vectors": new_x, "target_vectors": new_y}
     np.testing.assert_allclose(
         score_pairs(new_src, new_tgt, **vectors, k=3, background=tmp_path / "b.npz"), expected, rtol=1e-6
     )
@@ -71,7 +72,7 @@ def test_file_and_score_pairs(tmp_path: Path) -> None:
         score_pairs(new_src, new_tgt, **vectors, background=read)
     with pytest.raises(InputError, match="pass src and tgt as well as the vectors"):
         score_pairs(**vectors, k=3, background=read)
-    encoder = SimpleNamespace(embed=lambda texts, progress: new_x)
+    encoder: Any = SimpleNamespace(embed=lambda texts, progress: new_x)
     with pytest.raises(InputError, match="another value of the model: 'm' then, 'SimpleNamespace' now"):
         score_pairs(new_src, new_tgt, encoder=encoder, k=3, background=read)
 

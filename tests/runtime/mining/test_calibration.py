@@ -28,7 +28,7 @@ class Lines:
     def __init__(self, noise: float, dimensions: int = 32) -> None:
         self.noise, self.dimensions = noise, dimensions
 
-    def embed(self, texts, *, progress=None):
+    def embed(self, texts: list[str], *, progress: bool | None = None) -> np.ndarray:
         rows = []
         for text in texts:
             language, number = text.split()
@@ -109,7 +109,7 @@ def test_lines_that_cannot_be_told_apart_are_left_out() -> None:
         ("x 1", ["y 1"], "str"),
     ],
 )
-def test_samples_that_give_no_threshold_are_refused(source, target, message: str) -> None:
+def test_samples_that_give_no_threshold_are_refused(source: list[str], target: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         calibrate(source, target, encoder=Lines(noise=0.3))
 
@@ -177,7 +177,7 @@ def test_a_read_only_bundle_is_copied(bundle: Path, monkeypatch: pytest.MonkeyPa
         ({"ratio": 1.1, "distance": 0.1, "absolute": 0.5, "k": 4}, "without the whole numbers k, pairs, seed"),
     ],
 )
-def test_a_manifest_with_other_thresholds_is_refused(entry, message: str, bundle: Path) -> None:
+def test_a_manifest_with_other_thresholds_is_refused(entry: object, message: str, bundle: Path) -> None:
     content = json.loads((bundle / "mexma.json").read_text())
     (bundle / "mexma.json").write_text(json.dumps(content | {"thresholds": entry}))
     with pytest.raises(mexma_rt.BundleError, match=message):
@@ -211,4 +211,5 @@ def test_whose_thresholds_are_taken(bundle: Path) -> None:
     assert shipped.own and shipped.warning("ratio") is None
     assert thresholds_of(None).own
     stranger = thresholds_of(Lines(noise=1))
-    assert not stranger.own and "not for this encoder, whose" in stranger.warning("distance").message
+    warning = stranger.warning("distance")
+    assert not stranger.own and warning is not None and "not for this encoder, whose" in warning.message

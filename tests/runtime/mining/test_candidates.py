@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_matching_is_the_same_for_every_capacity(values: list[tuple[float, int, 
 @pytest.mark.parametrize("retrieval", ["max", "intersect", "fwd", "bwd", "knn"])
 def test_pairs_do_not_depend_on_block_or_sort_memory(retrieval: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = sides(0, 50, 40)
-    everything = {"margin": "ratio", "k": 4, "retrieval": retrieval, "threshold": -np.inf}
+    everything: dict[str, Any] = {"margin": "ratio", "k": 4, "retrieval": retrieval, "threshold": -np.inf}
     expected = mine(source_vectors=x, target_vectors=y, **everything)
     assert len(expected) > 15
     monkeypatch.setattr(candidates, "SCORED_ROWS", 7)

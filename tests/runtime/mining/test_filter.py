@@ -142,7 +142,7 @@ def test_a_given_background_and_comparable_chunks(stub: Stub) -> None:
         result = CliRunner().invoke(main, ["score", "s.txt", "t.txt", "--background", "b.npz"])
         assert result.exit_code == 0, result.output
         scores += [line.split("\t")[0] for line in result.stdout.splitlines()[1:]]
-    np.testing.assert_allclose(np.float64(scores), np.float64(whole), atol=2e-6)
+    np.testing.assert_allclose(np.array(scores, float), np.array(whole, float), atol=2e-6)
     write(pairs())
     report = filter_bitext(lambda: stub, "s.txt", "t.txt", "k.tsv", background="b.npz")  # type: ignore[arg-type, return-value]
     assert report.background == 40 and report.dropped["score"] == 2

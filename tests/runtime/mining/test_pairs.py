@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -109,7 +111,7 @@ def test_unify_takes_first_occurrences_and_blank_lines_are_never_paired() -> Non
     pairs = mine(TEXTS, TEXTS, source_vectors=VECTORS, target_vectors=VECTORS, k=2, threshold=-np.inf)
     assert sorted((p.source_index, p.target_index) for p in pairs) == [(0, 0), (1, 1), (3, 3), (5, 5)]
     assert sorted((p.source, p.target) for p in pairs) == [(t, t) for t in ("alpha", "beta", "delta", "gamma")]
-    vectors = {"source_vectors": VECTORS, "target_vectors": VECTORS}
+    vectors: dict[str, Any] = {"source_vectors": VECTORS, "target_vectors": VECTORS}
     pairs = mine(TEXTS, TEXTS, **vectors, k=2, retrieval="fwd", threshold=-np.inf, unify=False)
     assert {p.source_index for p in pairs} == {0, 1, 2, 3, 5, 6}
 
@@ -130,7 +132,7 @@ class LookUp:
     def __init__(self, texts: list[str], vectors: np.ndarray) -> None:
         self.table, self.calls = dict(zip(texts, vectors, strict=True)), 0
 
-    def embed(self, texts: list[str], progress: bool | None = None) -> np.ndarray:
+    def embed(self, texts: list[str], *, progress: bool | None = None) -> np.ndarray:
         self.calls += 1
         return np.stack([self.table[text] for text in texts])
 
@@ -171,7 +173,7 @@ def test_score_pairs_agrees_with_mine_in_spite_of_repeated_and_blank_lines() -> 
     rows = [0, 1, 2, 2, 2, 3, 4, 5, 6, 0, 7]
     src, tgt = [f"s{i}" for i in rows], [f"t{i}" for i in rows]
     src[5] = tgt[7] = " "
-    vectors = {"source_vectors": x[rows], "target_vectors": y[rows]}
+    vectors: dict[str, Any] = {"source_vectors": x[rows], "target_vectors": y[rows]}
     scores = score_pairs(src, tgt, **vectors)
     assert (scores[[5, 7]] == -np.inf).all() and np.isfinite(np.delete(scores, [5, 7])).all()
     assert scores[2] == scores[3] == scores[4] and scores[0] == scores[9]
