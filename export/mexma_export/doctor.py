@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from mexma_export.bundle import installed_version
 from mexma_export.graph_format import GRAPHS
 from mexma_rt.backends.nvidia import MODULES, device_sm, load_cuda, load_library
-from mexma_rt.backends.onnxruntime import CUDA, KEEP_GPU
+from mexma_rt.backends.onnxruntime import CUDA
+from mexma_rt.backends.onnxruntime_packages import keep_gpu, whole_onnxruntime
 from mexma_rt.errors import BackendError, MexmaError, require_extra
 
 PACKAGES = ["mexma-rt", "torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"]
@@ -124,12 +125,10 @@ def _build_engine(engine: str) -> str:
 
 
 def _run_onnxruntime(provider: str) -> str:
-    from mexma_rt.backends.quiet import import_onnxruntime
-
-    onnxruntime = import_onnxruntime()
+    onnxruntime = whole_onnxruntime()
     where = "cuda" if provider == CUDA else "cpu"
     available = onnxruntime.get_available_providers()
-    remedy = f"\nType:\n    {KEEP_GPU}\n(onnxruntime and onnxruntime-gpu overwrite each other: only the second may stay)"
+    remedy = f"\nType:\n    {keep_gpu()}\n(onnxruntime and onnxruntime-gpu overwrite each other: only the second may stay)"
     if provider not in available:
         raise BackendError(f"the installed onnxruntime has {', '.join(available)} only.{remedy if where == 'cuda' else ''}")
     if where == "cuda":

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
 import warnings
-from pathlib import Path
 
 import numpy as np
 
 from mexma_rt.backends import Backend
 from mexma_rt.backends.external import check_external_files
 from mexma_rt.backends.nvidia import gpu_number
-from mexma_rt.backends.quiet import import_onnxruntime
+from mexma_rt.backends.onnxruntime_packages import clash_of_packages, keep_gpu, whole_onnxruntime
 from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, SENTENCE, TOKENS
 from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.bundle.structure import built_graph
@@ -38,7 +36,7 @@ class OnnxRuntime(Backend):
     def __init__(self, bundle: Bundle, *, device: str, precision: str, threads: int | None, reason: str) -> None:
         if threads is not None and (type(threads) is not int or threads < 1):
             raise InputError(f"threads={threads!r} must be a whole number of at least 1, or None for all usable cores.")
-        onnxruntime = import_onnxruntime()
+        onnxruntime = whole_onnxruntime()
         self.device, self.precision, self.reason = device, precision, reason + _warn_of_clash()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # fatal only: errors reach the caller as exceptions
@@ -66,7 +64,7 @@ class OnnxRuntime(Backend):
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BackendError(f"onnxruntime {onnxruntime.__version__} cannot open {path} on {device}: {error}") from error
         if device != "cpu" and self._session.get_providers()[0] != CUDA:
-            raise BackendError(f"onnxruntime could not start CUDA: no GPU, no driver, or a library is missing.{_PIP}")
+            raise BackendError(f"onnxruntime could not start CUDA: no GPU, no driver, or a library is missing.{_remedy()}")
         self._has_switch = SWITCH in [value.name for value in self._session.get_overridable_initializers()]
         dimensions = {output.name: output.shape[-1] for output in self._session.get_outputs()}.get(SENTENCE)
         if dimensions != bundle.dimensions:
@@ -101,57 +99,27 @@ class OnnxRuntime(Backend):
         return found
 
 
-# Both are uninstalled first: they write the same files, so uninstalling one deletes the other's. From 1.28 on,
-# onnxruntime-gpu needs Python 3.11 and CUDA 13; the last one for Python 3.10 is 1.23, for CUDA 12.
-KEEP_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'onnxruntime-gpu[cuda,cudnn]'"
-KEEP_CPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime"
-_PIP = (
-    f"\nType:\n    pip install 'mexma-rt[cuda]'\nfor the torch back end, alongside this onnxruntime; or, to run onnxruntime "
-    f"itself on CUDA:\n    {KEEP_GPU}\n(pip will complain that mexma-rt lacks onnxruntime: onnxruntime-gpu replaces it, and "
-    "only one can be installed, because they overwrite each other); or type device='cpu' or 'auto'."
-)
+def _remedy() -> str:
+    return (
+        "\nType:\n    pip install 'mexma-rt[cuda]'\nfor the torch back end, alongside this onnxruntime; or, to run onnxruntime "
+        f"itself on CUDA:\n    {keep_gpu()}\n(pip will complain that mexma-rt lacks onnxruntime: onnxruntime-gpu replaces it, "
+        "and only one can be installed, because they overwrite each other); or type device='cpu' or 'auto'."
+    )
 
 
 def _require_cuda_provider(available: list[str]) -> None:
     if CUDA not in available:
-        raise BackendError(f"The installed onnxruntime has no CUDA (it has {', '.join(available)}).{_PIP}")
+        raise BackendError(f"The installed onnxruntime has no CUDA (it has {', '.join(available)}).{_remedy()}")
 
 
 def _load_cuda_libraries() -> None:
     """Load CUDA and cuDNN from their pip packages, or raise BackendError with what onnxruntime reports missing."""
-    onnxruntime = import_onnxruntime()
+    onnxruntime = whole_onnxruntime()
     said = io.StringIO()
     with contextlib.redirect_stdout(said):  # it prints; a library must not
         getattr(onnxruntime, "preload_dlls", lambda: None)()  # since onnxruntime 1.21
     if "Failed to load" in said.getvalue():  # opening a session would fail too, and fill stderr
-        raise BackendError(f"onnxruntime cannot find some CUDA libraries.{_PIP}\n{said.getvalue()}")
-
-
-def clash_of_packages() -> str:
-    """Explain what is wrong if both onnxruntime and onnxruntime-gpu are installed, with commands to repair it; else "".
-
-    They share a folder and overwrite each other; the sizes in each one's RECORD tell whose files are on the disk.
-    """
-    installed: dict[str, importlib.metadata.Distribution] = {}
-    for name in ("onnxruntime", "onnxruntime-gpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            installed[name] = importlib.metadata.distribution(name)
-    if len(installed) < 2:
-        return ""
-    whole = [name for name, distribution in installed.items() if _files_are_those_of(distribution)]
-    found = f"the files on the disk are those of {' and '.join(whole)}" if whole else "the files on the disk are a mixture"
-    both = " and ".join(f"{name} {distribution.version}" for name, distribution in installed.items())
-    return (
-        f"{both} are both installed and overwrite each other: {found}. Keep one. Type, for a GPU:\n    {KEEP_GPU}\n"
-        f"or, for the CPU:\n    {KEEP_CPU}"
-    )
-
-
-def _files_are_those_of(distribution: importlib.metadata.Distribution) -> bool:
-    """Whether the libraries and build notes listed in a RECORD are on the disk with the same sizes."""
-    listed = [file for file in distribution.files or () if file.parts[:2] == ("onnxruntime", "capi")]
-    sized = [(Path(str(distribution.locate_file(file))), file.size) for file in listed if file.size is not None]
-    return bool(sized) and all(path.is_file() and path.stat().st_size == size for path, size in sized)
+        raise BackendError(f"onnxruntime cannot find some CUDA libraries.{_remedy()}\n{said.getvalue()}")
 
 
 def _warn_of_clash() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import time
+import warnings
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +30,7 @@ def doctor(as_json: bool, **options: Any) -> None:
     import mexma_rt
     from mexma_rt import BackendError
     from mexma_rt.backends import describe_choices
-    from mexma_rt.backends.onnxruntime import clash_of_packages
+    from mexma_rt.backends.onnxruntime_packages import clash_of_packages
     from mexma_rt.embedding.proof import prove
 
     batch_tokens = options.pop("batch_tokens")
@@ -44,6 +45,7 @@ def doctor(as_json: bool, **options: Any) -> None:
     clash = clash_of_packages()
     if clash and not as_json:
         click.echo(clash)
+        warnings.filterwarnings("ignore", message=re.escape(clash))  # loading warns of it too
 
     started = time.perf_counter()
     encoder = mexma_rt.load(**options)

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnxruntime
@@ -16,6 +17,7 @@ import pytest
 
 from mexma_rt import BackendError, BundleError, InputError, load
 from mexma_rt.backends import GPU_RUN_CELLS, describe_choices, open_backend
+from mexma_rt.backends.onnxruntime_packages import clash_of_packages
 from mexma_rt.bundle.opening import open_bundle
 from mexma_rt.cores import _quota, usable_cores
 
@@ -183,13 +185,14 @@ def test_on_cuda_auto_takes_a_graph_made_for_it(bundle, monkeypatch):
     assert backend.reason == "auto: CUDA works here; fp32 is the bundle's fastest graph for GPUs"
 
 
-def fake_wheel(site, name, version, size):
+def fake_wheel(site, name, version, size, installer="pip"):
     """A distribution as pip leaves it: its files, written over those of another one, and the RECORD with their sizes."""
     (site / "onnxruntime/capi").mkdir(parents=True, exist_ok=True)
     (site / "onnxruntime/capi/state.so").write_bytes(b"x" * size)
     folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (folder / "INSTALLER").write_text(f"{installer}\n")
     (folder / "RECORD").write_text(f"onnxruntime/capi/state.so,sha256=x,{size}\n{folder.name}/RECORD,,\n")
 
 
@@ -213,6 +216,30 @@ def test_both_onnxruntimes_installed_is_said_loudly_with_the_repair(bundle, monk
         backend = open_backend(bundle, device="cpu")
     both = "onnxruntime 1.2 and onnxruntime-gpu 1.2 are both installed and overwrite each other"
     assert f"note: {both}: the files on the disk are {found}. Keep one." in backend.reason
+
+
+def test_in_an_environment_of_uv_the_repair_is_uvs(monkeypatch, tmp_path):
+    """There `pip` is that of another Python, which it would change instead."""
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        fake_wheel(tmp_path, name, "1.2", 5, "uv")
+    here = {d.metadata["Name"]: d for d in importlib.metadata.distributions(path=[str(tmp_path)])}
+    monkeypatch.setattr(importlib.metadata, "distribution", here.__getitem__)
+    assert clash_of_packages().endswith(
+        "Type, for a GPU:\n    uv pip uninstall onnxruntime onnxruntime-gpu && uv pip install 'onnxruntime-gpu[cuda,cudnn]'\n"
+        "or, for the CPU:\n    uv pip uninstall onnxruntime onnxruntime-gpu && uv pip install onnxruntime"
+    )
+
+
+def test_what_uninstalling_one_of_two_onnxruntimes_leaves_says_what_to_type(bundle, monkeypatch):
+    """The other's files went with it, and a folder without them imports as an empty module."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    words = (
+        r"onnxruntime does not load: .*no attribute 'InferenceSession'.*uninstalling one of them deletes the other's\. Type:\n"
+    )
+    with pytest.raises(
+        BackendError, match=words + "    pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime\n"
+    ):
+        open_backend(bundle)
 
 
 def test_no_extra_brings_a_second_onnxruntime():
