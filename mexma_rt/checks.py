@@ -10,6 +10,8 @@ import numpy as np
 
 from mexma_rt.errors import InputError
 
+IN_MEMORY = ("pandas", "polars", "pyarrow", "datasets", "numpy")  # whose columns can be looked into at no cost
+
 
 def check_texts(texts: Iterable[str], name: str = "texts") -> list[str]:
     """Return the texts as a list, or raise InputError saying what is wrong, at which index, and what to type.
@@ -54,6 +56,8 @@ def text_items(texts: Iterable[Any], name: str) -> list[Any]:
     if isinstance(texts, os.PathLike):
         line = f"{name}.read_text(encoding='utf-8').split('\\n')"
         raise InputError(f"{name} is a path, but a list of sentences is needed. For the lines of its file, type {line}.")
+    if read := next((read for read in ("to_table", "read_row_groups") if hasattr(type(texts), read)), None):
+        raise InputError(_unread_message(texts, name, "to_table" if read == "to_table" else "read"))
     if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Iterable):
         raise InputError(f"{name} is of type {type(texts).__name__}, but a list of sentences (str) is needed.")
     if type(texts).__module__.partition(".")[0] == "pyarrow" and hasattr(texts, "to_pylist"):
@@ -72,10 +76,10 @@ def _not_a_string(name: str, index: int, item: object) -> str:
     if isinstance(item, (bytes, bytearray)):
         return f"{message} Type item.decode('utf-8')."
     if isinstance(item, Mapping) and item:
-        key = next(iter(item))
-        return f"{message} These are rows of a table with the columns {_listed(item)}: type [row[{key!r}] for row in {name}]."
+        keys = "".join(f"[{key!r}]" for key in _path_to_text(item))
+        return f"{message} These are rows of a table with the columns {_listed(item)}: type [row{keys} for row in {name}]."
     if columns := columns_of(item):  # chunks of a table, as from read_csv(chunksize=) and Arrow's readers
-        line = f"[text for table in {name} for text in table[{columns[0]!r}]]"
+        line = f"[text for table in {name} for text in table[{_text_column(item, columns)!r}]]"
         return f"{message} These are tables with the columns {_listed(columns)}: type {line}."
     fields = getattr(item, "_fields", ())  # a named tuple's, as from DataFrame.itertuples
     if (texts := [place for place in range(len(item)) if isinstance(item[place], str)] if _is_row(item) else []) and fields:
@@ -83,6 +87,17 @@ def _not_a_string(name: str, index: int, item: object) -> str:
     if texts:
         return f"{message} If these are rows with the text in one column, type [row[{texts[0]}] for row in {name}]."
     return message
+
+
+def _path_to_text(row: Mapping[Any, Any]) -> list[Any]:
+    """Return the keys that lead to a row's first text, which may be in an inner mapping; the first key if there is none."""
+    for key, value in row.items():
+        if isinstance(value, str):
+            return [key]
+    for key, value in row.items():
+        if isinstance(value, Mapping) and value:
+            return [key, *_path_to_text(value)]
+    return [next(iter(row))]
 
 
 def _is_row(item: object) -> TypeGuard[Sequence[object]]:
@@ -128,8 +143,11 @@ def _table_message(texts: Any, columns: list[Any], name: str) -> str:
     kind, module = type(texts).__name__, type(texts).__module__.partition(".")[0]
     what = f"{name} is a {kind}" + (f" of {module}" if module not in ("builtins", "collections") else "")
     if isinstance(texts, Mapping) and columns and columns_of(texts[columns[0]]) is not None:  # a data set's splits
-        inner = columns_of(texts[columns[0]]) or ["NAME"]
-        line = f"{name}[{columns[0]!r}][{inner[0]!r}]"
+        first = texts[columns[0]]
+        inner = columns_of(first) or ["NAME"]
+        line = f"{name}[{columns[0]!r}][{_text_column(first, inner)!r}]"
+        if isinstance(first, Mapping) and isinstance(first.get(inner[0]), str):  # as from DataFrame.to_dict()
+            line = f"list({name}[{columns[0]!r}].values())"
         return f"{what} of tables, but a list of sentences is needed. Pass one column of one of them, such as {line}."
     if isinstance(texts, Mapping) and (
         not columns or isinstance(texts[columns[0]], (str, int, float))
@@ -137,7 +155,7 @@ def _table_message(texts: Any, columns: list[Any], name: str) -> str:
         line = f"list({name}.values())" if columns and isinstance(texts[columns[0]], str) else f"list({name})"
         return f"{what}, but a list of sentences is needed. Type {line}."
     start = f"{what} with the columns {_listed(columns)}" if columns else what
-    column = repr(columns[0]) if columns else "'NAME'"
+    column = repr(_text_column(texts, columns)) if columns else "'NAME'"
     line = f"{name}[{column}]"
     if hasattr(type(texts), "collect_schema") and hasattr(type(texts), "collect"):
         line = f"{name}.collect()[{column}]"
@@ -146,6 +164,27 @@ def _table_message(texts: Any, columns: list[Any], name: str) -> str:
     return (
         f"{start}, but a list of sentences is needed. Pass the column that holds the text. Type {line}"
         f"{' (or another column)' if len(columns) > 1 else ''}."
+    )
+
+
+def _text_column(table: Any, columns: list[Any]) -> Any:
+    """Return the first column of a table in memory whose first item is a text; of other tables, the first column."""
+    if isinstance(table, Mapping) or type(table).__module__.partition(".")[0] in IN_MEMORY:
+        for column in columns[:100]:
+            try:
+                first = next(iter(table[column]), None)
+            except Exception:  # of any library: a lazy table, a column name that occurs twice
+                continue
+            if not isinstance(table[column], str) and isinstance(_python_value(first), str):
+                return column
+    return columns[0]
+
+
+def _unread_message(texts: Any, name: str, read: str) -> str:
+    columns = getattr(getattr(texts, "schema", None), "names", None) or ["NAME"]
+    return (
+        f"{name} is a {type(texts).__name__} of {type(texts).__module__.partition('.')[0]}, but a list of sentences is needed. "
+        f"Read it, and pass the column that holds the text. Type {name}.{read}()[{columns[0]!r}] (or another column)."
     )
 
 

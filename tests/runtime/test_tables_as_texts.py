@@ -18,6 +18,7 @@ from mexma_rt import InputError
 from mexma_rt.checks import check_texts
 
 ROWS = {"text": ["un chat", "deux chiens", "trois"], "label": [1, 2, 3]}
+NUMBERED = {"id": [7, 8, 9], **ROWS}
 TEXTS = ROWS["text"]
 
 
@@ -25,6 +26,12 @@ def sqlite_rows(sqlite3: Any) -> Any:
     connection = sqlite3.connect(":memory:")
     connection.row_factory = sqlite3.Row
     return connection.execute("select 7 as id, 'un chat' as text")
+
+
+def parquet_file(pq: Any) -> Any:
+    stream = io.BytesIO()
+    pq.write_table(pytest.importorskip("pyarrow").table(ROWS), stream)
+    return pq.ParquetFile(stream)
 
 
 class Row:
@@ -76,6 +83,35 @@ TABLES: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     ),
     "empty-dict": ("builtins", lambda _: {}, "texts is a dict, but a list of sentences is needed."),
     "rows": ("builtins", lambda _: [{"text": "a"}], "columns text: type [row['text'] for row in texts]."),
+    "rows-with-a-number": ("builtins", lambda _: [{"id": 7, "text": "a"}], "type [row['text'] for row in texts]."),
+    "rows-of-a-translation": (
+        "builtins",
+        lambda _: [{"id": 7, "translation": {"fr": "a", "en": "b"}}],
+        "type [row['translation']['fr'] for row in texts].",
+    ),
+    "dict-of-dicts": ("pandas", lambda pd: pd.DataFrame(ROWS).to_dict(), "such as list(texts['text'].values())."),
+    "dict-with-a-number": ("builtins", lambda _: NUMBERED, "Type texts['text'] (or another column)."),
+    "pandas-with-a-number": ("pandas", lambda pd: pd.DataFrame(NUMBERED), "Type texts['text'] (or another column)."),
+    "pandas-same-names": ("pandas", lambda pd: pd.DataFrame([[1, "a"]], columns=["t", "t"]), "Type texts['t'] (or another"),
+    "polars-with-a-number": ("polars", lambda pl: pl.DataFrame(NUMBERED), "Type texts['text'] (or another column)."),
+    "arrow-with-a-number": ("pyarrow", lambda pa: pa.table(NUMBERED), "Type texts['text'] (or another column)."),
+    "datasets-with-a-number": (
+        "datasets",
+        lambda ds: ds.Dataset.from_dict(NUMBERED),
+        "Type texts['text'] (or another column).",
+    ),
+    "splits-with-a-number": (
+        "datasets",
+        lambda ds: ds.DatasetDict({"train": ds.Dataset.from_dict(NUMBERED)}),
+        "such as texts['train']['text'].",
+    ),
+    "arrow-dataset": (
+        "pyarrow.dataset",
+        lambda dataset: dataset.dataset(pytest.importorskip("pyarrow").table(ROWS)),
+        "is a InMemoryDataset of pyarrow, but a list of sentences is needed. Read it, and pass the column that holds the text. "
+        "Type texts.to_table()['text'] (or another column).",
+    ),
+    "parquet-file": ("pyarrow.parquet", lambda pq: parquet_file(pq), "Type texts.read()['text'] (or another column)."),
     "pandas-chunks": (
         "pandas",
         lambda pd: pd.read_csv(io.StringIO("text,label\nun chat,1\ntrois,3\n"), chunksize=1),
@@ -147,6 +183,18 @@ def made(library: str, make: Callable[[Any], Any]) -> Any:
 def test_a_table_is_refused_with_the_line_to_type(library, make, message):
     with pytest.raises(InputError, match=re.escape(message)):
         check_texts(made(library, make))
+
+
+NO_TEXTS_BY_THAT_LINE = {"path", "empty-dict", "pandas-wide", "pandas-same-names"}
+
+
+@pytest.mark.parametrize("case", sorted(TABLES.keys() - NO_TEXTS_BY_THAT_LINE))
+def test_the_line_can_be_typed_and_gives_sentences(case):
+    library, make, _ = TABLES[case]
+    with pytest.raises(InputError) as caught:
+        check_texts(made(library, make))
+    if found := re.match(r".*(?<!of )(?:[Tt]ype|such as) (\S.*?)(?: \(or another column\))?\.$", str(caught.value)):
+        assert check_texts(eval(found[1], {"texts": made(library, make)}))
 
 
 @pytest.mark.parametrize(("library", "make"), COLUMNS.values(), ids=COLUMNS.keys())
