@@ -154,8 +154,8 @@ def cuda_runtime(device: Device) -> Any:
     def choose(gpu: int) -> None:
         device.current = gpu
 
-    anywhere = ("cudaGetDevice", "cudaSetDevice", "cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaGraphExecDestroy")
-    anywhere = (*anywhere, "cudaEventDestroy")
+    anywhere = {"cudaGetDevice", "cudaSetDevice", "cudaFree", "cudaFreeHost"}
+    anywhere |= {"cudaStreamDestroy", "cudaGraphExecDestroy", "cudaEventDestroy"}
     giving = ("cudaMemcpyAsync", "cudaGraphLaunch", "cudaEventRecord")
     streams = iter(range(7, 100))
     work: dict[str, Callable[..., Any]] = {
@@ -206,7 +206,8 @@ def library(device: Device, name: str, version: str, profiles: list[tuple[int, i
             self.profile: int | None = None
             self.shapes: dict[str, tuple[int, int]] = {}
             self.addresses: dict[str, int] = {}
-            self.kernels, self.memory, self.ran = kernels, 0, None
+            self.kernels, self.memory = kernels, 0
+            self.ran: tuple[int, int] | None = None
 
         def allowed(self, name: str) -> bool:
             if name in device.refuse:

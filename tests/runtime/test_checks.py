@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,12 +24,12 @@ from mexma_rt.checks import check_texts
     ],
     ids=["list", "tuple", "generator", "numpy", "numpy-object", "keys"],
 )
-def test_ordered_iterables_of_str_are_accepted(texts):
+def test_ordered_iterables_of_str_are_accepted(texts: Any) -> None:
     assert check_texts(texts) == ["a", "b"]
 
 
 @pytest.mark.parametrize("texts", [[], ["", " \t\n"], ["nul\0byte"], ["a" * 1_000_000], ["\n" * 100_000], ["é€𝄞"]])
-def test_unusual_texts_are_texts(texts):
+def test_unusual_texts_are_texts(texts: Any) -> None:
     assert check_texts(texts) == texts
 
 
@@ -56,16 +57,16 @@ def test_unusual_texts_are_texts(texts):
         ),
     ],
 )
-def test_anything_else_is_named(texts, message):
+def test_anything_else_is_named(texts: Any, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         check_texts(texts)
 
 
-def test_the_repair_of_surrogates_that_the_message_offers_works():
+def test_the_repair_of_surrogates_that_the_message_offers_works() -> None:
     repaired = "ab\ud800c".encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     assert check_texts([repaired]) == ["ab\ufffdc"]
 
 
-def test_the_argument_is_named_as_the_caller_names_it():
+def test_the_argument_is_named_as_the_caller_names_it() -> None:
     with pytest.raises(InputError, match=r"^src\[0\] is of type int"):
-        check_texts([1], "src")
+        check_texts([1], "src")  # type: ignore[list-item]

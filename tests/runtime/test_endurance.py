@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_sixteen_threads_a_thousand_calls_each(encoder: mexma_rt.Encoder, throug
 
 # --- any text -----------------------------------------------------------------------------------------------------------
 
-CATEGORIES = ("Cc", "Cf", "Cn", "Co", "Cs", "Lm", "Lo", "Lu", "Mc", "Me", "Mn", "Nd", "Po", "Sk", "So", "Zl", "Zp", "Zs")
+CATEGORIES: Any = ("Cc", "Cf", "Cn", "Co", "Cs", "Lm", "Lo", "Lu", "Mc", "Me", "Mn", "Nd", "Po", "Sk", "So", "Zl", "Zp", "Zs")
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f"
 EMOJI = ["👩‍👩‍👧‍👦", "🏳️‍🌈", "🇺🇳", "👍🏽", "\u200d", "\ufe0f", "\ufffd", "\ufeff", "\0", "\x1b[31m", "\r\n", "e" + "\u0301" * 40]
 ANY = st.one_of(

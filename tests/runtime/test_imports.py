@@ -16,7 +16,7 @@ EXPORT = ROOT / "export" / "mexma_export"
 TRAIN = ROOT / "train" / "mexma_train"
 
 
-def imported(file):
+def imported(file: Path) -> set[str]:
     """Top-level names of every import in a file, wherever it stands (also `import_module("...")` of a literal)."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -40,7 +40,7 @@ def imported(file):
     ],
     ids=["runtime", "export", "train"],
 )
-def test_the_seams_hold(package, forbidden):
+def test_the_seams_hold(package: Path, forbidden: set[str]) -> None:
     files = sorted(package.rglob("*.py"))
     assert files
     # Modules that are loaded only where torch was asked for, or a GPU where cupy will do as well.
@@ -52,20 +52,20 @@ def test_the_seams_hold(package, forbidden):
     assert broken == {}
 
 
-def test_the_check_of_imports_can_fail(tmp_path):
+def test_the_check_of_imports_can_fail(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text("def f():\n    import torch.nn\n    from transformers.x import y\n    import_module('onnx.z')\n")
     assert imported(file) == {"torch", "transformers", "onnx"}
 
 
-def run(code, *arguments):
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     return result
 
 
-def test_import_loads_no_library():
+def test_import_loads_no_library() -> None:
     code = "import sys, json, mexma_rt; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     loaded = set(json.loads(run(code).stdout))
     heavy = {"numpy", "onnxruntime", "tokenizers", "huggingface_hub", "click", "tqdm", "torch", "transformers", "matplotlib"}
@@ -92,12 +92,14 @@ assert threading.active_count() == 1
 """
 
 
-def test_a_session_uses_no_network_changes_nothing_and_says_nothing(tiny_bundle):
+def test_a_session_uses_no_network_changes_nothing_and_says_nothing(tiny_bundle: Path) -> None:
     result = run(SESSION, str(tiny_bundle))
     assert (result.stdout, result.stderr) == ("", "")
 
 
-def test_onnxruntime_keeps_no_device_id_and_reports_nothing(tiny_bundle, tmp_path, monkeypatch):
+def test_onnxruntime_keeps_no_device_id_and_reports_nothing(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in (
         "CI",
         "ORT_DISABLE_TELEMETRY",
@@ -110,6 +112,6 @@ def test_onnxruntime_keeps_no_device_id_and_reports_nothing(tiny_bundle, tmp_pat
     assert list(tmp_path.iterdir()) == []  # a plain `import onnxruntime` of 1.29 and later makes .cache/Microsoft here
 
 
-def test_the_hub_client_is_loaded_only_for_a_hub_name(tiny_bundle):
+def test_the_hub_client_is_loaded_only_for_a_hub_name(tiny_bundle: Path) -> None:
     code = "import sys, mexma_rt; mexma_rt.load(sys.argv[1]); print('huggingface_hub.file_download' in sys.modules)"
     assert run(code, str(tiny_bundle)).stdout.strip() == "False"

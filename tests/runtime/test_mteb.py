@@ -103,7 +103,7 @@ def test_sts_is_evaluated(mteb: Any, encoder: mexma_rt.Encoder) -> None:
 
     from mexma_rt.mteb import MtebEncoder
 
-    data = {"sentence1": ENG, "sentence2": [*FRA[:3], FRA[0], FRA[1]], "score": [5.0, 4.8, 4.6, 0.5, 0.2]}
+    data: dict[str, list[Any]] = {"sentence1": ENG, "sentence2": [*FRA[:3], FRA[0], FRA[1]], "score": [5.0, 4.8, 4.6, 0.5, 0.2]}
     kind = type("STS", (AbsTaskSTS,), {"min_score": 0, "max_score": 5})
     task = task_of(mteb, kind, "InMemorySTS", data, type="STS", main_score="cosine_spearman")
     result = mteb.evaluate(MtebEncoder(encoder), task, cache=None, show_progress_bar=False)

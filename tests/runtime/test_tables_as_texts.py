@@ -17,9 +17,9 @@ import mexma_rt
 from mexma_rt import InputError
 from mexma_rt.checks import check_texts
 
-ROWS = {"text": ["un chat", "deux chiens", "trois"], "label": [1, 2, 3]}
+TEXTS = ["un chat", "deux chiens", "trois"]
+ROWS: dict[str, Any] = {"text": TEXTS, "label": [1, 2, 3]}
 NUMBERED = {"id": [7, 8, 9], **ROWS}
-TEXTS = ROWS["text"]
 
 
 def sqlite_rows(sqlite3: Any) -> Any:
@@ -180,7 +180,7 @@ def made(library: str, make: Callable[[Any], Any]) -> Any:
 
 
 @pytest.mark.parametrize(("library", "make", "message"), TABLES.values(), ids=TABLES.keys())
-def test_a_table_is_refused_with_the_line_to_type(library, make, message):
+def test_a_table_is_refused_with_the_line_to_type(library: str, make: Callable[[Any], Any], message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         check_texts(made(library, make))
 
@@ -189,7 +189,7 @@ NO_TEXTS_BY_THAT_LINE = {"path", "empty-dict", "pandas-wide", "pandas-same-names
 
 
 @pytest.mark.parametrize("case", sorted(TABLES.keys() - NO_TEXTS_BY_THAT_LINE))
-def test_the_line_can_be_typed_and_gives_sentences(case):
+def test_the_line_can_be_typed_and_gives_sentences(case: str) -> None:
     library, make, _ = TABLES[case]
     with pytest.raises(InputError) as caught:
         check_texts(made(library, make))
@@ -198,12 +198,12 @@ def test_the_line_can_be_typed_and_gives_sentences(case):
 
 
 @pytest.mark.parametrize(("library", "make"), COLUMNS.values(), ids=COLUMNS.keys())
-def test_a_column_is_a_list_of_sentences(library, make):
+def test_a_column_is_a_list_of_sentences(library: str, make: Callable[[Any], Any]) -> None:
     assert check_texts(made(library, make)) == TEXTS
 
 
 @pytest.mark.parametrize(("library", "make"), MISSING.values(), ids=MISSING.keys())
-def test_a_missing_value_is_called_one(library, make):
+def test_a_missing_value_is_called_one(library: str, make: Callable[[Any], Any]) -> None:
     message = r"texts\[1\] is of type .* It is a missing value: drop it, or type '' for an empty sentence\."
     with pytest.raises(InputError, match=message):
         check_texts(made(library, make))
@@ -227,7 +227,7 @@ def encoder() -> mexma_rt.Encoder:
 
 
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS.keys())
-def test_every_verb_refuses_a_table_and_takes_its_column(verb, encoder):
+def test_every_verb_refuses_a_table_and_takes_its_column(verb: Callable[[Any, Any], Any], encoder: mexma_rt.Encoder) -> None:
     pd = pytest.importorskip("pandas", reason="makes the table")
     table = pd.DataFrame(ROWS)
     with pytest.raises(InputError, match=r"is a DataFrame of pandas with the columns text, label.*\['text'\]"):

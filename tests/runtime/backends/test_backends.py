@@ -10,14 +10,16 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
 from mexma_rt import BackendError, BundleError, InputError, load
-from mexma_rt.backends import GPU_RUN_CELLS, describe_choices, open_backend
+from mexma_rt.backends import GPU_RUN_CELLS, Backend, describe_choices, open_backend
 from mexma_rt.backends.onnxruntime_packages import clash_of_packages
+from mexma_rt.bundle import Bundle
 from mexma_rt.bundle.opening import open_bundle
 from mexma_rt.cores import _quota, usable_cores
 
@@ -26,12 +28,12 @@ MASK = np.array([[1, 1, 1, 1], [1, 1, 1, 0]])
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_bundle):
+def bundle(tiny_bundle: Path) -> Bundle:
     return open_bundle(tiny_bundle)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_output_is_that_of_the_graph(bundle, precision):
+def test_the_output_is_that_of_the_graph(bundle: Bundle, precision: str) -> None:
     backend = open_backend(bundle, device="cpu", precision=precision)
     session = onnxruntime.InferenceSession(bundle.folder / bundle.graphs[precision])
     switch = {"token_states": np.array(False)} if precision == "int8" else {}  # fp32 has one branch
@@ -43,7 +45,7 @@ def test_the_output_is_that_of_the_graph(bundle, precision):
     assert backend.reason == f"device='cpu' was named; precision='{precision}' was named"
 
 
-def test_auto_on_a_machine_without_cuda_says_why(bundle, monkeypatch):
+def test_auto_on_a_machine_without_cuda_says_why(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     backend = open_backend(bundle)
     default = bundle.default_precision
@@ -55,7 +57,7 @@ def test_auto_on_a_machine_without_cuda_says_why(bundle, monkeypatch):
     )
 
 
-def test_auto_leaves_a_precision_whose_parity_did_not_pass(bundle):
+def test_auto_leaves_a_precision_whose_parity_did_not_pass(bundle: Bundle) -> None:
     failed = {"int8": {"passed": False, "min_cosine": 0.9, "sentences": 20}}
     fine = {"fp32": {"passed": True, "min_cosine": 0.99999, "sentences": 20}}
     chosen = open_backend(dataclasses.replace(bundle, parity={**failed, **fine}), device="cpu")
@@ -78,19 +80,21 @@ def test_auto_leaves_a_precision_whose_parity_did_not_pass(bundle):
         ({"device": "cuda", "precision": "int8"}, "The int8 graph is for the CPU; on cuda, use precision='fp16'"),
     ],
 )
-def test_what_does_not_exist_raises(tiny_bundle, arguments, message):
+def test_what_does_not_exist_raises(tiny_bundle: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(BackendError, match=re.escape(message)):
         load(tiny_bundle, **arguments)
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True])
-def test_threads_must_be_a_count(bundle, threads):
+def test_threads_must_be_a_count(bundle: Bundle, threads: Any) -> None:
     with pytest.raises(InputError, match=re.escape(f"threads={threads!r} must be a whole number of at least 1")):
         open_backend(bundle, device="cpu", threads=threads)
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(3, 3), (None, usable_cores())])
-def test_threads_are_those_of_a_wide_models_session_or_lanes_of_a_narrow_one(bundle, monkeypatch, threads, expected):
+def test_threads_are_those_of_a_wide_models_session_or_lanes_of_a_narrow_one(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, threads: int | None, expected: int
+) -> None:
     options, backend = opened(bundle, monkeypatch, threads)
     assert (options.intra_op_num_threads, backend.lanes) == (1, expected)
     monkeypatch.setattr("mexma_rt.backends.onnxruntime.NARROW", 31)  # the tiny bundle has 32 dimensions
@@ -98,10 +102,10 @@ def test_threads_are_those_of_a_wide_models_session_or_lanes_of_a_narrow_one(bun
     assert (options.intra_op_num_threads, backend.lanes) == (expected, 1)
 
 
-def opened(bundle, monkeypatch, threads):
+def opened(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, threads: int | None) -> tuple[Any, Backend]:
     seen = []
 
-    def spy(path, options, **keywords):
+    def spy(path: str | Path, options: Any, **keywords: Any) -> Any:
         seen.append(options)
         return real(path, options, **keywords)
 
@@ -112,7 +116,7 @@ def opened(bundle, monkeypatch, threads):
     return seen[0], backend
 
 
-def test_named_cuda_without_the_provider_gives_the_pip_line(bundle, monkeypatch):
+def test_named_cuda_without_the_provider_gives_the_pip_line(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     message = (
         "The installed onnxruntime has no CUDA (it has CPUExecutionProvider).\nType:\n"
@@ -129,23 +133,23 @@ class FakeSession:
 
     provider, gpu = "CPUExecutionProvider", "0"
 
-    def __init__(self, path, options, *, providers, enable_fallback):
+    def __init__(self, path: str | Path, options: Any, *, providers: Any, enable_fallback: int) -> None:
         on_cuda = {"device_id": self.gpu, "use_tf32": "0"}  # fp32 is fp32
         assert providers == [("CUDAExecutionProvider", on_cuda), "CPUExecutionProvider"]
         assert enable_fallback == 0  # or onnxruntime prints, and runs elsewhere
         self.real = onnxruntime.capi.onnxruntime_inference_collection.InferenceSession(path)
 
-    def get_providers(self):
+    def get_providers(self) -> list[str]:
         return [self.provider]
 
-    def get_outputs(self):
+    def get_outputs(self) -> Any:
         return self.real.get_outputs()
 
-    def get_overridable_initializers(self):
+    def get_overridable_initializers(self) -> Any:
         return self.real.get_overridable_initializers()
 
 
-def test_a_session_that_silently_fell_back_to_the_cpu_is_refused(bundle, monkeypatch):
+def test_a_session_that_silently_fell_back_to_the_cpu_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
     with pytest.raises(BackendError, match="onnxruntime could not start CUDA: no GPU, no driver, or a library") as caught:
@@ -153,7 +157,7 @@ def test_a_session_that_silently_fell_back_to_the_cpu_is_refused(bundle, monkeyp
     assert "pip install 'mexma-rt[cuda]'" in str(caught.value)
 
 
-def test_the_second_gpu(bundle, monkeypatch):
+def test_the_second_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(FakeSession, "provider", "CUDAExecutionProvider")
     monkeypatch.setattr(FakeSession, "gpu", "1")
@@ -166,7 +170,9 @@ def test_the_second_gpu(bundle, monkeypatch):
             open_backend(bundle, device=wrong)
 
 
-def test_missing_cuda_libraries_are_named_and_not_printed(bundle, monkeypatch, capsys):
+def test_missing_cuda_libraries_are_named_and_not_printed(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     said = "Failed to load libcublas.so.13: no such file"  # as onnxruntime-gpu 1.31 prints on a machine without CUDA
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: sys.stdout.write(said), raising=False)
@@ -176,7 +182,7 @@ def test_missing_cuda_libraries_are_named_and_not_printed(bundle, monkeypatch, c
     assert capsys.readouterr() == ("", "")
 
 
-def test_on_cuda_auto_takes_a_graph_made_for_it(bundle, monkeypatch):
+def test_on_cuda_auto_takes_a_graph_made_for_it(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(FakeSession, "provider", "CUDAExecutionProvider")
     monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
@@ -185,7 +191,7 @@ def test_on_cuda_auto_takes_a_graph_made_for_it(bundle, monkeypatch):
     assert backend.reason == "auto: CUDA works here; fp32 is the bundle's fastest graph for GPUs"
 
 
-def fake_wheel(site, name, version, size, installer="pip"):
+def fake_wheel(site: Path, name: str, version: str, size: int, installer: str = "pip") -> None:
     """A distribution as pip leaves it: its files, written over those of another one, and the RECORD with their sizes."""
     (site / "onnxruntime/capi").mkdir(parents=True, exist_ok=True)
     (site / "onnxruntime/capi/state.so").write_bytes(b"x" * size)
@@ -204,7 +210,9 @@ def fake_wheel(site, name, version, size, installer="pip"):
         (None, "a mixture"),
     ],
 )
-def test_both_onnxruntimes_installed_is_said_loudly_with_the_repair(bundle, monkeypatch, tmp_path, order, found):
+def test_both_onnxruntimes_installed_is_said_loudly_with_the_repair(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, order: list[str] | None, found: str
+) -> None:
     for name in order or ["onnxruntime", "onnxruntime-gpu"]:
         fake_wheel(tmp_path, name, "1.2", 5 if name == "onnxruntime" else 7)
     if order is None:
@@ -218,7 +226,7 @@ def test_both_onnxruntimes_installed_is_said_loudly_with_the_repair(bundle, monk
     assert f"note: {both}: the files on the disk are {found}. Keep one." in backend.reason
 
 
-def test_in_an_environment_of_uv_the_repair_is_uvs(monkeypatch, tmp_path):
+def test_in_an_environment_of_uv_the_repair_is_uvs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """There `pip` is that of another Python, which it would change instead."""
     for name in ("onnxruntime", "onnxruntime-gpu"):
         fake_wheel(tmp_path, name, "1.2", 5, "uv")
@@ -230,7 +238,9 @@ def test_in_an_environment_of_uv_the_repair_is_uvs(monkeypatch, tmp_path):
     )
 
 
-def test_what_uninstalling_one_of_two_onnxruntimes_leaves_says_what_to_type(bundle, monkeypatch):
+def test_what_uninstalling_one_of_two_onnxruntimes_leaves_says_what_to_type(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The other's files went with it, and a folder without them imports as an empty module."""
     monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
     words = (
@@ -242,14 +252,14 @@ def test_what_uninstalling_one_of_two_onnxruntimes_leaves_says_what_to_type(bund
         open_backend(bundle)
 
 
-def test_no_extra_brings_a_second_onnxruntime():
+def test_no_extra_brings_a_second_onnxruntime() -> None:
     """pip takes the dependencies of mexma-rt with every extra, and onnxruntime-gpu writes over onnxruntime's files."""
     project = Path(__file__).parents[3] / "pyproject.toml"
     text = "\n".join(line.partition("#")[0] for line in project.read_text(encoding="utf-8").splitlines())
     assert set(re.findall(r'"(onnxruntime[a-z-]*)[\[>=<]', text)) == {"onnxruntime", "onnxruntime-extensions"}
 
 
-def test_choices_are_tried_and_explained(bundle, monkeypatch):
+def test_choices_are_tried_and_explained(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     described = describe_choices(bundle, lambda engine: f"proved {engine.precision}")
     assert [(choice.backend, choice.device, choice.precision) for choice in described[4:]] == [
@@ -267,7 +277,7 @@ def test_choices_are_tried_and_explained(bundle, monkeypatch):
     assert not choices["cuda", "int8"].usable and "for the CPU" in choices["cuda", "int8"].reason
 
 
-def test_a_graph_that_onnxruntime_cannot_open(bundle, tmp_path):
+def test_a_graph_that_onnxruntime_cannot_open(bundle: Bundle, tmp_path: Path) -> None:
     folder = shutil.copytree(bundle.folder, tmp_path / "bundle")
     (folder / "onnx/model.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"model\.onnx is not an ONNX file"):
@@ -277,13 +287,13 @@ def test_a_graph_that_onnxruntime_cannot_open(bundle, tmp_path):
         open_backend(edited(folder, files={"onnx/model.onnx": b"\x08\x08"}), device="cpu", precision="fp32")
 
 
-def test_a_graph_of_other_dimensions(bundle, tmp_path):
+def test_a_graph_of_other_dimensions(bundle: Bundle, tmp_path: Path) -> None:
     folder = shutil.copytree(bundle.folder, tmp_path / "bundle")
     with pytest.raises(BundleError, match="sentence_embedding has 32 dimensions, but the manifest says 16"):
         open_backend(edited(folder, dimensions=16, golden=None, ranges=None), device="cpu")
 
 
-def edited(folder, files=None, **fields):
+def edited(folder: Path, files: object = None, **fields: object) -> Bundle:
     """The bundle of a folder whose manifest was changed (and not verified again)."""
     from mexma_rt.bundle.opening import read_manifest
 
@@ -293,7 +303,7 @@ def edited(folder, files=None, **fields):
     return read_manifest(folder)
 
 
-def test_a_failing_run_names_the_batch(bundle):
+def test_a_failing_run_names_the_batch(bundle: Bundle) -> None:
     backend = open_backend(bundle, device="cpu", precision="fp32")
     with pytest.raises(BackendError, match="onnxruntime failed on a batch of 1 sentences x 3 tokens on cpu"):
         backend.run(np.array([[0, 10**9, 2]]), np.ones((1, 3), dtype=np.int64))
@@ -302,7 +312,7 @@ def test_a_failing_run_names_the_batch(bundle):
 @pytest.mark.parametrize(
     ("text", "cores"), [("200000 100000\n", 2), ("150000 100000", 2), ("50000 100000", 1), ("max 100000\n", None), ("", None)]
 )
-def test_a_container_quota_is_respected(tmp_path, text, cores):
+def test_a_container_quota_is_respected(tmp_path: Path, text: str, cores: int | None) -> None:
     (tmp_path / "cpu.max").write_text(text)
     assert _quota(tmp_path / "cpu.max") == cores
     assert _quota(tmp_path / "missing") is None

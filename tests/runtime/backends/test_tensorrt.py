@@ -207,7 +207,9 @@ def test_a_graph_that_cannot_be_captured_is_said(device: Device, tmp_path: Path,
     assert {handle[0] for handle in device.handles if handle != 7} == {"event"}
 
 
-def test_an_engine_that_cannot_be_captured_leaves_the_capture(device: Device, tmp_path: Path, monkeypatch) -> None:
+def test_an_engine_that_cannot_be_captured_leaves_the_capture(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_in_stream = tensorrt.TensorRT._enqueue
 
     def refuse_in_capture(self: Any, lane: Any, buffers: Any, shape: Any) -> None:
@@ -224,7 +226,7 @@ def test_an_engine_that_cannot_be_captured_leaves_the_capture(device: Device, tm
     np.testing.assert_array_equal(backend.run(ids, mask), by_hand(ids, mask))
 
 
-def test_without_small_profiles_nothing_is_captured(monkeypatch, tmp_path: Path) -> None:
+def test_without_small_profiles_nothing_is_captured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stand_in = Device()
     install(monkeypatch, stand_in, [(5, 60)])
     backend = opened(tmp_path, shapes=[(5, 60)])
@@ -262,7 +264,7 @@ def test_rtx_compiles_its_kernels_once(device: Device, tmp_path: Path) -> None:
     assert device.compiled == 4  # they were written anew
 
 
-def test_where_kernels_cannot_be_kept_it_is_said(device: Device, tmp_path: Path, monkeypatch) -> None:
+def test_where_kernels_cannot_be_kept_it_is_said(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path) -> Any:
         raise OSError(28, "No space left on device")
 
@@ -289,7 +291,7 @@ def assert_all_free(device: Device) -> None:
     assert (device.blocks, device.pinned, device.handles) == ({}, {}, set())
 
 
-def test_too_little_memory(monkeypatch, tmp_path: Path) -> None:
+def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stand_in = Device()
     install(monkeypatch, stand_in, [(1, 16), (512, 128)])
     with pytest.raises(BackendError, match=r"initialised: CUDA's cudaMalloc failed: out of memory \(error 2\)\nIf.*--profiles"):

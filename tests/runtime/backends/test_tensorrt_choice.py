@@ -53,14 +53,16 @@ def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
         ("rtx", ["tensorrt_rtx", "cuda"], "tensorrt_rtx and cuda are not installed, and this needs them. Type:\n    pip"),
     ],
 )
-def test_a_missing_library_is_the_pip_line(device, monkeypatch, tmp_path: Path, engine, missing, words) -> None:
+def test_a_missing_library_is_the_pip_line(
+    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str, missing: list[str], words: str
+) -> None:
     bundle = make_bundle(tmp_path, engine)
     hide(monkeypatch, *missing)
     with pytest.raises(MissingExtraError, match=re.escape(words)):
         open_backend(bundle, backend=engine)
 
 
-def test_another_package_named_cuda(device: Device, monkeypatch, tmp_path: Path) -> None:
+def test_another_package_named_cuda(device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)  # python's way to say that it cannot be imported
     with pytest.raises(
         BackendError,
@@ -69,7 +71,7 @@ def test_another_package_named_cuda(device: Device, monkeypatch, tmp_path: Path)
         open_backend(make_bundle(tmp_path), backend="tensorrt")
 
 
-def test_a_machine_without_a_driver(device: Device, monkeypatch, tmp_path: Path) -> None:
+def test_a_machine_without_a_driver(device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def no_driver(name: str) -> None:
         raise OSError("libcuda: no such file")
 
@@ -79,7 +81,7 @@ def test_a_machine_without_a_driver(device: Device, monkeypatch, tmp_path: Path)
         open_backend(make_bundle(tmp_path), backend="tensorrt")
 
 
-def test_the_compute_capability_comes_from_the_driver(monkeypatch) -> None:
+def test_the_compute_capability_comes_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     def attribute(target: Any, number: int, device: Any) -> int:
         target._obj.value = {75: 12, 76: 0}[number]
         return 0
@@ -133,7 +135,9 @@ def output(name: str, dtype: str, *shape: int) -> dict[str, Any]:
         ),
     ],
 )
-def test_an_engine_that_does_not_fit_is_never_opened(device: Device, tmp_path: Path, changes, error, words: str) -> None:
+def test_an_engine_that_does_not_fit_is_never_opened(
+    device: Device, tmp_path: Path, changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         open_backend(make_bundle(tmp_path, **changes), backend="tensorrt")
     assert device.opened == [] and device.calls == []
@@ -164,7 +168,7 @@ def test_an_engine_that_is_not_as_described_gets_no_memory(device: Device, tmp_p
         ({"precision": "fp32"}, "backend='tensorrt' computes in fp16 only. Leave precision='fp32' out, or name 'fp16'."),
     ],
 )
-def test_what_an_engine_cannot_do_raises(device: Device, mixed_bundle: Path, arguments, words: str) -> None:
+def test_what_an_engine_cannot_do_raises(device: Device, mixed_bundle: Path, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(BackendError, match=f"^{re.escape(words)}$"):
         open_backend(read_manifest(mixed_bundle), backend="tensorrt", **arguments)
 
@@ -190,7 +194,7 @@ def spoil(folder: Path, engine: str, version: str) -> None:
 
 
 @pytest.fixture
-def wide(monkeypatch) -> Device:
+def wide(monkeypatch: pytest.MonkeyPatch) -> Device:
     """A GPU whose engines have the 32 dimensions of the tiny bundle, and an onnxruntime without CUDA."""
     stand_in = Device(dimensions=32)
     install(monkeypatch, stand_in)
@@ -199,7 +203,8 @@ def wide(monkeypatch) -> Device:
 
 
 def test_auto_takes_the_bundles_engine_and_says_so(wide: Device, mixed_bundle: Path) -> None:
-    for arguments in ({}, {"device": "cuda"}, {"precision": "fp16"}):
+    asked: list[dict[str, Any]] = [{}, {"device": "cuda"}, {"precision": "fp16"}]
+    for arguments in asked:
         backend = open_backend(read_manifest(mixed_bundle), **arguments)
         assert (backend.name, backend.reason) == ("tensorrt", "auto: the bundle has an engine for tensorrt, in fp16")
     spoil(mixed_bundle, "tensorrt", "10.14.1")
@@ -214,13 +219,13 @@ def test_auto_takes_the_bundles_engine_and_says_so(wide: Device, mixed_bundle: P
 
 
 @pytest.mark.parametrize("arguments", [{"device": "cpu"}, {"precision": "fp32"}, {"backend": "onnxruntime"}])
-def test_what_is_named_leaves_engines_alone(wide: Device, mixed_bundle: Path, arguments) -> None:
+def test_what_is_named_leaves_engines_alone(wide: Device, mixed_bundle: Path, arguments: dict[str, Any]) -> None:
     backend = open_backend(read_manifest(mixed_bundle), **arguments)
     assert (backend.name, backend.device) == ("onnxruntime", "cpu") and "tensorrt" not in backend.reason
     assert wide.opened == []
 
 
-def test_auto_says_why_engines_were_refused(wide: Device, monkeypatch, mixed_bundle: Path) -> None:
+def test_auto_says_why_engines_were_refused(wide: Device, monkeypatch: pytest.MonkeyPatch, mixed_bundle: Path) -> None:
     hide(monkeypatch, "tensorrt")
     spoil(mixed_bundle, "rtx", "1.6.0")
     bundle = read_manifest(mixed_bundle)
@@ -278,7 +283,9 @@ def test_every_size_of_batch_is_looked_at(wide: Device, mixed_bundle: Path, wron
         load(mixed_bundle, backend="tensorrt")
 
 
-def test_an_engine_for_shorter_sentences_is_compared_by_those_it_takes(monkeypatch, mixed_bundle: Path) -> None:
+def test_an_engine_for_shorter_sentences_is_compared_by_those_it_takes(
+    monkeypatch: pytest.MonkeyPatch, mixed_bundle: Path
+) -> None:
     stand_in = Device(dimensions=32)
     install(monkeypatch, stand_in, [(8, 4)])
     folder = with_golden(mixed_bundle, np.tile(np.arange(1, 33.0), (5, 1)))
@@ -298,7 +305,7 @@ def run_once(engine: Backend) -> str:
     return "ran"
 
 
-def test_the_doctor_tries_engines_too(device: Device, monkeypatch, tmp_path: Path) -> None:
+def test_the_doctor_tries_engines_too(device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path)
     hide(monkeypatch, "tensorrt_rtx")
     choices = {(choice.backend, choice.device, choice.precision): choice for choice in describe_choices(bundle, run_once)}
@@ -406,7 +413,9 @@ def test_real_cuda_without_a_driver_raises_its_words() -> None:
 
 @pytest.mark.engines
 @needs_rtx
-def test_a_real_engine_is_refused_where_there_is_no_gpu(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_real_engine_is_refused_where_there_is_no_gpu(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real library, an engine of its own, and every step up to the one that needs a GPU."""
     pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings: pip install 'mexma-rt[rtx]'")
     from mexma_export.checkpoint import load_checkpoint

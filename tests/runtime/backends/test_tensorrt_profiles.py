@@ -52,7 +52,9 @@ PROFILES = st.lists(
 
 
 @given(rows=st.integers(0, 200), length=st.integers(1, 80), profiles=PROFILES)
-def test_every_row_is_computed_once_in_a_shape_that_the_engine_has(rows, length, profiles) -> None:
+def test_every_row_is_computed_once_in_a_shape_that_the_engine_has(
+    rows: int, length: int, profiles: tuple[Profile, ...]
+) -> None:
     if max(profile.length for profile in profiles) < length:
         with pytest.raises(BackendError, match=f"Sentences of {length} tokens"):
             plan(rows, length, profiles)

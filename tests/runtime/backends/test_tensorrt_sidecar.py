@@ -93,7 +93,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("here", "error", "words"), REFUSED)
-def test_an_engine_of_another_place_is_refused_with_both_values(engine: Path, here, error, words: str) -> None:
+def test_an_engine_of_another_place_is_refused_with_both_values(
+    engine: Path, here: dict[str, Any], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         check_sidecar(read_sidecar(engine), engine, **(HERE | here))
 
@@ -142,7 +144,7 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize(("changes", "words"), DAMAGED)
-def test_a_damaged_sidecar_names_what_is_wrong(engine: Path, changes, words: str) -> None:
+def test_a_damaged_sidecar_names_what_is_wrong(engine: Path, changes: dict[str, Any], words: str) -> None:
     change(engine, **changes)
     with pytest.raises(BundleError, match=words):
         read_sidecar(engine)

@@ -20,7 +20,7 @@ import pytest
 from mexma_rt import BackendError, BundleError, InputError, MissingExtraError, load
 from mexma_rt.backends import open_backend
 from mexma_rt.backends import torch as module
-from mexma_rt.bundle import open_bundle
+from mexma_rt.bundle import Bundle, open_bundle
 
 torch = pytest.importorskip("torch", reason="the torch back end needs torch: pip install 'mexma-rt[torch]'")
 
@@ -30,7 +30,7 @@ def pair(tiny_bundle: Path) -> tuple[Any, Any]:
     return load(tiny_bundle, backend="torch", device="cpu"), load(tiny_bundle, device="cpu", precision="fp32")
 
 
-def test_vectors_are_those_of_the_fp32_graph(pair, sentences) -> None:
+def test_vectors_are_those_of_the_fp32_graph(pair: tuple[Any, Any], sentences: list[tuple[str, str]]) -> None:
     ours, graph = pair
     texts = [text for _, text in sentences] + ["", "a", " ".join(text for _, text in sentences) * 3]
     vectors = ours.embed_report(texts, normalize=False).vectors
@@ -41,20 +41,20 @@ def test_vectors_are_those_of_the_fp32_graph(pair, sentences) -> None:
     assert cosines.min() > 0.999999
 
 
-def test_any_batch_gives_the_same_vectors_and_small_ones_too(pair, sentences) -> None:
+def test_any_batch_gives_the_same_vectors_and_small_ones_too(pair: tuple[Any, Any], sentences: list[tuple[str, str]]) -> None:
     ours, _ = pair
     texts = [text for _, text in sentences]
     np.testing.assert_allclose(ours.embed(texts, batch_tokens=1), ours.embed(texts, batch_tokens=10_000), atol=1e-6)
 
 
-def test_a_pad_inside_a_sentence_counts_as_in_the_graph(pair) -> None:
+def test_a_pad_inside_a_sentence_counts_as_in_the_graph(pair: tuple[Any, Any]) -> None:
     ours, graph = pair
     ids = np.array([[0, 9, 1, 12, 2], [0, 7, 2, 1, 1]])
     mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     np.testing.assert_allclose(ours.backend.run(ids, mask), graph.backend.run(ids, mask), atol=2e-5)
 
 
-def test_token_states_are_those_of_the_fp32_graph(pair, sentences) -> None:
+def test_token_states_are_those_of_the_fp32_graph(pair: tuple[Any, Any], sentences: list[tuple[str, str]]) -> None:
     ours, graph = pair
     texts = [text for _, text in sentences[:6]]
     for a, b in zip(ours.embed_tokens(texts), graph.embed_tokens(texts), strict=True):
@@ -62,7 +62,7 @@ def test_token_states_are_those_of_the_fp32_graph(pair, sentences) -> None:
         np.testing.assert_allclose(a.vectors, b.vectors, atol=2e-5)
 
 
-def test_what_runs_and_why(pair) -> None:
+def test_what_runs_and_why(pair: tuple[Any, Any]) -> None:
     backend = pair[0].backend
     assert (backend.name, backend.device, backend.precision, backend.lanes) == ("torch", "cpu", "fp32", 1)
     assert backend.reason == (
@@ -113,7 +113,9 @@ def test_what_cannot_run_says_what_to_type(tiny_bundle: Path, tmp_path: Path, mo
         ({"layer_norm_eps": 0}, BundleError, "layer_norm_eps is 0"),
     ],
 )
-def test_a_configuration_of_another_encoder(tiny_bundle: Path, tmp_path: Path, changes, error, words) -> None:
+def test_a_configuration_of_another_encoder(
+    tiny_bundle: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, folder)
     bundle = dataclasses.replace(open_bundle(tiny_bundle), folder=folder)
@@ -188,24 +190,28 @@ def gpu_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     opened = []
 
     class OnGpu(module.Torch):
-        def __init__(self, bundle, *, device, precision, threads, reason) -> None:
+        def __init__(self, bundle: Bundle, *, device: str, precision: str, threads: int | None, reason: str) -> None:
             super().__init__(bundle, device="cpu", precision="auto", threads=None, reason=reason)
             opened.append(device)
 
     monkeypatch.setattr(module, "device_sm", lambda: 90)
-    monkeypatch.setattr(module.importlib.metadata, "version", lambda name: "2.13.0+cu130")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0+cu130")
     monkeypatch.setattr(module, "Torch", OnGpu)
     return opened
 
 
 @pytest.mark.parametrize("arguments", [{}, {"device": "cuda"}])
-def test_auto_takes_torch_on_a_gpu_where_onnxruntime_has_no_cuda(tiny_bundle: Path, gpu_here: list[str], arguments) -> None:
+def test_auto_takes_torch_on_a_gpu_where_onnxruntime_has_no_cuda(
+    tiny_bundle: Path, gpu_here: list[str], arguments: dict[str, Any]
+) -> None:
     backend = open_backend(open_bundle(tiny_bundle), **arguments)
     assert backend.name == "torch" and gpu_here == ["cuda"]
     assert "The installed onnxruntime has no CUDA" in backend.reason
 
 
-def test_auto_takes_onnxruntime_on_cuda_before_torch(tiny_bundle: Path, gpu_here: list[str], monkeypatch) -> None:
+def test_auto_takes_onnxruntime_on_cuda_before_torch(
+    tiny_bundle: Path, gpu_here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = SimpleNamespace(name="onnxruntime")
     monkeypatch.setattr("mexma_rt.backends._open", lambda *arguments, **keywords: opened)
     assert open_backend(open_bundle(tiny_bundle)) is opened and not gpu_here
@@ -231,7 +237,7 @@ def test_auto_says_why_torch_is_left_out(tiny_bundle: Path, gpu_here: list[str],
     files = {name: entry for name, entry in bundle.files.items() if name != "model.safetensors"}
     backend = open_backend(dataclasses.replace(bundle, files=files))
     assert backend.name == "onnxruntime" and "torch was refused (backend='torch' reads model.safetensors, but" in backend.reason
-    monkeypatch.setattr(module.importlib.metadata, "version", lambda name: "2.13.0+cpu")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.13.0+cpu")
     assert "torch was refused (torch 2.13.0+cpu is built without CUDA)" in open_backend(bundle).reason
     with pytest.raises(BackendError, match="built without CUDA"):
         open_backend(bundle, device="cuda")
@@ -258,7 +264,7 @@ def test_a_machine_without_a_driver_does_not_hear_of_torch(tiny_bundle: Path, mo
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize(("precision", "lowest"), [("fp16", 0.9999), ("fp32", 0.99999)])
-def test_vectors_on_a_real_gpu(tiny_bundle: Path, sentences, precision: str, lowest: float) -> None:
+def test_vectors_on_a_real_gpu(tiny_bundle: Path, sentences: list[tuple[str, str]], precision: str, lowest: float) -> None:
     texts = [text for _, text in sentences] * 50
     gpu = load(tiny_bundle, backend="torch", device="cuda", precision=precision)
     expected = load(tiny_bundle, device="cpu", precision="fp32").embed(texts)

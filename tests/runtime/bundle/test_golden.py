@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import tokenizers
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from mexma_rt.cli import main
 
@@ -33,7 +33,7 @@ def golden(tiny_bundle: Path) -> dict:
     return {"texts": TEXTS, "vectors": rows, "source": "test"}
 
 
-def doctor(*arguments: object):
+def doctor(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["doctor", *map(str, arguments)])
 
 

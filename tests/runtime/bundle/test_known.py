@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from mexma_rt import BundleError, load
-from mexma_rt.bundle.known import KNOWN, export_command, find_known, how_to_convert, model_type
+from mexma_rt.bundle.known import KNOWN, KnownModel, export_command, find_known, how_to_convert, model_type
 from mexma_rt.cli import main
 
 
@@ -60,7 +60,7 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", KNOWN, ids=lambda model: model.name)
-def test_the_command_of_every_known_model_is_one_that_mexma_export_takes(model) -> None:
+def test_the_command_of_every_known_model_is_one_that_mexma_export_takes(model: KnownModel) -> None:
     arguments = parse(export_command(model.name))
     assert arguments["checkpoint"] == model.name
     assert arguments["bundle"] == Path(f"{model.name.split('/')[1]}-bundle")

@@ -9,6 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -28,12 +31,12 @@ FILES = {
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     """A folder with the form of a bundle, whose files hold no model."""
     return make_bundle(tmp_path / "bundle")
 
 
-def make_bundle(folder, **changes):
+def make_bundle(folder: Path, **changes: object) -> Path:
     for name, content in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -58,7 +61,7 @@ def make_bundle(folder, **changes):
     return folder
 
 
-def test_what_a_manifest_of_version_1_leaves_out(folder):
+def test_what_a_manifest_of_version_1_leaves_out(folder: Path) -> None:
     bundle = open_bundle(folder)
     assert (bundle.pooling, bundle.dense, bundle.normalize, bundle.prompts) == ("cls", (), True, {})
     assert (bundle.special_ids.bos, bundle.special_ids.pad, bundle.special_ids.eos) == (0, 1, 2)
@@ -66,7 +69,7 @@ def test_what_a_manifest_of_version_1_leaves_out(folder):
     assert not bundle.to_json().keys() & {"dense", "normalize", "prompts", "special_ids"}
 
 
-def test_a_manifest_of_version_2_is_read_as_it_was_written(folder):
+def test_a_manifest_of_version_2_is_read_as_it_was_written(folder: Path) -> None:
     said = {
         "pooling": "mean",
         "normalize": False,
@@ -79,7 +82,7 @@ def test_a_manifest_of_version_2_is_read_as_it_was_written(folder):
     assert {key: written[key] for key in said} == said and written["format_version"] == 2
 
 
-def test_a_whole_bundle_opens(folder):
+def test_a_whole_bundle_opens(folder: Path) -> None:
     bundle = open_bundle(folder)
     assert (bundle.name, bundle.dimensions, bundle.max_length, bundle.max_length_limit) == ("hand-made", 32, 128, 512)
     assert bundle.graphs == {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
@@ -89,18 +92,18 @@ def test_a_whole_bundle_opens(folder):
 # --- damage -------------------------------------------------------------------------------------------------------------
 
 
-def remove(path):
+def remove(path: Path) -> str:
     path.unlink()
     return r"is missing, but mexma\.json lists it"
 
 
-def truncate(path):
+def truncate(path: Path) -> str:
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     return f"has {len(content) - 1} bytes, but mexma.json says {len(content)}"
 
 
-def change_one_byte(path):
+def change_one_byte(path: Path) -> str:
     content = path.read_bytes()
     changed = bytes([content[0] ^ 1]) + content[1:]
     path.write_bytes(changed)
@@ -109,7 +112,9 @@ def change_one_byte(path):
 
 @pytest.mark.parametrize("damage", [remove, truncate, change_one_byte])
 @pytest.mark.parametrize("name", FILES)
-def test_each_damaged_file_is_named_with_both_values_and_the_remedy(folder, name, damage):
+def test_each_damaged_file_is_named_with_both_values_and_the_remedy(
+    folder: Path, name: str, damage: Callable[[Path], str]
+) -> None:
     message = damage(folder / name)
     with pytest.raises(BundleError, match=f"{re.escape(name)} {message}") as caught:
         open_bundle(folder)
@@ -118,7 +123,9 @@ def test_each_damaged_file_is_named_with_both_values_and_the_remedy(folder, name
 
 
 @pytest.mark.parametrize("damage", [remove, truncate, change_one_byte])
-def test_load_refuses_every_damaged_file_of_a_real_bundle(tiny_bundle, tmp_path, damage):
+def test_load_refuses_every_damaged_file_of_a_real_bundle(
+    tiny_bundle: Path, tmp_path: Path, damage: Callable[[Path], str]
+) -> None:
     names = json.loads((tiny_bundle / "mexma.json").read_bytes())["files"]
     assert {"tokenizer.json", "onnx/model.onnx", "onnx/model_int8.onnx"} <= set(names)
     copy = shutil.copytree(tiny_bundle, tmp_path / "copy")
@@ -130,7 +137,7 @@ def test_load_refuses_every_damaged_file_of_a_real_bundle(tiny_bundle, tmp_path,
     assert load(copy).dimensions == 32
 
 
-def test_a_folder_in_the_place_of_a_file(folder):
+def test_a_folder_in_the_place_of_a_file(folder: Path) -> None:
     (folder / "config.json").unlink()
     (folder / "config.json").mkdir()
     with pytest.raises(BundleError, match=r"config\.json is not a regular file"):
@@ -140,7 +147,7 @@ def test_a_folder_in_the_place_of_a_file(folder):
 # --- the manifest -------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_neither_bundle_nor_checkpoint(tmp_path):
+def test_a_folder_that_is_neither_bundle_nor_checkpoint(tmp_path: Path) -> None:
     message = (
         f"{tmp_path} is not a bundle: it has no mexma.json. Nor is it a checkpoint that could be converted: "
         "it has no readable config.json. "
@@ -150,7 +157,7 @@ def test_a_folder_that_is_neither_bundle_nor_checkpoint(tmp_path):
         open_bundle(tmp_path)
 
 
-def test_a_checkpoint_says_how_to_make_a_bundle_of_it(tmp_path, monkeypatch):
+def test_a_checkpoint_says_how_to_make_a_bundle_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta"}')
     message = (
         f"{tmp_path} is not a bundle: it has no mexma.json. It is an XLM-R checkpoint, whose PyTorch weights this runtime "
@@ -165,7 +172,7 @@ def test_a_checkpoint_says_how_to_make_a_bundle_of_it(tmp_path, monkeypatch):
         load(".")
 
 
-def test_a_checkpoint_of_another_architecture(tmp_path):
+def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     message = "Its config.json says model_type 'bert', but mexma-export converts only 'xlm-roberta' checkpoints"
     with pytest.raises(BundleError, match=message):
@@ -173,14 +180,14 @@ def test_a_checkpoint_of_another_architecture(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b'{"format": ', b"\xff\xfe\x00", b"[" * 100_000])
-def test_a_manifest_that_is_no_json(folder, content):
+def test_a_manifest_that_is_no_json(folder: Path, content: bytes) -> None:
     (folder / "mexma.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"mexma\.json cannot be read as JSON"):
         open_bundle(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format": "other"}'])
-def test_a_manifest_of_another_format(folder, content):
+def test_a_manifest_of_another_format(folder: Path, content: str) -> None:
     (folder / "mexma.json").write_text(content)
     with pytest.raises(BundleError, match=r"the format is .*, not 'mexma-bundle': this is not a mexma-rt bundle"):
         open_bundle(folder)
@@ -221,7 +228,7 @@ def test_a_manifest_of_another_format(folder, content):
         ({"languages": ["deu", 3]}, "languages is ['deu', 3], not a list of language codes"),
     ],
 )
-def test_each_field_is_checked(tmp_path, changes, message):
+def test_each_field_is_checked(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(BundleError, match=re.escape(message)):
         open_bundle(make_bundle(tmp_path, **changes))
 
@@ -231,7 +238,7 @@ def test_each_field_is_checked(tmp_path, changes, message):
     ["../outside.onnx", "/etc/passwd", "onnx/../../outside", "onnx\\model.onnx", "C:/model", "./a", "a//b", "", "a\0b"],
 )
 @pytest.mark.parametrize("where", ["files", "graphs"])
-def test_paths_that_leave_the_folder_are_refused(tmp_path, path, where):
+def test_paths_that_leave_the_folder_are_refused(tmp_path: Path, path: str, where: str) -> None:
     entry = {"sha256": "0" * 64, "bytes": 0} if where == "files" else path
     changes = {where: {path if where == "files" else "int8": entry}}
     with pytest.raises(BundleError, match=re.escape(f"the path {path!r} does not stay inside the bundle folder")):
@@ -241,7 +248,7 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path, path, where):
 # --- names --------------------------------------------------------------------------------------------------------------
 
 
-def test_bundled_names_come_first_and_are_listed(tmp_path, monkeypatch):
+def test_bundled_names_come_first_and_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_bundle(tmp_path / "models" / "mini-test")
     monkeypatch.setattr("mexma_rt.bundle.opening.MODELS", tmp_path / "models")
     assert open_bundle("mini-test").folder == tmp_path / "models" / "mini-test"
@@ -254,18 +261,18 @@ def test_bundled_names_come_first_and_are_listed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["./nothing", "a/b/c", "/nothing/here", "org/na me", "org/nàme"])
-def test_what_looks_like_no_hub_name_never_asks_the_hub(model, monkeypatch):
+def test_what_looks_like_no_hub_name_never_asks_the_hub(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("the hub was asked"))
     with pytest.raises(BundleError, match=re.escape(f"There is no model {model!r}. Accepted are")):
         open_bundle(model)
 
 
-def test_a_model_that_is_no_name(monkeypatch):
+def test_a_model_that_is_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="model must be a name or a path, not NoneType"):
-        open_bundle(None)
+        open_bundle(None)  # type: ignore[arg-type]
 
 
-def test_revision_is_for_hub_names_only(folder):
+def test_revision_is_for_hub_names_only(folder: Path) -> None:
     with pytest.raises(InputError, match=r"revision='main' is for hub names \(org/name\)"):
         open_bundle(folder, revision="main")
 
@@ -273,12 +280,15 @@ def test_revision_is_for_hub_names_only(folder):
 # --- the hub, played by a folder ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """snapshot_download that copies the files matching the patterns from a folder; the list of its calls."""
-    remote, cache, calls = make_bundle(tmp_path / "remote"), tmp_path / "cache", []
+Hub = tuple[Path, Path, list[dict[str, Any]]]  # the remote folder, the cache, the calls
 
-    def snapshot_download(repo_id, *, revision, allow_patterns, local_files_only):
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """snapshot_download that copies the files matching the patterns from a folder; the list of its calls."""
+    remote, cache, calls = make_bundle(tmp_path / "remote"), tmp_path / "cache", list[dict[str, Any]]()
+
+    def snapshot_download(repo_id: str, *, revision: str | None, allow_patterns: list[str], local_files_only: bool) -> str:
         calls.append({"repo_id": repo_id, "revision": revision, "offline": local_files_only})
         present = [path.relative_to(remote).as_posix() for path in remote.rglob("*") if path.is_file()]
         for name in huggingface_hub.utils.filter_repo_objects(present, allow_patterns=allow_patterns):
@@ -290,7 +300,7 @@ def hub(tmp_path, monkeypatch):
     return remote, cache, calls
 
 
-def test_a_hub_model_is_fetched_without_the_source_weights_and_verified(hub):
+def test_a_hub_model_is_fetched_without_the_source_weights_and_verified(hub: Hub) -> None:
     remote, cache, calls = hub
     assert open_bundle("org/name", revision="v1").folder == cache
     assert calls == [{"repo_id": "org/name", "revision": "v1", "offline": False}] * 2
@@ -302,7 +312,7 @@ def test_a_hub_model_is_fetched_without_the_source_weights_and_verified(hub):
         open_bundle("org/name")
 
 
-def test_offline_reaches_the_hub_client(hub):
+def test_offline_reaches_the_hub_client(hub: Hub) -> None:
     _, _, calls = hub
     open_bundle("org/name", offline=True)
     assert [call["offline"] for call in calls] == [True, True]
@@ -321,7 +331,7 @@ def test_offline_reaches_the_hub_client(hub):
         (None, "Nor is it a checkpoint that could be converted: it has no readable config.json."),
     ],
 )
-def test_a_hub_repository_that_is_no_bundle_is_told_apart_by_a_small_file(hub, config, message):
+def test_a_hub_repository_that_is_no_bundle_is_told_apart_by_a_small_file(hub: Hub, config: bytes | None, message: str) -> None:
     remote, cache, calls = hub
     (remote / "mexma.json").unlink()
     (remote / "config.json").unlink()
@@ -337,8 +347,8 @@ def test_a_hub_repository_that_is_no_bundle_is_told_apart_by_a_small_file(hub, c
     ("offline", "state"),
     [(False, "could not be downloaded from the hub"), (True, "is not in the local hub cache (offline=True)")],
 )
-def test_no_network_says_what_to_type(monkeypatch, offline, state):
-    def fail(*args, **kwargs):
+def test_no_network_says_what_to_type(monkeypatch: pytest.MonkeyPatch, offline: bool, state: str) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
@@ -351,7 +361,7 @@ def test_no_network_says_what_to_type(monkeypatch, offline, state):
         open_bundle("org/name", offline=offline)
 
 
-def test_the_real_hub_client_offline_with_an_empty_cache(tmp_path):
+def test_the_real_hub_client_offline_with_an_empty_cache(tmp_path: Path) -> None:
     code = "import mexma_rt\ntry: mexma_rt.load('org/name', offline=True)\nexcept mexma_rt.BundleError as error: print(error)"
     environment = {**os.environ, "HF_HOME": str(tmp_path)}  # read by the hub client when it is imported
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)

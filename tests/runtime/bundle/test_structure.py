@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from mexma_rt.cli import main
 
 
 @pytest.fixture(scope="module")
-def compact_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, sentences) -> Path:
+def compact_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, sentences: list[tuple[str, str]]) -> Path:
     from mexma_export import Sentence, export_bundle
 
     target = tmp_path_factory.mktemp("compact") / "tiny"
@@ -32,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_compact_bundle_runs_in_a_precision_that_it_has_no_graph_of(
-    precision: str, compact_bundle: Path, cache: Path, tmp_path: Path, sentences
+    precision: str, compact_bundle: Path, cache: Path, tmp_path: Path, sentences: list[tuple[str, str]]
 ) -> None:
     pytest.importorskip("sentence_transformers", reason="the independent reference (pip: mexma-rt[bench])")
     from sentence_transformers import SentenceTransformer
@@ -50,7 +51,7 @@ def test_a_compact_bundle_runs_in_a_precision_that_it_has_no_graph_of(
 
 
 def test_the_torch_back_end_runs_a_compact_bundle_by_the_weights_of_its_graph(
-    compact_bundle: Path, cache: Path, sentences, monkeypatch: pytest.MonkeyPatch
+    compact_bundle: Path, cache: Path, sentences: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else an installation with torch and no other CUDA would leave the bundled model on the CPU."""
     pytest.importorskip("torch", reason="the torch back end (pip: mexma-rt[torch])")
@@ -65,7 +66,7 @@ def test_the_torch_back_end_runs_a_compact_bundle_by_the_weights_of_its_graph(
         load(compact_bundle, backend="torch", device="cpu")
 
 
-def shuffled(graph: Path):
+def shuffled(graph: Path) -> Iterator[tuple[str, np.ndarray]]:
     for name, numbers in weights_of(graph):
         yield name, numbers[:, ::-1] if name.endswith("layer.1.output.dense.weight") else numbers
 
@@ -113,7 +114,9 @@ def test_a_precision_that_cannot_be_built_is_refused_as_before(tiny_bundle: Path
         load(tiny_bundle, precision="fp16", device="cpu")
 
 
-def test_the_checkpoint_folder_loads_in_sentence_transformers(compact_bundle: Path, tmp_path: Path, sentences) -> None:
+def test_the_checkpoint_folder_loads_in_sentence_transformers(
+    compact_bundle: Path, tmp_path: Path, sentences: list[tuple[str, str]]
+) -> None:
     pytest.importorskip("sentence_transformers", reason="loads the folder (pip: mexma-rt[bench])")
     from safetensors.numpy import load_file
     from sentence_transformers import SentenceTransformer

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from mexma_rt import align_documents, align_words
 from mexma_rt.align.documents import DELETION, SEGMENTS
@@ -21,7 +21,7 @@ TARGET = ["Die Katze schläft.", "Wo ist der Bahnhof?", "Ich habe auf dem Markt 
 
 
 @pytest.fixture(autouse=True)
-def files(tmp_path, monkeypatch):
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """a.txt and b.txt; the model is loaded once for all tests."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mexma_rt.load", lambda **_: loading.shared_encoder())
@@ -29,18 +29,18 @@ def files(tmp_path, monkeypatch):
         Path(name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def mexma(*arguments, code=0):
+def mexma(*arguments: object, code: int = 0) -> Result:
     result = CliRunner().invoke(main, ["align", *map(str, arguments)])
     assert result.exit_code == code, result.output
     return result
 
 
-def test_the_choices_are_the_library_s():
+def test_the_choices_are_the_library_s() -> None:
     align = importlib.import_module("mexma_rt.cli.align")
     assert (align.METHODS, align.UNITS, align.SEGMENTS, align.DELETION) == (METHODS, UNITS, SEGMENTS, DELETION)
 
 
-def test_documents_as_a_table():
+def test_documents_as_a_table() -> None:
     result = mexma("a.txt", "b.txt", "-o", "out.tsv")
     header, *rows = [line.split("\t") for line in Path("out.tsv").read_text(encoding="utf-8").splitlines()]
     assert header == ["score", "source_lines", "target_lines", "source", "target"]
@@ -51,7 +51,7 @@ def test_documents_as_a_table():
     assert "a.txt: 4 sentences" in result.stderr and "b.txt: 3 sentences" in result.stderr
 
 
-def test_documents_on_standard_output_and_without_deletions():
+def test_documents_on_standard_output_and_without_deletions() -> None:
     Path("b.txt").write_text("Wo ist der Bahnhof?\n", encoding="utf-8")
     Path("c.txt").write_text("Where is the station?\nThe cat is sleeping.\nIt rains in Spain.\n", encoding="utf-8")
     rows = mexma("c.txt", "b.txt", "--max-size", "2").stdout.splitlines()
@@ -59,7 +59,7 @@ def test_documents_on_standard_output_and_without_deletions():
     assert mexma("c.txt", "b.txt", "--max-size", "2", "--pairs").stdout.splitlines() == rows[:2]
 
 
-def test_documents_as_json():
+def test_documents_as_json() -> None:
     options = ["--segments", "mean", "--json"]
     report = json.loads(mexma("a.txt", "b.txt", *options).stdout)
     beads = align_documents(SOURCE, TARGET, segments="mean")
@@ -70,7 +70,7 @@ def test_documents_as_json():
     assert [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()] == report["rows"]
 
 
-def test_words_as_pharaoh_lines_and_as_a_table():
+def test_words_as_pharaoh_lines_and_as_a_table() -> None:
     expected = align_words(SOURCE[2:], TARGET, method="inter", unit="piece", threshold=0.3)
     options = ["--words", "--method", "inter", "--unit", "piece", "--threshold", "0.3"]
     result = mexma("c.txt", "b.txt", *options)
@@ -86,7 +86,7 @@ def test_words_as_pharaoh_lines_and_as_a_table():
     assert [row["links"] for row in report["rows"]] == [r.pharaoh for r in expected] and report["truncated_lines"] == []
 
 
-def test_empty_files():
+def test_empty_files() -> None:
     Path("a.txt").write_bytes(b"")
     assert mexma("a.txt", "a.txt", "--json").stdout.count('"beads": 0') == 1
     assert mexma("a.txt", "a.txt", "--words").stdout == ""
@@ -106,6 +106,6 @@ def test_empty_files():
         (["a.txt", "b.txt", "--max-size", "1"], 2, "1 is not in the range 2<=x<=12"),
     ],
 )
-def test_bad_input(arguments, code, message):
+def test_bad_input(arguments: list[str], code: int, message: str) -> None:
     assert message in mexma(*arguments, code=code).stderr
     assert Path("a.txt").read_text(encoding="utf-8").splitlines() == SOURCE

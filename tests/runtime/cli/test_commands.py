@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def test_embed_of_empty_files_and_lines(tiny_bundle: Path, content: bytes, rows:
 def test_mine_writes_the_pairs_of_the_library(
     tiny_bundle: Path, encoder: mexma_rt.Encoder, corpora: tuple[list[str], list[str]]
 ) -> None:
-    settings = {"margin": "distance", "k": 3, "retrieval": "intersect", "threshold": 0.01}
+    settings: dict[str, Any] = {"margin": "distance", "k": 3, "retrieval": "intersect", "threshold": 0.01}
     options = [part for name, value in settings.items() for part in (f"--{name}", value)]
     result = mexma("mine", "src.txt", "tgt.txt", "-o", "p.tsv", "--model", tiny_bundle, *options)
     header, *rows = Path("p.tsv").read_text(encoding="utf-8").splitlines()
@@ -339,7 +340,8 @@ def test_calibrate_of_a_tsv_into_a_copy(tiny_bundle: Path, parallel: tuple[Path,
     options = ["--model", tiny_bundle, "--precision", "fp32", "--json"]
     report = json.loads(mexma("calibrate", "s.tsv", "-o", "copy", "--seed", "7", *options).stdout)
     assert (report["pairs"], report["seed"], report["bundle"]) == (150, 7, "copy")
-    assert mexma_rt.load("copy").bundle.thresholds.ratio == report["margins"]["ratio"]["threshold"]
+    written = mexma_rt.load("copy").bundle.thresholds
+    assert written is not None and written.ratio == report["margins"]["ratio"]["threshold"]
     assert mexma_rt.load(tiny_bundle).bundle.thresholds is None
     again = json.loads(mexma("calibrate", *parallel, "-o", "again", "--seed", "7", *options).stdout)
     assert again["margins"] == report["margins"]

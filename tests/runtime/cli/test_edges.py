@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from click.testing import CliRunner
 
 from mexma_rt import Encoder
 from mexma_rt.cli import main
-from mexma_rt.embedding import reading
+from mexma_rt.embedding import EmbedSettings, reading
 
 from ..streams import ROOT, runs
 
@@ -190,14 +192,16 @@ def test_ctrl_c_is_one_line_and_status_130(folder: Path, tiny_bundle: Path) -> N
         assert {path.name for path in folder.iterdir()} == {"a.txt", "b.txt", "a.npy"}
 
 
-def test_ctrl_c_says_whether_there_is_something_to_resume(folder: Path, tiny_bundle: Path, monkeypatch) -> None:
+def test_ctrl_c_says_whether_there_is_something_to_resume(
+    folder: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After one of three slabs the same command resumes; before it, nothing is left, and the line says so."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(reading, "SLAB_ROWS", 2)
     embed, slabs = Encoder.embed_with, []
 
-    def stopped_at(last: int):
-        def embed_with(self, texts, settings, **options):
+    def stopped_at(last: int) -> Callable[..., Any]:
+        def embed_with(self: Encoder, texts: list[str], settings: EmbedSettings, **options: Any) -> Any:
             slabs.extend([texts] if texts else [])
             if len(slabs) == last:
                 raise KeyboardInterrupt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def mexma(*arguments: object) -> str:
 def test_a_prompt_is_what_its_text_would_be(
     command: list[str], texts: tuple[str, ...], model: Path, sides: tuple[list[str], list[str]]
 ) -> None:
-    def run(*arguments: str) -> object:
+    def run(*arguments: str) -> Any:
         output = mexma(*command, *arguments, "--model", model, *ONE_BY_ONE, "--json")
         if "kept.jsonl" in command:
             return [json.loads(line) for line in Path("kept.jsonl").read_text("utf-8").splitlines()]

@@ -11,8 +11,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ SLAB = 60
 
 
 @pytest.fixture(scope="module")
-def ray_here(tmp_path_factory):
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One cluster of two processors for the tests below, whose workers import what is tested; the host is left as it was."""
     pytest.importorskip("ray", reason="ray is not installed: pip install 'mexma-rt[ray]'")
     with pytest.MonkeyPatch.context() as patch:
@@ -45,7 +46,7 @@ def ray_here(tmp_path_factory):
         assert host() == before and not ray.is_initialized() and not children(os.getpid())
 
 
-def host():
+def host() -> tuple[object, ...]:
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     files = {path for folder in (Path.home(), Path(tempfile.gettempdir())) for path in folder.glob("*ray*")}
     levels = [logging.getLogger(name).level for name in ("", "ray", "ray.data")]
@@ -53,7 +54,7 @@ def host():
 
 
 @pytest.fixture
-def texts(tmp_path, monkeypatch):
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Twenty slabs."""
     monkeypatch.setattr(reading, "SLAB_ROWS", SLAB)
     path = tmp_path / "in.txt"
@@ -109,7 +110,7 @@ in_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds
 
 @pytest.mark.cluster
 @in_proc
-def test_a_worker_killed_while_it_embeds_costs_time_only(texts, tiny_bundle, tmp_path, ray_here):
+def test_a_worker_killed_while_it_embeds_costs_time_only(texts: Path, tiny_bundle: Path, tmp_path: Path, ray_here: Any) -> None:
     state = tmp_path / ".v.npy.part" / "state.json"
     pids = killed("ray::MapWorker", lambda: done(state) >= 2 * SLAB)
     report = write_vectors_on("local", {"model": tiny_bundle, "threads": 1}, texts, tmp_path / "v.npy", EmbedSettings())
@@ -123,12 +124,14 @@ def test_a_worker_killed_while_it_embeds_costs_time_only(texts, tiny_bundle, tmp
 
 @pytest.mark.cluster
 @in_proc
-def test_a_worker_killed_while_it_searches_costs_time_only(tmp_path, monkeypatch, ray_here):
+def test_a_worker_killed_while_it_searches_costs_time_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_here: Any
+) -> None:
     monkeypatch.setattr(knnplan, "INNER_ROWS", 1500)
     rng = np.random.default_rng(0)
     for name, rows in (("x", 9000), ("y", 12000)):
         np.save(tmp_path / f"{name}.npy", rng.standard_normal((rows, 64)).astype(np.float32))
-    paths = [tmp_path / "x.npy", tmp_path / "y.npy"]
+    paths = (tmp_path / "x.npy", tmp_path / "y.npy")
     pids = killed("ray::_pairs", lambda: done(tmp_path / ".found.part" / "state.json") >= 1)
     monkeypatch.chdir(tmp_path)
     report = write_neighbours_on("local", "x.npy", "y.npy", tmp_path / "found", SearchSettings(checkpoint_seconds=1e-9))
@@ -144,7 +147,9 @@ def test_a_worker_killed_while_it_searches_costs_time_only(tmp_path, monkeypatch
 
 @pytest.mark.cluster
 @in_proc
-def test_mining_on_a_cluster_gives_the_same_bytes_and_a_killed_worker_costs_time_only(tmp_path, monkeypatch, ray_here):
+def test_mining_on_a_cluster_gives_the_same_bytes_and_a_killed_worker_costs_time_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_here: Any
+) -> None:
     monkeypatch.setattr(knnplan, "INNER_ROWS", 1500)
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(2)
@@ -164,7 +169,7 @@ def test_mining_on_a_cluster_gives_the_same_bytes_and_a_killed_worker_costs_time
     assert not list(tmp_path.glob(".*"))
 
 
-def test_mining_on_a_cluster_that_cannot_be_used_leaves_nothing(tmp_path, monkeypatch):
+def test_mining_on_a_cluster_that_cannot_be_used_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="ray is not installed: pip install 'mexma-rt[ray]'")
     monkeypatch.chdir(tmp_path)
     for name in "xy":
@@ -181,16 +186,17 @@ def test_mining_on_a_cluster_that_cannot_be_used_leaves_nothing(tmp_path, monkey
 
 
 @pytest.mark.cluster
-def test_a_search_on_a_cluster_goes_on_where_one_machine_was_stopped(tmp_path, monkeypatch, ray_here):
+def test_a_search_on_a_cluster_goes_on_where_one_machine_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_here: Any
+) -> None:
     monkeypatch.setattr(knnplan, "INNER_ROWS", 256)
     rng = np.random.default_rng(1)
     for name in "xy":
         np.save(tmp_path / f"{name}.npy", rng.standard_normal((1500, 8)).astype(np.float32))
-    paths = [str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
-    settings = {"announce": lambda text: None, "checkpoint_seconds": 1e-9}
+    paths = (str(tmp_path / "x.npy"), str(tmp_path / "y.npy"))
     real, states = resumable.write_state, []
 
-    def write_state(*arguments):
+    def write_state(*arguments: Any) -> None:
         real(*arguments)
         states.append(1)
         if len(states) == 2:
@@ -198,7 +204,7 @@ def test_a_search_on_a_cluster_goes_on_where_one_machine_was_stopped(tmp_path, m
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(resumable, "write_state", write_state)
-        knn_files(*paths, tmp_path / "found", **settings)
+        knn_files(*paths, tmp_path / "found", announce=lambda text: None, checkpoint_seconds=1e-9)
     result = CliRunner().invoke(main, ["knn", *paths, "-o", str(tmp_path / "found"), "--ray=local", "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["resumed"] == pytest.approx(2 / 6)
@@ -215,10 +221,12 @@ def test_a_search_on_a_cluster_goes_on_where_one_machine_was_stopped(tmp_path, m
 
 
 @pytest.mark.cluster
-def test_the_command_goes_on_where_a_run_on_one_machine_was_stopped(texts, tiny_bundle, tmp_path, monkeypatch, ray_here):
+def test_the_command_goes_on_where_a_run_on_one_machine_was_stopped(
+    texts: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_here: Any
+) -> None:
     real, slabs = resumable.write_state, []
 
-    def write_state(*arguments):
+    def write_state(*arguments: Any) -> None:
         real(*arguments)
         slabs.append(1)
         if len(slabs) == 4:
@@ -242,12 +250,14 @@ def test_the_command_goes_on_where_a_run_on_one_machine_was_stopped(texts, tiny_
 
 
 @pytest.mark.cluster
-def test_what_goes_wrong_in_a_worker_is_said_as_if_it_had_gone_wrong_here(texts, tiny_bundle, tmp_path, monkeypatch, ray_here):
+def test_what_goes_wrong_in_a_worker_is_said_as_if_it_had_gone_wrong_here(
+    texts: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_here: Any
+) -> None:
     with pytest.raises(BundleError, match="nowhere"):
         write_vectors_on("local", {"model": str(tmp_path / "nowhere")}, texts, tmp_path / "v.npy", EmbedSettings())
     real = reading.first_reading
 
-    def first_reading(source, *arguments):
+    def first_reading(source: str | os.PathLike[str], *arguments: Any) -> Any:
         found = real(source, *arguments)
         Path(source).write_text(Path(source).read_text().replace("Hello 700 ", "Hullo 700 "))
         return found
@@ -260,7 +270,9 @@ def test_what_goes_wrong_in_a_worker_is_said_as_if_it_had_gone_wrong_here(texts,
 
 @pytest.mark.cluster
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_pipe_is_read_here_and_gives_the_bytes_of_the_file(texts, tiny_bundle, tmp_path, ray_here):
+def test_a_pipe_is_read_here_and_gives_the_bytes_of_the_file(
+    texts: Path, tiny_bundle: Path, tmp_path: Path, ray_here: Any
+) -> None:
     """Also where another process's name for it (/dev/fd/63, -) would be another file: a worker never opens it."""
     options = {"model": tiny_bundle, "threads": 1}
     write_vectors_on("local", options, texts, tmp_path / "file.npy", EmbedSettings())
@@ -282,13 +294,13 @@ def test_a_pipe_is_read_here_and_gives_the_bytes_of_the_file(texts, tiny_bundle,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fd.npy", "file.npy", "in.txt", "pipe", "pipe.npy"]
 
 
-def test_without_ray_the_pip_line_comes_first(monkeypatch, tmp_path):
+def test_without_ray_the_pip_line_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"ray is not installed.*\n    pip install 'mexma-rt\[ray\]'"):
         write_vectors_on("local", {}, tmp_path / "in.txt", tmp_path / "v.npy", EmbedSettings())
 
 
-def test_addresses_that_lead_nowhere(monkeypatch, tmp_path):
+def test_addresses_that_lead_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="ray is not installed: pip install 'mexma-rt[ray]'")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -33,7 +33,8 @@ def write(path: Path, lines: list[str]) -> None:
 def encoder(tmp_path: Path) -> Lookup:
     """A folder of four languages, each with noise of its own around shared meanings."""
     random = np.random.default_rng(5)
-    meaning, vectors = random.standard_normal((N, D)), {}
+    meaning = random.standard_normal((N, D))
+    vectors: dict[str, np.ndarray] = {}
     for name, noise in (("eng", 0.0), ("deu", 0.5), ("fin", 0.9), ("ell", 1.3)):
         lines = [f"{name} {i}" for i in range(N)]
         vectors |= dict(zip(lines, (meaning + noise * random.standard_normal((N, D))).astype(np.float32), strict=True))

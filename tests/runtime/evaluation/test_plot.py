@@ -8,11 +8,12 @@ import pytest
 pytest.importorskip("matplotlib", reason="plots are drawn with matplotlib (pip: mexma-rt[plot])")
 
 from matplotlib.colors import to_rgb
+from matplotlib.typing import ColorType
 
 from mexma_rt.evaluation import heat_map
 
 
-def luminance(colour: object) -> float:
+def luminance(colour: ColorType) -> float:
     """Relative luminance of WCAG 2.1, from sRGB."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -50,8 +50,9 @@ def test_compressed_files_and_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", ["in.gz", "in.xz"])
 def test_damaged_archive(tmp_path: Path, name: str) -> None:
-    pack = {"in.gz": gzip.compress, "in.xz": lzma.compress}[name]
-    for data in (b"not packed at all", pack(b"hello\n" * 100)[:-12]):
+    lines = b"hello\n" * 100
+    packed = gzip.compress(lines) if name == "in.gz" else lzma.compress(lines)
+    for data in (b"not packed at all", packed[:-12]):
         with pytest.raises(FileError, match=f"{name} is damaged or incomplete"):
             read_lines(write(tmp_path, data, name))
 

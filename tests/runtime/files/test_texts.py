@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,7 +119,7 @@ def test_bad_nested_fields(write: Callable[[list[dict]], str]) -> None:
             list(read_texts(write(NESTED), field))
         if "(has no" in message:
             assert re.search(has, str(caught.value))
-    missing = [{"t": {"fr": "un"}}, {"t": {"fr": None}}]
+    missing: list[dict[str, Any]] = [{"t": {"fr": "un"}}, {"t": {"fr": None}}]
     with pytest.raises(InputError, match=r"'t\.fr' is missing \(null\)"):
         list(read_texts(write(missing), "t.fr"))
     missing = [{"t": {"fr": "un"}}, {"t": None}]
