@@ -11,6 +11,7 @@ import ctypes
 import enum
 import importlib.util
 import json
+import operator
 import shutil
 import sys
 import warnings
@@ -31,6 +32,8 @@ from mexma_rt.bundle.manifest import FileEntry
 from mexma_rt.bundle.opening import open_bundle
 from mexma_rt.errors import BackendError, BundleError, FileError, InputError, MissingExtraError
 from mexma_rt.files.atomic import sha256_of
+
+from ..signatures import assert_of_the_library
 
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -212,6 +215,46 @@ def build(graph: Path, engine: str = "tensorrt", **more: Any) -> Any:
 
 def assert_nothing_written(graph: Path) -> None:
     assert [path.name for path in graph.parent.iterdir()] == [graph.name]
+
+
+@needs_rtx
+def test_the_stand_in_has_the_names_of_the_library(monkeypatch) -> None:
+    import tensorrt_rtx as real
+
+    played = fake_library(monkeypatch)
+    builder = played.Builder(None)
+    assert_of_the_library(played.Builder, real.Builder)
+    assert_of_the_library(type(builder.create_builder_config()), real.IBuilderConfig)
+    assert_of_the_library(type(builder.create_optimization_profile()), real.IOptimizationProfile)
+    assert_of_the_library(played.OnnxParser, real.OnnxParser)
+    assert_of_the_library(played.Runtime, real.Runtime)
+    engine = played.Runtime(None).deserialize_cuda_engine(b"")
+    instances = {real.INetworkDefinition: builder.create_network(2), real.ICudaEngine: engine}
+    instances |= {real.EngineInspector: engine.create_engine_inspector()}
+    for kind, instance in instances.items():
+        assert [name for name in vars(instance) if not hasattr(kind, name)] == []
+    for path in (
+        "ILogger.INTERNAL_ERROR",
+        "ILogger.ERROR",
+        "ILayer.type",
+        "ILayer.get_input",
+        "ILayer.get_output",
+        "ITensor.dtype",
+        "ITensor.shape",
+        "ParserError.node_name",
+        "ParserError.desc",
+        "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
+        "LayerType.MATRIX_MULTIPLY",
+        "DataType.HALF",
+        "ProfilingVerbosity.DETAILED",
+        "LayerInformationFormat.JSON",
+        "ComputeCapability.SM89",
+        "BuilderFlag.REQUIRE_USER_ALLOCATION",
+        "IBuilderConfig.num_compute_capabilities",
+        "IBuilderConfig.profiling_verbosity",
+        "IHostMemory.nbytes",
+    ):
+        operator.attrgetter(path)(real)
 
 
 # ---- tensorrt 10 and 11, against the stand-in

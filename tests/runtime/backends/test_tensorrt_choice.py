@@ -23,6 +23,7 @@ from mexma_rt.backends import Backend, describe_choices, nvidia, open_backend, t
 from mexma_rt.backends.nvidia import device_sm
 from mexma_rt.bundle.opening import read_manifest
 
+from ...signatures import assert_of_the_library
 from ..standin_gpu import VERSION, D, Device, install, make_bundle, put_engine, write_manifest
 
 
@@ -350,48 +351,66 @@ def test_the_stand_in_has_the_names_of_the_library() -> None:
     pairs += [(type(context), tensorrt_rtx.IExecutionContext), (type(config), tensorrt_rtx.IRuntimeConfig)]
     pairs += [(type(config.create_runtime_cache()), tensorrt_rtx.IRuntimeCache)]
     for stand_in, real in pairs:
-        ours = ("names", "allowed", "need", "strategy", "cache")
-        names = [name for name in vars(stand_in) if not name.startswith("_") and name not in ours]
-        assert names and [name for name in names if not hasattr(real, name)] == []
-        for name in names:
-            method = vars(stand_in)[name]
-            if inspect.isfunction(method):  # the others are properties, or take what comes
-                most = len(inspect.signature(method).parameters)
-                assert most in parameters(getattr(real, name).__doc__), name
+        assert_of_the_library(stand_in, real, "names", "allowed", "need", "strategy", "cache")
     assert tensorrt_rtx.ExecutionContextAllocationStrategy.USER_MANAGED
     assert tensorrt_rtx.DynamicShapesKernelSpecializationStrategy.EAGER
     assert tensorrt_rtx.BuilderFlag.REQUIRE_USER_ALLOCATION
 
 
-def parameters(doc: str) -> set[int]:
-    """How many parameters a method of pybind has, `self` included, by each signature that its docstring lists."""
-    lists = re.findall(r"\((self: .*)\) ->", doc)
-    assert lists, doc
-    return {len(re.findall(r"(?:^|, )\w+: ", listed)) for listed in lists}
+CALLS = {  # every function of CUDA that cuda.py calls, with arguments of the types that it gives
+    "cudaGetDevice": lambda real: (),
+    "cudaSetDevice": lambda real: (0,),
+    "cudaMalloc": lambda real: (16,),
+    "cudaFree": lambda real: (1 << 20,),
+    "cudaMallocHost": lambda real: (16,),
+    "cudaFreeHost": lambda real: (1 << 20,),
+    "cudaMemcpyAsync": lambda real: (
+        1 << 20,
+        np.zeros(4).ctypes.data,
+        np.zeros(4).nbytes,
+        real.cudaMemcpyKind.cudaMemcpyHostToDevice,
+        real.cudaStream_t(0),
+    ),
+    "cudaStreamCreateWithFlags": lambda real: (real.cudaStreamNonBlocking,),
+    "cudaStreamDestroy": lambda real: (real.cudaStream_t(0),),
+    "cudaStreamSynchronize": lambda real: (real.cudaStream_t(0),),
+    "cudaStreamBeginCapture": lambda real: (
+        real.cudaStream_t(0),
+        real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
+    ),
+    "cudaStreamEndCapture": lambda real: (real.cudaStream_t(0),),
+    "cudaEventCreateWithFlags": lambda real: (real.cudaEventDisableTiming,),
+    "cudaEventDestroy": lambda real: (real.cudaEvent_t(0),),
+    "cudaEventRecord": lambda real: (real.cudaEvent_t(0), real.cudaStream_t(0)),
+    "cudaEventSynchronize": lambda real: (real.cudaEvent_t(0),),
+    "cudaGraphInstantiate": lambda real: (real.cudaGraph_t(0), 0),
+    "cudaGraphLaunch": lambda real: (real.cudaGraphExec_t(0), real.cudaStream_t(0)),
+    "cudaGraphDestroy": lambda real: (real.cudaGraph_t(0),),
+    "cudaGraphExecDestroy": lambda real: (real.cudaGraphExec_t(0),),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("cudaGetDevice", ()),
-        ("cudaSetDevice", (0,)),
-        ("cudaMalloc", (16,)),
-        ("cudaMallocHost", (16,)),
-        ("cudaStreamCreateWithFlags", (1,)),
-        ("cudaStreamSynchronize", (0,)),
-        ("cudaEventCreateWithFlags", (2,)),
-    ],
-)
-def test_failed_calls_answer_as_many_values_as_those_of_cuda_python(name: str, arguments: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("name", CALLS)
+def test_failed_calls_answer_as_many_values_as_those_of_cuda_python(name: str) -> None:
+    """And they take the arguments: a wrong type is a TypeError before CUDA is asked."""
     real = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-bindings: pip install 'mexma-rt[rtx]'")
     from ..standin_gpu import cuda_runtime
 
     without_gpu()
-    device = Device()
+    device, arguments = Device(), CALLS[name](real)
     device.fail[name] = 35  # what a machine without a driver says
     played = getattr(cuda_runtime(device), name)(*arguments)
     answered = getattr(real, name)(*arguments)
     assert int(answered[0]) != 0 and answered[1:] == played[1:]
+
+
+def test_every_function_of_the_stand_in_is_compared() -> None:
+    from ..standin_gpu import cuda_runtime
+
+    played = vars(cuda_runtime(Device()))
+    assert set(CALLS) == {name for name in played if inspect.isfunction(played[name])} - {"cudaGetErrorString"}
+    source = inspect.getsource(sys.modules["mexma_rt.backends.cuda"])
+    assert set(re.findall(r'"(cuda[A-Z]\w+)"', source)) == set(CALLS)
 
 
 def without_gpu() -> None:
