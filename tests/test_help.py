@@ -57,6 +57,14 @@ def test_every_help_ends_with_an_example_that_can_be_pasted(name: str) -> None:
             reads(example)
 
 
+@pytest.mark.parametrize("name", TOOLS)
+def test_no_summary_of_a_command_is_cut_off(name: str) -> None:
+    result = CliRunner().invoke(tool(name), ["--help"], prog_name=name, terminal_width=80)
+    summaries = result.output.split("Commands:")[1].split("Example:")[0].strip().splitlines()
+    assert len(summaries) == len(tool(name).commands)
+    assert [line for line in summaries if not line.endswith(".") or line.endswith("...")] == []
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

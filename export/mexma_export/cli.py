@@ -60,7 +60,11 @@ for tool in TOOLS:
     main.add_command(tool)
 
 
-@main.command("export", epilog="Example: mexma-export export checkpoint bundle --precision fp32,mixed")
+@main.command(
+    "export",
+    short_help="Export a checkpoint to a bundle, behind the parity gate.",
+    epilog="Example: mexma-export export checkpoint bundle --precision fp32,mixed",
+)
 @click.argument("checkpoint")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(

@@ -49,7 +49,7 @@ def vocabulary_options(command: Command) -> Command:
     return command
 
 
-@click.command(epilog="Example: mexma-export engine bundle rtx --sm 89")
+@click.command(short_help="Build the TensorRT engine of a bundle.", epilog="Example: mexma-export engine bundle rtx --sm 89")
 @click.argument("bundle")
 @click.argument("library", type=click.Choice(ENGINES))
 @click.option("--sm", help="GPU architectures that an rtx engine is built for. [default: 80,86,89,120]")
@@ -93,7 +93,9 @@ def engine(bundle: str, library: str, sm: str | None, profiles: str | None, timi
     )
 
 
-@click.command(epilog="Example: mexma-export triton bundle repository")
+@click.command(
+    short_help="Write a model repository of Triton Inference Server.", epilog="Example: mexma-export triton bundle repository"
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("repository", type=click.Path(path_type=Path))
 @click.option("--precision", help="Graphs to serve, such as fp32,fp16. [default: all, and the tensorrt engine if there is one]")
@@ -117,7 +119,9 @@ def triton(bundle: Path, repository: Path, precision: str | None, as_json: bool)
     )
 
 
-@click.command(epilog="Example: mexma-export rebuild mexma-small checkpoint")
+@click.command(
+    short_help="Write a checkpoint from the graph of a bundle.", epilog="Example: mexma-export rebuild mexma-small checkpoint"
+)
 @click.argument("bundle")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @as_json_option
@@ -135,7 +139,10 @@ def rebuild(bundle: str, checkpoint: Path, as_json: bool) -> None:
     click.echo(json_text({"checkpoint": str(folder)}) if as_json else f"{folder}: complete")
 
 
-@click.command(epilog="Example: mexma-export trim checkpoint smaller --languages eng,fra")
+@click.command(
+    short_help="Write a checkpoint with fewer word pieces.",
+    epilog="Example: mexma-export trim checkpoint smaller --languages eng,fra",
+)
 @click.argument("checkpoint")
 @click.argument("target", type=click.Path(path_type=Path))
 @vocabulary_options
@@ -174,7 +181,7 @@ def trim(
     click.echo(json_text({"checkpoint": str(target), "pieces": len(kept)}) if as_json else f"{target}: {len(kept):,} pieces")
 
 
-@click.command(epilog="Example: mexma-export doctor --json")
+@click.command(short_help="Report what can be built and run here.", epilog="Example: mexma-export doctor --json")
 @as_json_option
 def doctor(as_json: bool) -> None:
     """Report what is installed, what can be built and run here, and what to type for the rest."""

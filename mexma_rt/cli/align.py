@@ -21,7 +21,9 @@ DOCUMENT_COLUMNS = {"score": float, "source_lines": str, "target_lines": str, "s
 WORD_COLUMNS = {"links": str, "scores": str, "source_words": str, "target_words": str}
 
 
-@click.command(epilog="Example: mexma align chapter.fr chapter.en -o beads.tsv")
+@click.command(
+    short_help="Align the sentences of two documents.", epilog="Example: mexma align chapter.fr chapter.en -o beads.tsv"
+)
 @click.argument("source")
 @click.argument("target")
 @click.option("-o", "--output", metavar="FILE", help="Write to this .tsv, .jsonl or .parquet file.  [default: standard output]")

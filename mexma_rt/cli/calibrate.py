@@ -15,7 +15,11 @@ from mexma_rt.files.unpacking import shown_name
 from mexma_rt.mining.calibration import ALONE, DRAWS, STEADY, Calibration, calibrate
 
 
-@click.command("calibrate", epilog="Example: mexma calibrate sample.fr sample.en --model MEXMA-bundle")
+@click.command(
+    "calibrate",
+    short_help="Find a model's thresholds for mine and filter.",
+    epilog="Example: mexma calibrate sample.fr sample.en --model MEXMA-bundle",
+)
 @click.argument("source")
 @click.argument("target", required=False)
 @click.option(

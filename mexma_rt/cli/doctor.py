@@ -20,7 +20,7 @@ MAIN = ("mexma-rt", "python", "onnxruntime", "numpy")  # those shown without --v
 SENTENCE = "Hello world"
 
 
-@click.command(epilog="Example: mexma doctor --verbose")
+@click.command(short_help="Verify the model, and report what runs where and why.", epilog="Example: mexma doctor --verbose")
 @model_options
 def doctor(as_json: bool, **options: Any) -> None:
     """Load the model, verify its files, report what runs where and why, and compare its vectors with the bundle's golden ones.

@@ -12,7 +12,10 @@ from mexma_rt.cli.edges import interrupted, resumes
 from mexma_rt.files.storage import STORAGES
 
 
-@click.command(epilog="Example: mexma embed sentences.txt -o vectors.npy")
+@click.command(
+    short_help="Write the sentence vectors of a file as a numpy array.",
+    epilog="Example: mexma embed sentences.txt -o vectors.npy",
+)
 @click.argument("file")
 @click.option(
     "-o", "--output", metavar="FILE", required=True, help="File to write (.npy or .parquet), with one row per row of FILE."

@@ -12,7 +12,11 @@ from mexma_rt.cli.edges import interrupted, resumes
 from mexma_rt.mining.filter import BACKGROUND
 
 
-@click.command("filter", epilog="Example: mexma filter bitext.fr bitext.en -o kept.tsv --dropped dropped.tsv")
+@click.command(
+    "filter",
+    short_help="Keep the good pairs of two line-aligned files.",
+    epilog="Example: mexma filter bitext.fr bitext.en -o kept.tsv --dropped dropped.tsv",
+)
 @click.argument("source")
 @click.argument("target")
 @click.option(

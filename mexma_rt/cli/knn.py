@@ -11,7 +11,10 @@ from mexma_rt.cli.common import Memory, clean_stdout, echo_json
 from mexma_rt.cli.edges import interrupted, resumes
 
 
-@click.command(epilog="Example: mexma knn a.npy b.npy -o neighbours --memory 2GB")
+@click.command(
+    short_help="Find the exact nearest rows of two files of vectors.",
+    epilog="Example: mexma knn a.npy b.npy -o neighbours --memory 2GB",
+)
 @click.argument("source")
 @click.argument("target")
 @click.option("-o", "--output", metavar="FOLDER", required=True, help="New folder for the four arrays.")

@@ -13,7 +13,10 @@ from mexma_rt.bundle.known import INSTALL, KNOWN, bundle_name, export_command
 from mexma_rt.cli.common import echo_json
 
 
-@click.command(epilog="Example: mexma models --checkpoint mexma-checkpoint")
+@click.command(
+    short_help="List the installed models, and known ones to convert.",
+    epilog="Example: mexma models --checkpoint mexma-checkpoint",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option(
     "--checkpoint",

@@ -10,7 +10,10 @@ import click
 from mexma_rt.cli.common import Memory, echo_json
 
 
-@click.command(epilog="Example: mexma plan 1000000000 1000000000 --machines 100")
+@click.command(
+    short_help="Estimate time, memory and disk of a large mining job.",
+    epilog="Example: mexma plan 1000000000 1000000000 --machines 100",
+)
 @click.argument("rows_x", type=click.IntRange(min=1))
 @click.argument("rows_y", type=click.IntRange(min=1))
 @click.option("--dimensions", type=click.IntRange(min=1), default=256, show_default=True, help="Dimensions of the vectors.")

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 ERROR_COLUMNS = {"source": str, "target": str, "sentences": int, "errors": int, "xsim": float}
 
 
-@click.command(epilog="Example: mexma xsim folder --target eng --plot bars.png")
+@click.command(
+    short_help="Measure how often a sentence misses its translation.",
+    epilog="Example: mexma xsim folder --target eng --plot bars.png",
+)
 @click.argument("source")
 @click.argument("target", required=False)
 @click.option(

@@ -60,7 +60,7 @@ def execution(command: Command) -> Command:
     return command
 
 
-@main.command(epilog="Example: mexma-train tokenizer pairs.tsv.xz tokenizer.json")
+@main.command(short_help="Train a tokenizer on pairs.", epilog="Example: mexma-train tokenizer pairs.tsv.xz tokenizer.json")
 @click.argument("pairs", nargs=-1, required=True)
 @click.argument("tokenizer", type=PATH)
 @click.option("--recipe", type=PATH, help="Recipe whose sizes to use (default: TokenizerConfig's).")
@@ -106,7 +106,10 @@ def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, allow_held_ou
     click.echo(json.dumps(meta, indent=1, ensure_ascii=False))
 
 
-@main.command(epilog="Example: mexma-train teach shards --teacher use.onnx")
+@main.command(
+    short_help="Store a teacher's vectors for training to learn from.",
+    epilog="Example: mexma-train teach shards --teacher use.onnx",
+)
 @click.argument("shards", type=PATH)
 @click.option("--teacher", "model", required=True, help="An .onnx file, strings in and vectors out, or a mexma-rt bundle.")
 @click.option(
@@ -131,7 +134,7 @@ def teach(shards: Path, model: str, dimensions: int, like: str | None, threads: 
     click.echo(json.dumps(taught.about, indent=1, ensure_ascii=False))
 
 
-@main.command(epilog="Example: mexma-train run train/recipes/mini.py shards runs/mini")
+@main.command(short_help="Train by a recipe.", epilog="Example: mexma-train run train/recipes/mini.py shards runs/mini")
 @click.argument("recipe", type=PATH)
 @click.argument("shards", type=PATH)
 @click.argument("out", type=PATH)
@@ -166,7 +169,7 @@ def run(
         _end(train(loaded, shards, out, device=world, minutes=minutes), out, world)
 
 
-@main.command(epilog="Example: mexma-train resume runs/mini")
+@main.command(short_help="Continue a run from its newest state.", epilog="Example: mexma-train resume runs/mini")
 @click.argument("out", type=PATH)
 @click.option("--shards", type=PATH, help="Where the shards are now (default: where they were).")
 @execution
@@ -185,7 +188,7 @@ def resume(out: Path, shards: Path | None, device: str, minutes: float | None, t
 main.add_command(evaluate)
 
 
-@main.command(epilog="Example: mexma-train plot runs/mini")
+@main.command(short_help="Draw losses, rates, speed and evaluations of a run.", epilog="Example: mexma-train plot runs/mini")
 @click.argument("out", type=PATH)
 @click.argument("picture", type=PATH, required=False)
 def plot(out: Path, picture: Path | None) -> None:

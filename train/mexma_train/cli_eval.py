@@ -16,7 +16,11 @@ DEFAULT_TOKENS = f"[default: {CHECKPOINT_MAX_TOKENS}; a bundle's own]"
 NEEDED = ("flores", "tatoeba", "out")
 
 
-@click.command("eval", epilog="Example: mexma-train eval runs/mini/checkpoint fra.tsv deu.tsv")
+@click.command(
+    "eval",
+    short_help="Measure a model on test files, or with the whole suite.",
+    epilog="Example: mexma-train eval runs/mini/checkpoint fra.tsv deu.tsv",
+)
 @click.argument("model", type=str)
 @click.argument("pairs", nargs=-1)
 @click.option("--suite", is_flag=True, help="The whole evaluation; MODEL may be a bundle too, such as mexma-small. No PAIRS.")
