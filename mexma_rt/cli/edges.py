@@ -96,8 +96,8 @@ def open_streams() -> io.TextIOWrapper:
     for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         if not _is_open(number):
             os.open(os.devnull, flags)  # gets the lowest free number
-    if sys.stdin is None:
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  (a number, not a path)
+    if sys.stdin is None or type(getattr(getattr(sys.stdin, "buffer", None), "raw", None)) is io.FileIO:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(_Input(0)), encoding="utf-8")
     output = sys.stdout = _stream(sys.stdout, _Output(1))
     sys.stderr = _stream(sys.stderr, _News(2))
     return output
@@ -119,6 +119,18 @@ def _stream(old: Any, raw: io.FileIO) -> io.TextIOWrapper:
             return old
     lines = raw.fileno() == 2 or raw.isatty()
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=lines)
+
+
+class _Input(io.FileIO):
+    """Standard input: waits while a pipe is empty that another process has made non-blocking; that is not its end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "r", closefd=False)
+
+    def readinto(self, buffer: Any) -> int:
+        while (count := super().readinto(buffer)) is None:
+            select.select([self], [], [])
+        return int(count)
 
 
 class _Output(io.FileIO):

@@ -102,5 +102,5 @@ def _copy(source: Name, copy: Path, target: Path) -> None:
 def _blocks(source: Name) -> Iterator[bytes]:
     with damage_explained(source), contextlib.ExitStack() as stack:
         stream: BinaryIO = sys.stdin.buffer if is_stdin(source) else stack.enter_context(Path(source).open("rb"))
-        while block := stream.read(2**20):
+        while block := stream.read1(2**20):  # type: ignore[attr-defined]  # one Ctrl-D ends it; read() would ask again
             yield block

@@ -76,8 +76,11 @@ def unpacking_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def _again(head: bytes, rest: BinaryIO) -> BinaryIO:
-    """Return a stream of `head`, which was already read, followed by `rest`."""
-    return io.BufferedReader(_Again(head, rest), BLOCK)
+    """Return a stream of `head`, which was already read, followed by `rest`.
+
+    A short head is all there is: a terminal whose end was typed (Ctrl-D) must not be asked again.
+    """
+    return io.BytesIO(head) if len(head) < HEAD else io.BufferedReader(_Again(head, rest), BLOCK)
 
 
 def _unpacked(stream: BinaryIO, packed: str, name: str) -> BinaryIO:

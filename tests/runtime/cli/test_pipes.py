@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -201,6 +202,61 @@ def test_process_substitution_of_a_shell(tiny_bundle: Path) -> None:
     mexma(tiny_bundle, "embed a.txt -o file.npy")
     assert np.load("file.npy").shape == (30, 32)
     assert Path("pipe.npy").read_bytes() == Path("stdin.npy").read_bytes() == Path("file.npy").read_bytes()
+
+
+def running(words: str, bundle: Path, stdin: int) -> subprocess.Popen[bytes]:
+    script = "from mexma_rt.cli import main; main()"
+    command = [sys.executable, "-c", script, *words.split(), "--model", str(bundle)]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=stdin, stderr=subprocess.PIPE)
+
+
+def wait_until_asked(process: subprocess.Popen[bytes]) -> None:
+    """Until a process waits for standard input in a read or a select, by what the kernel says (x86-64's and ARM's numbers)."""
+    for _ in range(600):
+        call = Path(f"/proc/{process.pid}/syscall").read_text().split()
+        if call[:2] in (["0", "0x0"], ["63", "0x0"]) or call[:2] in (["23", "0x1"], ["270", "0x1"], ["72", "0x1"]):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {process.pid} does not wait for its standard input")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see what a process waits for")
+@pytest.mark.parametrize("words", ["embed - -o v.npy", "score - two.txt -k 1 -o s.tsv"])
+def test_a_pipe_that_must_not_block_is_read_to_its_end(words: str, tiny_bundle: Path) -> None:
+    """Another process may have set it so, as node does; a moment without data then was the end, and the rest was lost."""
+    Path("two.txt").write_bytes(b"one\ntwo\n")
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with running(words, tiny_bundle, reader) as process:
+        os.close(reader)
+        for line in (b"the cat\n", b"a dog\n"):
+            wait_until_asked(process)
+            os.write(writer, line)
+        wait_until_asked(process)
+        os.close(writer)
+        assert process.stderr is not None and process.wait(timeout=60) == 0, process.stderr.read()
+    if words.startswith("embed"):
+        assert np.load("v.npy").shape == (2, 32)
+    else:
+        assert [line.split("\t")[1] for line in Path("s.tsv").read_text().splitlines()[1:]] == ["the cat", "a dog"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see what a process waits for")
+@pytest.mark.parametrize("words", ["embed - -o v.npy", "score - two.txt -k 1 -o s.tsv", "embed - --field t -o v.npy"])
+def test_lines_that_are_typed_end_with_one_ctrl_d(words: str, tiny_bundle: Path) -> None:
+    """It took two or three, where `cat` takes one."""
+    Path("two.txt").write_bytes(b"one\ntwo\n")
+    master, terminal = os.openpty()
+    with running(words, tiny_bundle, terminal) as process:
+        os.close(terminal)
+        for typed in (b'{"t": "the cat"}\n', b'{"t": "a dog"}\n', b"\x04"):
+            wait_until_asked(process)
+            os.write(master, typed)
+        try:
+            assert process.stderr is not None and process.wait(timeout=60) == 0, process.stderr.read()
+        finally:
+            process.kill()
+            os.close(master)
 
 
 def test_what_is_read_in_any_order_is_no_pipe(tiny_bundle: Path) -> None:
