@@ -1,10 +1,10 @@
-"""mexma_export: checkpoint -> bundle, behind a parity gate.
+"""Exports checkpoints to bundles; a bundle is written only if its graphs pass a parity gate.
 
     from mexma_export import export_bundle
     report = export_bundle("runs/mini", "bundles/mini")        # or: mexma-export runs/mini bundles/mini
 
-Importing the package loads no library: each name below is imported at its first use; `export_bundle` needs torch and onnx, and
-says what to install where they are missing.
+Importing the package loads no library: each name below is imported on first use. `export_bundle` needs torch and onnx, and
+says what to install if they are missing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where `mexma-export` starts; `python -m mexma_export` is the same."""
+"""Entry point of `mexma-export`; `python -m mexma_export` does the same."""
 
 from __future__ import annotations
 

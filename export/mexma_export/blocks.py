@@ -1,10 +1,9 @@
 """Quantises weights to 4 or 8 bits with one scale per block of a row: number = step * scale, rounded to float32.
 
-Steps are whole numbers from -8 to 7 (4 bits) or -128 to 127 (8 bits). Where a block already lies on such a grid (ggml's Q4_0,
-or weights trained with this rounding), its grid is recovered: each number is reproduced bit for bit, or in its last digit where
-float32 rounded the number that the scale is read from. Otherwise the scale with the least squared error is searched.
-Scales are numbers of fp16, which halves their bytes, as long as that costs no number of a grid; a matrix on a grid whose
-scales fp16 cannot hold keeps them in float32.
+Steps are whole numbers from -8 to 7 (4 bits) or -128 to 127 (8 bits). If a 4-bit block already lies on such a grid (ggml's
+Q4_0, or weights trained with this rounding), the grid is recovered: each number is reproduced bit for bit, or up to its last
+digit if float32 rounded the number that the scale is derived from. Otherwise the scale with the least squared error is used.
+Scales are stored as fp16, which halves their size, unless the matrix lies on a grid whose scales fp16 cannot hold exactly.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ import numpy as np
 
 from mexma_rt.errors import BundleError
 
-ROWS = 4096  # of a matrix at once: temporaries of XLM-R-large's words would be gigabytes
-# Largest steps that a block on a 4-bit grid may have: the number farthest from zero is -8 in Q4_0, 7 or less elsewhere.
+ROWS = 4096  # processed at once: for all of XLM-R-large's word embeddings, temporaries would take gigabytes
+# Possible steps of the number farthest from zero in a block on a 4-bit grid: -8 in Q4_0, 7 or less elsewhere.
 PEAKS = (-8, 7, 6, 5, 4, 3, 2, 1, -7, -6, -5, -4, -3, -2, -1)
-LAST_DIGIT = 2.0**-21  # of float32: what division by a rounded multiple of the scale leaves
-# Scales tried for a block off the grid, as parts of (number farthest from zero) / (lowest step): one that cuts the farthest
-# number off, or leaves steps unused, often rounds the others better. On normal numbers: 0.89 of the squared error of 1.0.
+LAST_DIGIT = 2.0**-21  # relative error of float32 left by dividing by a rounded multiple of the scale
+# Scales tried for a block off the grid, as multiples of (number farthest from zero) / (lowest step): clipping the farthest
+# number, or leaving steps unused, often rounds the others better. On normal numbers: 0.89 of the squared error of 1.0.
 SHRINK = np.linspace(0.8, 1.16, 19, dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """A matrix [R, C] in steps: int8 [R, C], within the range of `bits`; scales [R, C / size], float16 or float32."""
+    """A quantised matrix [R, C]: steps int8 [R, C], within the range of `bits`; scales [R, C / size], float16 or float32."""
 
     steps: np.ndarray
     scales: np.ndarray
@@ -36,31 +35,33 @@ class Blocks:
 
     @property
     def numbers(self) -> np.ndarray:
-        """The numbers that the steps represent, float32 [R, C]."""
+        """The dequantised numbers, float32 [R, C]."""
         rows, columns = self.steps.shape
         wide = self.steps.reshape(rows, -1, self.size).astype(np.float32) * self.scales.astype(np.float32)[..., None]
         return wide.reshape(rows, columns)
 
     @property
     def packed(self) -> np.ndarray:
-        """uint8 codes as MatMulNBits reads them, code = step + 8 or + 128: [R, C / size, size * bits / 8]; of two codes of 4
-        bits in a byte the first is the lower one."""
+        """uint8 codes in the layout of MatMulNBits, [R, C / size, size * bits / 8]; code = step + 8 (4 bits) or + 128 (8 bits).
+
+        Of two 4-bit codes in a byte, the first is in the lower half.
+        """
         rows, columns = self.steps.shape
-        codes = self.steps.view(np.uint8) + np.uint8(1 << (self.bits - 1))  # wraps around, as it must
+        codes = self.steps.view(np.uint8) + np.uint8(1 << (self.bits - 1))  # wraps around, as intended
         codes = codes.reshape(rows, columns // self.size, -1)
         return codes if self.bits == 8 else codes[..., ::2] | codes[..., 1::2] << 4
 
 
 def quantise_blocks(matrix: np.ndarray, *, bits: int, size: int) -> Blocks:
-    """float32 [R, C] -> Blocks of `size` numbers of a row in 4 or 8 bits; nothing is lost where every block lies on a grid.
+    """Quantise a float32 matrix [R, C] to 4 or 8 bits with a scale per `size` numbers of a row; returns the Blocks.
 
-    Raises BundleError if C is no multiple of `size`.
+    In 4 bits, blocks that lie on a grid are stored without loss. Raises BundleError if C is not a multiple of `size`.
     """
     rows, columns = matrix.shape
     if columns % size:
         raise BundleError(
-            f"Rows of {columns} numbers have no blocks of {size}: the graphs in blocks need widths that are multiples of it. "
-            "Type --precision fp32,int8"
+            f"Rows of {columns} numbers cannot be split into blocks of {size}: the w4 and w8 graphs need widths that are "
+            f"multiples of {size}. Type --precision fp32,int8"
         )
     steps = np.empty((rows, columns), np.int8)
     scales = np.empty((rows, columns // size), np.float32)
@@ -77,7 +78,7 @@ def quantise_blocks(matrix: np.ndarray, *, bits: int, size: int) -> Blocks:
 
 
 def on_grid(matrix: np.ndarray, *, size: int) -> bool:
-    """Whether every block of `size` numbers of a row [R, C] lies on a grid of 4 bits, so that 4 bits hold all of it."""
+    """Whether every block of `size` numbers of a row of [R, C] lies on a 4-bit grid, so that 4 bits store it without loss."""
     rows, columns = matrix.shape
     if columns % size:
         return False
@@ -90,7 +91,7 @@ def _none(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _grids(part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Blocks [N, size] -> steps int8, scales float32 [N], and which blocks they give back."""
+    """Recover the 4-bit grids of blocks [N, size]: steps int8 [N, size], scales float32 [N], and bool [N], where it worked."""
     steps, scales = np.zeros(part.shape, np.int8), np.zeros(len(part), np.float32)
     top = part[np.arange(len(part)), np.abs(part).argmax(axis=1)]
     done = top == 0
@@ -107,7 +108,10 @@ def _grids(part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _nearest(part: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks [N, size] -> steps int8 and scales float32 [N], numbers of fp16, of the least squared error among SHRINK's."""
+    """Quantise blocks [N, size] by the scale of SHRINK with the least squared error: steps int8 [N, size], scales float32 [N].
+
+    The scales are fp16 numbers.
+    """
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     top = part[np.arange(len(part)), np.abs(part).argmax(axis=1)]
     steps, scales, least = (
@@ -115,8 +119,8 @@ def _nearest(part: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
         np.zeros(len(part), np.float32),
         np.full(len(part), np.inf, np.float32),
     )
-    for shrink in SHRINK if bits == 4 else SHRINK[10:11]:  # of 8 bits the farthest number decides: 1.0
-        # fp16 ends at 65504 and at 6e-8, where a scale of zero would lose the block's numbers, which are as small
+    for shrink in SHRINK if bits == 4 else SHRINK[10:11]:  # in 8 bits 1.0 alone: clipping the farthest number does not pay
+        # fp16 ranges from 6e-8 to 65504; a scale below that is zero, and the block's numbers, which are as small, are lost
         scale = np.clip(top / np.float32(low) * shrink, -65504, 65504).astype(np.float16).astype(np.float32)
         whole = np.clip(np.rint(part / np.where(scale == 0, np.inf, scale)[:, None]), low, high)
         error = ((whole * scale[:, None] - part) ** 2).sum(axis=1)

@@ -1,12 +1,12 @@
-"""The graphs w4 and w8 for onnxruntime on CPU: weights in 4 or 8 bits with a scale for each block of them (blocks.py).
+"""Writes the w4 and w8 graphs for onnxruntime on CPU: weights in 4 or 8 bits with a scale per block (blocks.py).
 
-Products are MatMulNBits. Its accuracy_level 4 rounds a product's input to 8 bits at run time, with one scale for each row and
-block of numbers of that row, so that no row depends on what else is in its batch; level 0 keeps the input in float32. Which
-bits, block size and level each product has is chosen by what the rounding costs this checkpoint (sensitivity.py).
+Matrix products are MatMulNBits nodes. With accuracy_level 4, a product's input is rounded to 8 bits at run time, with a scale
+per block of each row, so no row depends on the rest of its batch; level 0 keeps the input in float32. The bits, block size and
+level of each product are chosen by what the rounding costs this checkpoint (sensitivity.py).
 
-Word embeddings are in 4 bits, blocks of 32, read with GatherBlockQuantized, where that costs little enough: in w8 only where
-the table lies on such a grid already. Else they are in 8 bits, as int8 and mixed have them (compact.py). A table that was coded
-before training (word_codes.py) is stored in its codes.
+Word embeddings are stored in 4 bits, in blocks of 32 read with GatherBlockQuantized, if that costs little enough (in w8 only if
+the table already lies on such a grid), and otherwise in 8 bits as in int8 and mixed (compact.py). A table that was coded before
+training (word_codes.py) is stored as its codes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Form:
 
     bits: int  # 4 or 8
     size: int  # numbers that share a scale
-    level: int  # MatMulNBits's accuracy_level: 4 rounds the input to 8 bits by blocks, 0 does not
+    level: int  # MatMulNBits's accuracy_level: 4 rounds the input to 8 bits by blocks, 0 keeps it in float32
 
 
 class BlockWriter(MixedWriter):
-    """Words and products in blocks, each by its Form; words of 8 bits as MixedWriter has them."""
+    """Stores words and products in blocks, each by its Form; 8-bit words are stored as MixedWriter does."""
 
-    opset, ir_version = 21, 10  # the oldest that have INT4
+    opset, ir_version = 21, 10  # the oldest with INT4
 
     def __init__(self, model: XLMRobertaModel, forms: Mapping[str, Form], head: Head = PLAIN) -> None:
         super().__init__(model, head)
@@ -69,7 +69,7 @@ class BlockWriter(MixedWriter):
         return self.node("Where", [frequent, exact, coded], "words")
 
     def _rows_in_codes(self, codes: WordCodes, ids: str, output: str) -> str:
-        """Rows of the coded part of the table, by their numbers in it."""
+        """Look up rows of the coded part of the table, whose row 0 is row `codes.first` of the whole table."""
         rows = self.node("Gather", [self.store(f"{WORDS}.codes", codes.codes), ids], f"{output}/codes")
         places, book, part = codes.books.shape
         starts = self.store("book_starts", np.arange(places, dtype=np.int32) * book)
@@ -82,13 +82,13 @@ class BlockWriter(MixedWriter):
         blocks = quantise_blocks(table, bits=4, size=WORDS_BLOCK)
         data, scales = f"{WORDS_WEIGHT}.steps4", self._scales(WORDS_WEIGHT, blocks)
         self.tensors[data] = TensorProto(name=data, data_type=TensorProto.INT4, dims=blocks.steps.shape)
-        self.arrays[data] = blocks.packed ^ 0x88  # the codes less 8, as numbers of 4 bits with a sign
+        self.arrays[data] = blocks.packed ^ 0x88  # codes minus 8, as signed 4-bit numbers
         inputs = [data, ids, scales]
         attributes: dict[str, Any] = {"gather_axis": 0, "quantize_axis": 1, "block_size": WORDS_BLOCK}
         return self.node("GatherBlockQuantized", inputs, output, domain=CONTRIB, **attributes)
 
     def _scales(self, name: str, blocks: Blocks) -> str:
-        """Store scales as they are; returns the name of their float32 values (a Cast of fp16, once, at loading)."""
+        """Store the scales; returns the name of their float32 values (fp16 is cast once, when the graph is loaded)."""
         stored = self.store(f"{name}.scales", blocks.scales)
         if blocks.scales.dtype == np.float32:
             return stored
@@ -114,11 +114,13 @@ class BlockWriter(MixedWriter):
 
 
 def product_names(model: XLMRobertaModel) -> list[str]:
-    """The weights of all products, by layer."""
+    """Return the names of the weights of all matrix products, layer by layer."""
     return [name for name, weight in model.named_parameters() if name.startswith("encoder.") and weight.ndim == 2]
 
 
 def export_blocks(model: XLMRobertaModel, path: Path, forms: Mapping[str, Form], head: Head = PLAIN) -> None:
-    """Write a graph with these forms (w4, w8) to `path`; the model is left as it was. Raises BundleError for an activation
-    other than gelu, or widths that are no multiple of a block."""
+    """Write a graph with these forms (w4 or w8) to `path`; the model is unchanged.
+
+    Raises BundleError for an activation other than gelu, or for widths that are not a multiple of the block size.
+    """
     save_graph(BlockWriter(model, forms, head), path)

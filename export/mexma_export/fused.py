@@ -1,11 +1,12 @@
-"""XLM-R written down as an ONNX graph of onnxruntime's fused operators (Attention, SkipLayerNormalization, BiasGelu).
+"""Writes XLM-R as an ONNX graph of onnxruntime's fused operators (Attention, SkipLayerNormalization, BiasGelu).
 
-Written by hand, not traced: every tensor keeps its name of the checkpoint, weights are stored once however often they are read,
-and the last layer has two branches. `sentence_embedding` needs one row of it: its branch computes queries, output projection
-and feed-forward part for `<s>` alone, from the keys and values of all rows, which both branches share. The third input chooses:
-`token_states` (bool), which need not be given, for it has a value, True: all rows. (onnxruntime itself computes every output,
-whichever are asked for: its run option only_execute_path_to_fetches changed nothing.) With False the graph gives the sentence
-vectors, and last_hidden_state is that one row. On the bundled model (three layers) that takes 0.71 of the CPU time.
+The graph is written by hand, not traced: every tensor keeps its name from the checkpoint, weights are stored once however often
+they are read, and the last layer has two branches. `sentence_embedding` needs only one row of that layer, so one branch
+computes queries, output projection and feed-forward part for `<s>` alone, from the keys and values of all rows, which both
+branches share. The third input, `token_states` (bool), chooses the branch. It is optional: by default it is True, for all rows.
+With False the graph returns the sentence vectors, and last_hidden_state is that one row; on the bundled model (three layers)
+this takes 0.71 of the CPU time. (Requesting one output is not enough: onnxruntime computes all of them, and its run option
+only_execute_path_to_fetches did not change that.)
 """
 
 from __future__ import annotations
@@ -27,27 +28,30 @@ from mexma_rt.errors import BundleError
 if TYPE_CHECKING:
     from transformers import XLMRobertaModel
 
-OPSET, IR_VERSION = 17, 8  # what onnxruntime 1.22, the oldest that the runtime takes, has long known
+OPSET, IR_VERSION = 17, 8  # onnxruntime 1.22, the oldest that the runtime supports, has long known these
 CONTRIB = "com.microsoft"
 
 
 class Writer:
-    """Collects the nodes and stored tensors of a graph; subclasses choose how word embeddings and products are stored."""
+    """Collects the nodes and stored tensors of a graph; subclasses choose how word embeddings and products are stored.
+
+    Methods that add nodes return the name of their result. B sentences, L tokens, D numbers of a state.
+    """
 
     opset, ir_version = OPSET, IR_VERSION
 
     def __init__(self, model: XLMRobertaModel, head: Head = PLAIN) -> None:
         config, self.head = model.config, head
         if config.hidden_act != "gelu":
-            raise BundleError(f"hidden_act is {config.hidden_act!r}, but the fused graphs know XLM-R's 'gelu' only.")
+            raise BundleError(f"hidden_act is {config.hidden_act!r}, but the fused graphs support only XLM-R's 'gelu'.")
         self.weights = dict(model.named_parameters())
         self.layers, self.heads = config.num_hidden_layers, config.num_attention_heads
         self.width, self.epsilon = config.hidden_size, config.layer_norm_eps
         self.pad = config.pad_token_id
-        self.casts: list[onnx.NodeProto] = []  # of stored weights: outside the branches that read them
+        self.casts: list[onnx.NodeProto] = []  # of stored weights; they stand outside the branches that read them
         self.nodes: list[onnx.NodeProto] = []
-        self.tensors: dict[str, TensorProto] = {}  # names, types and shapes
-        self.arrays: dict[str, np.ndarray] = {}  # and numbers
+        self.tensors: dict[str, TensorProto] = {}  # names, types and shapes; the data is in `arrays`
+        self.arrays: dict[str, np.ndarray] = {}
 
     @property
     def dimensions(self) -> int:
@@ -55,53 +59,53 @@ class Writer:
         return self.head.dimensions(self.width)
 
     def tensor(self, name: str) -> np.ndarray:
-        """A weight of the checkpoint, float32."""
+        """Return a weight of the checkpoint, float32."""
         return self.weights[name].detach().float().numpy()
 
     def store(self, name: str, array: np.ndarray) -> str:
-        """Store an array once under a name; returns the name."""
+        """Store an array under a name, unless it is there already; returns the name."""
         if name not in self.tensors:
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)
             self.tensors[name], self.arrays[name] = TensorProto(name=name, data_type=kind, dims=array.shape), array
         return name
 
     def keep(self, name: str) -> str:
-        """Store a weight as it is."""
+        """Store a weight of the checkpoint in float32; returns its name."""
         return self.store(name, self.tensor(name))
 
     def node(self, kind: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: Any) -> str:
-        """Append a node with one output; returns the output's name, which is the node's too."""
+        """Append a node with one output; returns the output's name, which is also the node's."""
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, domain=domain, **attributes))
         return output
 
     # How weights are stored: fp32 here, other forms in compact.py.
 
     def words(self) -> str:
-        """Word embeddings of `input_ids`, [B, L, D]."""
+        """Add the word embeddings of `input_ids`, [B, L, D]."""
         return self.node("Gather", [self.keep("embeddings.word_embeddings.weight"), INPUTS[0]], "words")
 
     def weight(self, name: str, columns: np.ndarray) -> str:
-        """Store the matrix [in, out] of a product; returns the name of its float32 value."""
+        """Store the weight [in, out] of a product; returns the name of its float32 value."""
         return self.store(name, columns)
 
     def product(self, states: str, names: Sequence[str], output: str) -> str:
-        """states [B, L, in] times the named linear layers' weights side by side -> [B, L, out], without bias."""
+        """Multiply states [B, L, in] by the named linear layers' weights side by side: [B, L, out], without bias."""
         return self.node("MatMul", [states, self.weight(*self.columns(names))], output)
 
     def attention(self, states: str, names: Sequence[str], bias: str, lengths: str, output: str) -> str:
-        """Self-attention of all rows, its three projections included."""
+        """Add self-attention of all rows, including its three projections: [B, L, D]."""
         inputs = [states, self.weight(*self.columns(names)), bias, lengths]
         return self.node("Attention", inputs, output, domain=CONTRIB, num_heads=self.heads)
 
     def columns(self, names: Sequence[str]) -> tuple[str, np.ndarray]:
-        """(name, the weights [in, out] of linear layers side by side); query, key and value together are called qkv."""
+        """Return a name and the weights [in, out] of linear layers side by side; query, key and value together are "qkv"."""
         name = names[0] if len(names) == 1 else names[0].replace(".query.", ".qkv.")
         return name, np.concatenate([self.tensor(one).T for one in names], axis=1)
 
     # The model.
 
     def embed(self) -> str:
-        """The embedding layer: words and positions, normalised, [B, L, D]."""
+        """Add the embedding layer: words, positions and LayerNorm, [B, L, D]."""
         pad, axis = self.store("pad_id", np.array(self.pad)), self.store("axis", np.array(1))
         padding = self.node("Equal", [INPUTS[0], pad], "is_padding")
         real = self.node("Cast", [self.node("Not", [padding], "is_real")], "real", to=TensorProto.INT64)
@@ -112,12 +116,12 @@ class Writer:
         return self.norm(self.words(), table, "embeddings.LayerNorm", row, "embedded")
 
     def norm(self, states: str, skip: str, name: str, bias: str, output: str) -> str:
-        """LayerNorm(states + skip + bias)."""
+        """Add LayerNorm(states + skip + bias)."""
         inputs = [states, skip, self.keep(f"{name}.weight"), self.keep(f"{name}.bias"), bias]
         return self.node("SkipLayerNormalization", inputs, output, domain=CONTRIB, epsilon=self.epsilon)
 
     def layer_after_attention(self, layer: str, rows: str, mixed: str, output: str) -> str:
-        """What follows the attention of a layer: projection, residual sums, norms and the feed-forward part."""
+        """Add what follows the attention of a layer: projection, residual sums, norms and the feed-forward part."""
         dense = f"{layer}.attention.output.dense"
         mixed = self.product(mixed, [f"{dense}.weight"], f"{output}/projected")
         bias = self.keep(f"{dense}.bias")
@@ -128,7 +132,7 @@ class Writer:
         return self.norm(narrow, rows, f"{layer}.output.LayerNorm", self.keep(f"{layer}.output.dense.bias"), output)
 
     def last_layer(self, layer: str, states: str, lengths: str, bias: str) -> None:
-        """Both outputs, by the branch for all rows or that for `<s>` alone."""
+        """Add both outputs, each computed by the branch for all rows or by the one for `<s>` alone."""
         parts = [f"{layer}.attention.self.{part}.weight" for part in ("query", "key", "value")]
         keys, values = self.product(states, [parts[1]], f"{layer}/keys"), self.product(states, [parts[2]], f"{layer}/values")
         edges = [self.store(name, np.array([number])) for name, number in (("zero", 0), ("one", 1))]
@@ -151,7 +155,7 @@ class Writer:
         self.nodes = [*outside, helper.make_node("If", [SWITCH], OUTPUTS, name="last_layer", **names)]
 
     def model(self) -> onnx.ModelProto:
-        """The whole graph, without the numbers of `arrays`."""
+        """Build the whole graph, without the data in `arrays`."""
         mask = self.node("Cast", [INPUTS[1]], "mask", to=TensorProto.INT32)
         lengths = self.node("ReduceSum", [mask, self.store("one", np.array([1]))], "lengths", keepdims=0)
         states = self.embed()
@@ -166,35 +170,25 @@ class Writer:
             weights = [f"{part}.weight" for part in parts]
             mixed = self.attention(states, weights, bias, lengths, f"{layer}/mixed")
             states = self.layer_after_attention(layer, states, mixed, layer)
-        else:  # another pooling needs the states of all tokens
+        else:  # mean pooling needs the states of all tokens
             vectors = self.head.layers(self, self.head.mean(self, states, INPUTS[1]), "sentence")
             for value, output in zip((vectors, states), OUTPUTS, strict=True):
                 self.node("Identity", [value], output)
-        return self._proto()
+        return self.assembled(CONTRIB)
 
-    def _proto(self) -> onnx.ModelProto:
-        shapes: list[list[str | int | None]]
-        shapes = [["batch", "length"], ["batch", "length"], ["batch", self.dimensions], ["batch", "length", self.width]]
-        kinds = [TensorProto.INT64] * 2 + [TensorProto.FLOAT] * 2
-        named = zip([*INPUTS, *OUTPUTS], kinds, shapes, strict=True)
-        tensors = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in named]
-        switch = helper.make_tensor_value_info(SWITCH, TensorProto.BOOL, [])  # an input with a value: it need not be given
-        inputs = [*tensors[:2], *([switch] if SWITCH in self.tensors else [])]
-        imports = [helper.make_opsetid("", self.opset), helper.make_opsetid(CONTRIB, 1)]
-        return self.assembled(inputs, tensors[2:], imports)
-
-    def assembled(
-        self,
-        inputs: Sequence[onnx.ValueInfoProto],
-        outputs: Sequence[onnx.ValueInfoProto],
-        imports: Sequence[onnx.OperatorSetIdProto],
-    ) -> onnx.ModelProto:
-        """The model of all nodes and stored tensors."""
+    def assembled(self, *domains: str) -> onnx.ModelProto:
+        """Build the model of all nodes and stored tensors; `domains` are those of operators beside the standard ones."""
+        inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in INPUTS]
+        if SWITCH in self.tensors:
+            inputs.append(helper.make_tensor_value_info(SWITCH, TensorProto.BOOL, []))  # has a value, so it is optional
+        shapes: list[list[str | int | None]] = [["batch", self.dimensions], ["batch", "length", self.width]]
+        outputs = [helper.make_tensor_value_info(*pair) for pair in zip(OUTPUTS, [TensorProto.FLOAT] * 2, shapes, strict=True)]
         nodes, tensors = [*self.casts, *self.nodes], list(self.tensors.values())
         graph = helper.make_graph(nodes, "xlm-roberta", inputs, outputs, tensors)
+        imports = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
         return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, producer_name="mexma-export")
 
 
 def save_graph(writer: Writer, path: Path) -> None:
-    """Write a graph; weights beyond 1.8 GB go to `<name>.data` beside it, because protobuf cannot hold more than 2 GiB."""
+    """Write a graph to `path`; weights beyond 1.8 GB go to `<name>.data` beside it: protobuf cannot hold more than 2 GiB."""
     write_model(writer.model(), writer.arrays, path)

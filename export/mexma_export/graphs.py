@@ -1,11 +1,12 @@
-"""Checkpoint -> the graphs of standard ONNX operators, fp32 and fp16; fused.py and compact.py write the CPU's.
+"""Writes the graphs of standard ONNX operators, fp32 and fp16; fused.py and compact.py write those for the CPU.
 
-All graphs take `input_ids` and `attention_mask` (int64 [B, L], padding on the right) and give, in this order,
-`sentence_embedding` (float32 [B, D], not normalised: what head.py makes of the last states, for MEXMA the one of `<s>`) and
-`last_hidden_state` (float32 [B, L, D]).
+All graphs take `input_ids` and `attention_mask` (int64 [B, L], padding on the right) and return, in this order,
+`sentence_embedding` (float32 [B, D], not normalised: head.py applied to the last states; for MEXMA the state of `<s>`) and
+`last_hidden_state` (float32 [B, L, W], W being the encoder's width).
 
-They are written by hand (structure.py), not traced: of a 12 x 384 encoder with 250,002 pieces torch's exporter took 20 CPU
-seconds for the fp32 graph, this takes 6, most of it for its 470 MB; onnxruntime runs both alike. The parity gate judges them.
+They are written by hand (structure.py), not traced: for the fp32 graph of a 12 x 384 encoder with 250,002 pieces torch's
+exporter took 20 CPU seconds, and this takes 6, most of it to write 470 MB; onnxruntime runs both at the same speed. The parity
+gate judges them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class StandardWriter(StructureWriter):
-    """Standard operators with the weights inside, of any opset of OPSETS; a product's weight is stored as its columns."""
+    """Writes standard operators of any opset of OPSETS with the weights inside; product weights are stored transposed."""
 
     def __init__(self, model: XLMRobertaModel, head: Head = PLAIN, *, half: bool, opset: int = OPSET) -> None:
         super().__init__(model, head, half=half)
@@ -39,14 +40,14 @@ class StandardWriter(StructureWriter):
         return self.store(name, self.tensor(name).astype(narrow, copy=False))
 
     def columns_of(self, weight: str) -> str:
-        """Store a linear layer's weight [out, in] as [in, out], in the type of products."""
+        """Store a linear layer's weight [out, in] as [in, out], in the type of matrix products."""
         return self.store(weight, self.tensor(weight).T.astype(np.float16 if self.half else np.float32, copy=False))
 
 
 def export_standard(model: XLMRobertaModel, path: Path, head: Head = PLAIN, *, half: bool = False, opset: int = OPSET) -> None:
-    """Write the fp32 or fp16 graph of standard ONNX operators (TensorRT, OpenVINO and onnxruntime read it).
+    """Write the fp32 or fp16 graph of standard ONNX operators to `path` (for TensorRT, OpenVINO and onnxruntime).
 
     Weights beyond 1.8 GB go to a second file beside it (`<name>.data`), because protobuf cannot hold more than 2 GiB. Raises
-    BundleError for an activation other than gelu. The model is left as it was.
+    BundleError for an activation other than gelu. The model is unchanged.
     """
     save_graph(StandardWriter(model, head, half=half, opset=opset), path)

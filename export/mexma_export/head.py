@@ -1,6 +1,6 @@
-"""What makes a sentence vector of an encoder's last states: pooling, then dense layers. As data, in torch, and as ONNX.
+"""The head turns an encoder's last states into sentence vectors: pooling, then dense layers; in torch and in ONNX.
 
-B sentences, L tokens, W numbers of a state, D of a vector. Always in fp32: one row a sentence costs nothing.
+B sentences, L tokens, W numbers per state, D per vector. Always in fp32: for one row per sentence that costs nothing.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
 
     from mexma_export.fused import Writer
 
-ACTIVATIONS = {"Tanh": "Tanh", "Identity": ""}  # class of torch -> operator of ONNX
-FEWEST = 1e-9  # a row of padding alone is divided by it, not by 0
+ACTIVATIONS = {"Tanh": "Tanh", "Identity": ""}  # torch's class -> ONNX operator
+FEWEST = 1e-9  # tokens: a row of padding alone is divided by this instead of 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dense:
     """A linear layer and its activation."""
 
-    name: str  # of its folder, as 2_Dense
+    name: str  # of its folder, such as 2_Dense
     weight: np.ndarray  # float32 [out, in]
-    bias: np.ndarray  # float32 [out]; zeros where the layer has none
-    activation: str  # of ACTIVATIONS
+    bias: np.ndarray  # float32 [out]; zeros if the layer has none
+    activation: str  # a key of ACTIVATIONS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The steps in their order; normalising is the runtime's."""
+    """The steps in order; normalising is left to the runtime."""
 
     pooling: str = "cls"
     dense: tuple[Dense, ...] = ()
 
     def dimensions(self, width: int) -> int:
-        """D, where a state has `width` numbers."""
+        """Return D, the length of a sentence vector, for states of `width` numbers."""
         return len(self.dense[-1].weight) if self.dense else width
 
     def __call__(self, states: Tensor, mask: Tensor) -> Tensor:
-        """states [B, L, W] and mask [B, L] -> raw sentence vectors [B, D]."""
+        """Compute raw sentence vectors [B, D] from states [B, L, W] and mask [B, L]."""
         import torch
 
         vectors = states[:, 0]
@@ -57,7 +57,7 @@ class Head:
         return vectors
 
     def mean(self, graph: Writer, states: str, mask: str) -> str:
-        """ONNX: the masked mean of `states` [B, L, W] by the int64 `mask` [B, L]."""
+        """Add to an ONNX graph the masked mean of `states` [B, L, W] by the int64 `mask` [B, L]: [B, W]."""
         from onnx import TensorProto
 
         real = graph.node("Cast", [mask], "mean/real", to=TensorProto.FLOAT)
@@ -69,7 +69,7 @@ class Head:
         return graph.node("Div", [total, count], "mean/vectors")
 
     def layers(self, graph: Writer, vectors: str, output: str) -> str:
-        """ONNX: the dense layers behind `vectors` [B, W]; names start with `output`."""
+        """Add to an ONNX graph the dense layers that follow `vectors` [B, W]: [B, D]; new names start with `output`."""
         for layer in self.dense:
             stored = [graph.store(f"{layer.name}.{part}", getattr(layer, part)) for part in ("weight", "bias")]
             vectors = graph.node("Gemm", [vectors, *stored], f"{output}/{layer.name}", transB=1)
@@ -78,22 +78,24 @@ class Head:
         return vectors
 
 
-PLAIN = Head()  # the state of the first token as it is: MEXMA's
+PLAIN = Head()  # the state of the first token, as in MEXMA
 
 
 def read_dense(folder: Path, config: dict[str, Any]) -> Dense:
-    """The layer of a module folder with this config.json. Raises BundleError: weights missing or pickled, an activation that is
-    not known, shapes that do not fit."""
+    """Read the dense layer of a module folder whose config.json is `config`.
+
+    Raises BundleError for missing, pickled or damaged weights, an unknown activation, or shapes that do not fit.
+    """
     from safetensors.torch import load_file
 
     path = folder / "model.safetensors"
     if not path.is_file():
         found = sorted(p.name for pattern in ("*.bin", "*.pt") for p in folder.glob(pattern))
-        only = f" (only {found[0]}, a pickle, which can run any code: load the model and save it again)" if found else ""
+        only = f" (there is only {found[0]}, a pickle, which can run any code: load and save the model again)" if found else ""
         raise BundleError(f"{folder}: model.safetensors of this dense layer is missing{only}. Copy the whole folder again.")
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rsplit(".", 1)[-1]
     if activation not in ACTIVATIONS:
-        raise BundleError(f"{folder}: its activation is {activation}, and known are {', '.join(ACTIVATIONS)}.")
+        raise BundleError(f"{folder}: its activation is {activation}, but this export supports only {', '.join(ACTIVATIONS)}.")
     try:
         tensors = {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
         weight = tensors.pop("linear.weight")
@@ -103,9 +105,9 @@ def read_dense(folder: Path, config: dict[str, Any]) -> Dense:
     wanted = (config.get("out_features", len(weight)), config.get("in_features", weight.shape[-1]))
     if tensors or weight.shape != wanted or bias.shape != wanted[:1]:
         raise BundleError(
-            f"{path} holds a matrix {weight.shape}, {bias.shape} and {sorted(tensors)}, and its config.json says {wanted}. "
-            "Copy the whole folder again."
+            f"{path} holds a weight {weight.shape}, a bias {bias.shape} and other tensors {sorted(tensors)}, but its "
+            f"config.json says (out, in) = {wanted}. Copy the whole folder again."
         )
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-        raise BundleError(f"{path}: NaN or infinite numbers: the training diverged; take an earlier checkpoint.")
+        raise BundleError(f"{path}: NaN or infinite numbers. Training diverged; use an earlier checkpoint.")
     return Dense(name=folder.name, weight=weight, bias=bias, activation=activation)

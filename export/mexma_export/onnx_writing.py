@@ -1,8 +1,8 @@
-"""Writes an ONNX file from a graph and its arrays, as the onnx library would, but straight from the arrays.
+"""Writes the ONNX file that the onnx library would write, but with weights taken directly from numpy arrays.
 
-onnx keeps weights as bytes of its own and copies them again to write them: of a table of 384 MB that took 1.3 GB of memory more
-than the model itself. The wire format is that of protocol buffers (protobuf.dev/programming-guides/encoding): a message is its
-fields, by number, and a field that holds bytes or a message is its key, its length and those.
+onnx holds weights as bytes of its own and copies them again for writing: a table of 384 MB took 1.3 GB of memory on top of the
+model itself. The wire format is that of protocol buffers (protobuf.dev/programming-guides/encoding): a message is its fields in
+order of their numbers, and a field that holds bytes or a message is a key, a length and the content.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # numbers of fields of ModelProto, GraphProto and TensorProto (onnx.proto3)
-ONE_FILE_BYTES = 1_800_000_000  # protobuf ends at 2 GiB
-SMALL = 1024  # bytes: such arrays stay in the first file
+GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # field numbers in ModelProto, GraphProto and TensorProto (onnx.proto3)
+ONE_FILE_BYTES = 1_800_000_000  # protobuf cannot hold more than 2 GiB
+SMALL = 1024  # bytes: smaller arrays always stay in the first file
 
 
 def write_model(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write a model whose initialisers have their numbers in `arrays`, by name; others are written as they are.
+    """Write a model to `path`; `arrays` has the data of its initialisers by name, and the others hold their own.
 
-    Beyond 1.8 GB the numbers go to `<name>.data` beside it. The model is changed then.
+    If the arrays exceed 1.8 GB, they go to `<name>.data` beside it, and `model` is changed to refer to that file.
     """
     if sum(array.nbytes for array in arrays.values()) > ONE_FILE_BYTES:
         arrays = _move_out(model, arrays, path.with_name(f"{path.name}.data"))
@@ -42,7 +42,7 @@ def write_model(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], path: 
 
 
 def _move_out(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """Write large arrays to a file of their own and their places into the model; returns the small ones."""
+    """Write large arrays to a second file and their offsets into the model; returns the small arrays."""
     with path.open("wb") as file:
         for tensor in model.graph.initializer:
             array = arrays.get(tensor.name)
@@ -56,7 +56,7 @@ def _move_out(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], path: Pa
 
 
 def _around(message: Any, number: int) -> tuple[bytes, bytes]:
-    """The fields of a message before and behind the one of this number."""
+    """Serialise the fields of a message before and after the one with this number."""
     parts = []
     for behind in (False, True):
         part = type(message)()
@@ -69,7 +69,7 @@ def _around(message: Any, number: int) -> tuple[bytes, bytes]:
 
 
 def _key(number: int, length: int) -> bytes:
-    """Key and length of a field that holds bytes."""
+    """Encode the key and length of a field that holds bytes."""
     out, value = bytearray([number << 3 | 2]), length
     while value > 127:
         out.append(value & 127 | 128)

@@ -1,7 +1,7 @@
-"""The structure of a graph of standard ONNX operators, fp32 or fp16, without weights: mexma_rt.bundle.structure adds them.
+"""Writes a graph of standard ONNX operators, fp32 or fp16, without its weights, which mexma_rt.bundle.structure adds.
 
-Written by hand as fused.py is, so that every weight has its name and shape of the checkpoint. Inputs and outputs are those of
-all graphs. fp16 has the types of half.py: products in fp16; softmax, residual sums and LayerNorm in fp32.
+Like fused.py, it is written by hand, so that every weight keeps its name and shape from the checkpoint. Inputs and outputs are
+the same as in all graphs. Types in fp16 are those of half.py: products in fp16; softmax, residual sums and LayerNorm in fp32.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto
 
 from mexma_export.fused import Writer, save_graph
 from mexma_export.head import PLAIN, Head
-from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, INPUTS, OUTPUTS
+from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, OUTPUTS
 from mexma_rt.bundle.structure import DATA
 
 if TYPE_CHECKING:
     from transformers import XLMRobertaModel
 
-ALIGN = 64  # bytes: where weights start
+ALIGN = 64  # bytes: weights start at multiples of it
 
 
 class StructureWriter(Writer):
-    """Writes standard operators; weights get their name, shape and place in a file that is written later."""
+    """Writes standard operators; weights are references (name, shape, offset) into a file that is written later."""
 
-    opset, ir_version = 17, 8  # 17 brought LayerNormalization
+    opset, ir_version = 17, 8  # 17 introduced LayerNormalization
 
     def __init__(self, model: XLMRobertaModel, head: Head = PLAIN, *, half: bool) -> None:
         super().__init__(model, head)
@@ -36,7 +36,7 @@ class StructureWriter(Writer):
         self.narrow = TensorProto.FLOAT16 if half else TensorProto.FLOAT
 
     def outside(self, name: str, kind: int = TensorProto.FLOAT) -> str:
-        """A weight of the checkpoint, in the other file."""
+        """Refer to a weight of the checkpoint in the other file; returns its name."""
         if name not in self.tensors:
             shape = tuple(self.weights[name].shape)
             length = math.prod(shape) * (2 if kind == TensorProto.FLOAT16 else 4)
@@ -60,21 +60,21 @@ class StructureWriter(Writer):
         return self.store(name, np.array(value, np.float16 if self.half and narrow else np.float32))
 
     def linear(self, states: str, layer: str, output: str) -> str:
-        """A linear layer with bias of states in the type of products, [B, L, in] -> [B, L, out]."""
+        """Apply a linear layer with bias to states in the type of matrix products: [B, L, in] -> [B, L, out]."""
         product = self.node("MatMul", [states, self.columns_of(f"{layer}.weight")], f"{output}/product")
         return self.node("Add", [product, self.outside(f"{layer}.bias", self.narrow)], output)
 
     def columns_of(self, weight: str) -> str:
-        """A linear layer's weight [out, in] as [in, out], in the type of products."""
+        """Transpose a linear layer's weight [out, in] to [in, out], in the type of matrix products."""
         return self.node("Transpose", [self.outside(weight, self.narrow)], f"{weight}/columns", perm=[1, 0])
 
     def norm_of(self, states: str, name: str, output: str) -> str:
-        """LayerNorm of states with the weights of a named layer."""
+        """Apply the named LayerNorm to states."""
         inputs = [states, self.outside(f"{name}.weight"), self.outside(f"{name}.bias")]
         return self.node("LayerNormalization", inputs, output, axis=-1, epsilon=self.epsilon)
 
     def norm(self, states: str, skip: str, name: str, bias: str, output: str) -> str:
-        """For the embeddings: LayerNorm(states + skip + the row of token types)."""
+        """Add LayerNorm(states + skip + the row of token types), for the embeddings; `bias` is not used."""
         total = self.node("Add", [states, skip], f"{output}/sum")
         row = self.outside("embeddings.token_type_embeddings.weight")
         return self.norm_of(self.node("Add", [total, row], f"{output}/typed"), name, output)
@@ -84,19 +84,19 @@ class StructureWriter(Writer):
         return self.outside(name)
 
     def words(self) -> str:
-        """Word embeddings of `input_ids`, [B, L, W], in fp32."""
+        """Add the word embeddings of `input_ids`, [B, L, W], in fp32."""
         rows = self.node("Gather", [self.outside("embeddings.word_embeddings.weight", self.narrow), INPUT_IDS], "words")
         return self.up(rows)
 
     def heads_of(self, states: str, layer: str, part: str, perm: Sequence[int]) -> str:
-        """Queries, keys or values of a layer, split into heads and transposed by `perm`."""
+        """Add the queries, keys or values (`part`) of a layer, split into heads and transposed by `perm`."""
         name = f"{layer}.attention.self.{part}"
         shape = self.store("heads", np.array([0, 0, self.heads, self.width // self.heads]))
         split = self.node("Reshape", [self.linear(states, name, name), shape], f"{name}/heads")
         return self.node("Transpose", [split], f"{name}/turned", perm=list(perm))
 
     def layer(self, layer: str, states: str, padding: str) -> str:
-        """An encoder layer: states [B, L, W] -> states [B, L, W], both in fp32."""
+        """Add an encoder layer: states [B, L, W] -> states [B, L, W], both in fp32."""
         narrow = self.down(states)
         queries = self.heads_of(narrow, layer, "query", [0, 2, 1, 3])
         keys = self.heads_of(narrow, layer, "key", [0, 2, 3, 1])
@@ -104,7 +104,7 @@ class StructureWriter(Writer):
         scale = self.number("query_scale", 1 / math.sqrt(self.width // self.heads))
         queries = self.node("Mul", [queries, scale], f"{layer}/queries")
         scores = self.up(self.node("MatMul", [queries, keys], f"{layer}/scores"))
-        lowest = self.number("lowest", float(np.finfo(np.float32).min), narrow=False)  # finite: rows of padding alone stay so
+        lowest = self.number("lowest", float(np.finfo(np.float32).min), narrow=False)  # -inf would give NaN if all is padding
         scores = self.node("Where", [padding, lowest, scores], f"{layer}/masked")
         shares = self.down(self.node("Softmax", [scores], f"{layer}/shares", axis=-1))
         mixed = self.node("MatMul", [shares, values], f"{layer}/mixed")
@@ -118,14 +118,14 @@ class StructureWriter(Writer):
         return self.norm_of(self.node("Add", [states, back], f"{layer}/sum"), f"{layer}.output.LayerNorm", layer)
 
     def gelu(self, states: str) -> str:
-        """x / 2 * (1 + erf(x / sqrt 2)), in the type of products."""
+        """Add x / 2 * (1 + erf(x / sqrt 2)), in the type of matrix products."""
         inner = self.node("Mul", [states, self.number("root_half", math.sqrt(0.5))], f"{states}/inner")
         share = self.node("Add", [self.node("Erf", [inner], f"{states}/erf"), self.number("unit", 1)], f"{states}/share")
         half = self.node("Mul", [states, self.number("half_unit", 0.5)], f"{states}/halved")
         return self.node("Mul", [half, share], f"{states}/gelu")
 
     def model(self) -> ModelProto:
-        """The whole structure."""
+        """Build the whole graph."""
         padding = self.node("Equal", [ATTENTION_MASK, self.store("no", np.array(0))], "padding")
         padding = self.node("Unsqueeze", [padding, self.store("axes", np.array([1, 2]))], "padding_keys")
         states = self.embed()
@@ -137,15 +137,10 @@ class StructureWriter(Writer):
         else:
             vectors = self.node("Gather", [states, self.store("first", np.array(0))], "sentence", axis=1)
         self.node("Identity", [self.head.layers(self, vectors, "sentence")], OUTPUTS[0])
-        shapes: list[list[str | int | None]]
-        shapes = [["batch", "length"], ["batch", "length"], ["batch", self.dimensions], ["batch", "length", self.width]]
-        kinds = [TensorProto.INT64] * 2 + [TensorProto.FLOAT] * 2
-        named = zip([*INPUTS, *OUTPUTS], kinds, shapes, strict=True)
-        tensors = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in named]
-        return self.assembled(tensors[:2], tensors[2:], [helper.make_opsetid("", self.opset)])
+        return self.assembled()
 
 
 def export_structure(model: XLMRobertaModel, path: Path, head: Head = PLAIN, *, half: bool) -> None:
-    """Write the structure of an fp32 or fp16 graph. Raises BundleError for an activation other than gelu."""
+    """Write an fp32 or fp16 graph without weights to `path`. Raises BundleError for an activation other than gelu."""
     path.parent.mkdir(exist_ok=True)
     save_graph(StructureWriter(model, head, half=half), path)

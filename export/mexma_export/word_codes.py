@@ -1,16 +1,16 @@
-"""Word rows in product-quantised codes: 96 bytes a row of 384 numbers where 4 bits take 216 (Jégou et al. 2011,
+"""Product-quantised word rows: 96 bytes for a row of 384 numbers, which takes 216 in 4 bits (Jégou et al. 2011,
 https://doi.org/10.1109/TPAMI.2010.57).
 
-A row is cut into parts of PART numbers; of each place in the row there is a codebook of 256 parts, and the row keeps one byte a
-place. The first rows, which are a tokenizer's most frequent pieces (XLM-R's are in the order of their frequency), keep their
-numbers. Coding is done before training, so that the layers learn with the rows that ship; an export finds the codes again
-in the table alone, bit for bit (`find_codes`).
+A row is cut into parts of PART numbers. Each place in the row has a codebook of 256 parts, and the row stores one byte per
+place. The first rows, a tokenizer's most frequent pieces (XLM-R orders them by frequency), keep their numbers. Coding happens
+before training, so that the layers learn with the rows that ship; an export recovers the codes from the table alone, bit for
+bit (`find_codes`).
 
-What coding costs before any training, with layers trained on exact rows (multilingual-e5-small's 250,002; FLORES error of
-the first 400 lines of 9 hard languages / Tatoeba accuracy over 4, %): exact 2.89 / 85.65, the first 32,000 exact 2.97 / 85.18,
-all coded 3.22 / 84.49. The bundled model before, with 84,000 exact rows, its layers trained for them: 5.39 / 75.97.
+The cost of coding before any training, with layers trained on exact rows (multilingual-e5-small's 250,002; FLORES error on the
+first 400 lines of 9 hard languages / Tatoeba accuracy over 4, %): exact 2.89 / 85.65, the first 32,000 exact 2.97 / 85.18,
+all coded 3.22 / 84.49. The earlier bundled model, with 84,000 exact rows and layers trained for them: 5.39 / 75.97.
 
-V rows, D numbers of a row, P = D / PART places.
+V rows, D numbers per row, P = D / PART places.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from mexma_export.blocks import on_grid
 from mexma_rt.bundle.weights import coded_rows
 from mexma_rt.errors import InputError, require_extra
 
-PART = 4  # numbers of a part
-WORDS_OF_A_BOOK = 256  # a byte's
-SLAB = 1024  # rows looked at together by find_codes: the first coded row is one of its multiples
+PART = 4  # numbers per part
+WORDS_OF_A_BOOK = 256  # a code is one byte
+SLAB = 1024  # the first coded row is a multiple of it
 ITERATIONS, SEED = 25, 0  # of k-means
-ZIPF = 1000  # row r is drawn for k-means with weight 1 / (r + ZIPF): frequent pieces count more
+ZIPF = 1000  # k-means draws row r with weight 1 / (r + ZIPF), so frequent pieces count more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +40,15 @@ class WordCodes:
 
     @property
     def rows(self) -> np.ndarray:
-        """float32 [V - first, D]."""
+        """The decoded rows, float32 [V - first, D]."""
         return coded_rows(self.codes, self.books)
 
 
 def code_rows(table: np.ndarray, first: int) -> np.ndarray:
-    """float32 [V, D] with the rows from `first` on replaced by what their codes say; rows before it as they are.
+    """Return the table as float32 [V, D], with the rows from `first` on replaced by their decoded codes.
 
-    Raises InputError (`first` outside 0 to V - 256 or no multiple of SLAB, D no multiple of PART; faiss-cpu missing).
+    Raises InputError if `first` is outside 0 to V - 256 or not a multiple of SLAB, or if D is not a multiple of PART;
+    MissingExtraError without faiss-cpu.
     """
     require_extra("faiss", "faiss")
     import faiss
@@ -55,8 +56,8 @@ def code_rows(table: np.ndarray, first: int) -> np.ndarray:
     rows, width = table.shape
     if width % PART or first % SLAB or not 0 <= first <= rows - WORDS_OF_A_BOOK:
         raise InputError(
-            f"Rows from {first} on of a table [{rows}, {width}] cannot be coded: the first is a multiple of {SLAB}, at least "
-            f"{WORDS_OF_A_BOOK} rows follow it, and rows have a multiple of {PART} numbers."
+            f"Rows from {first} on of a table [{rows}, {width}] cannot be coded: the first must be a multiple of {SLAB}, at "
+            f"least {WORDS_OF_A_BOOK} rows must be coded, and the row width must be a multiple of {PART}."
         )
     coded = np.ascontiguousarray(table[first:], np.float32)
     weight = 1 / (np.arange(first, rows) + ZIPF)
@@ -73,9 +74,9 @@ def code_rows(table: np.ndarray, first: int) -> np.ndarray:
 
 
 def find_codes(table: np.ndarray) -> WordCodes | None:
-    """The codes of a table [V, D] whose last rows are coded, as many rows as there are; None where fewer than half are.
+    """Recover the codes of a table [V, D] whose last rows are coded, as many as there are; None if fewer than half are.
 
-    Whatever it returns gives the rows back bit for bit.
+    The codes reproduce the rows bit for bit.
     """
     rows, width = table.shape
     if width % PART or rows <= 2 * WORDS_OF_A_BOOK:
@@ -96,22 +97,22 @@ def find_codes(table: np.ndarray) -> WordCodes | None:
 
 
 def stored_without_loss(table: np.ndarray) -> bool:
-    """Whether the graphs w4 and w8 hold every number of a table [V, D] in 4 bits (blocks.py) and codes."""
+    """Whether 4-bit blocks (blocks.py) and codes store every number of a word table [V, D] without loss."""
     codes = find_codes(table)
     return on_grid(table if codes is None else table[: codes.first], size=32)
 
 
 def _part_names(table: np.ndarray, place: int) -> np.ndarray:
-    """A number for the part of each row at a place, uint64 [V], the same for the same bits (and hardly ever for others)."""
+    """Hash the part of each row at a place, uint64 [V]; the same bits have the same hash, and others hardly ever do."""
     halves = np.ascontiguousarray(table[:, place * PART : (place + 1) * PART]).view(np.uint64)
     names: np.ndarray = halves[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ halves[:, 1] * np.uint64(0xC2B2AE3D27D4EB4F)
     return names
 
 
 def _first_coded(names: np.ndarray) -> int:
-    """The first row, a multiple of SLAB, from which on there are at most 256 different parts; V if there is none."""
+    """Return the first row, a multiple of SLAB, from which on there are at most 256 different parts; V if there is none."""
     last = len(names) - 1 - np.unique(names[::-1], return_index=True)[1]  # the last row of each part
     if len(last) <= WORDS_OF_A_BOOK:
         return 0
-    before = int(np.partition(last, -WORDS_OF_A_BOOK - 1)[-WORDS_OF_A_BOOK - 1])  # from this row on there is one too many
+    before = int(np.partition(last, -WORDS_OF_A_BOOK - 1)[-WORDS_OF_A_BOOK - 1])  # from this row on, there are 257
     return min((before // SLAB + 1) * SLAB, len(names))

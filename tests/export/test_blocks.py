@@ -94,5 +94,5 @@ def test_codes_are_packed_as_onnxruntime_reads_them(bits: int) -> None:
 
 
 def test_a_width_without_whole_blocks_is_refused() -> None:
-    with pytest.raises(BundleError, match="Rows of 48 numbers have no blocks of 32"):
+    with pytest.raises(BundleError, match=r"Rows of 48 numbers cannot be split into blocks of 32: .*that are multiples of 32"):
         quantise_blocks(some_matrix(4, 48), bits=4, size=32)
