@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from mexma_rt.cli import main
 from mexma_rt.version import __version__
 
+from .scripts import ROOT, load_script
+
 TOOLS = ("mexma", "mexma-export", "mexma-train")
 
 
@@ -86,3 +88,17 @@ def test_every_tool_has_h_and_says_its_version(name: str) -> None:
     run = CliRunner().invoke
     assert run(tool(name), ["--version"]).output == f"{name}, version {__version__}\n"
     assert run(tool(name), ["-h"]).output == run(tool(name), ["--help"]).output
+
+
+def test_the_page_of_the_command_line_has_the_help_of_every_command() -> None:
+    for name in TOOLS:
+        tool(name)
+    page = load_script("docs/site/commands.py").with_help((ROOT / "docs/cli.md").read_text(encoding="utf-8"))
+    lines = page.splitlines()
+    commands = [line for name in TOOLS for line in every_command(name, tool(name))]
+    assert [line.split(" {")[0].lstrip("# ") for line in lines if " { #" in line] == sorted(commands, key=str.split)
+    for line in commands:
+        name, *words = line.split()
+        result = CliRunner().invoke(tool(name), [*words, "--help"], prog_name=name, terminal_width=80)
+        assert f"```text\n{result.output}```\n" in page
+    assert "<!--" not in page and max(map(len, lines)) <= 110

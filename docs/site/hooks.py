@@ -1,7 +1,8 @@
 """Hooks of `mkdocs build`: pages that live elsewhere in the repository become pages of the site, and links follow them.
 
 Every link in a page is written as it works in the repository. A link to a file of the site is turned to its place there; one to
-any other file of the repository becomes plain text; one to nothing fails the strict build.
+any other file of the repository becomes plain text; one to nothing fails the strict build. The page of the command
+line is made of the help of the commands (commands.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from commands import with_help  # mkdocs finds what lies beside a hook while it loads it
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
@@ -58,4 +60,5 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
         return f"{picture}[{text}]({posixpath.relpath(place, here or '.')}{anchor or ''})"
 
     parts = re.split(r"(^```.*?^```\s*?$)", markdown, flags=re.M | re.S)
-    return "".join(part if part.startswith("```") else LINK.sub(turned, part) for part in parts)
+    linked = "".join(part if part.startswith("```") else LINK.sub(turned, part) for part in parts)
+    return with_help(linked) if page.file.src_uri == "cli.md" else linked
