@@ -147,9 +147,9 @@ def test_columns_inside_columns_and_columns_of_languages(tmp_path: Path) -> None
     for wrong in ("translation.de", "code.en", "no.en"):
         with pytest.raises(InputError, match=rf"none called {wrong}\. Say which ones"):
             list(read_pairs(f"{path},english={wrong},text=translation.xx,lang_column=code"))
-    with pytest.raises(InputError, match=r"none called corpus\. Type .*,source=NAME to say the source of all rows, or"):
+    with pytest.raises(InputError, match=r"none called corpus\. Type .*,source=NAME to set the source of all rows, or"):
         list(read_pairs(f"{source},source_column=corpus"))
-    with pytest.raises(InputError, match=r"column translation is of type struct<.*but text is needed there"):
+    with pytest.raises(InputError, match=r"column translation is of type struct<.*but it must be text"):
         list(read_pairs(f"{path},english=translation,text=translation.xx,lang_column=code"))
 
 
@@ -209,7 +209,7 @@ def test_data_set_folders_that_cannot_be_read(tmp_path: Path) -> None:
     for state, error, message in (
         ({"_data_files": [], "_indices_data_files": [{"filename": "i.arrow"}]}, InputError, r"flatten_indices\(\)"),
         ({"_data_files": [{"filename": "a.arrow"}]}, FileError, r"a\.arrow does not exist"),
-        ({"epoch": 3}, FileError, r"is no data set: its state\.json, unlike one written by `datasets`"),
+        ({"epoch": 3}, FileError, r"is not a data set: its state\.json, unlike that of `datasets`, lists no"),
     ):
         (tmp_path / "state.json").write_text(json.dumps(state))
         with pytest.raises(error, match=message):

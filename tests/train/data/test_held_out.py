@@ -161,5 +161,5 @@ def test_a_missing_or_damaged_list_is_an_error_that_says_what_to_type(tmp_path: 
     with pytest.raises(FileError, match="is damaged: 9 bytes for 2 hashes of 5"):
         load_held_out(path)
     path.write_bytes(lzma.compress(json.dumps(header | {"version": 2}).encode() + b"\n"))
-    with pytest.raises(FileError, match="has the format mexma-held-out 2, but this mexma-train reads mexma-held-out 1"):
+    with pytest.raises(FileError, match="has format mexma-held-out 2, but this mexma-train reads mexma-held-out 1"):
         load_held_out(path)

@@ -180,7 +180,7 @@ def test_the_command_line_drops_test_sentences_unless_told_to_keep_them(toy_toke
 
 def test_nothing_but_test_sentences(toy_tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "p.tsv").write_text(f"jpn\tx\t{KANJI}\tsun\n")
-    with pytest.raises(InputError, match=r"p\.tsv holds no usable pair \(1 rows read, 1 of them held out, bad ones: none\)"):
+    with pytest.raises(InputError, match=r"p\.tsv contains no usable pair \(1 rows read, 1 of them held out, bad rows: none\)"):
         prepare(tmp_path / "p.tsv", tmp_path / "shards", toy_tokenizer)
 
 
@@ -189,7 +189,7 @@ def test_nothing_usable_and_an_existing_folder(pairs_tsv: Path, toy_tokenizer: P
     with pytest.raises(InputError, match="already exists"):
         prepare(pairs_tsv, tmp_path / "shards", toy_tokenizer)
     (tmp_path / "empty.tsv").write_text("fra\tx\t \tlune\n")
-    with pytest.raises(InputError, match=r"empty\.tsv holds no usable pair \(1 rows read, bad ones: {'empty side': 1}\)"):
+    with pytest.raises(InputError, match=r"empty\.tsv contains no usable pair \(1 rows read, bad rows: {'empty side': 1}\)"):
         prepare(tmp_path / "empty.tsv", tmp_path / "new", toy_tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.tsv", "shards"]
 

@@ -56,7 +56,7 @@ def test_an_incomplete_folder_names_the_missing_file(copy: Path, tmp_path: Path)
         FileError, match=r"incomplete shard folder: text\.ids\.npy missing\. Delete it and type: mexma-train prep"
     ):
         open_shards(copy)
-    with pytest.raises(FileError, match=r"is no shard folder: it has no meta\.json\. Type: mexma-train prepare PAIRS"):
+    with pytest.raises(FileError, match=r"is not a shard folder: it has no meta\.json\. Type: mexma-train prepare PAIRS"):
         open_shards(tmp_path)
 
 
@@ -69,7 +69,7 @@ def test_another_format_is_refused(copy: Path, found: int) -> None:
         (copy / "order.npy").unlink()  # and had no such file: the format is the better explanation
     (copy / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(
-        FileError, match=rf"has shard format {found}, this version of mexma-train reads format 2\. Delete it and type"
+        FileError, match=rf"has shard format {found}, but this version of mexma-train reads format 2\. Delete it and type"
     ):
         open_shards(copy)
 
@@ -113,7 +113,7 @@ def test_a_pair_gets_the_vector_of_its_english_segment(taught: Path) -> None:
 def test_shards_without_a_teacher_say_how_to_get_one(toy_shards: Path) -> None:
     shards = open_shards(toy_shards)
     assert shards.teacher is None
-    with pytest.raises(InputError, match=rf"holds no teacher's vectors, .* Type: mexma-train teach {toy_shards} --teacher"):
+    with pytest.raises(InputError, match=rf"has no teacher vectors, .* Type: mexma-train teach {toy_shards} --teacher"):
         shards.teacher_of(np.arange(3))
 
 
@@ -138,7 +138,9 @@ def test_a_teacher_of_other_shards_or_a_damaged_one_is_refused(taught: Path) -> 
     (taught / "teacher.npy").write_bytes(whole)
     assert open_shards(taught).teacher is not None
     (taught / "teacher.json").write_text(json.dumps(about | {"tokens": about["tokens"] + 1}))
-    with pytest.raises(FileError, match=rf"made for other shards: \d+ English segments of .*, and here are .*{type_this}"):
+    with pytest.raises(
+        FileError, match=rf"made for other shards, of \d+ English segments and \d+ tokens; these have .*{type_this}"
+    ):
         open_shards(taught)
     (taught / "teacher.json").write_text('{"segments": ')
     with pytest.raises(FileError, match=f"are damaged: JSONDecodeError.*{type_this}"):

@@ -51,26 +51,28 @@ def test_flores_without_what_it_needs(tmp_path: Path) -> None:
         read_flores(folder)
     (folder / "deu.txt").unlink()
     write_flores(folder, "eng")
-    with pytest.raises(FileError, match=r"has eng\.txt alone: .* Add files such as deu\.txt"):
+    with pytest.raises(FileError, match=r"has only eng\.txt: .* Add files such as deu\.txt"):
         read_flores(folder)
 
 
 def test_flores_files_that_do_not_fit(tmp_path: Path) -> None:
     folder = write_flores(tmp_path / "f", "eng", "deu")
     write_flores(folder, "jpn", lines=5)
-    with pytest.raises(InputError, match=r"jpn\.txt has 5 lines and eng\.txt 6, but line i of every file is the same.*wc -l"):
+    with pytest.raises(
+        InputError, match=r"jpn\.txt has 5 lines and eng\.txt 6, but line i of every file must be the same sentence.*wc -l"
+    ):
         read_flores(folder)
     (folder / "jpn.txt").write_text("1\n2\n \n4\n5\n6\n")
-    with pytest.raises(InputError, match=r"jpn\.txt, line 3: blank"):
+    with pytest.raises(InputError, match=r"jpn\.txt, line 3 is blank"):
         read_flores(folder)
     with pytest.raises(InputError, match=r"eng\.txt has 4 lines.*at least 5 are needed"):
         read_flores(write_flores(tmp_path / "few", "eng", "deu", lines=4))
 
 
 def test_a_language_in_two_files_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"srp\.txt and srp_Cyrl\.txt in .* are one language \(srp\).*Keep one"):
+    with pytest.raises(InputError, match=r"srp\.txt and srp_Cyrl\.txt in .* are the same language \(srp\).*Keep one"):
         read_flores(write_flores(tmp_path / "f", "eng", "srp", "srp_Cyrl"))
-    with pytest.raises(InputError, match=r"als\.tsv and sqi\.tsv in .* are one language \(sqi\)"):
+    with pytest.raises(InputError, match=r"als\.tsv and sqi\.tsv in .* are the same language \(sqi\)"):
         read_tatoeba(write_tatoeba(tmp_path / "t", "als", "sqi"))
 
 

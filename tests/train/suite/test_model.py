@@ -98,8 +98,8 @@ def test_other_folders_are_explained(checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises((FileError, InputError), match=message), open_model(name, **options):  # type: ignore[arg-type]
             pytest.fail("opened")
 
-    refused(str(tmp_path / "no"), r"no folder and no bundled model .*no\. MODEL is a checkpoint folder.*\(.*mexma-small.*\)")
-    refused(str(tmp_path), r"has no config\.json and no model\.safetensors and no tokenizer\.json, so it is no checkpoint")
+    refused(str(tmp_path / "no"), r"no folder or bundled model .*no\. MODEL is a checkpoint folder.*\(.*mexma-small.*\)")
+    refused(str(tmp_path), r"has no config\.json and no model\.safetensors and no tokenizer\.json, so it is not a checkpoint")
     refused(str(checkpoint.parent), r"Type: mexma-train eval --suite .*toy/checkpoint")
     refused(str(checkpoint), "--precision int8 is for bundles, but .* is a checkpoint.*Leave it out", precision="int8")
     refused(

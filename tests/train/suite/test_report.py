@@ -85,7 +85,7 @@ def test_earlier_figures_stand_beside_with_the_difference() -> None:
         "| 82.00 | 82.00 | +0.00 | 1.03 | 1.03 | +0.00 |",
     ):
         assert line in page
-    assert not any("Not measured alike" in line for line in page)
+    assert not any("Measured differently" in line for line in page)
 
 
 def test_the_earlier_average_is_over_the_languages_trained_on_now() -> None:
@@ -102,7 +102,7 @@ def test_what_was_not_measured_alike_is_said() -> None:
     earlier["languages"]["jpn"]["tatoeba_pairs"] = 1000
     page = report.tables(results(), earlier)
     assert (
-        "- **Not measured alike**: max_tokens 200 (earlier 128); k 4 (earlier 8); jpn tatoeba_pairs 9 (earlier 1000)." in page
+        "- **Measured differently**: max_tokens 200 (earlier 128); k 4 (earlier 8); jpn tatoeba_pairs 9 (earlier 1000)." in page
     )
 
 

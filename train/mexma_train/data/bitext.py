@@ -7,20 +7,19 @@ A source is any of these, and several may be given together:
                                      standard input (plain)
     pairs.parquet                    parquet with the text columns lang, source, english, text
     folder                           the .parquet files directly inside, by name; or a data set written by `datasets`
-                                     (save_to_disk); of a DatasetDict the split `train`
+                                     (save_to_disk); for a DatasetDict, its split `train`
     corpus.en:corpus.fr,lang=fra     Moses: two files aligned line by line, English first; plain, .gz, .xz or .zst
 
 and, after commas, options for that source:
 
-    lang=fra, source=ccmatrix        the same for all its rows, whatever a column says
-    english=trg, text=src            names of the columns in parquet and data sets; translation.en is the field en of a column
+    lang=fra, source=ccmatrix        the value for all its rows, which overrides any column
+    english=trg, text=src            column names in parquet and data sets; translation.en is the field en of `translation`
     lang_column=code, source_column=corpus     likewise
 
-For example, the data of facebookresearch/mexma is train.parquet,english=trg,text=src,lang=fra. Options given for all sources
-(--lang fra) apply where a source has neither an option of its own nor such a column. A source without a name gets that of its
-file or folder. Line breaks and tabs inside a text are allowed where the format allows them. Bad rows (BAD_REASONS) are counted
-and skipped; when they exceed 1 % of a source (of at least 1,000 rows), reading stops, because the source is not what the caller
-thinks it is.
+For example, train.parquet,english=trg,text=src,lang=fra reads the data of facebookresearch/mexma. Options given for all sources
+(--lang fra) apply where a source has neither an option of its own nor such a column. Rows without a source name get the name of
+their file or folder. Line breaks and tabs inside a text are allowed where the format allows them. Bad rows (BAD_REASONS) are
+counted and skipped; when they exceed 1 % of a source, reading stops, because the source is not what the caller thinks it is.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from mexma_rt.errors import InputError
 from mexma_train.data.formats import Fields, Options, open_source
 
 BAD_SHARE = 0.01  # more than this is the wrong kind of file, not noise
-MIN_ROWS = 1_000  # below this one bad row would already be above the share
+MIN_ROWS = 1_000  # a source of fewer rows is only checked at its end, and may always have one bad row
 BAD_REASONS = ("not 4 columns", "null value", "not UTF-8", "empty side", "no lang or source")
 
 KEYS = tuple(f.name for f in dataclasses.fields(Options))
@@ -67,11 +66,11 @@ class ReadReport:
 
 
 def read_pairs(pairs: str | Path | Sequence[str | Path], report: ReadReport | None = None, **options: str) -> Iterator[Row]:
-    """Yield the good rows of one source or several, in order. See the module's docstring for what a source may be.
+    """Yield the good rows of one or more sources, in order. The module's docstring says what a source may be.
 
-    `options` (lang, source, english, text, lang_column, source_column) fill in what a source does not say.
-    Raises FileError if a source is missing or damaged; InputError above 1 % bad rows, if Moses files differ in their number of
-    lines, or if the language is not said.
+    `options` (lang, source, english, text, lang_column, source_column) fill in what a source does not say; `report` counts the
+    rows as they are read. Raises FileError if a source is missing or damaged; InputError for more than 1 % bad rows, Moses
+    files of unequal length, and rows whose language nothing says.
     """
     if unknown := set(options) - set(KEYS):
         raise InputError(f"unknown option {', '.join(sorted(unknown))} for a source; known are {', '.join(KEYS)}.")
@@ -94,7 +93,7 @@ def read_pairs(pairs: str | Path | Sequence[str | Path], report: ReadReport | No
 
 
 def _split(source: str) -> tuple[str, dict[str, str]]:
-    """A source's name and the options after it; commas that begin no known option belong to the name."""
+    """A source's name and the options after it; a comma that does not begin a known option belongs to the name."""
     options: dict[str, str] = {}
     while match := _OPTION.fullmatch(source):
         source, key, value = match.groups()

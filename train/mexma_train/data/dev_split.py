@@ -1,6 +1,6 @@
 """Holds out English segments from training, so that recipes and thresholds can be chosen on pairs outside the test sets.
 
-E English segments of a shard folder.
+E is the number of English segments in a shard folder.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ SPLIT_SEED = 7
 
 
 def held_out_segments(shards: Shards, share: float) -> np.ndarray:
-    """The English segments left out of training: bool [E], about `share` of them, and every segment equal to one of them.
+    """Return bool [E], True for the English segments left out of training: about `share` of them, and all their duplicates.
 
-    Drawn by segment number, which prepare assigns to lines regardless of their ids: shards of the same pairs hold out the same
-    lines whatever the tokenizer.
+    They are drawn by segment number, which prepare assigns to lines regardless of their ids, so shards of the same pairs hold
+    out the same lines whatever the tokenizer.
     """
     drawn = np.random.default_rng(SPLIT_SEED).random(len(shards.english_hash)) < share
-    # A line that prepare has forgotten stands twice, under two numbers; two lines of unknown characters may also be equal.
+    # A line that had left prepare's window before it came again has two numbers; lines of unknown characters may be equal too.
     return np.isin(shards.english_hash, shards.english_hash[drawn])
 
 
 def training_part(shards: Shards, held: np.ndarray) -> Shards:
-    """The shards without the pairs of the held-out segments [E]: a sampler with order="draw" cannot reach them.
+    """Return the shards without the pairs of the held-out segments (bool [E]), for a sampler with order="draw".
 
-    That sampler uses only groups and order; one with order="epochs" would still go through all pairs.
+    Only groups and order change, which is all that such a sampler uses; order="epochs" would still go through all pairs.
     """
     keep = ~held[shards.pair_english[shards.order]]
     before = np.concatenate([[0], np.cumsum(keep)])

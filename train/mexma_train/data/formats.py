@@ -1,6 +1,6 @@
-"""The file formats of bitext: one small function each, all streaming, all yielding the fields of a row as raw bytes.
+"""Reads the file formats of bitext, one small function each: rows are streamed, with their fields as raw bytes.
 
-bitext.py has the table of what to type, and judges the rows.
+bitext.py has the table of what to type, and checks the rows.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from mexma_rt.files.spool import side_by_side
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Fields = Sequence[bytes | None]  # lang, source, english, text; of a broken TSV line any number
+Fields = Sequence[bytes | None]  # lang, source, english, text; a malformed TSV line may have any number of fields
 
-BATCH = 8_192  # rows of a table that become Python objects at a time
+BATCH = 8_192  # table rows converted to Python objects at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a source: values that hold for all its rows, and names of columns."""
+    """Options of a source: values for all its rows (lang, source), and column names (the others)."""
 
     lang: str | None = None
     source: str | None = None
@@ -37,9 +37,10 @@ class Options:
 
 
 def open_source(name: str, own: Options, others: Options) -> Iterator[Fields]:
-    """The rows of a source in its order. `own` options override its columns; `others` apply where neither says anything.
+    """Return an iterator over the rows of a source, in order.
 
-    Raises FileError if there is no such source, InputError if the options do not fit it.
+    `own` options override its columns; `others` apply where neither of them says anything. Raises FileError if there is no
+    such source, InputError if the options do not fit it.
     """
     path = Path(name)
     if path.is_dir():
@@ -84,8 +85,8 @@ def _moses(name: str, lang: str | None, source: str | None) -> Iterator[Fields]:
                 yield *both, *pair
     if counts[0] != counts[1]:
         raise InputError(
-            f"{english} has {counts[0]} lines and {other} has {counts[1]}: they are not aligned line by line, so sentences "
-            "would be paired with strangers. Download or export both again."
+            f"{english} has {counts[0]} lines and {other} has {counts[1]}: they are not aligned line by line, so unrelated "
+            "sentences would be paired. Download or export both again."
         )
 
 
@@ -94,7 +95,7 @@ def _folder(path: Path, own: Options, others: Options) -> Iterator[Fields]:
         if not (path / "train").is_dir():
             splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
             raise InputError(
-                f"{path} is a DatasetDict without the split `train`; it has {', '.join(splits)}. Name one: {path}/NAME"
+                f"{path} is a DatasetDict without a `train` split; it has {', '.join(splits)}. Name one: {path}/NAME"
             )
         return _dataset(path / "train", path, own, others)
     if (path / "state.json").is_file():
@@ -102,8 +103,8 @@ def _folder(path: Path, own: Options, others: Options) -> Iterator[Fields]:
     files = sorted(path.glob("*.parquet"))
     if not files:
         raise FileError(
-            f"{path} holds no .parquet file and no data set written by `datasets` (save_to_disk writes a state.json). "
-            "Name the folder that directly holds them."
+            f"{path} contains neither .parquet files nor a data set written by `datasets` (save_to_disk writes a state.json). "
+            "Name the folder that directly contains them."
         )
     return _parquet(files, path, own, others)
 
@@ -113,7 +114,7 @@ def _parquet(files: list[Path], named: Path, own: Options, others: Options) -> I
     import pyarrow.parquet as pq
 
     for path in files:
-        # A buffer makes pyarrow stream the column chunks; otherwise it loads them, and a row group can be gigabytes.
+        # With a buffer pyarrow streams the column chunks; otherwise it loads them whole, and a row group can be gigabytes.
         with damage_explained(path), pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as table:
             columns = _columns(table.schema_arrow, path, named, own, others)
             needed = sorted({column[0] for column in columns if not isinstance(column, bytes)})
@@ -129,7 +130,7 @@ def _dataset(folder: Path, named: Path, own: Options, others: Options) -> Iterat
     with damage_explained(folder / "state.json"):
         state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     if "_data_files" not in state:
-        raise FileError(f"{folder} is no data set: its state.json, unlike one written by `datasets`, lists no _data_files.")
+        raise FileError(f"{folder} is not a data set: its state.json, unlike that of `datasets`, lists no _data_files.")
     if state.get("_indices_data_files"):
         raise InputError(
             f"{folder} was saved by an old version of `datasets` with its rows in another order or selection (state.json names "
@@ -144,11 +145,11 @@ def _dataset(folder: Path, named: Path, own: Options, others: Options) -> Iterat
                     yield from _batch_rows(batch.slice(start, BATCH), columns, path)
 
 
-Column = bytes | tuple[str, ...]  # a value for all rows, or the name of a column and of the fields inside it
+Column = bytes | tuple[str, ...]  # a value for all rows, or the names of a column and of the fields inside it
 
 
 def _columns(schema: pa.Schema, path: Path, named: Path, own: Options, others: Options) -> list[Column]:
-    """Where the four fields of a row come from. Raises InputError, with what to type, if one has no source."""
+    """Where each of the four fields of a row comes from. Raises InputError, saying what to type, if one cannot be found."""
     has = f"{path} has the columns {', '.join(schema.names)}"
     found: list[Column] = []
     for field, example, stand_in in (("lang", "fra", None), ("source", "NAME", _stem(named))):
@@ -162,8 +163,8 @@ def _columns(schema: pa.Schema, path: Path, named: Path, own: Options, others: O
             found.append(column)
         else:
             raise InputError(
-                f"{has}, but none called {name or field}. Type {named},{field}={example} to say the {field} of all rows, or "
-                f"{named},{field}_column=NAME if a column says it under another name."
+                f"{has}, but none called {name or field}. Type {named},{field}={example} to set the {field} of all rows, or "
+                f"{named},{field}_column=NAME if a column has it under another name."
             )
     for field in ("english", "text"):
         name = getattr(own, field) or getattr(others, field) or field
@@ -177,7 +178,7 @@ def _columns(schema: pa.Schema, path: Path, named: Path, own: Options, others: O
 
 
 def _find(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
-    """A column, or a field inside one: translation.en."""
+    """The path to a column, or to a field inside one (translation.en); None if there is none."""
     import pyarrow as pa
 
     if name in schema.names:
@@ -192,7 +193,7 @@ def _find(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
 
 
 def _batch_rows(batch: pa.RecordBatch, columns: list[Column], path: Path) -> Iterator[Fields]:
-    """The rows of a record batch as bytes: Arrow does not check that its strings are UTF-8, bitext.py does."""
+    """The rows of a record batch as bytes: Arrow does not check that its strings are UTF-8, so bitext.py does."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -208,11 +209,11 @@ def _batch_rows(batch: pa.RecordBatch, columns: list[Column], path: Path) -> Ite
             array = array.dictionary_decode()
         kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_binary)
         if not any(test(array.type) for test in (*kinds, pa.types.is_large_binary, pa.types.is_null)):
-            raise InputError(f"{path}: the column {'.'.join(column)} is of type {array.type}, but text is needed there.")
+            raise InputError(f"{path}: the column {'.'.join(column)} is of type {array.type}, but it must be text.")
         sides.append(array.cast(pa.large_binary()).to_pylist())
     yield from zip(*sides, strict=True)
 
 
 def _stem(path: Path) -> str:
-    """The name of a corpus from its file's: OpenSubtitles.en-fr.en -> OpenSubtitles."""
+    """The corpus name in a file name: OpenSubtitles.en-fr.en -> OpenSubtitles."""
     return path.resolve().name.lstrip(".").split(".")[0]

@@ -1,15 +1,15 @@
 """Keeps sentences of public test sets out of training: a shipped list of hashes, and the check of rows against it.
 
-Two lines are the same here if `normalise` makes them equal, in whatever language. `held_out.bin.xz` lists the first 5 bytes of
-the BLAKE2b of every sentence of FLORES-200 devtest (90 languages) and of the Tatoeba test set of LASER (112 languages, both
-sides), so the sentences themselves do not travel; benchmarks/held_out.py makes it again from the test sets. A line of other
-words is taken for a listed one with a probability of S / 2^40 for S listed hashes (248,872: one line in 4.4 million).
+Two lines count as the same if `normalise` makes them equal, whatever their language. `held_out.bin.xz` holds the first 5 bytes
+of the BLAKE2b of every sentence in FLORES-200 devtest (90 languages) and in LASER's Tatoeba test set (112 languages, both
+sides), so the sentences themselves are not distributed; benchmarks/held_out.py rebuilds it from the test sets. A line that is
+in neither matches by chance with probability S / 2^40 for S listed hashes (248,872: one line in 4.4 million).
 
-Measured on the bundled model's 5,586,702 training rows, from which equal lines had been removed before (lower-cased and without
-punctuation, but with their spaces): 24 are dropped, 23 that differ in spacing or a mark inside a word ("any more",
-"cell phone") and one false alarm. Every sentence is listed, however short, for that costs little: of the 5,286,296 rows that
-are not from Tatoeba, 1,114 have a side of at most ten letters that is among the 502,105 distinct lines of the Tatoeba part, so
-half as many listed lines take about one row in 10,000.
+Measured on the bundled model's 5,586,702 training rows, from which equal lines (in lower case, without punctuation, but with
+spaces) had already been removed: 24 rows are dropped, of which 23 differ from a test sentence in spacing or in a mark inside a
+word ("any more", "cell phone") and one is a false alarm. Every sentence is listed, however short, because that costs little: of
+the 5,286,296 rows that are not from Tatoeba, 1,114 have a side of at most ten letters that is among the 502,105 distinct lines
+of the Tatoeba part, so half as many listed lines drop about one row in 10,000.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mexma_train.data.bitext import Row
 LIST = Path(__file__).parent / "held_out.bin.xz"
 FORMAT, VERSION = "mexma-held-out", 1
 HASH_BYTES = 5  # 40 bits: half the file that 64 bits would need, and one false alarm in millions of lines
-SLOTS = 2**20  # English lines remembered as clean, 8 MB: one line often stands in the bitext of many languages
+SLOTS = 2**20  # English lines remembered as clean, 8 MB: the bitext of many languages often repeats a line
 
 _NEWLINE = ord("\n")
 
@@ -55,8 +55,8 @@ class HeldOut:
 class Screen:
     """Drops rows with a held-out side; remembers clean English lines so that repeats need no second lookup.
 
-    Clean English lines leave Python's 64-bit hash in a table of fixed size, where a later one may overwrite it: what is
-    forgotten is looked up again, and only two lines with equal hashes in one process (one in 2^64) would be mistaken.
+    Python's 64-bit hashes of clean English lines are kept in a table of fixed size, where later ones overwrite earlier ones. A
+    forgotten line is only looked up again; a held-out line is missed if its hash equals that of a clean one (one in 2^64).
     """
 
     def __init__(self, listed: HeldOut) -> None:
@@ -88,9 +88,9 @@ class Screen:
 
 
 def normalise(line: str) -> str:
-    """NFKC, lower case, and then only letters, combining marks and numbers (Unicode's general categories L, M and N).
+    """Return the letters, combining marks and numbers (Unicode categories L, M and N) of a line in NFKC and lower case.
 
-    Punctuation, symbols, white space and control characters go, so that case, quotation marks and spacing make no difference.
+    Punctuation, symbols, white space and control characters are removed, so case, quotation marks and spacing do not matter.
     """
     return _normalise([line])[0].decode()
 
@@ -117,16 +117,17 @@ def _normalise(lines: Iterable[str]) -> list[bytes]:
 
 @functools.cache
 def _kept_characters() -> np.ndarray:
-    """bool [0x110000]: which code points stay; the line feed does, as it parts the lines."""
+    """bool [0x110000]: which code points are kept; the line feed is, because it separates the lines."""
     kept = np.fromiter((unicodedata.category(chr(code))[0] in "LMN" for code in range(0x110000)), bool, 0x110000)
     kept[_NEWLINE] = True
     return kept
 
 
 def encode_list(sets: Mapping[str, Sequence[str]]) -> bytes:
-    """The file of the list for {test set: its lines}: equal sets give equal bytes. Lines without letter or number are left out.
+    """Return the list's file for {test set: its lines}; equal sets give equal bytes.
 
-    xz of a line of JSON and the differences of the ascending hashes in 5 bytes: all lowest bytes, then all second ones, ...
+    Lines without letters or numbers are left out. The file is xz of a line of JSON and the differences of the ascending
+    hashes, 5 bytes each: all lowest bytes first, then all second ones, and so on.
     """
     lines = [line for part in sets.values() for line in part]
     hashes = np.unique(_hash([line for line in _normalise(lines) if line]))
@@ -139,7 +140,7 @@ def encode_list(sets: Mapping[str, Sequence[str]]) -> bytes:
         "hashes": len(hashes),
     }
     plain = json.dumps(header).encode() + b"\n" + steps.T.tobytes()
-    return lzma.compress(plain, preset=6)  # 9 gives as many bytes, and unpacking them takes 64 MB
+    return lzma.compress(plain, preset=6)  # preset 9 is no smaller, and takes 64 MB to unpack
 
 
 def load_held_out(path: Path = LIST) -> HeldOut:
@@ -154,7 +155,7 @@ def load_held_out(path: Path = LIST) -> HeldOut:
     except (lzma.LZMAError, ValueError, KeyError, TypeError) as error:
         raise FileError(f"{path}, the list of test sentences, is damaged ({error}). {remedy}") from error
     if (kind, version) != (FORMAT, VERSION):
-        raise FileError(f"{path} has the format {kind} {version}, but this mexma-train reads {FORMAT} {VERSION}. {remedy}")
+        raise FileError(f"{path} has format {kind} {version}, but this mexma-train reads {FORMAT} {VERSION}. {remedy}")
     if len(planes) != HASH_BYTES * count:
         raise FileError(f"{path} is damaged: {len(planes)} bytes for {count} hashes of {HASH_BYTES}. {remedy}")
     steps = np.zeros((count, 8), np.uint8)

@@ -1,10 +1,10 @@
 """Turns bitext into a shard folder (shards.py describes it); memory use does not grow with the corpus.
 
-Rows are read, tokenised and written in slabs. What is kept between slabs: a window of English lines seen lately, a count for
-each (language, source), and 12 MB to find test sentences. A second, blockwise pass over the small columns of the pairs writes
-their numbers sorted by group. Peak of anonymous memory, without those 12 MB, of made-up pairs of 20 words, every English line
-another: 122 MB for 1 M pairs and 127 MB for 4 M with a window of 2 x 20,000 lines; 252 and 393 MB with one of 2 x 1 M, which
-only then is full.
+Rows are read, tokenised and written in slabs. Between slabs it keeps a window of recent English lines, a count for each
+(language, source), and 12 MB for finding test sentences. A second pass, in blocks over the small columns of the pairs, writes
+their numbers sorted by group. Peak anonymous memory, without those 12 MB, for synthetic pairs of 20 words with no English line
+repeated: 122 MB for 1 M pairs and 127 MB for 4 M with a window of 2 x 20,000 lines; 252 MB and 393 MB with a window of 2 x 1 M,
+which only the 4 M fill.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from mexma_train.data.shards import FORMAT
 from mexma_train.data.tokenizer import load_tokenizer
 
 SLAB_ROWS = 10_000  # rows tokenised at a time: enough for every core
-SLAB_CHARACTERS = 4_000_000  # or fewer rows, where they are long
-WINDOW = 1_000_000  # English lines of a generation; two are kept, at about 140 bytes a line (measured), so 280 MB
+SLAB_CHARACTERS = 4_000_000  # or fewer rows if they are long
+WINDOW = 1_000_000  # English lines in a generation; two are kept, at about 140 bytes a line (measured), so 280 MB
 SORTED_PAIRS = 1_000_000  # pairs sorted at a time: some 40 MB (measured)
 MAX_GROUPS = 2**16  # languages and sources are stored as uint16, and their table is kept in memory
 
@@ -45,12 +45,12 @@ def prepare(
     allow_held_out: bool = False,
     **options: str,
 ) -> dict[str, Any]:
-    """Tokenise one source of bitext or several (formats and options: bitext.py) into a shard folder; returns its meta data.
+    """Tokenise one or more sources of bitext (formats and options: bitext.py) into a shard folder; returns its meta.json.
 
-    Rows with a test sentence on either side (held_out.py) are dropped and counted, by language, apart from the bad rows: they
-    are no fault of the data. `allow_held_out` keeps them.
-    The folder appears when it is complete: after an error, Ctrl-C or a kill there is nothing under its name. Raises FileError
-    if it cannot be written; InputError if it exists, no row is usable, too many are bad, or the groups are too many.
+    Rows with a test sentence on either side (held_out.py) are dropped and counted by language, separately from the bad rows;
+    `allow_held_out` keeps them. The folder appears when it is complete: an error, Ctrl-C or a kill leaves nothing under its
+    name. Raises FileError if it cannot be written; InputError if it exists, no row is usable, or bad rows or groups are too
+    many.
     """
     folder = Path(folder)
     must_be_new(folder)
@@ -65,7 +65,7 @@ def prepare(
         if not writer.pairs:
             held_out = f", {sum(screen.dropped.values())} of them held out" if screen and screen.dropped else ""
             raise InputError(
-                f"{pairs} holds no usable pair ({report.rows} rows read{held_out}, bad ones: {report.bad or 'none'})."
+                f"{pairs} contains no usable pair ({report.rows} rows read{held_out}, bad rows: {report.bad or 'none'})."
             )
         groups = _groups(writer.counts)
         english_tokens = _second_pass(work, writer.pairs, groups)
@@ -126,7 +126,7 @@ class _Array:
 
 
 class _Sentences:
-    """Ids and offsets of sentences, appended."""
+    """Appends sentences to two files: their token ids end to end, and their offsets."""
 
     def __init__(self, work: Path, name: str, dtype: str) -> None:
         self.ids, self.offsets = _Array(work / f"{name}.ids.npy", dtype), _Array(work / f"{name}.offsets.npy", "<i8")
@@ -148,9 +148,9 @@ class _Sentences:
 class _Seen:
     """The numbers of recently seen English lines: at least the last WINDOW distinct ones, at most twice as many.
 
-    Two generations of a dict: when the young one is full it becomes the old one, and what is met again moves to the young one.
-    (One dict that drops its first key for each new one would scan a growing run of dropped keys.) Lines are told apart by 16
-    bytes of BLAKE2, so that two different ones are never taken for one.
+    There are two generations of a dict: when the young one is full it becomes the old one, and a line seen again moves to the
+    young one. (A single dict that drops its oldest key for each new one would scan a growing run of deleted keys.) The keys are
+    16 bytes of BLAKE2, so different lines are never confused.
     """
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class _Seen:
         self.old: dict[bytes, int] = {}
 
     def number(self, line: str, new: int) -> int:
-        """This line's number: the one it was seen under, or else `new`, which it gets."""
+        """The number this line was seen under; for an unknown line `new`, which becomes its number."""
         key = hashlib.blake2b(line.encode(), digest_size=16).digest()
         number = self.young.get(key)
         if number is None:
@@ -170,7 +170,7 @@ class _Seen:
 
 
 class _Writer:
-    """The arrays of a shard folder in file order of the pairs."""
+    """Writes the arrays of a shard folder, with the pairs in file order."""
 
     def __init__(self, work: Path, tokenizer: Tokenizer) -> None:
         ids = "<u2" if tokenizer.get_vocab_size() <= 2**16 else "<u4"
@@ -224,16 +224,16 @@ class _Writer:
 
 
 def _groups(counts: dict[tuple[int, int], int]) -> list[list[int]]:
-    """Rows (language, source, start, count), sorted, that cut range(pairs) into consecutive pieces."""
+    """Sorted rows (language, source, start, count) that cut range(pairs) into consecutive parts."""
     keys = sorted(counts)
     starts = itertools.accumulate((counts[key] for key in keys), initial=0)
     return [[*key, start, counts[key]] for key, start in zip(keys, starts, strict=False)]
 
 
 def _second_pass(work: Path, pairs: int, groups: list[list[int]]) -> int:
-    """Write order.npy, a counting sort of the pairs by group; returns the English tokens of all pairs.
+    """Write order.npy, a counting sort of the pairs by group; returns the number of English tokens over all pairs.
 
-    Arrays are mapped again for each block and the result is written by seeking, so that no map's pages pile up.
+    Arrays are mapped again for each block, and the result is written by seeking, so that mapped pages do not pile up.
     """
 
     def column(name: str) -> np.ndarray:

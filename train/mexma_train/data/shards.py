@@ -1,16 +1,16 @@
-"""Pre-tokenised bitext on disk, so that tokenisation is off the training path: the format, and how it is read.
+"""Bitext tokenised ahead of training: the format of a shard folder, and how it is read.
 
-A shard folder holds flat .npy files, read back as memory maps, so that a corpus may be larger than memory. N pairs:
+A shard folder holds flat .npy files that are read as memory maps, so a corpus may be larger than memory. For N pairs:
     english.ids uint16 [T], english.offsets int64 [E+1]    English segments, without <s> and </s>
-    english.hash uint64 [E]                                of a segment's ids: equal segments are equal here
+    english.hash uint64 [E]                                hashes of their ids: equal segments have equal ones
     text.ids    uint16 [S], text.offsets    int64 [N+1]    the other side of each pair
     pair_english int64 [N], pair_lang uint16 [N], pair_source uint16 [N]
-    order int64 [N]    pair numbers, those of one (language, source) side by side, in file order
+    order int64 [N]    pair numbers grouped by (language, source), in file order within a group
     meta.json   format, languages, sources, groups (language, source, start in order, count), token counts, bad rows, ...
-    tokenizer.json    a copy of the one that made the ids
+    tokenizer.json    a copy of the tokenizer that made the ids
     teacher.npy float16 [E, D], teacher.json    only after `mexma-train teach`: a teacher's vector of each English segment
-Ids are uint32 when the tokenizer has more than 65,536 pieces. English lines that prepare.py saw again are stored once, because
-one English line often has dozens of translations.
+Ids are uint32 when the tokenizer has more than 65,536 pieces. English lines that prepare.py recognises as repeated are stored
+once, because an English line often has dozens of translations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from mexma_rt.errors import FileError, InputError
 
-FORMAT = 2  # 1 had no hashes, no order and no token counts, and ids of 16 bits only
+FORMAT = 2  # format 1 had no hashes, order or token counts, and only 16-bit ids
 ARRAYS = (
     "english.ids",
     "english.offsets",
@@ -36,7 +36,7 @@ ARRAYS = (
     "pair_source",
     "order",
 )
-TEACHER = ("teacher.json", "teacher.npy", "teacher.projection.npy")  # in the order in which they may be deleted
+TEACHER = ("teacher.json", "teacher.npy", "teacher.projection.npy")  # in the order in which it is safe to delete them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Ragged:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The pairs of one language and source: order[start : start + count]. lang and source are places in the lists of names."""
+    """The pairs of one language and source: order[start : start + count]. lang and source index the lists of names."""
 
     lang: int
     source: int
@@ -66,7 +66,7 @@ class Shards:
     sources: list[str]
     groups: list[Group]
     vocab_size: int
-    english_tokens: int  # of all pairs together, a shared segment once for each pair, without <s> and </s>
+    english_tokens: int  # over all pairs, counting a shared segment once for each pair, without <s> and </s>
     text_tokens: int
     english_ids: np.ndarray
     english_offsets: np.ndarray
@@ -77,24 +77,24 @@ class Shards:
     pair_lang: np.ndarray
     pair_source: np.ndarray
     order: np.ndarray
-    teacher: np.ndarray | None = None  # float16 [E, D], rows of length 1; None where `mexma-train teach` has not run
+    teacher: np.ndarray | None = None  # float16 [E, D], rows of length 1; None until `mexma-train teach` has run
 
     def __len__(self) -> int:
         return len(self.pair_english)
 
     def english(self, pairs: np.ndarray, max_tokens: int) -> Ragged:
-        """Token ids (with <s> and </s>, cut to max_tokens) of the English side of these pairs."""
+        """The English side of these pairs (int64 [B]): token ids with <s> and </s>, cut to max_tokens."""
         return _gather(self.english_ids, self.english_offsets, self.pair_english[pairs], max_tokens)
 
     def text(self, pairs: np.ndarray, max_tokens: int) -> Ragged:
-        """Token ids (with <s> and </s>, cut to max_tokens) of the other side of these pairs."""
+        """The other side of these pairs (int64 [B]): token ids with <s> and </s>, cut to max_tokens."""
         return _gather(self.text_ids, self.text_offsets, pairs, max_tokens)
 
     def teacher_of(self, pairs: np.ndarray) -> np.ndarray:
         """The teacher's vectors of the English side of these pairs: float32 [B, D]. Raises InputError if there are none."""
         if self.teacher is None:
             raise InputError(
-                f"{self.folder} holds no teacher's vectors, and this run needs them as targets. "
+                f"{self.folder} has no teacher vectors, and this run needs them as targets. "
                 f"Type: mexma-train teach {self.folder} --teacher MODEL"
             )
         return np.asarray(self.teacher[self.pair_english[pairs]], np.float32)
@@ -117,12 +117,12 @@ class Shards:
 
 
 def open_shards(folder: str | Path) -> Shards:
-    """Open a shard folder as memory maps. Raises FileError if it is none, of another format, or damaged."""
+    """Open a shard folder as memory maps. Raises FileError for another folder, another format, and damaged files."""
     folder = Path(folder)
     again = f"Delete it and type: mexma-train prepare PAIRS {folder} --tokenizer tokenizer.json"
     if not (folder / "meta.json").is_file():
         raise FileError(
-            f"{folder} is no shard folder: it has no meta.json. Type: mexma-train prepare PAIRS {folder} "
+            f"{folder} is not a shard folder: it has no meta.json. Type: mexma-train prepare PAIRS {folder} "
             "--tokenizer tokenizer.json"
         )
     try:
@@ -130,13 +130,13 @@ def open_shards(folder: str | Path) -> Shards:
     except ValueError as error:
         raise FileError(f"{folder / 'meta.json'} is damaged: {error}. {again}") from None
     if (found := meta.get("format", 1)) != FORMAT:
-        raise FileError(f"{folder} has shard format {found}, this version of mexma-train reads format {FORMAT}. {again}")
+        raise FileError(f"{folder} has shard format {found}, but this version of mexma-train reads format {FORMAT}. {again}")
     missing = [name for name in (*(f"{a}.npy" for a in ARRAYS), "tokenizer.json") if not (folder / name).is_file()]
     if missing:
         raise FileError(f"{folder} is an incomplete shard folder: {', '.join(missing)} missing. {again}")
     try:
         maps = {name.replace(".", "_"): np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-    except (ValueError, OSError) as error:  # a cut file: numpy says "mmap length is greater than file size"
+    except (ValueError, OSError) as error:  # of a truncated file numpy says "mmap length is greater than file size"
         raise FileError(f"{folder} is damaged: {error}. {again}") from None
     shards = Shards(
         folder=folder,
@@ -154,7 +154,7 @@ def open_shards(folder: str | Path) -> Shards:
 
 
 def _teacher(folder: Path, meta: dict[str, Any], tokens: int) -> np.ndarray | None:
-    """The teacher's vectors float16 [E, D]; None where there is no teacher.json, which teacher.py writes last of all."""
+    """The teacher's vectors float16 [E, D]; None without a teacher.json, which teacher.py writes last."""
     if not (folder / "teacher.json").is_file():
         return None
     names = " ".join(str(folder / name) for name in TEACHER)
@@ -168,8 +168,8 @@ def _teacher(folder: Path, meta: dict[str, Any], tokens: int) -> np.ndarray | No
         raise FileError(f"The teacher's vectors in {folder} are damaged: {error!r}. {again}") from None
     if made_for != (meta["english_segments"], tokens):
         raise FileError(
-            f"The teacher's vectors in {folder} were made for other shards: {made_for[0]} English segments of {made_for[1]} "
-            f"tokens, and here are {meta['english_segments']} of {tokens}. {again}"
+            f"The teacher's vectors in {folder} were made for other shards, of {made_for[0]} English segments and "
+            f"{made_for[1]} tokens; these have {meta['english_segments']} and {tokens}. {again}"
         )
     if (teacher.shape, teacher.dtype) != (shape, np.dtype("<f2")):
         raise FileError(

@@ -1,7 +1,7 @@
-"""Train a SentencePiece-unigram tokenizer with XLM-R's special ids, saved as `tokenizer.json`.
+"""Trains and loads tokenizers: SentencePiece unigram with XLM-R's special ids, in a `tokenizer.json`.
 
 Ids: <s>=0 <pad>=1 </s>=2 <unk>=3, pieces, <mask> last, as in XLM-R. Text is NFKC-normalised, runs of white space and control
-characters become one space, and a piece never crosses a space (Metaspace).
+characters become one space, and a piece never spans a space (Metaspace).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 
 
 def sample_lines(rows: Iterable[Row], config: TokenizerConfig) -> list[str]:
-    """Reservoir-sample lines per language (English counts as one more), so that small languages get pieces too."""
+    """Return a reservoir sample of the lines of each language, English included, so that small languages get pieces too."""
     rng = random.Random(config.seed)
     kept: dict[str, list[str]] = {}
     seen: Counter[str] = Counter()
@@ -45,10 +45,10 @@ def sample_lines(rows: Iterable[Row], config: TokenizerConfig) -> list[str]:
 
 
 def train_tokenizer(lines: list[str], config: TokenizerConfig) -> Tokenizer:
-    """Train on sampled lines with sentencepiece; the vocabulary has exactly `config.vocab_size` entries.
+    """Return a tokenizer of exactly `config.vocab_size` entries, trained on `lines` with sentencepiece.
 
-    The library's own EM is used because it took minutes where the trainer of `tokenizers` had not ended after nine
-    (46 M characters, 2 cores). Raises InputError if the text is too poor for that many pieces.
+    sentencepiece took minutes where the trainer of `tokenizers` had not finished after nine (46 M characters, 2 cores).
+    Raises InputError if there is too little text for that many pieces.
     """
     require_extra("train", "sentencepiece")
     import sentencepiece
@@ -65,7 +65,7 @@ def train_tokenizer(lines: list[str], config: TokenizerConfig) -> Tokenizer:
             vocab_size=config.vocab_size - 2,  # <pad> and <mask> are added below
             character_coverage=config.character_coverage,
             max_sentencepiece_length=config.max_piece_length,
-            normalization_rule_name="identity",  # done above, and by the saved tokenizer
+            normalization_rule_name="identity",  # normalised above, and by the saved tokenizer
             num_threads=os.cpu_count() or 1,
             unk_id=0,
             bos_id=1,
@@ -75,7 +75,7 @@ def train_tokenizer(lines: list[str], config: TokenizerConfig) -> Tokenizer:
         )
     except RuntimeError as error:
         raise InputError(
-            f"sentencepiece could not make {config.vocab_size} pieces of {len(lines)} lines: {error}\n"
+            f"sentencepiece could not make {config.vocab_size} pieces from {len(lines)} lines: {error}\n"
             "Give more text, or a smaller vocab_size in the recipe."
         ) from None
     trained = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
@@ -94,21 +94,24 @@ def train_tokenizer(lines: list[str], config: TokenizerConfig) -> Tokenizer:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load a tokenizer.json, XLM-R's own or one of `train_tokenizer`, set to encode whole texts.
+    """Load a tokenizer.json (XLM-R's own or one from `train_tokenizer`) with truncation and padding turned off.
 
-    Raises FileError if it is missing or damaged, InputError if <s> <pad> </s> <unk> are not ids 0 to 3 or <mask> not the last:
-    the losses and the position ids rely on them.
+    Raises FileError if it is missing or damaged, InputError unless <s> <pad> </s> <unk> are ids 0 to 3 and <mask> is the last:
+    the losses and the position ids rely on that.
     """
     if not Path(path).is_file():
         raise FileError(f"{path} is not a file. Type: mexma-train tokenizer PAIRS {path}")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # what the library raises for damaged JSON is a bare Exception
-        raise FileError(f"{path} is no readable tokenizer.json: {error}. Copy or make it again.") from None
-    tokenizer.no_truncation()  # a saved tokenizer may be set to cut or pad
+    except Exception as error:  # the library raises a bare Exception for damaged JSON
+        raise FileError(f"{path} is not a readable tokenizer.json: {error}. Copy or make it again.") from None
+    tokenizer.no_truncation()  # both can be saved in the file
     tokenizer.no_padding()
     ids = [tokenizer.token_to_id(token) for token in (*SPECIALS, "<mask>")]
     expected = [0, 1, 2, 3, tokenizer.get_vocab_size() - 1]
     if ids != expected:
-        raise InputError(f"{path}: <s> <pad> </s> <unk> <mask> have ids {ids}, XLM-R's order needs {expected}")
+        raise InputError(
+            f"{path}: <s> <pad> </s> <unk> <mask> have ids {ids}, but XLM-R's are {expected}. Give XLM-R's tokenizer.json, or "
+            "make one: mexma-train tokenizer PAIRS tokenizer.json"
+        )
     return tokenizer

@@ -1,4 +1,4 @@
-"""The two test sets of the quality suite: FLORES (one file per language) and Tatoeba (english<TAB>text), read and checked."""
+"""Reads and checks the two test sets of the quality suite: FLORES (one file per language) and Tatoeba (english<TAB>text)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mexma_train.evaluate import MIN_PAIRS, XSIM_K, TestSet, read_test_set
 ENGLISH = "eng"
 SAME = {"srp_Cyrl": "srp", "als": "sqi", "arb": "ara", "zho": "cmn"}  # FLORES' spelling -> Tatoeba's
 MINING_LANGUAGES = ("deu", "jpn", "tur", "ara", "fin")  # five families and three scripts, 1,000 Tatoeba pairs each
-MIN_MINING_PAIRS = 20  # with fewer, noise leaves less than k = 4 neighbours; a reliable figure needs hundreds
+MIN_MINING_PAIRS = 20  # with fewer, noise leaves fewer than k = 4 neighbours; a reliable figure needs hundreds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class Flores:
 def read_flores(folder: Path) -> Flores:
     """Read FOLDER/xxx.txt, one per language, and eng.txt.
 
-    Raises FileError if the folder or eng.txt is missing or there is no other language, InputError for files of unequal
-    length or under 5 lines, a blank line and a language named twice.
+    Raises FileError if the folder or eng.txt is missing or there is no other language; InputError if the files differ in
+    length, have fewer than 5 lines or a blank one, or if two are of the same language.
     """
     files = _by_language(folder, "txt", "--flores", "FLORES-200 devtest: one file per language such as deu.txt, and eng.txt")
     if ENGLISH not in files:
@@ -38,7 +38,7 @@ def read_flores(folder: Path) -> Flores:
             f"line by line as in {next(iter(files.values())).name}: {folder / 'eng.txt'}"
         )
     if len(files) == 1:
-        raise FileError(f"{folder} has eng.txt alone: there is nothing to compare it with. Add files such as deu.txt.")
+        raise FileError(f"{folder} has only eng.txt: there is nothing to compare it with. Add files such as deu.txt.")
     lines = {lang: read_lines(path) for lang, path in files.items()}
     english = lines.pop(ENGLISH)
     if len(english) < MIN_PAIRS:
@@ -49,18 +49,19 @@ def read_flores(folder: Path) -> Flores:
     for lang, text in [(ENGLISH, english), *lines.items()]:
         if len(text) != len(english):
             raise InputError(
-                f"{files[lang]} has {len(text)} lines and eng.txt {len(english)}, but line i of every file is the same "
+                f"{files[lang]} has {len(text)} lines and eng.txt {len(english)}, but line i of every file must be the same "
                 f"sentence. Copy the file again, or leave the language out. Type: wc -l {typed(folder)}/*.txt"
             )
         if blank := next((i for i, line in enumerate(text, start=1) if not line.strip()), None):
-            raise InputError(f"{files[lang]}, line {blank}: blank, but every line is a sentence. Copy the file again.")
+            raise InputError(f"{files[lang]}, line {blank} is blank, but every line must be a sentence. Copy the file again.")
     return Flores(english=english, texts=lines)
 
 
 def read_tatoeba(folder: Path) -> dict[str, TestSet]:
     """Read FOLDER/xxx.tsv, lines english<TAB>text: {language: test set}.
 
-    Raises FileError if the folder is missing or has none, InputError for a language named twice and what `read_test_set` does.
+    Raises FileError if the folder is missing or has no such file, InputError if two files are of the same language, and what
+    `read_test_set` raises.
     """
     files = _by_language(folder, "tsv", "--tatoeba", "LASER's Tatoeba files: one per language such as deu.tsv")
     return {lang: read_test_set(path) for lang, path in files.items()}
@@ -74,7 +75,7 @@ def _by_language(folder: Path, suffix: str, option: str, wanted: str) -> dict[st
         lang = SAME.get(path.stem, path.stem)
         if lang in files:
             raise InputError(
-                f"{files[lang].name} and {path.name} in {folder} are one language ({lang}), so one would hide the other. "
+                f"{files[lang].name} and {path.name} in {folder} are the same language ({lang}), so one would hide the other. "
                 "Keep one of them."
             )
         files[lang] = path
@@ -96,7 +97,7 @@ def named(languages: str, option: str) -> list[str]:
 def choose_mining(languages: Sequence[str] | None, tatoeba: dict[str, TestSet]) -> list[str]:
     """The languages to mine: those named, or else those of MINING_LANGUAGES (failing that, the first five) with enough pairs.
 
-    Raises InputError for a named one without a test file or with under 20 pairs.
+    Raises InputError for a named language that has no test file or fewer than 20 pairs.
     """
     large = [lang for lang, test_set in tatoeba.items() if len(test_set.text) >= MIN_MINING_PAIRS]
     if languages is None:
@@ -115,8 +116,8 @@ def choose_mining(languages: Sequence[str] | None, tatoeba: dict[str, TestSet]) 
 def choose_trained(option: str | None, said: Sequence[str], earlier: Sequence[str], tested: Iterable[str]) -> list[str]:
     """The languages the model was trained on: from the option, or else the model, or else the earlier results.
 
-    option: languages, "all" (every one of tested) or the folder of the shards it was trained on. Raises InputError if nobody
-    knows, if one is named twice, and if none of them has a test file.
+    option: languages, "all" (all of `tested`) or the folder of the shards it was trained on. Raises InputError if none of the
+    three says, if a language is named twice, and if none of the languages has a test file.
     """
     tested = sorted(tested)
     if option is None:

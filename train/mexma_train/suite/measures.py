@@ -1,4 +1,4 @@
-"""The quality suite's measures besides retrieval: mined pairs, paraphrases, and pieces equal on both sides.
+"""The quality suite's measures besides retrieval: mined pairs, paraphrases, and pieces that both sides share.
 
 Pure functions of texts, vectors and token states. N sentences, D dimensions, P pairs, L pieces, M pieces of the other side.
 """
@@ -21,19 +21,19 @@ from mexma_train.suite.model import Pieces
 NOISE = (0.0, 0.3)  # unpaired lines per pair of the test set, both sides together
 THRESHOLDS = tuple(round(1 + step / 100, 2) for step in range(21))  # 1.00 to 1.20: where ratio margins of translations lie
 SEED = 0
-RANDOM_LINES = 20  # beside each paraphrase
-NEAR = 50  # random lines come from so many next shorter and next longer ones
-MIN_PARAPHRASES = 10  # fewer pairs give no figure
+RANDOM_LINES = 20  # compared with each paraphrase
+NEAR = 50  # random lines are drawn from this many next shorter lines and as many next longer ones
+MIN_PARAPHRASES = 10  # with fewer pairs there is no figure
 QUESTION_MARKS = "?؟;？"
 
 
 def mining_f1(test_set: TestSet, x_ND: np.ndarray, y_ND: np.ndarray, noise: float) -> dict[str, float]:
-    """Precision, recall and F1 in percent of `mine` (ratio, k=4, one-to-one) on the shuffled lines of a test set.
+    """Return precision, recall and F1 in percent of `mine` (ratio, k=4, one-to-one) on the shuffled lines of a test set.
 
     x_ND are the vectors of its texts, y_ND those of its English lines. Of n pairs, noise * n / 2 lose their English line and
-    as many their text: with 0.3, 15 of 85 lines of each side have no partner. A pair is right if its two lines stand together
-    in the test set (equal lines are interchangeable). "best_f1" is F1 at the best threshold of 1.00, 1.01 ... 1.20, chosen
-    on these same lines: an upper bound for a threshold tuned to this model and language.
+    as many others their text: with 0.3, 15 of 85 lines of each side have no partner. A mined pair is right if its two lines
+    are a pair of the test set (equal lines are interchangeable). "best_f1" is F1 at the best threshold of 1.00, 1.01 ... 1.20,
+    chosen on these same lines: an upper bound for a threshold tuned to this model and language.
     """
     rng, n = random.Random(SEED), len(test_set.text)
     rows, cut = rng.sample(range(n), n), int(noise * n / 2)
@@ -49,7 +49,7 @@ def mining_f1(test_set: TestSet, x_ND: np.ndarray, y_ND: np.ndarray, noise: floa
         progress=False,
     )
     truth = {(test_set.text[i], test_set.english[i]) for i in paired}
-    # One-to-one goes through pairs by falling score, so those above a threshold are those that `mine` gives with it.
+    # One-to-one mining takes pairs in order of falling score, so those above a threshold are what `mine` returns with it.
     right = np.array([(pair.source, pair.target) in truth for pair in found], bool)
     scores = np.array([pair.score for pair in found])
 
@@ -73,17 +73,17 @@ def mining_f1(test_set: TestSet, x_ND: np.ndarray, y_ND: np.ndarray, noise: floa
 
 
 def fold(text: str) -> str:
-    """Casefold and keep only letters, marks, digits and question marks, so that punctuation makes no difference."""
+    """Return the case-folded text with only letters, marks, digits and question marks kept: punctuation is not compared."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     kept = (c if c in QUESTION_MARKS or unicodedata.category(c)[0] in "LMN" else " " for c in folded)
     return " ".join("".join(kept).split())
 
 
 def paraphrases(lines: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Pairs of different texts with an equal translation, of (translation, text) lines; both are compared by `fold`.
+    """Return the pairs of different texts with the same translation among (translation, text) lines, both compared by `fold`.
 
-    They are what translators of one line wrote, which is nearly the same in meaning ("He took" and "She took" are such a pair
-    if the other language has one word for both).
+    They are translations of the same line, and so mean nearly the same ("He took" and "She took" are such a pair if the other
+    language has one word for both).
     """
     groups: dict[str, dict[str, str]] = {}
     for translation, text in lines:
@@ -97,10 +97,10 @@ def paraphrases(lines: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def with_random_lines(pairs_P: Sequence[tuple[str, str]], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `texts` (distinct lines) of each pair, int64 [P, 2], and of its first text beside random ones, [P * 20, 2].
+    """Return row numbers in `texts` (distinct lines): each pair, int64 [P, 2]; its first text with random lines, [P * 20, 2].
 
-    The random lines are like the second text in length: drawn from its neighbours when lines are ordered by characters,
-    except the pair itself and what is a paraphrase of its first text.
+    The random lines are about as long as the second text: they are drawn from its neighbours in order of length, excluding the
+    first text and all its paraphrases.
     """
     rng, row = np.random.default_rng(SEED), {text: i for i, text in enumerate(texts)}
     by_length = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
@@ -126,7 +126,7 @@ def cosines(unit_ND: np.ndarray, pairs_P2: np.ndarray) -> np.ndarray:
 
 
 def shared_trigrams(texts: Sequence[str], pairs_P2: np.ndarray) -> np.ndarray:
-    """Jaccard similarity [P] of the sets of three letters in a row: how similar each pair is by spelling alone."""
+    """Jaccard similarity [P] of the letter trigrams of each pair: how similar it is by spelling alone."""
 
     def trigrams(i: int) -> set[str]:
         text = f" {fold(texts[i])} "
@@ -137,7 +137,7 @@ def shared_trigrams(texts: Sequence[str], pairs_P2: np.ndarray) -> np.ndarray:
 
 
 def auc(like_P: np.ndarray, unlike_Q: np.ndarray) -> float:
-    """Percent of (like, unlike) whose like is the larger, equals count half: area under the ROC curve, Mann-Whitney's U."""
+    """Percent of all (like, unlike) whose like is larger, ties counting half: the area under the ROC curve (Mann-Whitney U)."""
     ordered = np.sort(unlike_Q)
     below, up_to = np.searchsorted(ordered, like_P, "left"), np.searchsorted(ordered, like_P, "right")
     return 100 * float((below + up_to).sum()) / (2 * len(like_P) * len(unlike_Q))
@@ -145,7 +145,7 @@ def auc(like_P: np.ndarray, unlike_Q: np.ndarray) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity:
-    """Of P paraphrases and of the Q pairs of lines beside them: cosines of vectors, and the similarity by spelling alone."""
+    """Cosines of vectors and similarity by spelling, for P paraphrases and the Q random pairs they are compared with."""
 
     like_P: np.ndarray
     unlike_Q: np.ndarray
@@ -154,7 +154,7 @@ class Similarity:
 
 
 def paraphrase_similarity(lines: Sequence[tuple[str, str]], vectors: dict[str, np.ndarray]) -> Similarity:
-    """The paraphrases in lines of (translation, text); vectors has the normalised vector [D] of every text."""
+    """Return the similarities of the paraphrases in (translation, text) lines; vectors: text -> its normalised vector [D]."""
     texts = list(vectors)
     like, unlike = with_random_lines(paraphrases(lines), texts)
     unit_ND = np.stack([vectors[text] for text in texts])
@@ -167,10 +167,10 @@ def paraphrase_similarity(lines: Sequence[tuple[str, str]], vectors: dict[str, n
 
 
 def paraphrase_auc(parts: Sequence[Similarity]) -> dict[str, Any]:
-    """AUC in percent over the pairs of several languages together, by vectors and by spelling; None and the reason if few."""
+    """AUC in percent over the pairs of several languages, by vectors and by spelling; None and the reason for too few pairs."""
     count = sum(len(part.like_P) for part in parts)
     if count < MIN_PARAPHRASES or not sum(len(part.unlike_Q) for part in parts):
-        reason = f"pairs in this data: {count}; a figure needs {MIN_PARAPHRASES}, and other lines beside them"
+        reason = f"pairs in this data: {count}; a figure needs {MIN_PARAPHRASES}, and other lines to compare them with"
         return {"pairs": count, "auc": None, "auc_of_spelling": None, "reason": reason}
     like, unlike = np.concatenate([part.like_P for part in parts]), np.concatenate([part.unlike_Q for part in parts])
     spelt_like = np.concatenate([part.spelt_like_P for part in parts])
@@ -179,12 +179,12 @@ def paraphrase_auc(parts: Sequence[Similarity]) -> dict[str, Any]:
 
 
 def aligned_pieces(english: Sequence[Pieces], texts: Sequence[Pieces]) -> tuple[int, float, float]:
-    """How many equal numbers and names the pairs hold, how many of them align (sum), and how many would by chance (sum).
+    """Return how many numbers and names the sentence pairs share, how many of them align, and how many would by chance.
 
-    A piece counts that stands once on each side, the same on both, and has a digit, or is two letters or more and begins with
-    a capital: numbers and (parts of) names, of which one can know without a gold standard that they belong together. It is
-    aligned if each of the two has the other as its nearest piece by cosine of the final token states, all other pieces of
-    the sentence being candidates. Chance is the exact mean over all permutations of the other sentence's pieces.
+    A piece counts if it occurs exactly once on each side, and either contains a digit or has two or more letters and begins
+    with a capital: numbers and (parts of) names are known to correspond without a gold standard. It aligns if its two
+    occurrences are each other's nearest piece by cosine of the final token states, among all pieces of the sentence. Chance is
+    the exact mean over all permutations of the other sentence's pieces.
     """
     count, aligned, chance = 0, 0, 0.0
     for source, target in zip(english, texts, strict=True):
@@ -202,7 +202,7 @@ def aligned_pieces(english: Sequence[Pieces], texts: Sequence[Pieces]) -> tuple[
 
 
 def _shared(a: list[str], b: list[str]) -> list[tuple[int, int]]:
-    """Positions of the numbers and names that occur once on each side."""
+    """(position in a, position in b) of each number or name that occurs once on each side."""
     names = [piece for piece in a if any(c.isdigit() for c in piece) or (len(piece) > 1 and piece[0].isupper())]
     return [(a.index(piece), b.index(piece)) for piece in names if a.count(piece) == 1 and b.count(piece) == 1]
 

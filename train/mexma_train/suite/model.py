@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from mexma_rt.backends.packed_encoder import Encoder
 
 CONFIG = "config.json"
-CHECKPOINT_MAX_TOKENS = 200  # as `mexma-train eval` and the evaluations of a run
-STATES_AT_ONCE = 32  # sentences whose token states are computed together: at most 6,400 tokens of 200
-SPACE = "▁"  # SentencePiece's mark of a piece that begins a word
+CHECKPOINT_MAX_TOKENS = 200  # as in `mexma-train eval` and the evaluations of a run
+STATES_AT_ONCE = 32  # sentences whose token states are computed together: 6,400 tokens if each has 200
+SPACE = "▁"  # SentencePiece's mark for a piece that begins a word
 NO_STATES = "this engine gives sentence vectors only; measure the bundle with onnxruntime, or its checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """A sentence as the model saw it, without <s> and </s>: pieces [L] (no space marks) and their final states [L, D]."""
+    """A sentence as the model saw it, without <s> and </s>: pieces [L] (without space marks) and their final states [L, D]."""
 
     pieces: list[str]
     states_LD: np.ndarray
@@ -45,11 +45,11 @@ class Pieces:
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteModel:
-    """embed gives vectors float32 [n, D] and how many texts were cut; states is None where there are no token states."""
+    """embed returns vectors float32 [n, D] and how many texts were cut; states is None if the model gives no token states."""
 
-    about: dict[str, Any]  # name, kind, dimensions, weights, how it was embedded: for results.json
+    about: dict[str, Any]  # name, kind, dimensions, weights, how texts are embedded: for results.json
     versions: dict[str, str]
-    languages: tuple[str, ...]  # that it says it was trained on; () if it does not say
+    languages: tuple[str, ...]  # that the model says it was trained on; () if it does not say
     embed: Callable[[list[str]], tuple[np.ndarray, int]]
     states: Callable[[list[str]], list[Pieces]] | None
 
@@ -60,9 +60,9 @@ def open_model(
 ) -> Iterator[SuiteModel]:
     """Open a bundled name, a bundle folder (it has mexma.json) or a checkpoint folder (config.json, model.safetensors).
 
-    precision is a bundle's ("auto" takes its default); max_tokens per sentence, <s> and </s> included, None takes 200 for a
-    checkpoint and a bundle's own. A folder that is both (an export with weights) counts as a bundle.
-    Raises FileError for another folder, InputError for a precision named with a checkpoint, and what loading raises.
+    precision is for bundles ("auto": the bundle's default). max_tokens limits a sentence, <s> and </s> included; None means
+    200 for a checkpoint and the bundle's own limit. A folder that is both (an export with weights) counts as a bundle.
+    Raises FileError for any other folder, InputError for a precision named with a checkpoint, and what loading raises.
     """
     folder = bundled_models().get(name) or Path(name)
     if (folder / MANIFEST).is_file():
@@ -85,9 +85,9 @@ def _no_model(name: str, folder: Path, missing: list[str]) -> str:
     bundled = ", ".join(bundled_models()) or "none in this installation"
     accepted = f"MODEL is a checkpoint folder, a bundle folder (it has {MANIFEST}) or a bundled name ({bundled})."
     if not folder.is_dir():
-        return f"There is no folder and no bundled model {name}. {accepted}"
+        return f"There is no folder or bundled model {name}. {accepted}"
     inside = f" Type: mexma-train eval --suite {folder / 'checkpoint'} ..." if (folder / "checkpoint" / CONFIG).exists() else ""
-    return f"{name} has no {' and no '.join(missing)}, so it is no checkpoint, and no {MANIFEST} either. {accepted}{inside}"
+    return f"{name} has no {' and no '.join(missing)}, so it is not a checkpoint, and no {MANIFEST} either. {accepted}{inside}"
 
 
 def _bundle(folder: str, device: str, threads: int | None, precision: str, max_tokens: int | None) -> SuiteModel:
@@ -113,7 +113,7 @@ def _bundle(folder: str, device: str, threads: int | None, precision: str, max_t
         "name": encoder.bundle.name,
         "kind": "bundle",
         "dimensions": encoder.dimensions,
-        "sha256": sha256_of(manifest),  # of the manifest, which has those of all files
+        "sha256": sha256_of(manifest),  # which holds the hashes of all files
         "source_sha256": encoder.bundle.source.get("sha256"),
         "embedded_with": f"mexma_rt, {encoder.backend.name}",
         "device": encoder.backend.device,
@@ -144,7 +144,7 @@ def _checkpoint(folder: Path, device: Any, threads: int | None, max_tokens: int 
     encoder, tokenizer = load_encoder(folder).to(device), load_tokenizer(folder / TOKENIZER)
     attention, _ = choose_attention("auto", device, "fp32")
     tokens = CHECKPOINT_MAX_TOKENS if max_tokens is None else max_tokens
-    limit = encoder.config.max_position_embeddings - 2  # the position numbers start at 2
+    limit = encoder.config.max_position_embeddings - 2  # position numbers start at 2
     if not 3 <= tokens <= limit:
         raise InputError(
             f"max_tokens is {tokens}, but {folder.name} takes from 3 (<s>, one piece, </s>) to {limit} tokens. "
@@ -179,7 +179,7 @@ def _run_name(folder: Path) -> str:
 
 
 def token_states(encoder: Encoder, tokenizer: Tokenizer, texts: list[str], *, max_tokens: int, attention: str) -> list[Pieces]:
-    """The pieces of each text and their final states, float32 and not normalised; dropout off, no gradient."""
+    """Return the pieces of each text and their final states, float32 and not normalised; dropout off, no gradient."""
     import torch
 
     from mexma_rt.backends.packed_attention import make_layout
@@ -206,12 +206,12 @@ def token_states(encoder: Encoder, tokenizer: Tokenizer, texts: list[str], *, ma
 
 
 def _languages(path: Path) -> tuple[str, ...]:
-    """The list "languages" of a manifest or config.json, if there is one; without English, which all are compared with."""
+    """The list "languages" of a manifest or config.json, without English, with which all are compared; () without a list."""
     said = json.loads(path.read_bytes()).get("languages")
     known = isinstance(said, list) and all(isinstance(lang, str) for lang in said)
     return tuple(lang for lang in said if lang != ENGLISH) if known else ()
 
 
 def _versions(*modules: str) -> dict[str, str]:
-    """Read from the modules, because onnxruntime is distributed under several package names."""
+    """Versions read from the modules, because onnxruntime is distributed under several package names."""
     return {"python": platform.python_version(), **{name: import_module(name).__version__ for name in modules}}

@@ -1,6 +1,6 @@
-"""One picture of a quality suite: FLORES error and Tatoeba accuracy of every language trained on, best first.
+"""Draws the results of a quality suite: FLORES error and Tatoeba accuracy of every language trained on, best first.
 
-With earlier results each language has two bars, which differ in lightness, so that the picture says the same in greyscale.
+With earlier results each language has two bars, which differ in lightness, so that the picture can be read in greyscale.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ PANELS = {
 }
 NOW, BEFORE = "#1a1a40", "#e3a172"  # relative luminance (WCAG) 0.01 and 0.43
 PANEL_INCHES = 6.0
-BAR_INCHES = 0.17  # of one bar: a language has one, or two with earlier results
+BAR_INCHES = 0.17  # height of a bar; a language has one, or two with earlier results
 
 
 def figure(results: dict[str, Any], before: dict[str, Any] | None = None) -> Figure:
-    """The picture of results.json, as `suite.measure` gives it; pyplot and its state are not touched."""
+    """Return a figure of the results of `run.measure`, beside earlier ones if given; pyplot and its state are not touched."""
     require_extra("train", "matplotlib")
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine

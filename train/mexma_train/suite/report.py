@@ -30,18 +30,18 @@ READING = """\
 
 - **FLORES xsim error**: sentences that do not find their English translation by ratio margin (k = 4), in percent; less is
   better.
-- **Tatoeba accuracy**: sentences whose nearest neighbour by cosine is their translation, the mean of both directions where none
-  is named; **Tatoeba xsim error** is FLORES' measure on the same vectors. Averages count every language the same. For a model
-  that was trained on other sentences of Tatoeba this test is in-domain; FLORES is not.
+- **Tatoeba accuracy**: sentences whose nearest neighbour by cosine is their translation; the mean of both directions unless one
+  is named. **Tatoeba xsim error** is the measure used on FLORES, on Tatoeba's vectors. Averages give every language the same
+  weight. For a model that was trained on other sentences of Tatoeba this test is in-domain; FLORES is not.
 - **Mining**: `mine` at its default threshold on shuffled Tatoeba pairs. With noise 0.3, 15 % of the pairs lost their English
   line and 15 % their text, so that 15 of 85 lines of each side have no partner. "Best F1" is that of the best threshold of
   1.00 to 1.20, chosen on the same lines: a bound, not a result.
-- **Paraphrases**: two lines of one language in Tatoeba that have an equal translation, against random lines of similar length:
-  how often (AUC) the paraphrase has the higher cosine; 50 is chance. Few pairs, some of them nearly equal in spelling: the
-  AUC of spelling (shared letter trigrams) stands beside it as what takes no model.
-- **Pieces aligned**: numbers and (parts of) names that stand once in a FLORES sentence and once in its translation: how often
+- **Paraphrases**: two lines of one language in Tatoeba that have the same translation, against random lines of similar length:
+  how often (AUC) the paraphrase has the higher cosine; 50 is chance. There are few pairs, and some are spelt nearly alike, so
+  the AUC of spelling (shared letter trigrams) is given too: what can be had without a model.
+- **Pieces aligned**: numbers and (parts of) names that occur once in a FLORES sentence and once in its translation: how often
   each is the other's nearest piece by cosine of the final token states. By chance: under a random permutation of the pieces.
-  Equal pieces start from equal embeddings, so this tells whether the encoder keeps them apart, not whether it translates words.
+  Equal pieces start from equal embeddings, so this shows whether the encoder keeps them apart, not whether it translates words.
 """
 
 
@@ -49,7 +49,7 @@ READING = """\
 class _Average:
     value: float | None
     of: str  # how many languages or pairs
-    measured: object  # equal in two runs whose averages may be compared
+    measured: object  # what was averaged over; if equal in two runs, their averages may be compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ NOTHING = _Average(value=None, of="", measured=None)
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The results.json of an earlier suite. Raises FileError if it cannot be read, InputError if it is something else."""
+    """Read the results.json of an earlier suite. Raises FileError if it cannot be read, InputError if it is something else."""
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -96,7 +96,7 @@ def read_results(path: Path) -> dict[str, Any]:
             "Measure that model again."
         )
     try:
-        tables(found, found)  # what will be asked of it, before the long work
+        tables(found, found)  # fails on anything missing now, before the long work
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path} is damaged or incomplete ({error!r}). Copy it again, or measure that model again.") from None
     return found
@@ -129,7 +129,7 @@ def write(results: dict[str, Any], out: Path, before: dict[str, Any] | None = No
 
 
 def tables(results: dict[str, Any], before: dict[str, Any] | None = None) -> str:
-    """The Markdown page: averages, languages, mined pairs; with `before`, its figure beside each and the difference."""
+    """Return the Markdown page: averages, languages, mined pairs; with `before`, its figures and the differences too."""
     page = [f"# Quality of `{results['model']['name']}`", "", *_about(results, before), "", "## Summary", ""]
     page += [*_summary(results, before), "", "## Languages", "", *_languages(results, before), ""]
     if results["mining"]:
@@ -147,7 +147,7 @@ def _about(results: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
         lines.append(f"Sentences cut at {results['model']['max_tokens']} tokens: {cut}.")
     if before:
         lines += [f"Before: {_made(before)}", *_unlike(results, before)]
-        lines.append("Earlier averages are taken over this run's languages; no difference where the earlier run lacks some.")
+        lines.append("Earlier averages are over this run's languages; there is no difference where the earlier run lacks some.")
     return [f"- {line}" for line in lines]
 
 
@@ -171,11 +171,11 @@ def _unlike(results: dict[str, Any], before: dict[str, Any]) -> list[str]:
             earlier = before["languages"].get(lang, {})
             pairs += [(f"{lang} {key}", now[key], earlier[key])] if key in now and key in earlier else []
     unlike = [f"{name} {now} (earlier {earlier})" for name, now, earlier in pairs if now != earlier]
-    return [f"**Not measured alike**: {'; '.join(unlike)}."] if unlike else []
+    return [f"**Measured differently**: {'; '.join(unlike)}."] if unlike else []
 
 
 def _averages(results: dict[str, Any], by_group: Mapping[str, Sequence[str]]) -> dict[tuple[str, str], _Average]:
-    """Every row of the summary: {(measure, over what)}."""
+    """Every row of the summary: {(measure, what it is averaged over): average}."""
     rows: dict[tuple[str, str], _Average] = {}
     for figure, title in FIGURES.items():
         for group, over in GROUPS.items():
@@ -233,7 +233,7 @@ def _mined(results: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
 
 
 def _table(heads: list[str], figures: list[str], rows: list[tuple[list[str], list[_Cell]]], both: bool) -> list[str]:
-    """Markdown lines; with `both` every figure is three columns: now, before, difference."""
+    """The lines of a Markdown table; with `both` every figure has three columns: now, before, difference."""
     titles = [*heads, *(title for figure in figures for title in ([figure, "before", "difference"] if both else [figure]))]
     lines = [titles, ["---"] * len(heads) + ["---:"] * (len(titles) - len(heads))]
     for words, cells in rows:

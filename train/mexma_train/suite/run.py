@@ -25,15 +25,15 @@ from mexma_train.suite.model import NO_STATES, Pieces, SuiteModel
 
 FORMAT, FORMAT_VERSION = "mexma-suite", 1
 
-# XTREME's Tatoeba task (arXiv 2003.11080) as ISO 639-3, and what the multilingual Universal Sentence Encoder speaks beside
-# English (arXiv 1907.04307).
+# The languages of XTREME's Tatoeba task (arXiv 2003.11080) in ISO 639-3, and those of the multilingual Universal Sentence
+# Encoder besides English (arXiv 1907.04307).
 XTREME = tuple(
     "ara heb vie ind jav tgl eus mal tam tel afr nld deu ell ben hin mar urd pes fra ita por spa bul rus jpn kat kor tha "  # noqa: SIM905
     "swh cmn kaz tur est fin hun".split()
 )
 USE = tuple("ara cmn deu fra ita jpn kor nld pol por rus spa tha tur".split())  # noqa: SIM905
 
-# key of a language's figures: name in tables. Averages are over languages, each counting the same.
+# key in a language's figures: name in tables
 FIGURES = {
     "flores_xsim": "FLORES xsim error %",
     "tatoeba_accuracy": "Tatoeba accuracy %",
@@ -44,7 +44,7 @@ FIGURES = {
     "aligned_by_chance": "by chance %",
 }
 STATE_SENTENCES = 200  # of FLORES, evenly spaced, whose token states are compared
-MIN_PIECES = 20  # fewer numbers and names give no figure
+MIN_PIECES = 20  # with fewer numbers and names there is no figure
 
 
 def measure(
@@ -56,12 +56,12 @@ def measure(
     mining: Sequence[str],
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Return every figure of the suite, ready for JSON; README of `train` lists them, `report.py` shows them.
+    """Return every figure of the suite, ready for JSON; train/README.md lists them, `report.py` shows them.
 
-    trained: languages of the model; mining: of those in tatoeba. English sentences are embedded once. progress: bars on
-    stderr; None shows them on a terminal. Raises InputError if the model gives NaN.
+    trained: the model's languages. mining: those in tatoeba to mine. progress: bars on stderr; None shows them on a terminal.
+    Each distinct English sentence is embedded once. Raises InputError if the model gives NaN.
     """
-    row: dict[str, int] = {}  # of an English sentence
+    row: dict[str, int] = {}  # English sentence -> its row in english_ND
     for sentence in [*flores.english, *(line for test_set in tatoeba.values() for line in test_set.english)]:
         row.setdefault(sentence, len(row))
     cut = {"english": 0, "flores": 0, "tatoeba": 0}
@@ -102,7 +102,7 @@ def measure(
             lines = list(zip(test_set.english, test_set.text, strict=True))
             like[lang] = measures.paraphrase_similarity(lines, dict(zip(test_set.text, x_ND, strict=True)))
             advance(1)
-    # Of all files together: what two languages write alike has two English translations too.
+    # Over all files together, because a text that two languages share has an English translation in each.
     lines = [pair for test_set in tatoeba.values() for pair in zip(test_set.text, test_set.english, strict=True)]
     like_english = measures.paraphrase_similarity(lines, {line: english_ND[row[line]] for _, line in lines})
     return {
@@ -137,14 +137,17 @@ def measure(
 
 
 def groups(languages: Iterable[str], trained: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The groups that averages are taken over: {group: its languages}."""
+    """The groups of languages that averages are taken over: {group: its languages}."""
     return {"trained": tuple(trained), "xtreme": XTREME, "use": USE, "all": tuple(languages)}
 
 
 def averages(
     languages: dict[str, dict[str, Any]], groups: dict[str, tuple[str, ...]]
 ) -> dict[str, dict[str, dict[str, Any] | None]]:
-    """{figure: {group: {"mean", "languages"}}} over the languages of the group that have the figure; None if none has."""
+    """Return {figure: {group: {"mean": ..., "languages": count}}} over the languages that have the figure; None if none has.
+
+    Every language has the same weight.
+    """
     table: dict[str, dict[str, dict[str, Any] | None]] = {}
     for figure in FIGURES:
         table[figure] = {}
