@@ -90,7 +90,7 @@ def test_a_warm_start_and_a_checkpoint_exclude_each_other() -> None:
     [
         ("batch_pairs", 0, r"mexma\.batch_pairs is 0; it must be at least 1"),
         ("accumulation", -1, r"mexma\.accumulation is -1; it must be at least 1"),
-        ("mask_ratio", 1.0, r"mexma\.mask_ratio is 1\.0; it is a share, for example 0\.4"),
+        ("mask_ratio", 1.0, r"mexma\.mask_ratio is 1\.0; it is a share from 0 up to 1, for example 0\.4"),
         ("mask_ratio", -0.1, r"mexma\.mask_ratio is -0\.1; it is a share"),
         ("mask_ratio", float("nan"), r"mexma\.mask_ratio is nan; it is a share"),
     ],

@@ -223,6 +223,6 @@ def test_the_help_tells_the_default_of_a_recipe_that_says_nothing() -> None:
     text = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
     assert "--mexma.lr FLOAT peak learning rate [recipe's default: 0.0001]" in text
     assert "--model.layers INTEGER encoder layers [recipe's default: 24]" in text
-    assert "--mexma.no-token-gradients ablation" in text and "through the sentence vectors only [recipe's default: yes]" in text
-    assert "--warmup.steps INTEGER updates --warmup.batch-pairs" in text  # has none
+    assert "--mexma.no-token-gradients ablation" in text and "only through sentence vectors [recipe's default: yes]" in text
+    assert "--warmup.steps INTEGER number of updates --warmup.batch-pairs" in text  # has none
     assert ModelConfig().layers == 24

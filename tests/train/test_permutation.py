@@ -63,7 +63,7 @@ def test_shape_and_emptiness() -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "n", "message"), [([0], 0, "permutation of 0 places"), ([9], 9, "0 to 8"), ([-1], 9, "0 to 8")]
+    ("index", "n", "message"), [([0], 0, "permutation of 0 elements"), ([9], 9, "0 to 8"), ([-1], 9, "0 to 8")]
 )
 def test_places_out_of_range_are_refused(index: list[int], n: int, message: str) -> None:
     with pytest.raises(InputError, match=message):

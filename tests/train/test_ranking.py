@@ -152,5 +152,5 @@ def test_a_ranking_stage_runs_in_one_process(toy_shards: Path, tmp_path: Path) -
     from mexma_train.run import train
 
     recipe = Recipe(name="toy", model=SHAPE, ranking=RankingConfig(steps=1), mexma=MexmaConfig(steps=1))
-    with pytest.raises(InputError, match="the ranking stage of recipe 'toy' runs in one process"):
+    with pytest.raises(InputError, match="the ranking stage of recipe 'toy' runs in one process only"):
         train(recipe, toy_shards, tmp_path / "out", device=World(device=torch.device("cpu"), rank=0, size=2))

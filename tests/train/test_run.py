@@ -165,7 +165,7 @@ def test_fp16_trains_with_a_loss_scale_that_survives_a_resume(toy_shards: Path, 
 
 
 def test_a_finished_run_is_not_overwritten_and_nothing_is_not_resumed(finished: Path, toy_shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"holds a run already\. Continue it with: mexma-train resume"):
+    with pytest.raises(FileError, match=r"already holds a run\. Continue it with: mexma-train resume"):
         train(TOY, toy_shards, finished)
     with pytest.raises(FileError, match=r"nothing to resume\. Start it with: mexma-train run"):
         resume(tmp_path / "none")

@@ -197,7 +197,7 @@ def test_batches_are_redrawn_for_each_cut(shards: Shards) -> None:
 def test_too_few_distinct_pairs_for_a_bucket_are_explained(shards: Shards) -> None:
     sampler = PairSampler(shards, SamplingConfig(order="epochs", bucket=2_000))
     with pytest.raises(
-        InputError, match=r"1 pairs x sampling\.bucket=2000 hold only \d+ distinct English segments.*bucket to 1"
+        InputError, match=r"1 pairs x sampling\.bucket=2000 hold only \d+ distinct English segments, fewer than.*bucket to 1"
     ):
         sampler.micro_batch(0, 1)
 

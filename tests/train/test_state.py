@@ -104,7 +104,7 @@ def test_a_damaged_or_foreign_state_is_explained(damage: str, tmp_path: Path) ->
         expected = "MexmaConfig has no momentum: the run was written by another version"
     else:
         save_file({"x": torch.ones(1)}, path, {"mexma": json.dumps(header | {"format": 99})})
-        expected = "has format 99, this version reads 1"
+        expected = "has format 99, but this version reads 1"
     with pytest.raises((FileError, InputError), match=expected):
         newest_state(tmp_path)
 

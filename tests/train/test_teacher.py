@@ -440,6 +440,6 @@ def test_the_command_prints_what_was_stored(shards: Path, model: Path) -> None:
     assert json.loads(first.stdout)["dimensions"] == 7
     second = CliRunner().invoke(main, [*words, "7"])
     assert (second.exit_code, second.stdout) == (0, first.stdout)
-    assert second.stderr == f"{shards} has the vectors of this teacher already; nothing to do.\n"
+    assert second.stderr == f"{shards} already has the vectors of this teacher; nothing to do.\n"
     third = CliRunner().invoke(main, [*words, "8"])
     assert third.exit_code == 1 and "delete the others first" in third.stderr

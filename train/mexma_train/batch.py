@@ -1,8 +1,8 @@
 """Turns pair numbers into the model's input: one packed row of four passes, masked and without padding.
 
-Every process draws and masks the *whole* micro-batch of all processes and takes its part. So a run on many processes sees,
-token for token, what one process with the larger batch would see, and knows all totals without communication.
-Everything depends only on (seed, number). B pairs of this process, T tokens of the packed row, M masked tokens.
+Every process draws and masks the *whole* micro-batch of all processes and keeps its own part. A run on many processes therefore
+sees, token for token, what one process with the larger batch would see, and knows all totals without communication. Everything
+depends only on (seed, number). B pairs of this process, T tokens of the packed row, M masked tokens.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Totals:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """The packed row is clean source, clean target, masked source, masked target: sentence b of each in the same order."""
+    """The packed row is clean source, clean target, masked source, masked target, each with its sentences in the same order."""
 
     number: int
     ids: Tensor  # int64 [T]
     positions: Tensor  # int64 [T]
     lengths: np.ndarray  # int64 [2B], of the clean half; the masked half has the same
-    chosen: Tensor  # int64 [M], token numbers within the masked half
+    chosen: Tensor  # int64 [M], positions of the masked tokens within the masked half
     labels: Tensor  # int64 [M]
-    masked_source: int  # the first so many of `chosen` belong to the source
+    masked_source: int  # how many of `chosen` belong to the source; they come first
     candidates: Tensor | None  # int64 [C], sorted: the reduced softmax runs over these pieces
     pairs_per_rank: tuple[int, ...]
     totals: Totals
@@ -72,7 +72,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedSide:
-    """One language of a whole micro-batch: flat ids int64, chosen bool, lengths [pairs]."""
+    """One language of a whole micro-batch: ids end to end int64, chosen bool, lengths [pairs]."""
 
     clean: np.ndarray
     masked: np.ndarray
@@ -80,7 +80,7 @@ class MaskedSide:
     lengths: np.ndarray
 
     def take(self, pairs: np.ndarray) -> MaskedSide:
-        """The side of some of the pairs (bool), in the same order."""
+        """The side of some of the pairs (bool [pairs]), in the same order."""
         tokens = np.repeat(pairs, self.lengths)
         return MaskedSide(
             clean=self.clean[tokens], masked=self.masked[tokens], chosen=self.chosen[tokens], lengths=self.lengths[pairs]
@@ -109,13 +109,10 @@ def join_sides(
     candidates: np.ndarray | None = None,
     pairs_per_rank: tuple[int, ...] | None = None,
 ) -> MicroBatch:
-    """Concatenate both sides: the packed row of one process."""
+    """Concatenate both sides into the packed row of one process."""
     lengths = np.concatenate([source.lengths, target.lengths])
-    clean, masked = (
-        np.concatenate([source.clean, target.clean]),
-        np.concatenate([source.masked, target.masked]),
-    )
-    ids = np.concatenate([clean, masked])
+    clean = np.concatenate([source.clean, target.clean])
+    ids = np.concatenate([clean, source.masked, target.masked])
     chosen = np.flatnonzero(np.concatenate([source.chosen, target.chosen]))
     return MicroBatch(
         number=number,
@@ -132,14 +129,14 @@ def join_sides(
 
 
 def whole_totals(source: MaskedSide, target: MaskedSide) -> Totals:
-    """The totals of a lone micro-batch, so that every term is a mean."""
+    """Return the totals of a micro-batch by itself, with which every term is a mean."""
     return Totals(source=max(1, source.chosen.sum()), target=max(1, target.chosen.sum()), pairs=len(source.lengths))
 
 
 def update_batches(
     update: int, sampler: PairSampler, config: MexmaConfig, *, batch_pairs: int, rank: int = 0, world: int = 1
 ) -> list[MicroBatch]:
-    """This process's micro-batches of an update; `batch_pairs` is the number of pairs of one micro-batch of one process."""
+    """Return this process's micro-batches of an update; `batch_pairs` is the pairs in one micro-batch of one process."""
     vocab_size = sampler.shards.vocab_size
     drawn: list[tuple[int, MaskedSide, MaskedSide]] = []
     for micro in range(config.accumulation):
@@ -168,7 +165,7 @@ def update_batches(
 
 
 def _scaled(totals: Totals, factor: int) -> Totals:
-    """Means of each process's micro-batch, of which the update takes the mean."""
+    """Totals that make the update the mean of `factor` micro-batches' means."""
     return Totals(source=totals.source * factor, target=totals.target * factor, pairs=totals.pairs * factor)
 
 
@@ -180,7 +177,7 @@ def _candidates(source: MaskedSide, target: MaskedSide, config: MexmaConfig, voc
 
 
 def prefetch(make: Callable[[int], T], first: int, end: int) -> Iterator[T]:
-    """Yield make(first), make(first + 1), ..., prepared one ahead in a thread, so that the device does not wait for numpy."""
+    """Yield make(first), ..., make(end - 1), each prepared one ahead in a thread, so the device does not wait for numpy."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="mexma-batches") as pool:
         coming = pool.submit(make, first) if first < end else None
         for number in range(first, end):

@@ -1,6 +1,6 @@
 """The checkpoint folder: what training hands to `mexma-export`, sentence-transformers and transformers (Hugging Face form).
 
-Written under a temporary name, synced and renamed, so that a kill at any moment leaves the old folder or the new one.
+It is written under a temporary name, synced and renamed, so a kill at any moment leaves the old folder or the new one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mexma_train.encoder import save_encoder
 
 
 def save_checkpoint(config: XLMRobertaConfig, weights: dict[str, Tensor], tokenizer_path: Path, folder: Path) -> None:
-    """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json; an older folder is replaced entirely."""
+    """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json, replacing all of an older folder."""
     with new_folder(folder, check=lambda _: None, tidy=True) as work:
         save_encoder(config, weights, work)
         PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers has no types here

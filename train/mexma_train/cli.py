@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def execution(command: Command) -> Command:
-    """Decorator: options of run and resume for where and how long to train; none changes what is learnt."""
+    """Decorator: the options of run and resume that say where and how long to train, but do not change what is learnt."""
     for option in (
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: torch's)."),
         click.option("--minutes", type=float, help="Stop after this many minutes; continue with: mexma-train resume OUT"),
@@ -63,9 +63,9 @@ def execution(command: Command) -> Command:
 @main.command(short_help="Train a tokenizer on pairs.", epilog="Example: mexma-train tokenizer pairs.tsv.xz tokenizer.json")
 @click.argument("pairs", nargs=-1, required=True)
 @click.argument("tokenizer", type=PATH)
-@click.option("--recipe", type=PATH, help="Recipe whose sizes to use (default: TokenizerConfig's).")
+@click.option("--recipe", type=PATH, help="Recipe whose tokenizer settings to use (default: 64,000 pieces).")
 def tokenizer(pairs: tuple[str, ...], tokenizer: Path, recipe: Path | None) -> None:
-    """Train TOKENIZER (a tokenizer.json) on PAIRS: the same sources as `prepare` takes."""
+    """Train TOKENIZER (a tokenizer.json) on PAIRS, which may be any source that `prepare` takes."""
     from mexma_rt.files.atomic import check_output
     from mexma_train.data.bitext import read_pairs
     from mexma_train.data.tokenizer import sample_lines, train_tokenizer
@@ -86,7 +86,7 @@ def tokenizer(pairs: tuple[str, ...], tokenizer: Path, recipe: Path | None) -> N
 @click.option("--source", help="Source name of every row, where the data has no such column.")
 @click.option("--english", help="Column of the English text in parquet and data sets.")
 @click.option("--text", help="Column of the other text in parquet and data sets.")
-@click.option("--allow-held-out", is_flag=True, help="Keep rows with a sentence of FLORES-200 devtest or Tatoeba's test set.")
+@click.option("--allow-held-out", is_flag=True, help="Keep rows with a test sentence (FLORES-200 devtest, Tatoeba).")
 def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, allow_held_out: bool, **options: Any) -> None:
     """Tokenise PAIRS into the folder SHARDS. Bad rows are counted and skipped; more than 1 % of them is an error.
 
@@ -102,7 +102,7 @@ def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, allow_held_ou
 
     given = {name: value for name, value in options.items() if value is not None}
     meta = write_shards(list(pairs), shards, tokenizer, allow_held_out=allow_held_out, **given)
-    del meta["groups"]  # a table of pairs per language and source; it stays in meta.json
+    del meta["groups"]  # a long table of pairs per language and source, which meta.json keeps
     click.echo(json.dumps(meta, indent=1, ensure_ascii=False))
 
 
@@ -116,13 +116,13 @@ def prepare(pairs: tuple[str, ...], shards: Path, tokenizer: Path, allow_held_ou
     "--dimensions", default=256, show_default=True, type=click.IntRange(min=1), help="Dimensions of the stored vectors."
 )
 @click.option(
-    "--like", help="Rotate the vectors towards those of this model, which learnt from this teacher and will be trained further."
+    "--like", help="Rotate the vectors towards those of this model, if it learnt from this teacher and will be trained further."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the teacher (default: one for each core).")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the teacher (default: one per core).")
 def teach(shards: Path, model: str, dimensions: int, like: str | None, threads: int | None) -> None:
-    """Store a teacher's vector of every English segment in SHARDS, for training to learn from; prints what was stored.
+    """Store a teacher's vector of every English segment in SHARDS as targets for training; print what was stored.
 
-    Vectors of more dimensions are projected on their principal axes. After an interruption the same command resumes.
+    Vectors with more dimensions are projected on their principal axes. After an interruption the same command resumes.
     """
     from mexma_train.teacher import begun
     from mexma_train.teacher import teach as store_vectors
@@ -130,7 +130,7 @@ def teach(shards: Path, model: str, dimensions: int, like: str | None, threads: 
     with interrupted(lambda: RESUMES if begun(shards) else STARTS_OVER):
         taught = store_vectors(shards, model, dimensions=dimensions, like=like, threads=threads)
     if not taught.made:
-        click.echo(f"{shards} has the vectors of this teacher already; nothing to do.", err=True)
+        click.echo(f"{shards} already has the vectors of this teacher; nothing to do.", err=True)
     click.echo(json.dumps(taught.about, indent=1, ensure_ascii=False))
 
 
@@ -171,18 +171,18 @@ def run(
 
 @main.command(short_help="Continue a run from its newest state.", epilog="Example: mexma-train resume runs/mini")
 @click.argument("out", type=PATH)
-@click.option("--shards", type=PATH, help="Where the shards are now (default: where they were).")
+@click.option("--shards", type=PATH, help="Folder of the shards now, if they were moved.")
 @execution
 @run_flags
 def resume(out: Path, shards: Path | None, device: str, minutes: float | None, threads: int | None, **flags: object) -> None:
-    """Continue the run in OUT from its newest state, as if it had not stopped; its recipe is in the state."""
-    from mexma_train.run import resume as go_on
+    """Continue the run in OUT from its newest state, as if it had not stopped; the state contains the recipe."""
+    from mexma_train.run import resume as resume_run
     from mexma_train.state import newest_state
 
     recipe = apply_flags(newest_state(out).recipe, flags)
     with interrupted(lambda: _kept(out)), _started(device, threads) as world:
         _say(recipe, world)
-        _end(go_on(out, shards_folder=shards, run=recipe.run, device=world, minutes=minutes), out, world)
+        _end(resume_run(out, shards_folder=shards, run=recipe.run, device=world, minutes=minutes), out, world)
 
 
 main.add_command(evaluate)
@@ -226,22 +226,19 @@ def _say(recipe: Recipe, world: World) -> None:
 
 def _end(finished: bool, out: Path, world: World) -> None:
     if world.main:
-        checkpoint = f"{out / 'checkpoint'}"
-        click.echo(
-            f"finished: {checkpoint}" if finished else f"stopped by --minutes; continue with: mexma-train resume {typed(out)}"
-        )
+        stopped = f"stopped by --minutes; continue with: mexma-train resume {typed(out)}"
+        click.echo(f"finished: {out / 'checkpoint'}" if finished else stopped)
 
 
 def _kept(out: Path) -> str:
-    """What an interrupted run has left, and how to go on."""
+    """What an interrupted run has left, and how to continue it."""
     from mexma_train.state import newest_state, states
 
     if not states(out):
         return "no state was saved yet, so there is nothing to resume: the same command starts again"
     state = newest_state(out)
-    return (
-        f"kept: {state.path}, {state.update:,} updates of stage {state.stage}. Continue with: mexma-train resume {typed(out)}"
-    )
+    done = f"{state.update:,} updates of stage {state.stage}"
+    return f"kept: {state.path}, {done}. Continue with: mexma-train resume {typed(out)}"
 
 
 def _dry_run(recipe: Recipe, shards_folder: Path) -> str:

@@ -23,14 +23,14 @@ NEEDED = ("flores", "tatoeba", "out")
 )
 @click.argument("model", type=str)
 @click.argument("pairs", nargs=-1)
-@click.option("--suite", is_flag=True, help="The whole evaluation; MODEL may be a bundle too, such as mexma-small. No PAIRS.")
+@click.option("--suite", is_flag=True, help="Run the whole evaluation, without PAIRS. MODEL may be a bundle too (mexma-small).")
 @click.option("--flores", type=PATH, help="Suite: folder of FLORES-200 devtest, xxx.txt per language and eng.txt.")
 @click.option("--tatoeba", type=PATH, help="Suite: folder of LASER's Tatoeba, xxx.tsv per language, english<TAB>text.")
 @click.option("--out", type=PATH, help="Suite: folder for results.json, suite.md and suite.png.")
-@click.option("--before", type=PATH, help="Suite: results.json of an earlier one, shown beside every figure.")
+@click.option("--before", type=PATH, help="Suite: results.json of an earlier run, whose figures are shown beside the new ones.")
 @click.option("--trained", help="Suite: languages trained on, such as deu,fra, or a shards folder, or all. [default: MODEL's]")
-@click.option("--mining-languages", help="Suite: languages of --tatoeba to mine. [default: those of deu,jpn,tur,ara,fin there]")
-@click.option("--precision", help="Suite: computation of a bundle, such as int8. [default: the bundle's own]")
+@click.option("--mining-languages", help="Suite: languages of --tatoeba to mine. [default: deu,jpn,tur,ara,fin, if present]")
+@click.option("--precision", help="Suite: precision that a bundle computes in, such as int8. [default: the bundle's own]")
 @click.option("--max-tokens", type=click.IntRange(min=3), help=f"Tokens per sentence, with <s> and </s>. {DEFAULT_TOKENS}")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: torch's or onnxruntime's).")
 @click.option("--device", default="cpu", show_default=True, help="Device: cpu, cuda or cuda:N.")
@@ -43,14 +43,14 @@ def evaluate(
     device: str,
     **options: Any,
 ) -> None:
-    """Measure MODEL, a checkpoint folder, on PAIRS, test files of english<TAB>text; or anything with --suite.
+    """Measure MODEL, a checkpoint folder, on PAIRS, test files of english<TAB>text; or run the whole suite with --suite.
 
     \b
     mexma-train eval CHECKPOINT PAIRS...
       xsim error (ratio, k=4, text -> English) and accuracy in percent, alignment and
       uniformity of Wang and Isola, as JSON on standard output.
     mexma-train eval --suite MODEL --flores DIR --tatoeba DIR --out DIR [--before RESULTS.json]
-      xsim, accuracy, mining, paraphrases, aligned pieces: per language, averaged, drawn.
+      xsim, accuracy, mining, paraphrases, aligned pieces: per language, averaged and plotted.
     """
     _check_grammar(model, pairs, suite, options)
     if suite:

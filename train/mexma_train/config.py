@@ -1,6 +1,6 @@
-"""The configuration of a training run. A recipe is a Python file that defines `RECIPE = Recipe(...)` and gives reasons.
+"""The configuration of a training run. A recipe is a Python file that defines `RECIPE = Recipe(...)` and gives its reasons.
 
-Every field is also a flag of `mexma-train run` (`--mexma.lr 3e-4`): the text in its annotation is the flag's help.
+Every field is also a flag of `mexma-train run` (`--mexma.lr 3e-4`), and the text in its annotation is the flag's help.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from mexma_rt.errors import FileError, InputError
 class TokenizerConfig:
     """Size of a new tokenizer, and how its text is sampled."""
 
-    vocab_size: Annotated[int, "pieces, special ones included"] = 64_000  # at most 65,536 keeps shards at two bytes a token
+    vocab_size: Annotated[int, "pieces, special ones included"] = 64_000  # up to 65,536, shards take two bytes a token
     lines_per_language: Annotated[int, "lines sampled per language"] = 5_000
-    english_share: Annotated[int, "English gets that many times the lines of another language"] = 8  # half of all text
+    english_share: Annotated[int, "English gets this many times the lines of another language"] = 8  # half of all text
     character_coverage: Annotated[float, "share of the sample's characters that get a piece"] = 0.9997
-    max_piece_length: Annotated[int, "characters"] = 16
-    seed: Annotated[int, "of the sampling of lines"] = 0
+    max_piece_length: Annotated[int, "characters in a piece, at most"] = 16
+    seed: Annotated[int, "seed for sampling lines"] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class ModelConfig:
     layers: Annotated[int, "encoder layers"] = 24
     heads: Annotated[int, "attention heads of the encoder"] = 16
     intermediate_size: Annotated[int, "width of the encoder's feed-forward layers"] = 4096
-    max_positions: Annotated[int, "rows of the position table: tokens + 2"] = 514  # 512 tokens + padding_idx + 1, as XLM-R
+    max_positions: Annotated[int, "rows of the position table: most tokens + 2"] = 514  # 512 tokens + padding_idx + 1, as XLM-R
     norm_eps: Annotated[float, "LayerNorm epsilon of the encoder"] = 1e-5
     dropout: Annotated[float, "hidden and embedding dropout; attention dropout is always 0 in MEXMA"] = 0.1
     head_layers: Annotated[int, "layers of the token head"] = 6
@@ -52,101 +52,103 @@ class SamplingConfig:
     """Which pairs a batch holds. The batch of a step is a function of (seed, step), so the sampler has no other state."""
 
     order: Annotated[
-        Literal["draw", "epochs"], "draw: independently, languages by temperature; epochs: every pair once an epoch"
+        Literal["draw", "epochs"], "draw: pairs independently, languages by temperature; epochs: every pair once per epoch"
     ] = "draw"
-    temperature: Annotated[float, "draw: p(language) ~ n^temperature"] = 0.5
+    temperature: Annotated[float, "draw: p(language) ~ pairs^temperature"] = 0.5
     source_weights: Annotated[dict[str, float], "draw: weight of each source, as JSON (default 1 each)"] = field(
         default_factory=dict
     )
     distinct_english: Annotated[bool, "no English segment twice in a batch: a duplicate makes KoLeo explode"] = True
-    bucket: Annotated[int, "micro-batches drawn together and cut by length, equal in tokens; 1 = off"] = 16
-    dev_share: Annotated[float, "share of the English segments that are never drawn: kept to choose by; order draw only"] = 0.0
-    seed: Annotated[int, "of the draws"] = 42
+    bucket: Annotated[int, "micro-batches drawn together and split by length into equal numbers of tokens; 1 = off"] = 16
+    dev_share: Annotated[float, "share of English segments never drawn, to choose settings by; with order draw only"] = 0.0
+    seed: Annotated[int, "seed of the draws"] = 42
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupConfig:
     """Translation ranking with static tokens: see warmup.py."""
 
-    steps: Annotated[int, "updates"]
-    batch_pairs: Annotated[int, "pairs of an update"] = 2_048
+    steps: Annotated[int, "number of updates"]
+    batch_pairs: Annotated[int, "pairs per update"] = 2_048
     lr: Annotated[float, "peak learning rate of the word embeddings"] = 1e-2
-    temperature: Annotated[float, "of the softmax over the batch"] = 0.05
-    max_tokens: Annotated[int, "per side, <s> and </s> included"] = 64
-    contrastive_weight: Annotated[float, "of the ranking of the pairs, beside a teacher"] = 1.0
-    distil_weight: Annotated[float, "of the ranking against a teacher's English vectors; 0: no teacher"] = 0.0
-    distil_temperature: Annotated[float, "of the softmax over the teacher's vectors"] = 0.05
-    distil_pool: Annotated[int, "more teacher's vectors of an update, drawn like its pairs: wrong answers for all of them"] = 0
+    temperature: Annotated[float, "temperature of the softmax over the batch"] = 0.05
+    max_tokens: Annotated[int, "most tokens per side, <s> and </s> included"] = 64
+    contrastive_weight: Annotated[float, "with a teacher: weight of ranking the two sides against each other"] = 1.0
+    distil_weight: Annotated[float, "weight of ranking against a teacher's English vectors; 0 = no teacher"] = 0.0
+    distil_temperature: Annotated[float, "temperature of the softmax over the teacher's vectors"] = 0.05
+    distil_pool: Annotated[int, "further teacher vectors per update, drawn like its pairs: wrong answers for all of them"] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankingConfig:
     """Translation ranking with the whole encoder, between the warm start and MEXMA: see ranking.py."""
 
-    steps: Annotated[int, "updates"]
-    batch_pairs: Annotated[int, "pairs of an update"] = 512
+    steps: Annotated[int, "number of updates"]
+    batch_pairs: Annotated[int, "pairs per update"] = 512
     neighbours: Annotated[
-        int, "of a batch lie close together in groups of so many, by a teacher's vectors or by their pieces; 1: at random"
+        int, "size of groups of similar English segments (by a teacher's vectors, else by rare pieces) in a batch; 1 = off"
     ] = 1
     lr: Annotated[float, "peak learning rate of the layers"] = 5e-4
-    words_lr: Annotated[float, "peak learning rate of the word embeddings; 0 keeps them as they are"] = 5e-4
-    translations: Annotated[int, "of an English segment in a batch, at most; it is encoded once for all of them"] = 1
-    layer_decay: Annotated[float, "rate of each layer, as a share of that of the layer above it"] = 1.0
-    temperature: Annotated[float, "of the softmax over the batch"] = 0.05
-    max_tokens: Annotated[int, "per side, <s> and </s> included"] = 96
-    warmup_share: Annotated[float, "share of the updates with rising rate; then straight down to 0"] = 0.1
-    clip: Annotated[float, "global L2 norm of the gradient"] = 1.0
-    precision: Annotated[Literal["fp32", "bf16"], "of the products (autocast)"] = "fp32"
-    round_bits: Annotated[int, "round the layers' matrices to 4 or 8 bits in every forward pass (rounding.py); 0: no"] = 0
-    contrastive_weight: Annotated[float, "of the ranking of the pairs, beside a teacher"] = 1.0
-    distil_weight: Annotated[float, "of the ranking against a teacher's English vectors; 0: no teacher"] = 0.0
-    distil_temperature: Annotated[float, "of the softmax over the teacher's vectors"] = 0.05
-    distil_pool: Annotated[int, "more teacher's vectors of an update, drawn like its pairs: wrong answers for all of them"] = 0
+    words_lr: Annotated[float, "peak learning rate of the word embeddings; 0 freezes them"] = 5e-4
+    translations: Annotated[int, "most translations of an English segment in a batch; it is encoded once for all of them"] = 1
+    layer_decay: Annotated[float, "learning rate of each layer, as a share of that of the layer above it"] = 1.0
+    temperature: Annotated[float, "temperature of the softmax over the batch"] = 0.05
+    max_tokens: Annotated[int, "most tokens per side, <s> and </s> included"] = 96
+    warmup_share: Annotated[float, "share of updates with rising learning rate, before it falls linearly to 0"] = 0.1
+    clip: Annotated[float, "largest global L2 norm of the gradient"] = 1.0
+    precision: Annotated[Literal["fp32", "bf16"], "type of the matrix products (autocast)"] = "fp32"
+    round_bits: Annotated[int, "round the layers' matrices to 4 or 8 bits in every forward pass (rounding.py); 0 = off"] = 0
+    contrastive_weight: Annotated[float, "with a teacher: weight of ranking the two sides against each other"] = 1.0
+    distil_weight: Annotated[float, "weight of ranking against a teacher's English vectors; 0 = no teacher"] = 0.0
+    distil_temperature: Annotated[float, "temperature of the softmax over the teacher's vectors"] = 0.05
+    distil_pool: Annotated[int, "further teacher vectors per update, drawn like its pairs: wrong answers for all of them"] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class MexmaConfig:
-    """The MEXMA stage. Defaults are the original's (the command in the README of facebookresearch/mexma), but for what
-    `as_original` sets back; train/README.md lists it and says why.
+    """The MEXMA stage. Defaults are the original's (the command in the README of facebookresearch/mexma), except for what
+    `as_original` restores; train/README.md lists these exceptions and says why.
     """
 
-    steps: Annotated[int | None, "updates; or give epochs"] = None
+    steps: Annotated[int | None, "number of updates; or give epochs"] = None
     epochs: Annotated[float | None, "passes over as many pairs as the shards hold; or give steps"] = None
-    batch_pairs: Annotated[int, "pairs of a micro-batch of one process"] = 150
-    batch_tokens: Annotated[int | None, "instead of batch_pairs: clean tokens of a micro-batch of one process"] = None
-    accumulation: Annotated[int, "micro-batches of an update"] = 2
-    max_tokens: Annotated[int, "per side, <s> and </s> included"] = 200
+    batch_pairs: Annotated[int, "pairs per micro-batch of one process"] = 150
+    batch_tokens: Annotated[int | None, "clean tokens per micro-batch of one process, instead of batch_pairs"] = None
+    accumulation: Annotated[int, "micro-batches per update"] = 2
+    max_tokens: Annotated[int, "most tokens per side, <s> and </s> included"] = 200
     lr: Annotated[float, "peak learning rate"] = 1e-4
-    warmup_share: Annotated[float, "share of the updates with rising rate"] = 0.3
-    warmup_start: Annotated[float, "the rise starts at this share of lr"] = 0.1
-    schedule: Annotated[Literal["update", "micro-batch"], "what the schedule counts; the original's counts micro-batches"] = (
+    warmup_share: Annotated[float, "share of updates with rising learning rate"] = 0.3
+    warmup_start: Annotated[float, "share of lr at which the rise starts"] = 0.1
+    schedule: Annotated[Literal["update", "micro-batch"], "what the schedule counts; the original counts micro-batches"] = (
         "update"
     )
-    weight_decay: Annotated[float, "AdamW, matrices only"] = 0.0
-    clip: Annotated[float, "global L2 norm of the gradient"] = 1.2
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], "of the products (autocast); fp16 with loss scaling"] = "fp32"
-    round_bits: Annotated[int, "round the layers' matrices to 4 or 8 bits in every forward pass (rounding.py); 0: no"] = 0
-    mask_ratio: Annotated[float, "share of tokens masked on both sides"] = 0.4
-    masks: Annotated[Literal["independent", "shared"], "random streams of the two sides; the original's start alike"] = (
+    weight_decay: Annotated[float, "weight decay of AdamW, on matrices only"] = 0.0
+    clip: Annotated[float, "largest global L2 norm of the gradient"] = 1.2
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], "type of the matrix products (autocast); fp16 scales the loss"] = (
+        "fp32"
+    )
+    round_bits: Annotated[int, "round the layers' matrices to 4 or 8 bits in every forward pass (rounding.py); 0 = off"] = 0
+    mask_ratio: Annotated[float, "share of tokens masked on each side"] = 0.4
+    masks: Annotated[Literal["independent", "shared"], "random streams of the two sides; the original's are alike"] = (
         "independent"
     )
     random_pieces: Annotated[Literal["ordinary", "all"], "what a random replacement may be; all: special pieces too"] = (
         "ordinary"
     )
-    mlm_weight: Annotated[float, "of the mean of both sides' cross entropy"] = 1.0
-    align_weight: Annotated[float, "of the alignment loss"] = 1.0
-    koleo_weight: Annotated[float, "of KoLeo; 0 = off"] = 0.01
+    mlm_weight: Annotated[float, "weight of the mean of both sides' cross entropy"] = 1.0
+    align_weight: Annotated[float, "weight of the alignment loss"] = 1.0
+    koleo_weight: Annotated[float, "weight of KoLeo; 0 = off"] = 0.01
     alignment: Annotated[Literal["mse", "contrastive"], "ablation: InfoNCE instead of the mean squared error"] = "mse"
-    token_gradients: Annotated[bool, "ablation: no = masked tokens update the encoder through the sentence vectors only"] = True
-    contrastive_weight: Annotated[float, "InfoNCE beside the other terms; not in MEXMA, for small models"] = 0.0
-    contrastive_temperature: Annotated[float, "of every InfoNCE"] = 0.05
+    token_gradients: Annotated[bool, "ablation: if off, masked tokens update the encoder only through sentence vectors"] = True
+    contrastive_weight: Annotated[float, "weight of InfoNCE beside the other terms; not in MEXMA, for small models"] = 0.0
+    contrastive_temperature: Annotated[float, "temperature of InfoNCE"] = 0.05
     reduction: Annotated[
-        Literal["update", "micro-batch"], "means over the whole update, or of each process's micro-batch as the original"
+        Literal["update", "micro-batch"], "means over the whole update, or over each process's micro-batch as in the original"
     ] = "update"
-    gather_vectors: Annotated[bool, "KoLeo and InfoNCE look at the vectors of all processes"] = False
+    gather_vectors: Annotated[bool, "KoLeo and InfoNCE see the vectors of all processes"] = False
     sampled_pieces: Annotated[int, "0: softmax over all pieces; n: over the batch's pieces and n random ones"] = 0
-    freeze_words: Annotated[bool, "keep the word embeddings as they are"] = False
-    seed: Annotated[int, "of masks, dropout and fresh weights"] = 42
+    freeze_words: Annotated[bool, "do not train the word embeddings"] = False
+    seed: Annotated[int, "seed of masks, dropout and fresh weights"] = 42
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -157,7 +159,7 @@ class MexmaConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"mexma.{name} is {getattr(self, name)}; it must be at least 1.")
         if not 0 <= self.mask_ratio < 1:
-            raise InputError(f"mexma.mask_ratio is {self.mask_ratio}; it is a share, for example 0.4.")
+            raise InputError(f"mexma.mask_ratio is {self.mask_ratio}; it is a share from 0 up to 1, for example 0.4.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,24 +168,24 @@ class RunConfig:
 
     attention: Annotated[
         Literal["auto", "varlen", "flex", "block", "padded", "equal"],
-        "how packed sentences attend: packed_attention.py says how",
+        "attention implementation; packed_attention.py describes them",
     ] = "auto"
-    parallel: Annotated[Literal["ddp", "fsdp"], "several processes: replicate the weights, or shard them"] = "ddp"
+    parallel: Annotated[Literal["ddp", "fsdp"], "with several processes: replicate the weights (ddp) or shard them"] = "ddp"
     compile: Annotated[bool, "torch.compile the layers"] = False
-    vocabulary_chunk: Annotated[int, "masked tokens whose logits exist at once"] = 1024
+    vocabulary_chunk: Annotated[int, "masked tokens whose logits are in memory at once"] = 1024
     log_every: Annotated[int, "updates per line of log.jsonl"] = 20
-    save_minutes: Annotated[float, "at most this much work is lost to a kill"] = 5.0
-    keep: Annotated[int, "resumable states kept"] = 2
-    eval_every: Annotated[int, "updates between evaluations; 0 = at the end only"] = 0
-    eval_pairs: Annotated[tuple[str, ...], "test files NAME.tsv (english<TAB>text), repeat the flag"] = ()
-    tensorboard: Annotated[bool, "also write TensorBoard events into the run's folder"] = False
+    save_minutes: Annotated[float, "minutes between saved states: the most work that a kill can lose"] = 5.0
+    keep: Annotated[int, "number of resumable states to keep"] = 2
+    eval_every: Annotated[int, "updates between evaluations; 0 = only at the end"] = 0
+    eval_pairs: Annotated[tuple[str, ...], "test file NAME.tsv (english<TAB>text); repeat the flag for several"] = ()
+    tensorboard: Annotated[bool, "also write TensorBoard events to the run's folder"] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole training run: model, data, and the stages with their settings."""
 
-    name: Annotated[str, "shown in logs"]
+    name: Annotated[str, "name of the recipe in messages"]
     mexma: MexmaConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -191,7 +193,9 @@ class Recipe:
     run: RunConfig = field(default_factory=RunConfig)
     warmup: WarmupConfig | None = None
     ranking: RankingConfig | None = None
-    initial_checkpoint: Annotated[str | None, "Hugging Face folder or hub name, e.g. FacebookAI/xlm-roberta-large"] = None
+    initial_checkpoint: Annotated[
+        str | None, "Hugging Face folder or hub name to start from, e.g. FacebookAI/xlm-roberta-large"
+    ] = None
 
     def __post_init__(self) -> None:
         if self.warmup and self.initial_checkpoint:
@@ -202,7 +206,7 @@ class Recipe:
 
 
 def as_original(recipe: Recipe) -> Recipe:
-    """The recipe without our deliberate deviations from facebookresearch/mexma (listed in train/README.md)."""
+    """Return the recipe without our deliberate deviations from facebookresearch/mexma (listed in train/README.md)."""
     mexma = replace(
         recipe.mexma,
         masks="shared",
@@ -217,7 +221,7 @@ def as_original(recipe: Recipe) -> Recipe:
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Run a recipe file and return its RECIPE. Raises FileError if missing, InputError if it defines none."""
+    """Run a recipe file and return its RECIPE. Raises FileError if the file is missing, InputError if it defines none."""
     path = Path(path)
     if not path.is_file():
         raise FileError(f"{path} is not a file. Recipes are Python files that define RECIPE; see train/recipes/.")
@@ -228,12 +232,12 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Plain data for JSON; `recipe_from_dict` is the inverse."""
+    """Return the recipe as plain data for JSON; `recipe_from_dict` is the inverse."""
     return dataclasses.asdict(recipe)
 
 
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
-    """A recipe from the plain data of `recipe_to_dict`. Raises InputError for a name that no recipe has."""
+    """Return the recipe that `recipe_to_dict` made plain data of. Raises InputError for a field that no recipe has."""
     recipe: Recipe = _from_dict(Recipe, data)
     return recipe
 
@@ -253,5 +257,5 @@ def _from_dict(kind: type, data: Mapping[str, Any]) -> Any:
 
 
 def union_members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union type, or the type alone."""
+    """Return the members of a union type; of any other type, the type itself."""
     return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)

@@ -1,7 +1,7 @@
 """Every field of a recipe as a flag of `mexma-train run`: `--mexma.lr 3e-4`, `--model.layers 6`, `--no-warmup`.
 
-Made from the dataclasses of config.py by introspection: the annotation's text is the help, the annotation's type is what the
-flag accepts. A flag that is not given leaves the recipe as it is, so no flag has a default of its own.
+The flags are made from the dataclasses of config.py: a field's annotation gives the help and the type that the flag accepts.
+A flag that is not given leaves the recipe as it is, so no flag has a default of its own.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 else:
     ParamType = click.ParamType  # it is not generic in click 8.1
 
-OPTIONAL = {"warmup": "warm start", "ranking": "ranking stage"}  # stages that a recipe may have or not
+OPTIONAL = {"warmup": "warm start", "ranking": "ranking stage"}  # stages that a recipe may leave out
 NONE = "none"  # the word for None in `X | None`, and for an empty list in `tuple[str, ...]`
 
-# A recipe may set one of each pair; a flag for one takes the place of the other, or it would be refused or have no effect.
+# A flag for the first of each pair unsets the second: with both, the flag would be refused or have no effect.
 INSTEAD_OF = {
     ("mexma", "steps"): "epochs",
     ("mexma", "epochs"): "steps",
@@ -44,21 +44,21 @@ class Flag:
     name: str
     kind: Any  # the field's type without Annotated
     help: str
-    default: Any  # of the dataclass; MISSING where a recipe must say
+    default: Any  # of the dataclass; MISSING if a recipe must set it
 
     @property
     def key(self) -> str:
-        """Name of the value in click's dictionary."""
+        """Name of the keyword in which click passes the value."""
         return f"{self.section}__{self.name}" if self.section else self.name
 
     @property
     def option(self) -> str:
-        """The flag as typed by a user."""
+        """The flag as a user types it."""
         return "--" + f"{self.section}.{self.name}".lstrip(".").replace("_", "-")
 
 
 def recipe_fields() -> Iterator[Flag]:
-    """The flags in the order of config.py. Raises TypeError for a field without Annotated help: a mistake in config.py."""
+    """Yield the flags in the order of config.py. Raises TypeError for a field that config.py forgot to annotate with help."""
     for section, kind, default in _fields(Recipe):
         nested = [t for t in union_members(kind) if dataclasses.is_dataclass(t)]
         if nested:
@@ -71,7 +71,7 @@ def recipe_fields() -> Iterator[Flag]:
 def recipe_flags(command: Command) -> Command:
     """Decorator: adds an option for every field of a recipe. The command gets them as keywords; see `apply_flags`."""
     for section, name in OPTIONAL.items():
-        help_text = f"Without the {name}, whatever the recipe says."
+        help_text = f"Skip the {name}, even if the recipe has one."
         command = click.option(f"--no-{section}", f"no_{section}", is_flag=True, default=None, help=help_text)(command)
     for flag in reversed(list(recipe_fields())):  # click shows the option added last first
         command = _option(flag)(command)
@@ -86,15 +86,15 @@ def run_flags(command: Command) -> Command:
 
 
 def apply_flags(recipe: Recipe, flags: Mapping[str, object]) -> Recipe:
-    """The recipe with the given values replacing its own. `flags` holds what click passed for `recipe_flags`' options.
+    """Return the recipe with the given values replacing its own; `flags` is what click passed for `recipe_flags`.
 
-    A flag of `warmup` or `ranking` makes one where the recipe has none, which then needs its `steps`. Raises InputError for
-    values that a config refuses, and for flags that contradict each other.
+    A flag of `warmup` or `ranking` adds that stage to a recipe without it, and then needs the stage's `steps` too. Raises
+    InputError for values that a config refuses, and for flags that contradict each other.
     """
     given: dict[str, dict[str, Any]] = {}
     for flag in recipe_fields():
         value = flags.get(flag.key)
-        if value is not None and value != ():  # click's words for "not given"
+        if value is not None and value != ():  # what click passes for a flag that is not given
             given.setdefault(flag.section, {})[flag.name] = _plain(flag, value)
     for (section, name), other in INSTEAD_OF.items():
         values = given.get(section, {})
@@ -114,7 +114,7 @@ def apply_flags(recipe: Recipe, flags: Mapping[str, object]) -> Recipe:
         elif values:
             if "steps" not in values:
                 raise InputError(
-                    f"The recipe has no {section} for {_options(section, values)}: give --{section}.steps too to make one."
+                    f"The recipe has no {section} for {_options(section, values)}: give --{section}.steps too to add one."
                 )
             changes[section] = (WarmupConfig if section == "warmup" else RankingConfig)(**values)
     for section, values in given.items():
@@ -127,7 +127,7 @@ def _options(section: str, names: Iterable[str]) -> str:
 
 
 def _fields(kind: type) -> Iterator[tuple[str, Any, Any]]:
-    """(name, type with its Annotated, default) of each field of a dataclass."""
+    """(name, type including Annotated, default) of each field of a dataclass."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         default = field.default if field.default_factory is MISSING else field.default_factory()
@@ -141,7 +141,7 @@ def _flag(section: str, name: str, hint: Any, default: Any) -> Flag:
 
 
 def _option(flag: Flag) -> Callable[[Command], Command]:
-    """The click option of a field. default=None means "as in the recipe"; the dataclass's own default is told in the help."""
+    """The click option of a field. default=None means "as in the recipe"; the help shows the dataclass's own default."""
     text = flag.help if flag.default in (MISSING, None, (), {}) else f"{flag.help}  [recipe's default: {_shown(flag.default)}]"
     if flag.kind is bool:
         negative = f"--{flag.section}.no-{flag.name}".replace("_", "-")
@@ -178,7 +178,7 @@ def _plain(flag: Flag, value: Any) -> Any:
 
 
 class _OrNone(ParamType):
-    """A type or the word `none`, which stays a word until `apply_flags`: for click, None is "not given"."""
+    """A type, or the word `none`, which only `apply_flags` turns into None: to click, None means "not given"."""
 
     def __init__(self, inner: ParamType) -> None:
         self.inner, self.name = inner, f"{inner.name}|none"

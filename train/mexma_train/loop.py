@@ -24,28 +24,28 @@ from mexma_train.state import State, load_optimizer, save_state
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What one stage optimises: micro-batches, their loss terms, a learning-rate schedule, a number of updates."""
+    """One stage of training: its micro-batches, their loss terms, the learning-rate schedule, the number of updates."""
 
     name: str
     module: nn.Module  # its backward passes exchange gradients
     optimizer: torch.optim.Optimizer  # its groups hold the peak learning rates
     scaler: torch.amp.GradScaler
     batches: Callable[[int], list[Any]]  # update number -> micro-batches with `pairs` and `tokens`
-    terms: Callable[[Any], dict[str, Tensor]]  # micro-batch -> terms: shares that add up to the update's
+    terms: Callable[[Any], dict[str, Tensor]]  # micro-batch -> loss terms: its shares of the update's, which are their sums
     rate: Callable[[int], float]  # update number -> share of the peak rate
     steps: int
-    pairs: int  # of an update, all processes
+    pairs: int  # per update, all processes together
     seed: int
-    clip: float | None = None  # global L2 norm
-    evaluate: Callable[[], dict[str, dict[str, float]]] | None = None  # measures per test set
+    clip: float | None = None  # largest global L2 norm of the gradient
+    evaluate: Callable[[], dict[str, dict[str, float]]] | None = None  # returns the measures of each test set
 
 
 def run_stage(stage: Stage, model: nn.Module, state: State, out: Path, deadline: float, world: World) -> bool:
-    """Run a stage from its saved update: log, evaluate, save. False if the deadline came first."""
+    """Run a stage from its saved update on: train, log, evaluate, save states. Returns False if the deadline came first."""
     config = state.recipe.run
     if state.path:
         load_optimizer(state.path, model, stage.optimizer, stage.scaler)
-    pending, saved = dict(state.pending), time.monotonic()  # sums since the last line of the log
+    pending, saved = dict(state.pending), time.monotonic()  # sums of the terms since the last line of the log
     with RunLog(
         out,
         name=stage.name,
@@ -82,7 +82,7 @@ def run_stage(stage: Stage, model: nn.Module, state: State, out: Path, deadline:
 def updates(stage: Stage, first: int, out: Path, world: World) -> Iterator[tuple[int, dict[str, float], int]]:
     """Run updates first, first + 1, ... and yield (updates done, loss terms, clean tokens of all processes).
 
-    A loss that is not a number raises, changes no weight and leaves the batch in `out`.
+    If the loss or its gradient is not finite, the batch is saved in `out`, and InputError is raised before any weight changes.
     """
     groups = stage.optimizer.param_groups
     peaks = [group["lr"] for group in groups]
@@ -102,7 +102,7 @@ def updates(stage: Stage, first: int, out: Path, world: World) -> Iterator[tuple
             kept.append({name: value.detach() for name, value in terms.items()})
         sums = torch.stack([torch.stack([value.double() for value in terms.values()]) for terms in kept]).sum(dim=0)
         tokens = sums.new_tensor([float(sum(batch.tokens for batch in batches))])
-        *summed, all_tokens = all_sum(torch.cat([sums, tokens]), world).tolist()  # the only wait for the device
+        *summed, all_tokens = all_sum(torch.cat([sums, tokens]), world).tolist()
         values = dict(zip(kept[0], summed, strict=True))
         stage.scaler.unscale_(stage.optimizer)
         norm = clip_gradient(parameters, stage.clip).item()
@@ -120,23 +120,23 @@ def _dropout_seed(*numbers: int) -> int:
 def _not_finite(
     update: int, values: dict[str, float], batches: list[Any], kept: list[dict[str, Tensor]], out: Path, world: World
 ) -> str:
-    """Save the micro-batch that broke the update, and raise an error that says what to do."""
+    """Save the micro-batch that broke the update, and return a message that says what to do."""
     broken = [i for i, terms in enumerate(kept) if not torch.isfinite(terms["loss"])]
-    batch, where = batches[broken[0] if broken else -1], "another process saved its batch, if the loss broke there."
+    batch, where = batches[broken[0] if broken else -1], "if the loss broke in another process, that one saved its batch."
     if isinstance(batch, MicroBatch) and (broken or world.size == 1):
         path = out / f"broken-batch-{batch.number}-{world.rank}.safetensors"
         tensors = {"ids": batch.ids, "lengths": torch.from_numpy(batch.lengths), "chosen": batch.chosen, "labels": batch.labels}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"terms": json.dumps(str(values))})
-        where = f"its batch is in {path} (ids of the packed row, lengths, masked places, labels)."
+        where = f"its batch is in {path} (ids of the packed row, lengths, masked positions, labels)."
     shown = {name: float(f"{value:.4g}") for name, value in values.items()}
     return (
         f"update {update}: the loss or its gradient is not a number; terms {shown}. No weight was changed; {where}\n"
-        "Usual causes, and what to type with `mexma-train run` in a new folder: a learning rate too high (--mexma.lr, a third "
+        "Usual causes, and what to add to `mexma-train run` in a new folder: too high a learning rate (--mexma.lr, a third "
         "of it), duplicates that make KoLeo explode (--mexma.koleo-weight 0), fp16 (--mexma.precision bf16)."
     )
 
 
 def _agree(flags: list[bool], world: World) -> list[float]:
-    """The main process's flags, at all processes: clocks differ, and all must save and stop at the same update."""
+    """The main process's flags, in all processes: clocks differ, and all must save and stop at the same update."""
     own = [float(flag and world.main) for flag in flags]
     return own if world.size == 1 else all_sum(torch.tensor(own, device=world.device), world).tolist()

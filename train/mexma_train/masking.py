@@ -1,9 +1,9 @@
-"""Token masking for MEXMA (as the collator of facebookresearch/mexma). T tokens of S sentences laid end to end, L the longest.
+"""Token masking for MEXMA, as in the collator of facebookresearch/mexma.
 
-As BERT: of the chosen tokens 80 % become <mask>, 10 % a random piece, 10 % stay. Two deliberate deviations, each with its
-switch in MexmaConfig: source and target draw from independent streams (the original seeds both alike, so that equal shapes get
-equal masks: `masks="shared"`), and a random piece is never a special one (an inserted <pad> shifts the position numbers:
-`random_pieces="all"`).
+As in BERT, 80 % of the chosen tokens become <mask>, 10 % a random piece, and 10 % stay. There are two deliberate deviations,
+each with a switch in MexmaConfig: source and target draw from independent streams (the original seeds both alike, so equal
+shapes get equal masks: `masks="shared"`), and a random piece is never a special one (an inserted <pad> shifts the position
+numbers: `random_pieces="all"`). T tokens of S sentences laid end to end; L is the longest.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def mask_tokens(
     random_pieces: Literal["ordinary", "all"] = "ordinary",
     grid_lengths: np.ndarray | None = None,
 ) -> Masked:
-    """Choose ordinary tokens with probability `ratio` each; at least one of the batch if it has any and ratio > 0.
+    """Choose ordinary tokens with probability `ratio` each (at least one, if the batch has any and ratio > 0) and mask them.
 
-    With `grid_lengths` [S] the numbers are drawn for the padded S x L table, as the original does: two sides of equal shape and
-    equal seed then get the same places.
+    With `grid_lengths` [S] random numbers are drawn for the padded S x L table, as in the original: two sides of equal shape
+    and equal seed then have the same positions chosen.
     """
 
     def uniform() -> np.ndarray:

@@ -1,9 +1,9 @@
-"""A pseudo-random permutation of range(n) that is computed, not stored: any place of it costs O(1) memory and time.
+"""A pseudo-random permutation of range(n) that is computed, not stored: any element costs O(1) memory and time.
 
-A Feistel network (Luby and Rackoff 1988) over the grid rows x columns, the smallest near-square one that holds n: in turn each
-coordinate gets a hash of the other one added to it, modulo its side, and every such round can be undone. The grid exceeds n by
-less than its side, and a place that lands beyond n is sent through the network again until it falls below n (cycle walking;
-Black and Rogaway 2002), which keeps the map a bijection.
+It is a Feistel network (Luby and Rackoff 1988) over a grid of rows x columns, the smallest near-square one that holds n: in
+turn, a hash of one coordinate is added to the other, modulo its side, and every such round can be inverted. The grid exceeds n
+by less than its side. An index that lands beyond n goes through the network again until it falls below n (cycle walking; Black
+and Rogaway 2002), which keeps the map a bijection.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import numpy as np
 
 from mexma_rt.errors import InputError
 
-# Four rounds suffice on a large grid (Luby and Rackoff). On a tiny one they do not: over 12,000 seeds the 120 orders of five
-# places deviated from equal shares by 66 standard deviations of chi-square with 6 rounds, 3.2 with 10 and 0.6 with 12.
+# Four rounds suffice on a large grid (Luby and Rackoff), but not on a tiny one: over 12,000 seeds, the 120 orders of five
+# elements deviated from equal shares by 66 standard deviations of chi-square with 6 rounds, 3.2 with 10 and 0.6 with 12.
 ROUNDS = 12
 LIMIT = 2**62  # grid sides and sums of two coordinates stay far below 2^64
 
 
 def permute(index: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Where the permutation number `seed` (>= 0) of range(n) sends each place: int64 like `index`, both in range(n).
+    """Return where permutation number `seed` (>= 0) of range(n) sends each index: int64 in range(n), in the shape of `index`.
 
     Raises InputError if n is not in 1 .. 2^62 or an index is not in range(n).
     """
     index = np.asarray(index, np.int64)
     if not 1 <= n <= LIMIT:
-        raise InputError(f"a permutation of {n} places was asked for; it can have 1 to 2^62.")
+        raise InputError(f"a permutation of {n} elements was asked for; it can have 1 to 2^62.")
     if index.size and (index.min() < 0 or index.max() >= n):
-        raise InputError(f"places {index.min()} to {index.max()} were asked of a permutation of {n}; they are 0 to {n - 1}.")
+        raise InputError(f"indices {index.min()} to {index.max()} do not fit a permutation of {n}; they must be 0 to {n - 1}.")
     rows = math.isqrt(n - 1) + 1
     columns = -(-n // rows)
     keys = np.random.SeedSequence(seed).generate_state(ROUNDS, np.uint64)

@@ -1,4 +1,4 @@
-"""The training run, top to bottom: recipe + shards -> warm start and ranking (if the recipe has them) -> MEXMA -> checkpoint.
+"""The whole training run: recipe + shards -> warm start and ranking (if the recipe has them) -> MEXMA -> checkpoint.
 
     mexma-train run train/recipes/mini.py shards runs/mini                                            # CPU
     mexma-train run train/recipes/mexma_large.py shards runs/large --device cuda                      # one GPU
@@ -55,17 +55,19 @@ def train(
     device: str | World = "cpu",
     minutes: float | None = None,
 ) -> bool:
-    """Start a run; True when it is finished, False when `minutes` ran out first (then `resume`).
+    """Start a run that writes `out`/checkpoint. Returns True when it is finished, False if `minutes` ran out (then `resume`).
 
-    `device` is a name, or in a torchrun process the world of parallel.start_world. Raises FileError if `out` holds a run.
+    `device` is a name, or in a torchrun process the World of parallel.start_world. Raises FileError if `out` already holds a
+    run, and InputError for settings that do not fit the shards or each other, and for a loss that is not finite.
     """
     out = Path(out)
     if states(out):
         raise FileError(
-            f"{out} holds a run already. Continue it with: mexma-train resume {typed(out)}\nor name another folder."
+            f"{out} already holds a run. Continue it with: mexma-train resume {typed(out)}\nor name another folder."
         )
     first = "warmup" if recipe.warmup else "ranking" if recipe.ranking else "mexma"
-    return _go_on(State(stage=first, update=0, recipe=recipe, shards=str(Path(shards_folder).resolve())), out, device, minutes)
+    state = State(stage=first, update=0, recipe=recipe, shards=str(Path(shards_folder).resolve()))
+    return _continue(state, out, device, minutes)
 
 
 def resume(
@@ -76,35 +78,36 @@ def resume(
     device: str | World = "cpu",
     minutes: float | None = None,
 ) -> bool:
-    """Continue the run in `out` from its newest state, bit for bit as if it had never stopped (one CPU process).
+    """Continue the run in `out` from its newest state, bit for bit as if it had never stopped (in one CPU process).
 
-    The recipe is the state's; `run` may change how it is executed, `shards_folder` says where the shards are now.
+    The recipe is the state's; `run` may change how it is executed, and `shards_folder` says where the shards are now. Returns
+    and raises what `train` does, and FileError if there is no readable state.
     """
     state = newest_state(Path(out))
     recipe = replace(state.recipe, run=run or state.recipe.run)
     shards = str(Path(shards_folder).resolve()) if shards_folder is not None else state.shards
-    return _go_on(replace(state, recipe=recipe, shards=shards), Path(out), device, minutes)
+    return _continue(replace(state, recipe=recipe, shards=shards), Path(out), device, minutes)
 
 
-def _go_on(state: State, out: Path, device: str | World, minutes: float | None) -> bool:
+def _continue(state: State, out: Path, device: str | World, minutes: float | None) -> bool:
     deadline = time.monotonic() + minutes * 60 if minutes is not None else math.inf
     world = World(device=torch.device(device)) if isinstance(device, str) else device
     recipe, shards = state.recipe, open_shards(state.shards)
     sampler, tests = PairSampler(shards, recipe.sampling), read_test_sets(recipe.run.eval_pairs)
     if world.main:
         out.mkdir(parents=True, exist_ok=True)
-        truncate(out, list(STAGES), state.stage, state.update)  # what a killed run logged after its last state
+        truncate(out, list(STAGES), state.stage, state.update)  # drops what a killed run logged after its last state
     if world.size > 1 and state.stage != "mexma" and getattr(recipe, state.stage):
         raise InputError(
-            f"the {state.stage} stage of recipe {recipe.name!r} runs in one process. Type the same command without torchrun, "
-            "with --minutes to stop after it, and then: torchrun ... -m mexma_train resume " + str(out)
+            f"the {state.stage} stage of recipe {recipe.name!r} runs in one process only. Type the same command without "
+            "torchrun, with --minutes to stop after it, and then: torchrun ... -m mexma_train resume " + str(out)
         )
     torch.manual_seed(recipe.mexma.seed)
-    if state.path and state.encoder:  # what the run began with need not be there any more
+    if state.path and state.encoder:  # the initial checkpoint may be gone by now
         encoder = Encoder(XLMRobertaConfig.from_dict(state.encoder))
     else:
         encoder = first_encoder(recipe, shards)
-    encoder.config.languages = languages_of(encoder, sampler)  # from here they reach config.json, and an export's mexma.json
+    encoder.config.languages = languages_of(encoder, sampler)  # written to config.json, and by an export to mexma.json
     model = Mexma(encoder, recipe.model).to(world.device)
     state = replace(state, encoder=encoder.config.to_dict())
     if state.path:
@@ -136,7 +139,7 @@ def _go_on(state: State, out: Path, device: str | World, minutes: float | None) 
 def _evaluate(
     model: Mexma, module: nn.Module, tests: list[TestSet], tokenizer: Any, config: MexmaConfig, attention: str
 ) -> dict[str, dict[str, float]]:
-    """Every process embeds all of it: sharded layers need all processes, and the test sets are small."""
+    """Every process embeds all test sets: sharded layers need all processes, and the sets are small."""
 
     def embed(texts: list[str]) -> Any:
         return probe.embed_texts(model.encoder, tokenizer, texts, max_tokens=config.max_tokens, attention=attention)
@@ -159,7 +162,7 @@ def _weights(encoder: Encoder) -> dict[str, Tensor]:
 
 
 def first_encoder(recipe: Recipe, shards: Shards) -> Encoder:
-    """The encoder before any training: a given checkpoint, or random weights of the recipe's shape."""
+    """Return the encoder before any training: the initial checkpoint's, or one of the recipe's shape with random weights."""
     if recipe.initial_checkpoint is None:
         encoder = new_encoder(recipe.model, shards.vocab_size)
     else:
@@ -171,13 +174,13 @@ def first_encoder(recipe: Recipe, shards: Shards) -> Encoder:
 
 
 def languages_of(encoder: Encoder, sampler: PairSampler) -> list[str]:
-    """What a checkpoint of this run is trained on: what its first checkpoint says, English, and every language drawn."""
+    """Return the languages this run trains on: those its initial checkpoint names, English, and every language drawn."""
     drawn = (lang for lang, share in zip(sampler.shards.languages, sampler.language_share, strict=True) if share > 0)
     return sorted({*getattr(encoder.config, "languages", ()), ENGLISH, *drawn})
 
 
 def warmup_stage(config: WarmupConfig, model: Mexma, sampler: PairSampler, seed: int) -> Stage:
-    """The warm start as a stage of the loop."""
+    """Return the warm start as a stage of the loop."""
     device = model.head.bias.device
     return Stage(
         name="warmup",
@@ -194,7 +197,7 @@ def warmup_stage(config: WarmupConfig, model: Mexma, sampler: PairSampler, seed:
 
 
 def ranking_stage(config: RankingConfig, recipe: Recipe, model: Mexma, sampler: PairSampler) -> Stage:
-    """Translation ranking as a stage of the loop."""
+    """Return translation ranking as a stage of the loop."""
     device = model.head.bias.device
     attention, _ = choose_attention(recipe.run.attention, device, config.precision)
 
@@ -221,14 +224,14 @@ def ranking_stage(config: RankingConfig, recipe: Recipe, model: Mexma, sampler: 
 
 
 def mexma_stage(recipe: Recipe, model: Mexma, sampler: PairSampler, world: World, tests: list[TestSet]) -> Stage:
-    """MEXMA itself as a stage of the loop, evaluated on `tests`."""
+    """Return MEXMA itself as a stage of the loop, evaluated on `tests`. Raises InputError as `steps_of` and `keep_rounded`."""
     config, run = recipe.mexma, recipe.run
     attention, _ = choose_attention(run.attention, world.device, config.precision)
     batch_pairs = config.batch_pairs
     if config.batch_tokens is not None:
         batch_pairs = sampler.pairs_for_tokens(config.batch_tokens, config.max_tokens)
     fixed = replace(config, batch_pairs=batch_pairs, batch_tokens=None)
-    steps = steps_of(fixed, pairs=len(sampler.shards), mean_pair_tokens=math.nan, world=world.size)  # tokens are counted above
+    steps = steps_of(fixed, pairs=len(sampler.shards), mean_pair_tokens=math.nan, world=world.size)  # unused: pairs are fixed
     model.encoder.embeddings.word_embeddings.weight.requires_grad_(not config.freeze_words)
     layers = [*model.encoder.encoder.layer, *model.head.layers]
     if run.compile:
@@ -248,7 +251,7 @@ def mexma_stage(recipe: Recipe, model: Mexma, sampler: PairSampler, world: World
     optimizer = torch.optim.AdamW(parameter_groups(model, config), fused=True)
     if config.round_bits:
         if world.size > 1:
-            raise InputError(f"mexma.round_bits is {config.round_bits}, which runs in one process. Type it without torchrun.")
+            raise InputError(f"mexma.round_bits is {config.round_bits}, which works in one process only. Leave out torchrun.")
         keep_rounded(optimizer, product_weights(model.encoder), config.round_bits)
     return Stage(
         name="mexma",
@@ -269,7 +272,7 @@ def mexma_stage(recipe: Recipe, model: Mexma, sampler: PairSampler, world: World
 
 
 def parameter_groups(model: nn.Module, config: MexmaConfig) -> list[dict[str, Any]]:
-    """Decay on matrices only, as nanoGPT and the original; the tied matrix counts once."""
+    """Return AdamW's groups: weight decay on matrices only, as in nanoGPT and the original; the tied matrix occurs once."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "lr": config.lr, "weight_decay": config.weight_decay},
@@ -280,7 +283,7 @@ def parameter_groups(model: nn.Module, config: MexmaConfig) -> list[dict[str, An
 def mexma_rate(update: int, config: MexmaConfig, steps: int) -> float:
     """Share of the peak learning rate at an update: linear from warmup_start over warmup_share, then cosine to 0.
 
-    schedule "micro-batch" is the original's: the schedule moves at every micro-batch and an update takes the rate of its last.
+    With schedule "micro-batch", the original's, it moves at every micro-batch, and an update takes the rate of its last one.
     """
     accumulation = config.accumulation if config.schedule == "micro-batch" else 1
     total, at = steps * accumulation, update * accumulation + accumulation - 1

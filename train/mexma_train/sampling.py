@@ -1,14 +1,15 @@
-"""Which pairs a batch holds: a function of (seed, batch number, batch size), so that any batch can be had at any time.
+"""Which pairs a batch holds: a function of (seed, batch number, batch size), so any batch can be computed at any time.
 
-order="draw" draws each pair independently: a language with p ~ n^temperature, where n counts its pairs, each with its source's
-weight; inside the language a source by weight x pairs; inside both any pair alike. order="epochs" goes through a fresh random
-permutation of all pairs in each epoch; weights and temperature have no say, and a batch may span the end of an epoch.
+order="draw" draws each pair independently: a language with p ~ n^temperature, where n is its number of pairs weighted by
+source; a source of that language by weight x pairs; and then any of its pairs with equal probability. order="epochs" goes
+through a new random permutation of all pairs per epoch; it ignores weights and temperature, and a batch may span two epochs.
 
 A duplicate English segment would be a false negative for a contrastive term and would make KoLeo's -log(distance) explode
-(tests/train/test_losses.py). With distinct_english only the first pair of each English segment stays in what is drawn together
-(a batch, or a bucket's batches); the others are dropped: redrawn some day by "draw", skipped for this epoch by "epochs".
+(tests/train/test_losses.py). With distinct_english, of the pairs drawn together (a batch, or the batches of a bucket) only the
+first of each English segment is kept. "draw" may draw the dropped ones again later; "epochs" skips them for that epoch.
 
-Nothing here is as long as the corpus: pairs are found through the shards' table of groups and its map of order.npy.
+Pairs are found through the shards' table of groups and their memory-mapped order.npy; only neighbours and translations need
+arrays as long as the corpus.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from mexma_train.permutation import permute
 from mexma_train.translations import Translations, translations_of
 
 BATCH, BUCKET, DEAL, EPOCH, ESTIMATE, OTHERS, NEAR, MORE = range(8)  # streams of random numbers
-ESTIMATE_PAIRS = 16_384  # the mean length of pairs is then known to 1 % (their lengths spread by about their mean)
+ESTIMATE_PAIRS = 16_384  # gives the mean length to about 1 %, as the standard deviation of lengths is about their mean
 
 
 class PairSampler:
-    """Batches of pair numbers. Stateless but for the bucket computed last; may be shared between threads."""
+    """Draws batches of pair numbers. Has no state but caches, and may be shared between threads."""
 
     def __init__(self, shards: Shards, config: SamplingConfig) -> None:
-        """Raises InputError for a source that the shards have not, a negative weight or seed, or weights that exclude all."""
+        """Raises InputError for a source that the shards lack, a negative weight or seed, and weights that exclude all."""
         _check(shards, config)
         if config.dev_share:
             shards = training_part(shards, held_out_segments(shards, config.dev_share))
@@ -39,13 +40,13 @@ class PairSampler:
         share = self._group_shares()
         used = [(group, p) for group, p in zip(shards.groups, share, strict=True) if p > 0]
         self.starts, self.counts, self.langs = np.array([(g.start, g.count, g.lang) for g, _ in used], np.int64).T
-        self.share = np.array([p for _, p in used])  # of each used group in what is drawn
+        self.share = np.array([p for _, p in used])  # probability of each used group
         self._near: Neighbourhoods | None = None
         self._translations: Translations | None = None
         self._last: tuple[tuple[int, int, int | None], list[np.ndarray]] | None = None
 
     def _group_shares(self) -> np.ndarray:
-        """Share of each of the shards' groups in what is drawn."""
+        """The probability that a drawn pair is of each of the shards' groups: float64 [groups]."""
         groups = self.shards.groups
         counts = np.array([group.count for group in groups], np.float64)
         if self.config.order == "epochs":
@@ -68,14 +69,14 @@ class PairSampler:
         return np.bincount(self.langs, weights=self.share, minlength=len(self.shards.languages))
 
     def batch(self, number: int, pairs: int) -> np.ndarray:
-        """Batch `number` (>= 0): pair numbers int64, `pairs` of them less those that distinct_english drops."""
+        """Return batch `number` (>= 0): int64 pair numbers, `pairs` of them minus those that distinct_english drops."""
         return self._distinct(self._rows(BATCH, number, pairs))
 
     def neighbour_batch(self, number: int, pairs: int, group: int) -> np.ndarray:
-        """Like `batch`, in groups of up to `group` pairs whose English segments lie close together: see neighbourhoods.py.
+        """Like `batch`, in groups of up to `group` pairs with similar English segments: see neighbourhoods.py.
 
-        The first of each group is drawn like a pair of `batch`, the others from its neighbourhood, any translation alike.
-        Raises InputError for order="epochs".
+        The first pair of a group is drawn as in `batch`; the others are segments of its neighbourhood, each with a random
+        translation. Raises InputError for order="epochs".
         """
         if self._near is None:
             self._near = make_neighbourhoods(self.shards, self._drawable("ranking.neighbours"), self.config.seed)
@@ -85,7 +86,7 @@ class PairSampler:
         return self._distinct(np.concatenate([seeds, self._pairs_of_segments().one_of(rng, near)]))
 
     def more_translations(self, number: int, rows: np.ndarray, most: int) -> np.ndarray:
-        """The rows, and of each one's English segment up to `most` - 1 other pairs that are drawn at all, any of them alike."""
+        """Return the rows, and up to `most` - 1 other drawable pairs of each one's English segment, chosen at random."""
         segments = self.shards.pair_english[rows].astype(np.int64)
         found = self._pairs_of_segments().others(self._rng(MORE, number), segments, most)
         found = found[~np.isin(found, rows)]
@@ -102,27 +103,27 @@ class PairSampler:
     def _drawable(self, what: str) -> np.ndarray:
         """Every pair that can be drawn."""
         if self.config.order == "epochs":
-            raise InputError(f"{what} needs --sampling.order draw: an epoch takes every pair once, not its like.")
+            raise InputError(f"{what} needs --sampling.order draw: epochs take every pair once, and cannot add similar ones.")
         used = [np.arange(start, start + count) for start, count in zip(self.starts, self.counts, strict=True)]
         return np.asarray(self.shards.order[np.concatenate(used)])
 
     def others(self, number: int, pairs: int, batch: np.ndarray) -> np.ndarray:
-        """Pairs drawn like those of a batch, but for every English segment once, and none that equals one of the batch."""
+        """Return pairs drawn like those of a batch, at most one for each English segment and none for those of the batch."""
         rows, english = self._drawn(OTHERS, number, pairs), self.shards.english_hash
         hashes, first = np.unique(english[self.shards.pair_english[rows]], return_index=True)
         return rows[np.sort(first[~np.isin(hashes, english[self.shards.pair_english[batch]])])]
 
     def micro_batch(self, number: int, pairs: int, max_tokens: int | None = None) -> np.ndarray:
-        """Like `batch`, but its pairs are of similar length, and the batches of a bucket of equal tokens give or take one pair.
+        """Like `batch`, but with pairs of similar length; the batches of a bucket have equal tokens, give or take one pair.
 
-        config.bucket batches are drawn together, sorted by tokens (of both sides, each cut to max_tokens), cut into as many
-        parts, and the parts dealt out at random. Raises InputError if fewer distinct pairs are drawn than there are parts.
+        config.bucket batches are drawn together, sorted by tokens (of both sides, each cut to max_tokens) and cut into that
+        many parts, which are shuffled. Raises InputError if fewer distinct pairs are drawn than there are parts.
         """
         if self.config.bucket == 1:
             return self.batch(number, pairs)
         bucket, place = divmod(number, self.config.bucket)
         key = (bucket, pairs, max_tokens)
-        last = self._last  # read once: another thread may replace it, but never changes it
+        last = self._last  # read once, because another thread may replace it
         if last is None or last[0] != key:
             last = self._last = (key, self._bucket(bucket, pairs, max_tokens))
         return last[1][place].copy()
@@ -132,8 +133,8 @@ class PairSampler:
         rows = self._distinct(self._rows(BUCKET, number, pairs * parts))
         if len(rows) < parts:
             raise InputError(
-                f"{pairs} pairs x sampling.bucket={parts} hold only {len(rows)} distinct English segments, fewer than batches. "
-                "Set sampling.bucket to 1, or sampling.distinct_english to no."
+                f"{pairs} pairs x sampling.bucket={parts} hold only {len(rows)} distinct English segments, fewer than the "
+                "batches to fill. Set sampling.bucket to 1, or sampling.distinct_english to no."
             )
         lengths = self.shards.lengths(rows, max_tokens)
         by_length = np.argsort(lengths, kind="stable")
@@ -141,11 +142,11 @@ class PairSampler:
         return [cut[i] for i in self._rng(DEAL, number).permutation(parts)]
 
     def pairs_for_tokens(self, tokens: int, max_tokens: int) -> int:
-        """Pairs (at least 1) expected to hold `tokens` tokens of both sides, <s> and </s> included, each cut to max_tokens."""
+        """How many pairs (at least 1) should have `tokens` tokens: both sides with <s> and </s>, cut to max_tokens each."""
         return max(1, round(tokens / self.mean_tokens(max_tokens)))
 
     def mean_tokens(self, max_tokens: int) -> float:
-        """Tokens of both sides of a drawn pair, <s> and </s> included, each cut to max_tokens: the mean of a fixed sample."""
+        """Mean tokens of a drawn pair: both sides with <s> and </s>, cut to max_tokens each; estimated on a fixed sample."""
         if self.config.order == "epochs":
             rows = permute(np.arange(min(ESTIMATE_PAIRS, len(self.shards))), len(self.shards), self._seed(ESTIMATE, 0))
         else:
@@ -183,8 +184,8 @@ class PairSampler:
 def equal_cuts(lengths: np.ndarray, parts: int) -> np.ndarray:
     """Where to cut n >= parts pairs laid end to end into parts of equal token sums: int64 [parts - 1], each part >= 1 pair.
 
-    Part k begins with the pair whose middle comes first after k / parts of all tokens, so that each sum differs from the mean
-    by at most the longest pair, unless a pair longer than that mean must be left alone.
+    Part k begins with the first pair whose middle lies beyond k / parts of all tokens, so each sum differs from the mean by at
+    most the longest pair, unless a pair longer than the mean must form a part of its own.
     """
     ends = np.cumsum(lengths)
     middles = ends - lengths / 2
@@ -195,11 +196,11 @@ def equal_cuts(lengths: np.ndarray, parts: int) -> np.ndarray:
 
 
 def deal(lengths: np.ndarray, ranks: int) -> np.ndarray:
-    """The rank int64 [n] of each pair: pair counts differ by at most one, token sums by at most the longest pair.
+    """Return the rank int64 [n] of each pair: pair counts differ by at most one, token sums by at most the longest pair.
 
-    Longest first, in rounds: each round gives every rank one pair, the longest to the rank with the fewest tokens so far. Of
-    two ranks the poorer one never gets less than the richer one, so that their difference shrinks, or turns round and is
-    then at most what the one got more than the other.
+    Pairs are dealt longest first, in rounds: a round gives every rank one pair, the longest to the rank with the fewest tokens
+    so far. Of two ranks, the one with fewer tokens gets the longer pair, so their difference shrinks, or changes its sign and
+    is then at most the difference of the two pairs.
     """
     lengths = np.asarray(lengths, np.int64)
     rank = np.empty(len(lengths), np.int64)
@@ -207,9 +208,9 @@ def deal(lengths: np.ndarray, ranks: int) -> np.ndarray:
     by_length = np.argsort(-lengths, kind="stable")
     for first in range(0, len(lengths), ranks):
         pairs = by_length[first : first + ranks]
-        poorest = np.argsort(sums, kind="stable")[: len(pairs)]
-        rank[pairs] = poorest
-        sums[poorest] += lengths[pairs]
+        emptiest = np.argsort(sums, kind="stable")[: len(pairs)]
+        rank[pairs] = emptiest
+        sums[emptiest] += lengths[pairs]
     return rank
 
 
@@ -225,7 +226,7 @@ def _check(shards: Shards, config: SamplingConfig) -> None:
     if not 0 <= config.dev_share < 1 or (config.dev_share and config.order == "epochs"):
         raise InputError(
             f"sampling.dev_share is {config.dev_share} with order {config.order!r}; it is a share from 0 up to 1, and needs "
-            "--sampling.order draw, since epochs go through all pairs."
+            "--sampling.order draw, because epochs go through all pairs."
         )
     if config.bucket < 1 or config.seed < 0:
         raise InputError(f"sampling.bucket is {config.bucket} and sampling.seed {config.seed}; at least 1 and 0 are needed.")

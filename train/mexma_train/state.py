@@ -1,9 +1,9 @@
-"""The resumable state of a run: one safetensors file, complete or not there, never unpickled.
+"""The resumable state of a run: one safetensors file, which is complete or absent and is never unpickled.
 
 It holds the weights, the optimiser's moments and the loss scale as tensors, and in the header the stage, the number of
 updates done and the recipe. The learning rate is a function of the update, and every batch, mask and dropout draw a function
 of (seed, number): the update number therefore *is* the state of scheduler, sampler and random streams; there is no other.
-Whole tensors are written, so that a run may resume on another number of processes, replicated or sharded.
+Whole tensors are written, so a run may resume with a different number of processes, replicated or sharded.
 """
 
 from __future__ import annotations
@@ -37,21 +37,19 @@ class State:
     update: int
     recipe: Recipe
     shards: str
-    encoder: dict[str, Any] | None = None  # its transformers configuration; None: a run that has not begun
-    path: Path | None = None  # None: a run that has not begun
-    pending: dict[str, float] = field(
-        default_factory=dict
-    )  # sums since the last line of the log, which a resumed run continues
+    encoder: dict[str, Any] | None = None  # its transformers configuration; None before a run has begun
+    path: Path | None = None  # None before a run has begun
+    pending: dict[str, float] = field(default_factory=dict)  # sums of the terms since the last line of the log
 
 
 def states(folder: Path) -> list[Path]:
-    """The states of a run, oldest first."""
+    """Return the state files of a run, oldest first."""
     found = [(m, path) for path in folder.glob("state-*.safetensors") if (m := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, key=lambda pair: (STAGES.index(pair[0][1]), int(pair[0][2])))]
 
 
 def newest_state(folder: Path) -> State:
-    """Read the header of a run's newest state. Raises FileError if there is none or it is damaged."""
+    """Return a run's newest state, of which only the header is read. Raises FileError if there is none or it is damaged."""
     paths = states(folder)
     if not paths:
         raise FileError(f"{folder} holds no state-*.safetensors, so there is nothing to resume. Start it with: mexma-train run")
@@ -62,7 +60,7 @@ def newest_state(folder: Path) -> State:
         raise FileError(f"{paths[-1]} is damaged ({error}). Delete it to resume from the state before it.") from None
     if header["format"] != FORMAT:
         raise FileError(
-            f"{paths[-1]} has format {header['format']}, this version reads {FORMAT}. Resume with the version that wrote it."
+            f"{paths[-1]} has format {header['format']}, but this version reads {FORMAT}. Resume with the one that wrote it."
         )
     recipe = recipe_from_dict(header["recipe"])
     return State(
@@ -79,7 +77,7 @@ def newest_state(folder: Path) -> State:
 def save_state(
     state: State, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, world: World
 ) -> None:
-    """Write a state and drop the oldest beyond `run.keep`. Every process must call it; the main one writes."""
+    """Write a state and delete the oldest beyond `run.keep`. Every process must call it; the main one writes."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensors[f"weight/{name}"] = whole(parameter)
@@ -98,7 +96,7 @@ def save_state(
             "encoder": state.encoder,
             "pending": state.pending,
         }
-        work = folder / ".state.new"  # not a name that `states` finds: a kill while writing leaves the older states
+        work = folder / ".state.new"  # `states` does not find this name, so a kill while writing leaves the older states
         save_file(tensors, work, {"mexma": json.dumps(header)})
         move_file(work, folder / f"state-{state.stage}-{state.update:09}.safetensors")
         for path in states(folder)[: -state.recipe.run.keep]:
@@ -107,7 +105,7 @@ def save_state(
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Set the model's weights from a state. Raises InputError if they are those of another model."""
+    """Load the model's weights from a state. Raises InputError if they belong to another model."""
     with safe_open(path, framework="pt") as file, torch.no_grad():
         known = set(file.keys())
         for name, parameter in model.named_parameters():
@@ -121,7 +119,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-    """Set the optimiser's moments and the loss scale from a state; the moments are sharded as the weights are."""
+    """Load the optimiser's moments and the loss scale from a state; the moments are sharded as the weights are."""
     with safe_open(path, framework="pt") as file:
         known = set(file.keys())
         kinds = {key.split("/", 1)[0] for key in known} - {"weight", "scaler"}
@@ -129,9 +127,8 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
             for kind in kinds:
                 if (key := f"{kind}/{name}") in known:
                     value = file.get_tensor(key)
-                    same = value.shape == parameter.shape  # else the count of steps
-                    placed = shard_like(value, parameter) if same else value.to(parameter.device)
-                    optimizer.state[parameter][kind] = placed
+                    same = value.shape == parameter.shape  # all but the step count
+                    optimizer.state[parameter][kind] = shard_like(value, parameter) if same else value.to(parameter.device)
         if scaler.is_enabled() and "scaler" in known:
             scale, growth = file.get_tensor("scaler").tolist()
             scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": int(growth)})

@@ -124,7 +124,7 @@ def test_the_originals_parquet_is_read_with_the_columns_named(tmp_path: Path) ->
     """facebookresearch/mexma: columns src and trg, English in trg."""
     path = write_parquet(tmp_path / "train.parquet", {"src": COLUMNS["text"], "trg": COLUMNS["english"]})
     with pytest.raises(
-        InputError, match=r"has the columns src, trg, but none called lang\. Type .*train\.parquet,lang=fra to say"
+        InputError, match=r"has the columns src, trg, but none called lang\. Type .*train\.parquet,lang=fra to set"
     ):
         list(read_pairs(path))
     with pytest.raises(
@@ -171,7 +171,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(FileError, match=r"a\.parquet is damaged or incomplete"):
         list(read_pairs(path))
-    with pytest.raises(FileError, match=r"holds no \.parquet file and no data set written by `datasets`"):
+    with pytest.raises(FileError, match=r"contains neither \.parquet files nor a data set written by `datasets`"):
         (tmp_path / "empty").mkdir()
         list(read_pairs(tmp_path / "empty"))
 
