@@ -189,7 +189,7 @@ def test_data_sets_on_disk(tmp_path: Path) -> None:
     assert len(list(read_pairs(tmp_path / "splits"))) == 6000
     assert list(read_pairs(tmp_path / "splits" / "test")) == [ROWS[1]]
     datasets.DatasetDict(dev=data).save_to_disk(tmp_path / "no-train")
-    with pytest.raises(InputError, match=r"without the split `train`; it has dev\. Name one: .*no-train/NAME"):
+    with pytest.raises(InputError, match=r"without a `train` split; it has dev\. Name one: .*no-train/NAME"):
         list(read_pairs(tmp_path / "no-train"))
 
 
