@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
-from functools import partial
+from functools import partial, partialmethod
 
 import torch
 import train_throughput
 from clock import peak
 from telling import flags, say
+from torch import nn
 
 from mexma_train.config import MexmaConfig
 
@@ -23,7 +24,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     if args.smoke:
-        settings = ["--shape toy --device cpu --precision fp32 --pairs 2 --steps 1 --rounds 1 --warmup 1"]
+        toy = "--shape toy --device cpu --precision fp32 --pairs 2 --steps 1 --rounds 1 --warmup 1"
+        settings = [f"{toy} --arms ours --compile" if args.compile else toy]
+        nn.Module.compile = partialmethod(nn.Module.compile, backend="eager")  # traced, but no compiler has to be there
     else:
         large = "--shape large --device cuda --precision bf16 --steps 3 --rounds 3 --warmup 2"
         alone = f"{large} --arms ours --pairs 150 --vocabulary-chunk 4096"
