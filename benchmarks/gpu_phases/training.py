@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import replace
 from functools import partial, partialmethod
+from typing import Any
 
 import torch
 import train_throughput
@@ -26,7 +27,8 @@ def main() -> None:
     if args.smoke:
         toy = "--shape toy --device cpu --precision fp32 --pairs 2 --steps 1 --rounds 1 --warmup 1"
         settings = [f"{toy} --arms ours --compile" if args.compile else toy]
-        nn.Module.compile = partialmethod(nn.Module.compile, backend="eager")  # traced, but no compiler has to be there
+        layers: Any = nn.Module
+        layers.compile = partialmethod(nn.Module.compile, backend="eager")  # traced, but no compiler has to be there
     else:
         large = "--shape large --device cuda --precision bf16 --steps 3 --rounds 3 --warmup 2"
         alone = f"{large} --arms ours --pairs 150 --vocabulary-chunk 4096"

@@ -181,7 +181,8 @@ def build_engine(
             warnings.warn(
                 f"{target}: by the words of {trt.__name__} {trt.__version__}'s inspector, {half} of {matmuls} kernels with "
                 "matrix products read fp16. The network's types are fixed and were right, so this is probably a miscount, and "
-                "the engine was kept. What it computes: mexma doctor --backend tensorrt; its speed: mexma bench embed.",
+                "the engine was kept. What it computes: mexma doctor --model BUNDLE --backend tensorrt; its speed: mexma bench "
+                "embed.",
                 stacklevel=2,
             )
     if timing_cache is not None:
