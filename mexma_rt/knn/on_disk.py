@@ -227,9 +227,9 @@ def _search(run: _Run, state: SearchState, start: Callable[[Sequence[tuple[int, 
                 resumable.write_state(run.folder, run.final, state)
                 left = (now - begun) / worked * (cells - worked)
                 rate = 2 * plan.columns * worked / (now - begun)
+                rest = f", {duration(left)} left; kept in {run.folder}" if worked < cells else ""
                 run.say(
-                    f"{1 - (cells - worked) / (plan.outer_rows * plan.inner_rows):.1%} done, {rate / 1e9:,.0f} GFLOP/s, "
-                    f"{duration(left)} left; kept in {run.folder}"
+                    f"{1 - (cells - worked) / (plan.outer_rows * plan.inner_rows):.1%} done, {rate / 1e9:,.0f} GFLOP/s{rest}"
                 )
 
 
