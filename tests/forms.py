@@ -89,7 +89,7 @@ def make_model(folder: Path, kind: str, *, word_piece: bool = False, layers: int
 
     tokenizer = word_pieces() if word_piece else None
     shape: dict[str, Any] = {"vocab_size": tokenizer.get_vocab_size() if tokenizer else 322, "initializer_range": 0.3}
-    bert = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 64}
+    bert: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 64}
     makers: dict[str, Any] = {
         "xlm-roberta": lambda: XLMRobertaModel(
             XLMRobertaConfig(**shape, **bert, max_position_embeddings=98, type_vocab_size=1, pad_token_id=1)

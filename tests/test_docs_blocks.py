@@ -15,6 +15,7 @@ import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -60,7 +61,7 @@ def pages(paths: list[Path]) -> list[object]:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, tiny_bundle):
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path) -> Path:
     """What the pages' blocks find: two corpora, a bitext, a chapter, a test set in three languages, a bundle."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     french, english = ((ROOT / f"examples/{name}.txt").read_text("utf-8").splitlines() for name in ("french", "english"))
@@ -93,7 +94,7 @@ def commands(block: Block) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", pages([page for page in RUN if any(map(in_page, blocks_of(page)))]))
-def test_the_blocks_of_a_page_run(page, folder):
+def test_the_blocks_of_a_page_run(page: Path, folder: Path) -> None:
     names: dict[str, object] = {"__name__": "page"}
     for block in filter(in_page, blocks_of(page)):
         if block.language == "python":
@@ -109,17 +110,18 @@ def run_lines(block: Block) -> None:
             assert result.exit_code == 0, f"{block.page}:{block.line}: {shlex.join(words)}\n{result.output}{result.exception!r}"
 
 
-def names_of_file(page: str, file: str) -> dict[str, object]:
+def names_of_file(page: str, file: str) -> dict[str, Any]:
     """Run a block that is a file of its own; gives its names. Skips where a package that it needs is not installed."""
     (block,) = (b for b in blocks_of(ROOT / page) if b.order and b.order["value"] == file)
+    assert block.order is not None
     for package in block.order["needs"].split():
         pytest.importorskip(package, reason=f"{package} is not installed")
-    names: dict[str, object] = {"__name__": file.removesuffix(".py")}
+    names: dict[str, Any] = {"__name__": file.removesuffix(".py")}
     exec(compile("\n" * block.line + block.text, f"{page}:{file}", "exec"), names)
     return names
 
 
-def test_the_service_of_the_production_page_answers(folder):
+def test_the_service_of_the_production_page_answers(folder: Path) -> None:
     names = names_of_file("docs/production.md", "service_app.py")
     from fastapi.testclient import TestClient
 
@@ -133,14 +135,14 @@ def test_the_service_of_the_production_page_answers(folder):
 
 @pytest.mark.peers
 @pytest.mark.parametrize("file", ["st.py", "fast.py"])
-def test_a_peer_loads_the_bundle_and_gives_its_vectors(folder, file):
+def test_a_peer_loads_the_bundle_and_gives_its_vectors(folder: Path, file: str) -> None:
     names = names_of_file("docs/interop.md", file)
     ours = mexma_rt.load("bundle/", precision="fp32").embed(["Hello world", "Bonjour le monde"])
     assert np.abs(np.array(names["theirs"]) - ours).max() < 1e-5
 
 
 @pytest.mark.peers
-def test_the_adapter_of_langchain(folder):
+def test_the_adapter_of_langchain(folder: Path) -> None:
     adapter = names_of_file("docs/interop.md", "lang.py")["MexmaEmbeddings"]()
     from langchain_core.vectorstores import InMemoryVectorStore
 
@@ -149,7 +151,7 @@ def test_the_adapter_of_langchain(folder):
 
 
 @pytest.mark.peers
-def test_the_adapter_of_llama_index(folder):
+def test_the_adapter_of_llama_index(folder: Path) -> None:
     adapter = names_of_file("docs/interop.md", "llama.py")["MexmaEmbedding"]()
     texts = ["Where is the station?", "I like soup."]
     np.testing.assert_allclose(adapter.get_text_embedding_batch(texts), mexma_rt.embed(texts), atol=1e-5)
@@ -157,7 +159,7 @@ def test_the_adapter_of_llama_index(folder):
 
 
 @pytest.mark.parametrize("page", pages([page for page in LINKED if "```bash" in page.read_text("utf-8")]))
-def test_bash_blocks_parse_and_their_options_exist(page):
+def test_bash_blocks_parse_and_their_options_exist(page: Path) -> None:
     for block in blocks_of(page):
         if block.language != "bash":
             continue
@@ -176,20 +178,21 @@ def parse(words: list[str]) -> None:
     With each command's own settings: click keeps the help option of the first context that a command meets, here and in
     other tests of the process.
     """
-    if words[0] == "mexma":
-        command = main
-    else:
-        module = pytest.importorskip(words[0].replace("-", "_") + ".cli")
-        command = module.main
-    name, arguments, context = words[0], words[1:], None
+    first, *arguments = words
+    name: str | None = first
+    command: click.Command | None = main
+    if first != "mexma":
+        command = pytest.importorskip(first.replace("-", "_") + ".cli").main
+    context = None
     while isinstance(command, click.Group):
         context = click.Context(command, info_name=name, parent=context, **command.context_settings)
         name, command, arguments = command.resolve_command(context, arguments)
+    assert command is not None
     context = click.Context(command, info_name=name, parent=context, **command.context_settings)
     command.make_parser(context).parse_args(arguments)
 
 
-def test_the_parse_refuses_what_is_not_there():
+def test_the_parse_refuses_what_is_not_there() -> None:
     with pytest.raises(click.UsageError, match="No such option"):
         parse(["mexma", "mine", "a", "b", "--no-such-option"])
     with pytest.raises(click.UsageError, match="No such command"):
@@ -197,7 +200,7 @@ def test_the_parse_refuses_what_is_not_there():
 
 
 @pytest.mark.parametrize("page", pages(LINKED))
-def test_links_lead_to_files_and_headings(page):
+def test_links_lead_to_files_and_headings(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", target):

@@ -127,7 +127,7 @@ CHECKS = {
 
 
 @pytest.mark.parametrize("what, said", [pytest.param(*row, id=row[0][:30]) for row in readme_rows()])
-def test_a_row_of_the_readme_is_what_the_file_of_results_says(what, said):
+def test_a_row_of_the_readme_is_what_the_file_of_results_says(what: str, said: str) -> None:
     (model,) = set(re.findall(r"^`(mexma-\w+)`: ", README, re.M))
     check = next((check for start, check in CHECKS.items() if what.startswith(start)), None)
     if check is not None:
@@ -139,7 +139,7 @@ def test_a_row_of_the_readme_is_what_the_file_of_results_says(what, said):
 
 
 @pytest.mark.parametrize("card", [pytest.param(card, id=card.parent.name) for card in CARDS])
-def test_the_rows_of_a_card_are_those_of_its_quality_file(card):
+def test_the_rows_of_a_card_are_those_of_its_quality_file(card: Path) -> None:
     quality = quality_of(card.parent.name)
     rows = re.findall(
         r"^\| ([a-z]{3}) \| (?:yes|no) \| ([\d.]+|-) \| ([\d.]+|-) \| ([\d.]+|-) \|$", card.read_text("utf-8"), re.M
@@ -151,7 +151,7 @@ def test_the_rows_of_a_card_are_those_of_its_quality_file(card):
             assert (cell == "-") == (measured is None) and (cell == "-" or agrees(cell, measured)), (language, key)
 
 
-def test_the_parity_page_has_the_thresholds_of_the_code():
+def test_the_parity_page_has_the_thresholds_of_the_code() -> None:
     page = (ROOT / "docs/parity.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d.]+) \| ([\d.]+) \|$", page, re.M)
     said = {name: (float(lowest), float(mean)) for names, lowest, mean in rows for name in re.findall(r"`(\w+)`", names)}
@@ -164,7 +164,7 @@ def test_the_parity_page_has_the_thresholds_of_the_code():
     assert agrees(count, sum("\t" in line and not line.startswith("#") for line in sentences)) and agrees(of, len(languages))
 
 
-def test_a_page_that_states_a_measured_figure_links_to_its_file():
+def test_a_page_that_states_a_measured_figure_links_to_its_file() -> None:
     """A paragraph with a share or a factor names the file that has it. The plan is exempt: it computes, and says so."""
     measured = re.compile(r"\d %|\d per cent|[\d.]+ times as|\d sentences per second")
     for page in sorted((ROOT / "docs").glob("*.md")):
@@ -177,14 +177,14 @@ def test_a_page_that_states_a_measured_figure_links_to_its_file():
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.md")), ids=lambda path: path.name)
-def test_a_file_of_results_says_when_on_what_and_how(path):
+def test_a_file_of_results_says_when_on_what_and_how(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert re.search(r"20\d\d-\d\d-\d\d|\d{1,2} \w+ 20\d\d", text), "no date"
     assert re.search(r"python (-m )?\S+|`benchmarks/\w+\.py`|mexma-\w+ ", text), "no command"
 
 
 @pytest.mark.parametrize("size", ["full", "quick", "smoke"])
-def test_the_commands_of_all_have_their_scripts_and_flags(size):
+def test_the_commands_of_all_have_their_scripts_and_flags(size: str) -> None:
     module = load_script("benchmarks/all.py", "benchmarks_all")
     places = {"model": "m", "out": "o", "flores": "f", "tatoeba": "t"}
     for name, job in module.JOBS.items():
@@ -201,6 +201,6 @@ def test_the_commands_of_all_have_their_scripts_and_flags(size):
                 assert f'"{flag}"' in source, f"{words[0]} has no {flag}"
 
 
-def test_every_script_of_benchmarks_says_how_it_is_called():
+def test_every_script_of_benchmarks_says_how_it_is_called() -> None:
     for path in sorted((ROOT / "benchmarks").glob("*.py")):
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path.name

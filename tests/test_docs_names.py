@@ -18,7 +18,7 @@ DOCUMENTS = [
 ]
 
 
-def test_every_deep_name_and_file_that_a_page_mentions_is_there():
+def test_every_deep_name_and_file_that_a_page_mentions_is_there() -> None:
     names, files = set(), set()
     for page in DOCUMENTS:
         text = page.read_text(encoding="utf-8")
@@ -32,11 +32,11 @@ def test_every_deep_name_and_file_that_a_page_mentions_is_there():
 
 
 @pytest.mark.parametrize("name", ["mexma_rt.knn.mutual_neighbours", "mexma_rt.approximate.approximate_neighbours"])
-def test_deep_names_that_earlier_pages_mentioned_are_there(name):
+def test_deep_names_that_earlier_pages_mentioned_are_there(name: str) -> None:
     assert resolves(name)
 
 
-def resolves(name):
+def resolves(name: str) -> bool:
     parts = name.split(".")
     value = importlib.import_module(parts[0])
     for i, part in enumerate(parts[1:], start=2):
@@ -52,12 +52,12 @@ def resolves(name):
 COMMANDS = {"mexma": "mexma_rt.cli", "mexma-train": "mexma_train.cli"}
 
 
-def commands_in(text):
+def commands_in(text: str) -> set[tuple[str, str]]:
     """(program, subcommand) of each command line: in backticks, or at the start of a line."""
     return set(re.findall(r"(?:^\s*|`)(mexma|mexma-train) ([a-z]+)\b", text, re.M))
 
 
-def test_every_command_that_a_page_mentions_is_there():
+def test_every_command_that_a_page_mentions_is_there() -> None:
     pytest.importorskip("torch", reason="mexma-train needs torch (pip: mexma-rt[train])")
     pages = [page for page in DOCUMENTS if page.name != "CHANGELOG.md"]  # which names what was removed
     found = {command for page in pages for command in commands_in(page.read_text(encoding="utf-8"))}
@@ -66,6 +66,6 @@ def test_every_command_that_a_page_mentions_is_there():
     assert [command for command in sorted(found) if command[1] not in known[command[0]]] == []
 
 
-def test_these_checks_can_fail():
+def test_these_checks_can_fail() -> None:
     assert not resolves("mexma_rt.knn.nothing") and not resolves("mexma_rt.nothing.at_all")
     assert commands_in("`mexma-train pack shards`\n    mexma mine a b\n") == {("mexma-train", "pack"), ("mexma", "mine")}

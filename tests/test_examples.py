@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,7 +18,7 @@ EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run an example in this process; gives what it printed."""
 
     def run(name: str, *arguments: object) -> str:
@@ -29,7 +30,7 @@ def run(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_is_short_and_shown(name):
+def test_an_example_is_short_and_shown(name: str) -> None:
     assert len((ROOT / f"examples/{name}.py").read_text(encoding="utf-8").splitlines()) < 80
     assert SHOWN[name]["text"].strip()
 
@@ -42,7 +43,7 @@ def check_shown(name: str, printed: str) -> None:
     assert numbers.sub("#", printed) == numbers.sub("#", SHOWN[name]["text"])
 
 
-def test_search(run, tmp_path):
+def test_search(run: Callable[..., str], tmp_path: Path) -> None:
     printed = run("search", tmp_path / "search.svg")
     (question, *answers) = printed.splitlines()[-4:]
     assert question == "Can I pay by card?"
@@ -59,7 +60,7 @@ def texts_of(picture: Path) -> list[str]:
     return [text.text or "" for text in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_clean(run, tmp_path):
+def test_clean(run: Callable[..., str], tmp_path: Path) -> None:
     printed = run("clean", tmp_path)
     dropped = dict(re.findall(r"^  line +(\d+)  (length ratio|\w+) ", printed, re.M))
     faults = {"16": "identical", "26": "blank", "34": "duplicate", "40": "length ratio", "29": "score"}
@@ -71,7 +72,7 @@ def test_clean(run, tmp_path):
     check_shown("clean", printed)
 
 
-def test_duplicates(run):
+def test_duplicates(run: Callable[..., str]) -> None:
     printed = run("duplicates")
     found = [set(re.findall(r"^  (.*)$", part, re.M)) for part in re.split(r"^group \d+$", printed, flags=re.M)]
     football = {"The football team won the final in extra time", "L'équipe de football a gagné la finale en prolongation"}
@@ -80,7 +81,7 @@ def test_duplicates(run):
     check_shown("duplicates", printed)
 
 
-def test_chapter(run):
+def test_chapter(run: Callable[..., str]) -> None:
     printed = run("chapter")
     assert "There was a folded sheet of paper in it. The sheet had his name on it." in printed  # split by the translator
     assert "Il chercha longtemps ses vieilles cartes. La ville était à six jours de mer." in printed  # joined
@@ -88,7 +89,7 @@ def test_chapter(run):
     check_shown("chapter", printed)
 
 
-def test_own_encoder(run):
+def test_own_encoder(run: Callable[..., str]) -> None:
     printed = run("own_encoder")
     assert len(printed.splitlines()) == 6 and "café" not in printed and "hermano" not in printed
     numbers = re.compile(r"\d+\.\d+")

@@ -31,11 +31,14 @@ def every_command(name: str, command: click.Command) -> Iterator[str]:
 
 def reads(line: str) -> None:
     """Have the command of a line read it, and do nothing. Raises click.UsageError, except for a file that is not there."""
-    name, *arguments = shlex.split(line)
-    command, context = tool(name), None
+    first, *arguments = shlex.split(line)
+    name: str | None = first
+    command: click.Command | None = tool(first)
+    context = None
     while isinstance(command, click.Group):
         context = click.Context(command, info_name=name, parent=context, **command.context_settings)
         name, command, arguments = command.resolve_command(context, arguments)
+    assert command is not None
     try:
         command.make_context(name, arguments, parent=context)
     except click.MissingParameter:

@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,20 +20,20 @@ FOUND = {package: graph.imports(package) for package in PACKAGES}
 LISTED = ("files", "bundle", "embedding", "knn", "mining", "align", "evaluation", "bench")  # rooms whose doors are a list
 
 
-def test_the_rooms_of_the_runtime_have_no_circle():
+def test_the_rooms_of_the_runtime_have_no_circle() -> None:
     arrows = graph.arrows(FOUND["mexma_rt"], ROOM_OF)
     assert len(arrows) >= 12 and "knn" in arrows["mining"]  # the graph is not empty
     assert graph.circle(arrows) == []
 
 
-def test_no_arrow_of_the_runtime_points_against_the_order():
+def test_no_arrow_of_the_runtime_points_against_the_order() -> None:
     assert graph.against_order(FOUND["mexma_rt"]) == []
     rooms = {graph.room(module) for module in graph.modules("mexma_rt")}
     assert sorted(rooms) == sorted(name for names in graph.ORDER for name in names)
 
 
 @pytest.mark.parametrize("package", ["mexma_export", "mexma_train"])
-def test_the_modules_of_export_and_train_have_no_circle(package):
+def test_the_modules_of_export_and_train_have_no_circle(package: str) -> None:
     """Imports for annotations alone are left out: they load nothing. A package's __init__ hands on its modules."""
     own = [each for each in FOUND[package] if each.module.startswith(package) and not each.typing_only]
     arrows = graph.arrows([each for each in own if each.importer != package], {m: m for m in graph.modules(package)})
@@ -40,28 +41,28 @@ def test_the_modules_of_export_and_train_have_no_circle(package):
     assert graph.circle(arrows) == []
 
 
-def neighbours(each):
+def neighbours(each: Any) -> bool:
     """Whether importer and module are in one room (one folder of one package)."""
     parts = [name.split(".")[:2] if name.count(".") > 1 else name.split(".")[:1] for name in (each.importer, each.module)]
     return parts[0] == parts[1]
 
 
-def private_names(found):
+def private_names(found: list[Any]) -> list[str]:
     return [f"{each.place}: {each.name or each.module}" for each in found if not neighbours(each) and is_private(each)]
 
 
-def is_private(each):
+def is_private(each: Any) -> bool:
     last = each.name or each.module.rpartition(".")[2]
     return last.startswith("_") and not last.startswith("__")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_private_name_is_imported_across_rooms(package):
+def test_no_private_name_is_imported_across_rooms(package: str) -> None:
     assert private_names(FOUND[package]) == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_private_attribute_of_something_else_is_touched(package):
+def test_no_private_attribute_of_something_else_is_touched(package: str) -> None:
     """`module._name` and `thing._name`: what has an underscore is for the object (self, cls) that has it."""
     touched = []
     for file in graph.modules(package).values():
@@ -72,7 +73,7 @@ def test_no_private_attribute_of_something_else_is_touched(package):
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_rooms_take_of_each_other_what_their_doors_list(package):
+def test_rooms_take_of_each_other_what_their_doors_list(package: str) -> None:
     doors = {name: set(importlib.import_module(f"mexma_rt.{name}").__all__) for name in LISTED}
     taken = [
         f"{each.place}: {each.module} {each.name}"
@@ -83,7 +84,7 @@ def test_rooms_take_of_each_other_what_their_doors_list(package):
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_every_door_opens(name):
+def test_every_door_opens(name: str) -> None:
     package = importlib.import_module(f"mexma_rt.{name}")
     assert package.__doc__ and len(package.__doc__.splitlines()) <= 3
     assert package.__file__
@@ -94,12 +95,12 @@ def test_every_door_opens(name):
         package.nothing  # noqa: B018
 
 
-def test_the_picture_of_architecture_md_is_that_of_the_code():
+def test_the_picture_of_architecture_md_is_that_of_the_code() -> None:
     assert graph.PICTURE.read_text(encoding="utf-8") == graph.picture(), "type: python docs/import_graph.py"
     assert "](docs/images/rooms.svg)" in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 
 
-def test_the_checks_can_fail(tmp_path, monkeypatch):
+def test_the_checks_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = {"mexma_rt.knn.search", "mexma_rt.mining.pairs", "mexma_rt.cli.mine"}
     file = tmp_path / "search.py"
     file.write_text("def f():\n    from mexma_rt.mining.pairs import _secret\n    import mexma_rt.cli.mine\n")

@@ -83,7 +83,9 @@ DAMAGED = "The file is damaged or was not copied whole. Copy the checkpoint agai
         (other_tokenizer, ["tokenizer.json has 322 pieces, but config.json says vocab_size 250002", "Copy the tokenizer.json"]),
     ],
 )
-def test_a_bad_checkpoint_is_one_error_and_leaves_nothing(spoil, words, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bad_checkpoint_is_one_error_and_leaves_nothing(
+    spoil: Callable[[Path], None], words: list[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
     spoil(source)
     result = CliRunner().invoke(main, [str(source), str(tmp_path / "bundle")])
@@ -104,7 +106,9 @@ def test_a_bad_checkpoint_is_one_error_and_leaves_nothing(spoil, words, tiny_che
         ),
     ],
 )
-def test_a_bad_argument_is_one_error_and_leaves_nothing(arguments, words, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bad_argument_is_one_error_and_leaves_nothing(
+    arguments: list[str], words: list[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     result = CliRunner().invoke(main, [str(tiny_checkpoint), str(tmp_path / "bundle"), *arguments])
     assert result.exit_code == 2, result.output
     assert all(word in result.stderr for word in words), result.stderr
@@ -112,7 +116,9 @@ def test_a_bad_argument_is_one_error_and_leaves_nothing(arguments, words, tiny_c
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
-def test_a_read_only_target_is_refused_before_any_work(number: int, tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_read_only_target_is_refused_before_any_work(
+    number: int, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def denied(self: Path, *arguments: object, **keywords: object) -> None:
         raise OSError(number, os.strerror(number), str(self))
 

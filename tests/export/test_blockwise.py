@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,14 +42,14 @@ def grid_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def grid_bundle(grid_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, sentences) -> Path:
+def grid_bundle(grid_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, sentences: list[tuple[str, str]]) -> Path:
     target = tmp_path_factory.mktemp("grid-bundle") / "grid"
     rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
     export_bundle(grid_checkpoint, target, precisions=["w4"], weights=False, sentences=rows)
     return target
 
 
-def nodes(graph) -> Iterator:
+def nodes(graph: Any) -> Iterator:
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -74,7 +75,7 @@ def test_weights_on_a_grid_are_held_bit_for_bit_in_four_bits(grid_checkpoint: Pa
 
 
 def test_vectors_of_the_rebuilt_checkpoint_are_the_graphs_but_for_the_rounding_of_inputs(
-    grid_bundle: Path, tmp_path: Path, sentences
+    grid_bundle: Path, tmp_path: Path, sentences: list[tuple[str, str]]
 ) -> None:
     texts = [text for _, text in sentences]
     rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
@@ -97,7 +98,7 @@ def test_vectors_of_the_rebuilt_checkpoint_are_the_graphs_but_for_the_rounding_o
 
 @pytest.mark.parametrize("precision", ["w4", "w8"])
 def test_a_checkpoint_off_the_grid_gets_the_forms_that_its_gate_needs(
-    precision: str, tiny_checkpoint: Path, tmp_path: Path, sentences
+    precision: str, tiny_checkpoint: Path, tmp_path: Path, sentences: list[tuple[str, str]]
 ) -> None:
     rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
     report = export_bundle(tiny_checkpoint, tmp_path / "bundle", precisions=[precision], weights=False, sentences=rows)
@@ -108,7 +109,7 @@ def test_a_checkpoint_off_the_grid_gets_the_forms_that_its_gate_needs(
     assert any(form.startswith("8 bits") for form in products)  # 4 bits alone gave 0.986
 
 
-def test_the_search_leaves_cheap_what_costs_nothing(grid_checkpoint: Path, sentences) -> None:
+def test_the_search_leaves_cheap_what_costs_nothing(grid_checkpoint: Path, sentences: list[tuple[str, str]]) -> None:
     from mexma_export.verdict import THRESHOLDS, Thresholds
 
     source = load_checkpoint(grid_checkpoint)
@@ -128,7 +129,9 @@ def test_the_search_leaves_cheap_what_costs_nothing(grid_checkpoint: Path, sente
         assert torch.equal(parameter, before[name]), name
 
 
-def test_the_imitation_in_torch_is_what_onnxruntime_computes(tiny_checkpoint: Path, tmp_path: Path, sentences) -> None:
+def test_the_imitation_in_torch_is_what_onnxruntime_computes(
+    tiny_checkpoint: Path, tmp_path: Path, sentences: list[tuple[str, str]]
+) -> None:
     from mexma_export.reopen import open_graph
 
     source = load_checkpoint(tiny_checkpoint)
@@ -149,7 +152,7 @@ def test_the_imitation_in_torch_is_what_onnxruntime_computes(tiny_checkpoint: Pa
 
 @pytest.mark.parametrize("precision", ["w4", "w8"])
 def test_equal_texts_get_equal_vectors_whatever_their_batch_mates(
-    precision: str, grid_checkpoint: Path, tmp_path: Path, sentences
+    precision: str, grid_checkpoint: Path, tmp_path: Path, sentences: list[tuple[str, str]]
 ) -> None:
     """To the last digits: scales are taken by row and block, so nothing of another text enters; sums may be in another order.
     int8, whose scale is the batch's, differs by 1e-2 here."""

@@ -5,22 +5,29 @@ from __future__ import annotations
 import copy
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="exports need torch (pip: mexma-rt[export])")
-onnx = pytest.importorskip("onnx", reason="breaks graphs with onnx (pip: mexma-rt[export])")
+pytest.importorskip("torch", reason="exports need torch (pip: mexma-rt[export])")
+pytest.importorskip("onnx", reason="breaks graphs with onnx (pip: mexma-rt[export])")
 
-from mexma_export import ParityError, Sentence, Thresholds, export_bundle  # noqa: E402
-from mexma_export.compact import MixedWriter  # noqa: E402
-from mexma_export.fused import Writer, save_graph  # noqa: E402
-from mexma_export.half import HalfEncoder  # noqa: E402
-from mexma_rt.bundle.graphs import INPUTS, OUTPUTS  # noqa: E402
+import onnx
+import torch
+
+from mexma_export import ParityError, Sentence, Thresholds, export_bundle
+from mexma_export.compact import MixedWriter
+from mexma_export.fused import Writer, save_graph
+from mexma_export.half import HalfEncoder
+from mexma_rt.bundle.graphs import INPUTS, OUTPUTS
+
+States = tuple[torch.Tensor, torch.Tensor]  # sentence vectors [B, D], token states [B, L, D]
 
 
-def export_traced(encoder, path: Path) -> None:
+def export_traced(encoder: torch.nn.Module, path: Path) -> None:
     """The older exporter, which takes a tenth of the time: the gate does not care which made a graph."""
     axes = {name: {0: "batch", 1: "length"} for name in [*INPUTS, OUTPUTS[1]]} | {OUTPUTS[0]: {0: "batch"}}
     ids = torch.tensor([[0, 4, 5, 6, 7, 2], [0, 4, 5, 2, 1, 1], [0, 6, 2, 1, 1, 1]])
@@ -41,12 +48,12 @@ def export_traced(encoder, path: Path) -> None:
 class SentenceEncoder(torch.nn.Module):
     """A right encoder in torch, which the classes below break."""
 
-    def __init__(self, model) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.eval()
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> States:
         states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return states[:, 0], states
 
@@ -54,7 +61,7 @@ class SentenceEncoder(torch.nn.Module):
 class MeanPooling(SentenceEncoder):
     """The commonest mistake: the mean of the tokens instead of `<s>`."""
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> States:
         _, states = super().forward(input_ids, attention_mask)
         weights = attention_mask.unsqueeze(-1).float()
         return (states * weights).sum(1) / weights.sum(1), states
@@ -63,21 +70,21 @@ class MeanPooling(SentenceEncoder):
 class PositionsFromZero(SentenceEncoder):
     """BERT's positions instead of XLM-R's, which begin at padding id + 1 = 2."""
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> States:
         positions = torch.cumsum(attention_mask, dim=1) * attention_mask - attention_mask
         states = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions).last_hidden_state
         return states[:, 0], states
 
 
 class DroppedLayer(SentenceEncoder):
-    def __init__(self, model):
+    def __init__(self, model: Any) -> None:
         model = copy.deepcopy(model)
         del model.encoder.layer[1]
         super().__init__(model)
 
 
 class SwappedLayers(SentenceEncoder):
-    def __init__(self, model):
+    def __init__(self, model: Any) -> None:
         model = copy.deepcopy(model)
         first, second, third = model.encoder.layer
         model.encoder.layer = torch.nn.ModuleList([second, first, third])
@@ -87,7 +94,7 @@ class SwappedLayers(SentenceEncoder):
 class SwappedWeights(SentenceEncoder):
     """Two matrices of one layer under each other's name: every shape still fits."""
 
-    def __init__(self, model):
+    def __init__(self, model: Any) -> None:
         model = copy.deepcopy(model)
         attention = model.encoder.layer[1].attention.self
         attention.query, attention.value = attention.value, attention.query
@@ -97,7 +104,7 @@ class SwappedWeights(SentenceEncoder):
 class ShortPositionTable(SentenceEncoder):
     """Positions that end at 100: right for every sentence of the set, wrong for what is longer."""
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> States:
         positions = (torch.cumsum(attention_mask, dim=1) * attention_mask + 1).clamp(max=101)
         states = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions).last_hidden_state
         return states[:, 0], states
@@ -106,12 +113,18 @@ class ShortPositionTable(SentenceEncoder):
 class NoMask(SentenceEncoder):
     """Attention over the padding: right for a sentence alone, wrong in a batch."""
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> States:
         return super().forward(input_ids, attention_mask * 0 + 1)
 
 
 @pytest.mark.parametrize("broken", [MeanPooling, PositionsFromZero, DroppedLayer, SwappedLayers, SwappedWeights, NoMask])
-def test_broken_export_fails_and_leaves_nothing(broken, tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences) -> None:
+def test_broken_export_fails_and_leaves_nothing(
+    broken: type[SentenceEncoder],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sentences: list[tuple[str, str]],
+) -> None:
     monkeypatch.setattr("mexma_export.compact.export_int8", lambda model, path, head: export_traced(broken(model), path))
     with pytest.raises(ParityError) as caught:
         export_bundle(
@@ -128,7 +141,7 @@ def test_broken_export_fails_and_leaves_nothing(broken, tiny_checkpoint: Path, t
 
 
 def test_what_is_wrong_in_long_inputs_only_is_caught_by_its_length(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentences: list[tuple[str, str]]
 ) -> None:
     monkeypatch.setattr(
         "mexma_export.compact.export_mixed", lambda model, path, head: export_traced(ShortPositionTable(model), path)
@@ -151,7 +164,7 @@ def test_what_is_wrong_in_long_inputs_only_is_caught_by_its_length(
 class SecondRow(Writer):
     """The short branch reads the row after `<s>`; the branch for token states is right."""
 
-    def model(self):
+    def model(self) -> Any:
         proto = super().model()
         self.arrays["zero"] = np.array([1])
         ends = onnx.numpy_helper.from_array(np.array([2]), "two")
@@ -164,7 +177,7 @@ class SecondRow(Writer):
 class WrongTokenStates(MixedWriter):
     """The branch for token states leaves out the last layer's feed-forward part; the short branch is right."""
 
-    def model(self):
+    def model(self) -> Any:
         proto = super().model()
         (long,) = [a.g for a in proto.graph.node[-1].attribute if a.name == "then_branch"]
         attended = next(node.output[0] for node in long.node if node.output[0].endswith("/attended"))
@@ -174,7 +187,9 @@ class WrongTokenStates(MixedWriter):
         return proto
 
 
-def test_each_branch_of_a_fused_graph_is_compared(tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences) -> None:
+def test_each_branch_of_a_fused_graph_is_compared(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentences: list[tuple[str, str]]
+) -> None:
     rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
     broken = {
         "fused": (SecondRow, "lowest cosine -?0"),
@@ -192,11 +207,11 @@ def test_each_branch_of_a_fused_graph_is_compared(tiny_checkpoint: Path, tmp_pat
 class PlainHalf(HalfEncoder):
     """What HalfEncoder is there to avoid: all numbers in fp16, the residual sums too."""
 
-    def __init__(self, model, head):
+    def __init__(self, model: Any, head: Any) -> None:
         super().__init__(model, head)
         self.model.half()
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> States:
         states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
         return states[:, 0], states
 
@@ -218,7 +233,12 @@ def product_of_90000(weights: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize(("change", "encoder"), [(residual_sum_of_90000, PlainHalf), (product_of_90000, HalfEncoder)])
 def test_an_fp16_overflow_fails_and_leaves_nothing(
-    change, encoder, tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences
+    change: Callable[[dict[str, np.ndarray]], None],
+    encoder: type[HalfEncoder],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sentences: list[tuple[str, str]],
 ) -> None:
     from safetensors.numpy import load_file, save_file
 
@@ -244,8 +264,10 @@ def test_an_fp16_overflow_fails_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_broken_fp32_graph_fails_even_when_int8_is_right(tiny_checkpoint: Path, tmp_path: Path, monkeypatch, sentences) -> None:
-    def export_broken(model, path, head, *, opset):
+def test_broken_fp32_graph_fails_even_when_int8_is_right(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentences: list[tuple[str, str]]
+) -> None:
+    def export_broken(model: Any, path: Path, head: Any, *, opset: int) -> None:
         export_traced(MeanPooling(model), path)
 
     monkeypatch.setattr("mexma_export.graphs.export_standard", export_broken)
@@ -257,7 +279,7 @@ def test_broken_fp32_graph_fails_even_when_int8_is_right(tiny_checkpoint: Path, 
 
 
 def test_force_keeps_the_old_bundle_when_the_gate_fails(
-    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch, sentences
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentences: list[tuple[str, str]]
 ) -> None:
     target = tmp_path / "bundle"
     target.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,9 @@ def test_no_machine_path_is_in_the_text_files(tiny_bundle: Path, tiny_checkpoint
         assert str(tiny_checkpoint.parent) not in text and str(tiny_bundle.parent) not in text
 
 
-def test_int8_alone_without_weights(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, sentences) -> None:
+def test_int8_alone_without_weights(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, sentences: list[tuple[str, str]]
+) -> None:
     stages: list[str] = []
     report = export_bundle(
         tiny_checkpoint,
@@ -102,14 +105,16 @@ def test_int8_alone_without_weights(tiny_checkpoint: Path, tiny_bundle: Path, tm
         ({"max_length": 2}, r"max length 2 is outside 3 to 512"),
     ],
 )
-def test_bad_arguments(tiny_checkpoint: Path, tmp_path: Path, arguments, message: str) -> None:
+def test_bad_arguments(tiny_checkpoint: Path, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         export_bundle(tiny_checkpoint, tmp_path / "bundle", **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_exporter_that_breaks_is_one_clear_error(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
-    def broken(*arguments, **keywords):
+def test_an_exporter_that_breaks_is_one_clear_error(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **keywords: object) -> None:
         raise RuntimeError("unsupported operator aten::new\nand a page of graph")
 
     monkeypatch.setattr("mexma_export.compact.save_graph", broken)
@@ -164,7 +169,7 @@ def test_missing_parent_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
         export_bundle(tiny_checkpoint, tmp_path / "no" / "bundle")
 
 
-def test_a_target_that_cannot_be_written(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_target_that_cannot_be_written(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(self: Path, *arguments: object, **keywords: object) -> None:
         raise PermissionError(13, "Permission denied")
 

@@ -7,17 +7,17 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from mexma_export.cli import main
 
 
-def run(*arguments: str | Path):
+def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
-def sentence_file(tmp_path_factory: pytest.TempPathFactory, sentences) -> Path:
+def sentence_file(tmp_path_factory: pytest.TempPathFactory, sentences: list[tuple[str, str]]) -> Path:
     path = tmp_path_factory.mktemp("sentences") / "own.tsv"
     path.write_text("".join(f"{lang}\t{text}\n" for lang, text in sentences), encoding="utf-8")
     return path
@@ -41,7 +41,9 @@ def test_json_is_the_only_thing_on_standard_output(tiny_checkpoint: Path, tmp_pa
     assert report["bytes"]["onnx/model_int8.onnx"] == (tmp_path / "b/onnx/model_int8.onnx").stat().st_size
 
 
-def test_a_failed_gate_exits_with_1(tiny_checkpoint: Path, tmp_path: Path, sentence_file: Path, monkeypatch) -> None:
+def test_a_failed_gate_exits_with_1(
+    tiny_checkpoint: Path, tmp_path: Path, sentence_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mexma_export import THRESHOLDS, Thresholds
 
     monkeypatch.setitem(THRESHOLDS, "int8", Thresholds(min_cosine=1.0, mean_cosine=1.0))
@@ -94,7 +96,7 @@ def test_an_engine_is_made_of_a_bundle_with_an_fp16_graph(tiny_checkpoint: Path,
 
 
 def test_bad_engine_arguments_exit_with_2(tiny_bundle: Path, tmp_path: Path) -> None:
-    for arguments, words in [
+    cases: list[tuple[list[str | Path], str]] = [
         ([tiny_bundle], "Missing argument 'BUNDLE'"),
         (["engine", tiny_bundle], "Missing argument"),
         ([tiny_bundle, tmp_path / "b", "--sm", "86"], "No such option"),
@@ -102,15 +104,16 @@ def test_bad_engine_arguments_exit_with_2(tiny_bundle: Path, tmp_path: Path) -> 
         (["engine", tiny_bundle, "rtx"], "has no fp16 graph (its graphs: fp32, int8)"),
         (["engine", tiny_bundle, "rtx", "--profiles", "16"], "is no list of profiles"),
         (["engine", tiny_bundle, "rtx", "--sm", "8.9"], "is no list of GPU architectures"),
-    ]:
+    ]
+    for arguments, words in cases:
         result = run(*arguments)
         assert result.exit_code == 2 and words in result.stderr, result.output
 
 
 def test_export_is_the_default_command(tiny_checkpoint: Path, tmp_path: Path, sentence_file: Path) -> None:
     """Its name may be left out, also where options come first."""
-    options = ["--precision", "fp32", "--no-weights", "--verify", sentence_file, "--json"]
-    for number, words in enumerate([["export"], []]):
+    options: list[str | Path] = ["--precision", "fp32", "--no-weights", "--verify", sentence_file, "--json"]
+    for number, words in enumerate((("export",), ())):
         result = run(*words, *options, tiny_checkpoint, tmp_path / f"b{number}", "--name", "n")
         assert result.exit_code == 0, result.output
     manifests = [json.loads((tmp_path / f"b{number}" / "mexma.json").read_text(encoding="utf-8")) for number in range(2)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +33,9 @@ def initializers(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(("width", "group"), [(32, 32), (128, 64), (96, 32), (7, 1)])
-def test_groups_equal_the_float64_reference_and_keep_small_rows_exact(width: int, group: int, monkeypatch) -> None:
+def test_groups_equal_the_float64_reference_and_keep_small_rows_exact(
+    width: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     table = rng.standard_normal((200, width)).astype(np.float32) * np.logspace(-4, 3, 200, dtype=np.float32)[:, None]
     table[1] = 0
@@ -94,7 +98,7 @@ def test_mixed_stores_halves_computes_in_fp32_and_passes_its_gate(
 def kinds_of(path: Path) -> Counter[str]:
     """How often each operator occurs, in the branches of If too."""
 
-    def nodes(graph):
+    def nodes(graph: Any) -> Iterator[Any]:
         for node in graph.node:
             yield node
             for attribute in node.attribute:

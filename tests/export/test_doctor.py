@@ -44,7 +44,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in modules else found(name, *rest))
 
 
-def test_json_of_a_machine_without_gpu(without_driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_of_a_machine_without_gpu(without_driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript", reason="graphs can be built only with pip: mexma-rt[export]")
     hide(monkeypatch, "tensorrt")
     result = CliRunner().invoke(main, ["doctor", "--json"])
@@ -71,7 +71,7 @@ def test_json_of_a_machine_without_gpu(without_driver, monkeypatch: pytest.Monke
     assert not run["engine rtx"]["works"]
 
 
-def test_an_rtx_engine_can_be_built_but_not_run_without_gpu(without_driver) -> None:
+def test_an_rtx_engine_can_be_built_but_not_run_without_gpu(without_driver: None) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the library itself is asked: pip install 'mexma-rt[rtx]'")
     build, run = (doctor._try("engine rtx", check, "rtx") for check in (doctor._build_engine, doctor._run_engine))
     assert build.works and build.detail == "for SM 80, 86, 89, 120 (--sm chooses), with or without a GPU"
@@ -79,7 +79,9 @@ def test_an_rtx_engine_can_be_built_but_not_run_without_gpu(without_driver) -> N
 
 
 @pytest.mark.parametrize(("sm", "works", "words"), [(89, True, "fp16, on SM 89"), (90, False, "An H100 or H200 needs")])
-def test_an_rtx_engine_runs_where_the_library_knows_the_gpu(sm: int, works: bool, words: str, monkeypatch) -> None:
+def test_an_rtx_engine_runs_where_the_library_knows_the_gpu(
+    sm: int, works: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the library itself is asked: pip install 'mexma-rt[rtx]'")
     monkeypatch.setattr("mexma_export.doctor.device_sm", lambda: sm)
     monkeypatch.setattr("mexma_export.doctor.load_cuda", lambda engine: None)
@@ -130,7 +132,14 @@ def stub_session(monkeypatch: pytest.MonkeyPatch, providers: list[str], error: E
         ([CUDA], RuntimeError("no kernel image"), False, "cannot compute on cuda: no kernel image"),
     ],
 )
-def test_cuda_works_where_it_computes(providers, error, works, words, monkeypatch, capsys) -> None:
+def test_cuda_works_where_it_computes(
+    providers: list[str],
+    error: Exception | None,
+    works: bool,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     stub_session(monkeypatch, providers, error)
     cuda = doctor._try("onnxruntime cuda", doctor._run_onnxruntime, CUDA)
     assert cuda.works is works and words in cuda.detail
@@ -147,7 +156,9 @@ def test_cuda_works_where_it_computes(providers, error, works, words, monkeypatc
         ("exit 9", [], "nvidia-smi names none: exit code 9"),
     ],
 )
-def test_the_driver_is_asked(script: str, gpus, remark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_is_asked(
+    script: str, gpus: list[tuple[str, ...]], remark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     program.chmod(0o755)

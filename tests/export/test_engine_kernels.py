@@ -18,7 +18,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="part of mexma-rt[export]")
 onnx = pytest.importorskip("onnx", reason="part of mexma-rt[export]")
 transformers = pytest.importorskip("transformers", reason="part of mexma-rt[export]")
-trt = pytest.importorskip("tensorrt_rtx", reason="builds engines with tensorrt_rtx: pip install 'mexma-rt[rtx]'")
+pytest.importorskip("tensorrt_rtx", reason="builds engines with tensorrt_rtx: pip install 'mexma-rt[rtx]'")
+
+import tensorrt_rtx as trt  # noqa: E402
 
 from mexma_export import engines  # noqa: E402
 from mexma_export.engines import build_engine, parse_profiles  # noqa: E402

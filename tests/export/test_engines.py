@@ -79,6 +79,9 @@ class Type(enum.Enum):
     HALF, FLOAT, INT64, BOOL = range(4)
 
 
+Capability = enum.Enum("Capability", ["NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120"])
+
+
 class Tensor(SimpleNamespace):
     name: str
     dtype: Type
@@ -97,8 +100,8 @@ def fake_library(monkeypatch: pytest.MonkeyPatch, name: str = "tensorrt", versio
     """Install a module of that name. Knobs: products (types of each product's three tensors), inputs, outputs, parse_error,
     plan (None: the build fails), reports (the inspector's layers), accepts_cache."""
     calls: list[tuple[Any, ...]] = []
-    get = {"products": [[Type.HALF] * 3] * 20, "inputs": INPUTS, "outputs": OUTPUTS, "parse_error": None, "plan": b"plan" * 99}
-    get |= {"reports": [], "accepts_cache": True} | knobs
+    get: dict[str, Any] = {"products": [[Type.HALF] * 3] * 20, "inputs": INPUTS, "outputs": OUTPUTS, "parse_error": None}
+    get |= {"plan": b"plan" * 99, "reports": [], "accepts_cache": True} | knobs
 
     class Logger:
         INTERNAL_ERROR, ERROR, WARNING = "internal", "error", "warning"
@@ -191,7 +194,7 @@ def fake_library(monkeypatch: pytest.MonkeyPatch, name: str = "tensorrt", versio
     module.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     module.LayerType, module.DataType = SimpleNamespace(MATRIX_MULTIPLY="product"), Type
     module.ProfilingVerbosity, module.LayerInformationFormat = SimpleNamespace(DETAILED="detailed"), SimpleNamespace(JSON=1)
-    module.ComputeCapability = enum.Enum("ComputeCapability", ["NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120"])
+    module.ComputeCapability = Capability
     module.BuilderFlag = SimpleNamespace(REQUIRE_USER_ALLOCATION="user allocation")
     module.calls = calls
     monkeypatch.setitem(sys.modules, name, module)
@@ -278,7 +281,9 @@ NORM = {"LayerType": "kgen", "TacticName": "__myl_MeanSubMul", "Inputs": [{"Form
     ("version", "reports"),
     [("10.0.1", [GEMM, MHA, OLD]), ("10.16.1.11", [GEMM, MHA, OLD]), ("11.4.0.106", [GEMM_11, MHA_11, GEMM_11])],
 )
-def test_tensorrt_builds_for_this_gpu_and_is_inspected(monkeypatch, graph: Path, version: str, reports: list[Any]) -> None:
+def test_tensorrt_builds_for_this_gpu_and_is_inspected(
+    monkeypatch: pytest.MonkeyPatch, graph: Path, version: str, reports: list[Any]
+) -> None:
     trt = fake_library(monkeypatch, version=version, reports=[*reports, NORM, "a name only"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no doubt about the types
@@ -294,13 +299,17 @@ def test_tensorrt_builds_for_this_gpu_and_is_inspected(monkeypatch, graph: Path,
     assert trt.calls[-1] == ("build", "detailed") and not any(call[0] in ("sm", "cache") for call in trt.calls)
 
 
-def test_an_inspector_that_names_no_product_leaves_the_count_of_the_network(monkeypatch, graph: Path) -> None:
+def test_an_inspector_that_names_no_product_leaves_the_count_of_the_network(
+    monkeypatch: pytest.MonkeyPatch, graph: Path
+) -> None:
     fake_library(monkeypatch, reports=[NORM])
     sidecar = build(graph)
     assert (sidecar.matmuls, sidecar.half_matmuls, sidecar.counted_in) == (20, 20, "network")
 
 
-def test_kernels_that_seem_slow_are_a_warning_since_the_types_of_the_network_are_fixed(monkeypatch, graph: Path) -> None:
+def test_kernels_that_seem_slow_are_a_warning_since_the_types_of_the_network_are_fixed(
+    monkeypatch: pytest.MonkeyPatch, graph: Path
+) -> None:
     fake_library(monkeypatch, reports=[GEMM] * 18 + [SLOW] * 2)
     with pytest.warns(UserWarning, match=r"inspector, 18 of 20 kernels with matrix products read fp16.*mexma doctor"):
         sidecar = build(graph)
@@ -308,7 +317,7 @@ def test_kernels_that_seem_slow_are_a_warning_since_the_types_of_the_network_are
 
 
 @pytest.mark.parametrize(("half", "passes"), [(20, True), (19, True), (18, False), (0, False)])
-def test_95_percent_of_the_products_are_needed(monkeypatch, graph: Path, half: int, passes: bool) -> None:
+def test_95_percent_of_the_products_are_needed(monkeypatch: pytest.MonkeyPatch, graph: Path, half: int, passes: bool) -> None:
     full = [[Type.HALF, Type.FLOAT, Type.HALF], [Type.FLOAT] * 3, [Type.HALF, Type.HALF, Type.FLOAT]]
     trt = fake_library(monkeypatch, products=[[Type.HALF] * 3] * half + [full[i % 3] for i in range(20 - half)])
     if passes:
@@ -322,13 +331,13 @@ def test_95_percent_of_the_products_are_needed(monkeypatch, graph: Path, half: i
     assert not any(call[0] == "build" for call in trt.calls)  # it ends before the minutes of the build
 
 
-def test_a_graph_without_products_is_refused(monkeypatch, graph: Path) -> None:
+def test_a_graph_without_products_is_refused(monkeypatch: pytest.MonkeyPatch, graph: Path) -> None:
     fake_library(monkeypatch, products=[])
     with pytest.raises(BundleError, match="0 of 0 matrix products"):
         build(graph)
 
 
-def test_the_timing_cache_is_read_and_rewritten(monkeypatch, graph: Path, tmp_path: Path) -> None:
+def test_the_timing_cache_is_read_and_rewritten(monkeypatch: pytest.MonkeyPatch, graph: Path, tmp_path: Path) -> None:
     trt, cache = fake_library(monkeypatch), tmp_path / "timing.cache"
     build(graph, timing_cache=cache)
     assert ("cache", b"") in trt.calls and cache.read_bytes() == b"new timings"
@@ -336,7 +345,7 @@ def test_the_timing_cache_is_read_and_rewritten(monkeypatch, graph: Path, tmp_pa
     assert ("cache", b"new timings") in trt.calls
 
 
-def test_a_timing_cache_of_another_gpu(monkeypatch, graph: Path, tmp_path: Path) -> None:
+def test_a_timing_cache_of_another_gpu(monkeypatch: pytest.MonkeyPatch, graph: Path, tmp_path: Path) -> None:
     fake_library(monkeypatch, accepts_cache=False)
     (tmp_path / "timing.cache").write_bytes(b"old")
     with pytest.raises(
@@ -346,14 +355,14 @@ def test_a_timing_cache_of_another_gpu(monkeypatch, graph: Path, tmp_path: Path)
     assert (tmp_path / "timing.cache").read_bytes() == b"old"
 
 
-def test_tensorrt_builds_for_no_other_gpu(monkeypatch, graph: Path) -> None:
+def test_tensorrt_builds_for_no_other_gpu(monkeypatch: pytest.MonkeyPatch, graph: Path) -> None:
     fake_library(monkeypatch)
     assert build(graph, sm=(90,)).sm == (90,)
     with pytest.raises(InputError, match=r"this machine \(SM 90\) only, not for SM 80, 86\..*mexma-export engine BUNDLE rtx"):
         build(graph, sm=(80, 86))
 
 
-def test_tensorrt_needs_a_gpu(monkeypatch, graph: Path) -> None:
+def test_tensorrt_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, graph: Path) -> None:
     fake_library(monkeypatch)
     monkeypatch.setattr(trt_compat, "device_sm", nvidia.device_sm)
     monkeypatch.setattr(ctypes, "CDLL", no_driver)
@@ -365,7 +374,7 @@ def test_tensorrt_needs_a_gpu(monkeypatch, graph: Path) -> None:
 # ---- what can go wrong with either library
 
 
-def test_a_parser_error_names_the_node(monkeypatch, graph: Path) -> None:
+def test_a_parser_error_names_the_node(monkeypatch: pytest.MonkeyPatch, graph: Path) -> None:
     fake_library(monkeypatch, parse_error=("Attention_0", "no importer for com.microsoft Attention"))
     with pytest.raises(
         BundleError, match=r"tensorrt 11\.4\.0\.106 cannot read this graph: Attention_0: no importer.*Give the fp16 graph"
@@ -374,7 +383,7 @@ def test_a_parser_error_names_the_node(monkeypatch, graph: Path) -> None:
     assert_nothing_written(graph)
 
 
-def test_a_failed_build_says_the_librarys_reason(monkeypatch, graph: Path) -> None:
+def test_a_failed_build_says_the_librarys_reason(monkeypatch: pytest.MonkeyPatch, graph: Path) -> None:
     fake_library(monkeypatch, plan=None)
     with pytest.raises(
         BackendError, match=r"could not build .*: Error Code 10: no implementation for node_softmax(?s:.*)smaller"
@@ -383,13 +392,13 @@ def test_a_failed_build_says_the_librarys_reason(monkeypatch, graph: Path) -> No
     assert_nothing_written(graph)
 
 
-def test_a_library_without_a_builder(monkeypatch, graph: Path) -> None:
+def test_a_library_without_a_builder(monkeypatch: pytest.MonkeyPatch, graph: Path) -> None:
     fake_library(monkeypatch, no_builder=True)
     with pytest.raises(BackendError, match="could not make a builder: CUDA initialization failure with error: 35"):
         build(graph)
 
 
-def test_another_graph_is_refused(monkeypatch, graph: Path) -> None:
+def test_another_graph_is_refused(monkeypatch: pytest.MonkeyPatch, graph: Path) -> None:
     fake_library(monkeypatch, outputs=[io("sentence_embedding", Type.HALF, -1, 32)])
     with pytest.raises(
         BundleError, match=r"input_ids int64 \[-1, -1\].*sentence_embedding float16.*a graph of mexma-export has"
@@ -402,7 +411,7 @@ def test_another_graph_is_refused(monkeypatch, graph: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "9.3.0", "12.0.0.1"])
-def test_an_unknown_version(monkeypatch, graph: Path, version: str) -> None:
+def test_an_unknown_version(monkeypatch: pytest.MonkeyPatch, graph: Path, version: str) -> None:
     fake_library(monkeypatch, version=version)
     with pytest.raises(
         BackendError, match=rf"tensorrt {version} is installed, but this needs 10 or 11\. Type:\n    pip install"
@@ -410,13 +419,13 @@ def test_an_unknown_version(monkeypatch, graph: Path, version: str) -> None:
         build(graph)
 
 
-def test_a_library_that_does_not_load(monkeypatch, graph: Path) -> None:
+def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch, graph: Path) -> None:
     fake_library(monkeypatch)
 
     def fail(name: str) -> None:
         raise ImportError("libnvonnxparser.so.11: cannot open shared object file")
 
-    monkeypatch.setattr(nvidia.importlib, "import_module", fail)
+    monkeypatch.setattr("importlib.import_module", fail)
     with pytest.raises(
         BackendError, match=r"does not load: libnvonnxparser\.so\.11(?s:.*)--extra-index-url https://pypi\.nvidia\.com"
     ):
@@ -424,7 +433,7 @@ def test_a_library_that_does_not_load(monkeypatch, graph: Path) -> None:
 
 
 @pytest.mark.parametrize(("engine", "module"), [("tensorrt", "tensorrt"), ("rtx", "tensorrt_rtx")])
-def test_a_missing_library_is_the_pip_line(monkeypatch, graph: Path, engine: str, module: str) -> None:
+def test_a_missing_library_is_the_pip_line(monkeypatch: pytest.MonkeyPatch, graph: Path, engine: str, module: str) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == module else found(name, *rest))
     with pytest.raises(MissingExtraError, match=rf"{module} is not installed.*\n    pip install 'mexma-rt\[{engine}\]'"):
@@ -454,13 +463,15 @@ def test_arguments_are_checked_before_anything_is_loaded(graph: Path, tmp_path: 
         ("tensorrt", "11.4.0.106", "1x32,64x64", []),  # it needs no flag for that
     ],
 )
-def test_memory_is_the_users_where_rtx_is_captured(monkeypatch, graph: Path, engine, version, profiles, flags) -> None:
+def test_memory_is_the_users_where_rtx_is_captured(
+    monkeypatch: pytest.MonkeyPatch, graph: Path, engine: str, version: str, profiles: str, flags: list[tuple[str, str]]
+) -> None:
     trt = fake_library(monkeypatch, "tensorrt_rtx" if engine == "rtx" else "tensorrt", version)
     build(graph, engine, profiles=parse_profiles(profiles))
     assert [call for call in trt.calls if call[0] == "flag"] == flags
 
 
-def test_rtx_architectures_and_its_missing_timing_cache(monkeypatch, graph: Path, tmp_path: Path) -> None:
+def test_rtx_architectures_and_its_missing_timing_cache(monkeypatch: pytest.MonkeyPatch, graph: Path, tmp_path: Path) -> None:
     trt = fake_library(monkeypatch, "tensorrt_rtx", "1.7.1.116")
     assert build(graph, "rtx").sm == (80, 86, 89, 120)
     assert [call[1:] for call in trt.calls if call[0] == "sm"] == [
@@ -496,7 +507,7 @@ def half_graph(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.engines
 @needs_rtx
-def test_a_real_engine_for_four_architectures(half_graph: Path, tmp_path: Path, capfd) -> None:
+def test_a_real_engine_for_four_architectures(half_graph: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import tensorrt_rtx
 
     target = tmp_path / "rtx.engine"
@@ -559,7 +570,7 @@ def test_the_real_library_lacks_sm_90(half_graph: Path, tmp_path: Path) -> None:
 
 @pytest.mark.engines
 @needs_rtx
-def test_real_engines_of_the_bundled_model(monkeypatch, tmp_path: Path) -> None:
+def test_real_engines_of_the_bundled_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It has no fp16 graph but the structure of one: the graph is built in the cache, the engine of four architectures from it,
     and the back end that opens it finds it to be of this bundle.
     """
@@ -613,7 +624,7 @@ def bundle(graph: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_bundle_gets_an_engine_of_its_fp16_graph(monkeypatch, bundle: Path) -> None:
+def test_a_bundle_gets_an_engine_of_its_fp16_graph(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
     fake_library(monkeypatch, "tensorrt_rtx", "1.7.1.116")
     path, sidecar = build_bundle_engine(bundle, engine="rtx")
     assert path == bundle / "engines" / "rtx.engine" and read_sidecar(path) == sidecar
@@ -622,7 +633,7 @@ def test_a_bundle_gets_an_engine_of_its_fp16_graph(monkeypatch, bundle: Path) ->
     assert again == path and read_sidecar(path).sm == (86,)
 
 
-def test_a_damaged_or_missing_graph_builds_nothing(monkeypatch, bundle: Path) -> None:
+def test_a_damaged_or_missing_graph_builds_nothing(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
     fake_library(monkeypatch, "tensorrt_rtx", "1.7.1.116")
     graph = bundle / "onnx" / "model_fp16.onnx"
     whole = graph.read_bytes()
@@ -638,7 +649,7 @@ def test_a_damaged_or_missing_graph_builds_nothing(monkeypatch, bundle: Path) ->
     assert not (bundle / "engines").exists()
 
 
-def test_an_unknown_or_missing_engine_makes_no_folder(monkeypatch, bundle: Path) -> None:
+def test_an_unknown_or_missing_engine_makes_no_folder(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
     with pytest.raises(InputError, match="Unknown engine"):
         build_bundle_engine(bundle, engine="../x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,9 @@ def test_golden_vectors_are_the_source_models(tiny_bundle: Path, tiny_checkpoint
     assert "fp32" in golden["precision_note"]
 
 
-def test_ranges_are_those_of_the_gates_sentences(tiny_bundle: Path, tiny_checkpoint: Path, sentences) -> None:
+def test_ranges_are_those_of_the_gates_sentences(
+    tiny_bundle: Path, tiny_checkpoint: Path, sentences: list[tuple[str, str]]
+) -> None:
     ranges = manifest_of(tiny_bundle)["ranges"]
     vectors = source_vectors(tiny_checkpoint, [text for _, text in sentences])
     np.testing.assert_allclose(ranges["minimum"], vectors.min(axis=0), atol=1e-6)
@@ -49,7 +52,7 @@ def test_ranges_are_those_of_the_gates_sentences(tiny_bundle: Path, tiny_checkpo
 
 def test_golden_texts_are_cut_as_in_use_and_a_zero_vector_stays_zero() -> None:
     class Letters:
-        def encode(self, text: str):
+        def encode(self, text: str) -> Any:
             return type("Encoding", (), {"ids": [0, *range(4, 4 + len(text)), 2]})
 
     seen = []

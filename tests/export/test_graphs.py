@@ -33,7 +33,7 @@ def test_fp32_has_standard_operators_only(tiny_bundle: Path) -> None:
     assert {node.domain for node in model.graph.node} == {""} and not model.functions
 
 
-def test_another_opset_is_that_of_the_file(tiny_checkpoint: Path, tmp_path: Path, sentences) -> None:
+def test_another_opset_is_that_of_the_file(tiny_checkpoint: Path, tmp_path: Path, sentences: list[tuple[str, str]]) -> None:
     from mexma_export import Sentence, export_bundle
 
     rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
@@ -51,7 +51,7 @@ def test_no_folder_of_the_exporting_machine_is_in_the_file(tiny_bundle: Path, na
 
 @pytest.mark.parametrize("half", [False, True])
 def test_weights_beyond_the_limit_of_one_file_go_to_a_second_one(
-    half: bool, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch
+    half: bool, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_writing, "ONE_FILE_BYTES", 1000)
     graphs.export_standard(load_checkpoint(tiny_checkpoint).model, tmp_path / "model.onnx", half=half)
@@ -68,7 +68,9 @@ SHAPES = [(1, 1), (1, 2), (1, 7), (1, 512), (2, 3), (2, 511), (3, 20), (5, 64), 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_any_batch_and_length_gives_the_vectors_of_the_checkpoint(tiny_checkpoint: Path, tiny_bundle: Path, shape) -> None:
+def test_any_batch_and_length_gives_the_vectors_of_the_checkpoint(
+    tiny_checkpoint: Path, tiny_bundle: Path, shape: tuple[int, int]
+) -> None:
     """Right padding of random lengths, and in larger batches a last row of padding alone."""
     from transformers import XLMRobertaModel
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ torch = pytest.importorskip("torch", reason="compares with the torch checkpoint 
 onnx = pytest.importorskip("onnx", reason="reads the graph with onnx (pip: mexma-rt[export])")
 pytest.importorskip("transformers", reason="compares with the torch checkpoint (pip: mexma-rt[export])")
 
+from transformers import XLMRobertaModel  # noqa: E402
+
 from mexma_export.checkpoint import load_checkpoint  # noqa: E402
 from mexma_export.half import HalfEncoder, export_half, half_runner  # noqa: E402
 from mexma_export.reopen import open_graph  # noqa: E402
@@ -19,12 +22,12 @@ from mexma_rt.errors import BundleError  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path):
+def model(tiny_checkpoint: Path) -> XLMRobertaModel:
     return load_checkpoint(tiny_checkpoint).model
 
 
 @pytest.fixture(scope="module")
-def graph(model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def graph(model: XLMRobertaModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("half") / "model_fp16.onnx"
     export_half(model, path)
     return path
@@ -43,13 +46,15 @@ def batch(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     return ids, (ids != 1).astype(np.int64)
 
 
-def states_of(model, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def states_of(model: XLMRobertaModel, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         return model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).last_hidden_state.numpy()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 512), (2, 3), (5, 64), (33, 2)])
-def test_any_batch_and_length_gives_the_vectors_of_the_checkpoint(model, graph: Path, shape) -> None:
+def test_any_batch_and_length_gives_the_vectors_of_the_checkpoint(
+    model: XLMRobertaModel, graph: Path, shape: tuple[int, int]
+) -> None:
     ids, mask = batch(shape)
     wanted = states_of(model, ids, mask)
     for run in (open_graph(graph), half_runner(model)):
@@ -84,10 +89,10 @@ def test_products_are_fp16_and_what_may_grow_is_fp32(graph: Path) -> None:
     assert weights and {weight.data_type for weight in weights} == {half}
 
 
-def test_a_residual_sum_beyond_65504_does_not_overflow(model) -> None:
+def test_a_residual_sum_beyond_65504_does_not_overflow(model: XLMRobertaModel) -> None:
     """30,000 and 60,000 meet in one dimension: 90,000. `half()` turns it into NaN, which shows that the example bites."""
     large = copy.deepcopy(model)
-    layer = large.encoder.layer[0]
+    layer: Any = large.encoder.layer[0]
     with torch.no_grad():
         layer.attention.output.LayerNorm.bias[5] = 30000
         layer.intermediate.dense.weight[:, 5] = 0
@@ -100,21 +105,22 @@ def test_a_residual_sum_beyond_65504_does_not_overflow(model) -> None:
     np.testing.assert_allclose(tokens, states_of(large, ids, mask), atol=0.03)
 
 
-def test_the_model_is_left_as_it_was(model) -> None:
+def test_the_model_is_left_as_it_was(model: XLMRobertaModel) -> None:
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     HalfEncoder(model)
     assert all(p.dtype == torch.float32 and bool((p == before[name]).all()) for name, p in model.named_parameters())
 
 
-def test_a_weight_beyond_fp16_is_named(model) -> None:
+def test_a_weight_beyond_fp16_is_named(model: XLMRobertaModel) -> None:
     broken = copy.deepcopy(model)
+    layer: Any = broken.encoder.layer[1]
     with torch.no_grad():
-        broken.encoder.layer[1].output.dense.weight[0, 0] = -70000
+        layer.output.dense.weight[0, 0] = -70000
     with pytest.raises(BundleError, match=r"encoder\.layer\.1\.output\.dense\.weight holds 70000, but fp16 ends at 65504"):
         HalfEncoder(broken)
 
 
-def test_another_activation_is_refused(model) -> None:
+def test_another_activation_is_refused(model: XLMRobertaModel) -> None:
     other = copy.deepcopy(model)
     other.config.hidden_act = "relu"
     with pytest.raises(BundleError, match="hidden_act is 'relu', but the fp16 graph supports only XLM-R's 'gelu'"):

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx", reason="graphs are written with onnx (pip: mexma-rt[export])")
+pytest.importorskip("onnx", reason="graphs are written with onnx (pip: mexma-rt[export])")
 
-from mexma_export import onnx_writing  # noqa: E402
-from mexma_export.onnx_writing import write_model  # noqa: E402
+import onnx
+
+from mexma_export import onnx_writing
+from mexma_export.onnx_writing import write_model
 
 ARRAYS = {
     "empty": np.zeros((0, 3), np.float32),

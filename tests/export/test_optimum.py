@@ -33,7 +33,9 @@ print(json.dumps(np.asarray(states)[:, 0].tolist()))
     "torch==2.13.0 optimum-onnx onnxruntime 'transformers<4.58' && export MEXMA_OPTIMUM_PYTHON=V/bin/python",
 )
 @pytest.mark.parametrize(("file", "precision"), [("model.onnx", "fp32"), ("model_int8.onnx", "int8")])
-def test_optimum_loads_the_bundle_and_gives_its_vectors(tiny_bundle: Path, sentences, file: str, precision: str) -> None:
+def test_optimum_loads_the_bundle_and_gives_its_vectors(
+    tiny_bundle: Path, sentences: list[tuple[str, str]], file: str, precision: str
+) -> None:
     texts = [text for _, text in sentences]
     python = os.environ["MEXMA_OPTIMUM_PYTHON"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ PRECISIONS = ["fp16", "int8", "mixed", "w8", "w4"]
 MARKS = ["don't stop, ok?", "a  b\tc", "xq zz qx", "", " ", "über-groß"]  # of which some have no piece
 
 
-def states_of(model, folder: Path, text: str) -> np.ndarray:
+def states_of(model: Any, folder: Path, text: str) -> np.ndarray:
     """[L, D]: the last states of a text by the model's own class and the tokenizer's own ids, [CLS] and [SEP] left out."""
     import torch
     from tokenizers import Tokenizer
@@ -36,7 +37,9 @@ def states_of(model, folder: Path, text: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=["bert", "labse", "distilbert"])
-def word_piece(request, tmp_path_factory: pytest.TempPathFactory, sentences) -> tuple[mexma_rt.Encoder, object, Path]:
+def word_piece(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, sentences: list[tuple[str, str]]
+) -> tuple[mexma_rt.Encoder, object, Path]:
     """(the exported encoder, the model's own class, its folder) of BERT, of LaBSE's form (cls, Dense, Normalize), of
     DistilBERT with a mean and no Normalize; all with WordPiece."""
     folder = tmp_path_factory.mktemp(request.param) / "model"
@@ -51,7 +54,9 @@ def word_piece(request, tmp_path_factory: pytest.TempPathFactory, sentences) -> 
     return mexma_rt.load(folder.parent / "bundle", device="cpu"), model, folder
 
 
-def test_token_vectors_are_the_states_of_the_models_own_class(word_piece, sentences) -> None:
+def test_token_vectors_are_the_states_of_the_models_own_class(
+    word_piece: tuple[mexma_rt.Encoder, object, Path], sentences: list[tuple[str, str]]
+) -> None:
     from tokenizers import Tokenizer
 
     encoder, model, folder = word_piece
@@ -68,7 +73,7 @@ def test_token_vectors_are_the_states_of_the_models_own_class(word_piece, senten
 
 
 @pytest.mark.parametrize("unit", ["word", "piece"])
-def test_words_are_aligned(word_piece, unit: str) -> None:
+def test_words_are_aligned(word_piece: tuple[mexma_rt.Encoder, object, Path], unit: str) -> None:
     encoder, _, _ = word_piece
     text = "The cat sleeps on the warm stone."
     (same,) = mexma_rt.align_words([text], [text], encoder=encoder, unit=unit)
@@ -80,7 +85,7 @@ def test_words_are_aligned(word_piece, unit: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def distiluse(tmp_path_factory: pytest.TempPathFactory, sentences) -> tuple[Path, Path]:
+def distiluse(tmp_path_factory: pytest.TempPathFactory, sentences: list[tuple[str, str]]) -> tuple[Path, Path]:
     """(folder, bundle) of distiluse's form: WordPiece, mean of the tokens, a Dense layer of 16, no Normalize."""
     folder = tmp_path_factory.mktemp("distiluse") / "model"
     forms.make_model(folder, "distilbert", word_piece=True, layers=3)  # an engine wants 95 % of its products in fp16
@@ -96,7 +101,9 @@ def distiluse(tmp_path_factory: pytest.TempPathFactory, sentences) -> tuple[Path
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_compact_graphs_give_the_owners_raw_vectors(precision: str, distiluse, sentences) -> None:
+def test_compact_graphs_give_the_owners_raw_vectors(
+    precision: str, distiluse: tuple[Path, Path], sentences: list[tuple[str, str]]
+) -> None:
     peer = pytest.importorskip("sentence_transformers", reason="the owner's code (pip: mexma-rt[bench])")
     folder, bundle = distiluse
     texts = [text for _, text in sentences]
@@ -112,7 +119,7 @@ def test_compact_graphs_give_the_owners_raw_vectors(precision: str, distiluse, s
     assert encoder.embed_tokens(texts[:1])[0].vectors.shape[1] == 32
 
 
-def test_a_triton_repository_says_the_width_of_each_output(distiluse, tmp_path: Path) -> None:
+def test_a_triton_repository_says_the_width_of_each_output(distiluse: tuple[Path, Path], tmp_path: Path) -> None:
     from mexma_export.triton import write_triton
 
     _, bundle = distiluse
@@ -129,7 +136,7 @@ def test_a_triton_repository_says_the_width_of_each_output(distiluse, tmp_path: 
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed: pip install 'mexma-rt[rtx]'"
 )
-def test_an_rtx_engine_is_built_of_a_mean_and_a_dense_layer(distiluse) -> None:
+def test_an_rtx_engine_is_built_of_a_mean_and_a_dense_layer(distiluse: tuple[Path, Path]) -> None:
     from mexma_export.engines import build_bundle_engine, parse_profiles
 
     _, bundle = distiluse

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def not_normalised(checkpoint: Checkpoint) -> Checkpoint:
 
 
 @pytest.mark.parametrize("misread", [without_a_layer, with_positions_moved, not_normalised])
-def test_a_misread_checkpoint_is_refused(misread, folder: Path, gate: list[Sentence]) -> None:
+def test_a_misread_checkpoint_is_refused(
+    misread: Callable[[Checkpoint], Checkpoint], folder: Path, gate: list[Sentence]
+) -> None:
     pytest.importorskip("sentence_transformers", reason="the owner's code (pip: mexma-rt[bench])")
     sentence_transformers(folder, CLS, "Normalize")
     checkpoint = misread(load_checkpoint(folder))
@@ -83,7 +86,9 @@ def test_a_misread_checkpoint_is_refused(misread, folder: Path, gate: list[Sente
         compare_with_owner(checkpoint, gate, 128)
 
 
-def test_a_pooling_that_the_loader_misreads(folder: Path, tmp_path: Path, gate: list[Sentence], monkeypatch) -> None:
+def test_a_pooling_that_the_loader_misreads(
+    folder: Path, tmp_path: Path, gate: list[Sentence], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("sentence_transformers", reason="the owner's code (pip: mexma-rt[bench])")
     sentence_transformers(folder, MEAN, "Normalize")
     monkeypatch.setattr("mexma_export.pipeline._poolings", lambda config: ("cls",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from mexma_export.parity import check_parity
+from mexma_export.reopen import Runner
 from mexma_export.sentences import Sentence, load_sentences
-from mexma_export.verdict import THRESHOLDS, ParityError, Thresholds, require_passed
+from mexma_export.verdict import THRESHOLDS, Parity, ParityError, Thresholds, require_passed
 from mexma_rt.errors import InputError
 
 D = 8
@@ -45,7 +47,7 @@ SENTENCES = [
 ]
 
 
-def check(graph, *, thresholds=THRESHOLDS, sentences=SENTENCES):
+def check(graph: Runner, *, thresholds: Mapping[str, Thresholds] = THRESHOLDS, sentences: list[Sentence] = SENTENCES) -> Parity:
     found = check_parity({"fp32": graph}, reference, WORDS, sentences, max_length=16, length_limit=40, thresholds=thresholds)
     return found["fp32"]
 
@@ -103,12 +105,12 @@ def test_an_error_that_vectors_in_a_narrow_cone_hide_is_caught_by_the_centred_co
         total, tokens = narrow(ids, mask)
         return total + 0.3 * np.roll(total - cone, 1, axis=1), tokens
 
-    def failures(*, centred: bool, sentences=SENTENCES) -> tuple[str, ...]:
+    def failures(*, centred: bool, sentences: list[Sentence] = SENTENCES) -> tuple[str, ...]:
         limits = {"fp32": Thresholds(min_cosine=0.99, mean_cosine=0.995, centred=centred)}
         return check_parity(
             {"fp32": disturbed},
             narrow,
-            WordTokenizer(),
+            WORDS,
             sentences,
             max_length=16,
             length_limit=40,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,12 +17,12 @@ HARD = ["", "  ", "Hello   world", "tabs\tand\nlines", "a <mask> b", "ﬁ ①", 
 
 
 @pytest.fixture(scope="module")
-def peer(tiny_bundle: Path):
+def peer(tiny_bundle: Path) -> Any:
     return sentence_transformers.SentenceTransformer(str(tiny_bundle), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def texts(sentences) -> list[str]:
+def texts(sentences: list[tuple[str, str]]) -> list[str]:
     return [text for _, text in sentences] + HARD
 
 
@@ -31,7 +32,7 @@ def our_ids(bundle: Path, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
 
 
-def test_ids_are_identical_truncation_included(peer, tiny_bundle: Path, texts: list[str]) -> None:
+def test_ids_are_identical_truncation_included(peer: Any, tiny_bundle: Path, texts: list[str]) -> None:
     ours = our_ids(tiny_bundle, texts)
     theirs = peer.tokenizer(texts, truncation=True, max_length=peer.max_seq_length)["input_ids"]
     assert peer.max_seq_length == 128
@@ -40,7 +41,7 @@ def test_ids_are_identical_truncation_included(peer, tiny_bundle: Path, texts: l
     assert len(longest) == 128 and longest[0] == 0 and longest[-1] == 2
 
 
-def test_vectors_are_those_of_onnxruntime_by_hand(peer, tiny_bundle: Path, texts: list[str]) -> None:
+def test_vectors_are_those_of_onnxruntime_by_hand(peer: Any, tiny_bundle: Path, texts: list[str]) -> None:
     session = onnxruntime.InferenceSession(tiny_bundle / "onnx/model.onnx", providers=["CPUExecutionProvider"])
     rows = [
         session.run(["sentence_embedding"], {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)})

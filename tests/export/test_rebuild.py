@@ -20,7 +20,7 @@ from mexma_rt.bundle.safetensors_folder import encoder_shapes  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def mixed_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, sentences) -> Path:
+def mixed_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, sentences: list[tuple[str, str]]) -> Path:
     rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
     target = tmp_path_factory.mktemp("mixed") / "tiny"
     export_bundle(tiny_checkpoint, target, precisions=["mixed"], weights=False, sentences=rows)
@@ -61,7 +61,9 @@ def test_the_rebuilt_folder_is_one_of_sentence_transformers(mixed_bundle: Path, 
     assert (folder / "modules.json").is_file() and (folder / "1_Pooling" / "config.json").is_file()
 
 
-def test_the_rebuilt_checkpoint_exports_to_the_same_vectors(mixed_bundle: Path, tmp_path: Path, sentences) -> None:
+def test_the_rebuilt_checkpoint_exports_to_the_same_vectors(
+    mixed_bundle: Path, tmp_path: Path, sentences: list[tuple[str, str]]
+) -> None:
     done = CliRunner().invoke(main, ["rebuild", str(mixed_bundle), str(tmp_path / "again"), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == {"checkpoint": str(tmp_path / "again")}

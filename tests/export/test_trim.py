@@ -7,6 +7,7 @@ import hashlib
 import json
 import lzma
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tokenizers import Tokenizer
 
 torch = pytest.importorskip("torch", reason="exports need torch (pip: mexma-rt[export])")
 
-from mexma_export import ParityError, Sentence, export_bundle, trim  # noqa: E402
+from mexma_export import ExportReport, ParityError, Sentence, export_bundle, trim  # noqa: E402
 from mexma_export.cli import main  # noqa: E402
 from mexma_export.trim import trim_vocabulary, trimmed_embeddings, write_trimmed_weights  # noqa: E402
 from mexma_rt.errors import BundleError, FileError, InputError  # noqa: E402
@@ -35,7 +36,7 @@ def unigram(pieces: dict[str, float], *, byte_fallback: bool = False, template: 
     parts = ["<s>", "A", *template, "</s>"]
     single = [{"Sequence": {"id": p, "type_id": 0}} if p == "A" else {"SpecialToken": {"id": p, "type_id": 0}} for p in parts]
     used = {p: {"id": p, "ids": [names.index(p)], "tokens": [p]} for p in parts if p != "A"}
-    data = {
+    data: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [{"id": i, "content": p} | special for i, p in enumerate(names) if p in (*SPECIALS, "<mask>")],
         "post_processor": {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": used},
@@ -57,7 +58,13 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def kept_pieces(source: Tokenizer, corpus: Path) -> list[str]:
-    return [source.id_to_token(int(i)) for i in trim_vocabulary(source, [corpus]).kept]
+    return [piece_of(source, i) for i in trim_vocabulary(source, [corpus]).kept]
+
+
+def piece_of(tokenizer: Tokenizer, number: int) -> str:
+    piece = tokenizer.id_to_token(int(number))
+    assert piece is not None
+    return piece
 
 
 # Which pieces stay, by hand
@@ -125,7 +132,13 @@ WORDS = st.text("abcz ", max_size=12)  # z has no piece of its own: <unk>, or pa
     corpus=st.lists(WORDS, max_size=4),
     unseen=st.lists(WORDS, max_size=8),
 )
-def test_any_vocabulary_and_corpus(tmp_path_factory, pieces, characters, corpus, unseen) -> None:
+def test_any_vocabulary_and_corpus(
+    tmp_path_factory: pytest.TempPathFactory,
+    pieces: dict[str, float],
+    characters: tuple[float, ...],
+    corpus: list[str],
+    unseen: list[str],
+) -> None:
     source = unigram(dict(zip("abc ", characters, strict=True)) | pieces)
     lines = ["a", *corpus]
     result = trim_vocabulary(source, [write(tmp_path_factory.mktemp("c") / "corpus", *lines)])
@@ -144,18 +157,22 @@ CORPUS_ROWS = slice(0, 6)  # English, French, German
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory, sentences) -> Path:
+def corpus(tmp_path_factory: pytest.TempPathFactory, sentences: list[tuple[str, str]]) -> Path:
     return write(tmp_path_factory.mktemp("corpus") / "corpus.txt", *(text for _, text in sentences[CORPUS_ROWS]))
 
 
 @pytest.fixture(scope="module")
-def trimmed(tiny_checkpoint: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory, sentences):
+def trimmed(
+    tiny_checkpoint: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory, sentences: list[tuple[str, str]]
+) -> ExportReport:
     target = tmp_path_factory.mktemp("trimmed") / "tiny"
     rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
     return export_bundle(tiny_checkpoint, target, sentences=rows, trim_vocab=[corpus])
 
 
-def test_vectors_of_text_with_kept_pieces_are_those_of_the_untrimmed_bundle(trimmed, tiny_bundle: Path, sentences) -> None:
+def test_vectors_of_text_with_kept_pieces_are_those_of_the_untrimmed_bundle(
+    trimmed: ExportReport, tiny_bundle: Path, sentences: list[tuple[str, str]]
+) -> None:
     import mexma_rt
 
     texts = [text for _, text in sentences]
@@ -168,13 +185,13 @@ def test_vectors_of_text_with_kept_pieces_are_those_of_the_untrimmed_bundle(trim
         assert cosine[CORPUS_ROWS.stop :].min() < 0.9  # the check can fail: Greek is spelt letter by letter now
 
 
-def test_the_kept_rows_are_the_same_bits(trimmed, tiny_checkpoint: Path, tiny_bundle: Path, corpus: Path) -> None:
+def test_the_kept_rows_are_the_same_bits(trimmed: ExportReport, tiny_checkpoint: Path, tiny_bundle: Path, corpus: Path) -> None:
     from safetensors.numpy import load_file
 
     full, small = load_file(tiny_checkpoint / "model.safetensors"), load_file(trimmed.path / "model.safetensors")
     old = Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
     new = Tokenizer.from_file(str(trimmed.path / "tokenizer.json"))
-    ids = [old.token_to_id(new.id_to_token(i)) for i in range(new.get_vocab_size())]
+    ids: Any = [old.token_to_id(piece_of(new, i)) for i in range(new.get_vocab_size())]
     assert full.keys() == small.keys()
     for name, tensor in full.items():
         rows = ids if name == "embeddings.word_embeddings.weight" else slice(None)
@@ -183,7 +200,9 @@ def test_the_kept_rows_are_the_same_bits(trimmed, tiny_checkpoint: Path, tiny_bu
         assert [ids[i] for i in new.encode(text).ids] == old.encode(text).ids
 
 
-def test_the_report_says_what_was_kept_of_what(trimmed, tiny_checkpoint: Path, corpus: Path, sentences) -> None:
+def test_the_report_says_what_was_kept_of_what(
+    trimmed: ExportReport, tiny_checkpoint: Path, corpus: Path, sentences: list[tuple[str, str]]
+) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_checkpoint / "tokenizer.json"))
     vocabulary = tokenizer.get_vocab()
     used = {i for text in corpus.read_text(encoding="utf-8").splitlines() for i in tokenizer.encode(text).ids}
@@ -212,7 +231,7 @@ def test_the_report_says_what_was_kept_of_what(trimmed, tiny_checkpoint: Path, c
     assert trimmed.vocabulary is not None and trimmed.vocabulary.pieces == len(kept)
 
 
-def test_transformers_loads_the_folder_with_the_same_ids_and_vectors(trimmed, corpus: Path) -> None:
+def test_transformers_loads_the_folder_with_the_same_ids_and_vectors(trimmed: ExportReport, corpus: Path) -> None:
     from transformers import AutoTokenizer, XLMRobertaModel
 
     import mexma_rt
@@ -224,7 +243,8 @@ def test_transformers_loads_the_folder_with_the_same_ids_and_vectors(trimmed, co
     size = ours.get_vocab_size()
     assert (theirs.mask_token_id, theirs.unk_token_id, theirs.pad_token_id) == (size - 1, 3, 1)
     assert ours.encode("a <mask> b").ids[2] == size - 1
-    model, info = XLMRobertaModel.from_pretrained(trimmed.path, add_pooling_layer=False, output_loading_info=True)
+    loaded: Any = XLMRobertaModel.from_pretrained(trimmed.path, add_pooling_layer=False, output_loading_info=True)
+    model, info = loaded
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     batch = theirs(texts, padding=True, return_tensors="pt")
     with torch.inference_mode():
@@ -233,15 +253,18 @@ def test_transformers_loads_the_folder_with_the_same_ids_and_vectors(trimmed, co
     np.testing.assert_allclose(mexma_rt.load(trimmed.path, precision="fp32").embed(texts), vectors, atol=1e-5)
 
 
-def test_a_trimmed_bundle_is_a_checkpoint_that_the_same_corpus_leaves_as_it_is(trimmed, corpus: Path) -> None:
+def test_a_trimmed_bundle_is_a_checkpoint_that_the_same_corpus_leaves_as_it_is(trimmed: ExportReport, corpus: Path) -> None:
     from mexma_export.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(trimmed.path)
     again = trim_vocabulary(checkpoint.tokenizer, [corpus])
+    assert trimmed.vocabulary is not None
     assert again.kept.tolist() == list(range(trimmed.vocabulary.pieces))
 
 
-def test_rows_beyond_the_pieces_go_too(tiny_checkpoint: Path, corpus: Path, tmp_path: Path, sentences) -> None:
+def test_rows_beyond_the_pieces_go_too(
+    tiny_checkpoint: Path, corpus: Path, tmp_path: Path, sentences: list[tuple[str, str]]
+) -> None:
     from safetensors.numpy import load_file, save_file
 
     source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "spare"))
@@ -262,9 +285,9 @@ def test_rows_beyond_the_pieces_go_too(tiny_checkpoint: Path, corpus: Path, tmp_
 
 
 def test_rows_in_a_wrong_order_do_not_pass_the_gate(
-    tiny_checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch, sentences
+    tiny_checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentences: list[tuple[str, str]]
 ) -> None:
-    def shifted(model, kept):
+    def shifted(model: Any, kept: np.ndarray) -> AbstractContextManager[None]:
         return trimmed_embeddings(model, np.concatenate([kept[:4], np.roll(kept[4:], 1)]))
 
     monkeypatch.setattr(trim, "trimmed_embeddings", shifted)
@@ -274,7 +297,9 @@ def test_rows_in_a_wrong_order_do_not_pass_the_gate(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tokenizer_whose_pieces_moved_is_refused(tiny_checkpoint: Path, corpus: Path, monkeypatch) -> None:
+def test_a_tokenizer_whose_pieces_moved_is_refused(
+    tiny_checkpoint: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = trim._without_others
 
     def swapped(data: dict[str, Any], kept: np.ndarray) -> Tokenizer:
@@ -421,7 +446,7 @@ def test_so_many_pieces_are_kept_and_the_needed_ones_among_them(tmp_path: Path) 
 
 
 def kept_of(source: Tokenizer, found: trim.Trim) -> list[str]:
-    return [source.id_to_token(int(i)) for i in found.kept if i > 3][:-1]
+    return [piece_of(source, i) for i in found.kept if i > 3][:-1]
 
 
 def test_a_checkpoint_is_trimmed_before_training(tiny_checkpoint: Path, tmp_path: Path, sentences: Any) -> None:
@@ -452,7 +477,7 @@ def test_a_checkpoint_is_trimmed_before_training(tiny_checkpoint: Path, tmp_path
 
 
 def test_the_command_line_takes_several_corpora_and_prints_the_figures(
-    tiny_checkpoint: Path, tmp_path: Path, sentences, monkeypatch
+    tiny_checkpoint: Path, tmp_path: Path, sentences: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = write(tmp_path / "own.tsv", *(f"{lang}\t{text}" for lang, text in sentences))
     parts = [write(tmp_path / name, sentences[i][1]) for name, i in [("one", 0), ("two", 3)]]

@@ -1,5 +1,10 @@
 """Word rows in product-quantised codes: coded once, found again bit for bit, and computed by the graph."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +20,7 @@ from mexma_rt.bundle.weights import weights_of
 from mexma_rt.errors import InputError
 
 
-def grid_table(rows, width=64, seed=0):
+def grid_table(rows: int, width: int = 64, seed: int = 0) -> np.ndarray:
     """A table on a 4-bit grid (blocks of 32: -8 to 7 times an fp16 scale)."""
     rng = np.random.default_rng(seed)
     steps = rng.integers(-7, 8, (rows, width // 32, 32)).astype(np.float32)
@@ -24,7 +29,7 @@ def grid_table(rows, width=64, seed=0):
     return (steps * scales).reshape(rows, width)
 
 
-def test_rows_before_the_first_stay_and_the_others_are_of_256_parts_a_place():
+def test_rows_before_the_first_stay_and_the_others_are_of_256_parts_a_place() -> None:
     table = grid_table(4096)
     coded = code_rows(table, 1024)
     assert coded.dtype == np.float32 and np.array_equal(coded[:1024], table[:1024])
@@ -35,7 +40,7 @@ def test_rows_before_the_first_stay_and_the_others_are_of_256_parts_a_place():
     assert 0.01 < error < 0.15
 
 
-def test_no_part_has_a_nearer_one_in_its_book():
+def test_no_part_has_a_nearer_one_in_its_book() -> None:
     table = grid_table(3072, width=32)
     coded = code_rows(table, 0)
     for place in (slice(0, 4), slice(28, 32)):
@@ -46,7 +51,7 @@ def test_no_part_has_a_nearer_one_in_its_book():
 
 
 @pytest.mark.parametrize("first", [0, 1024])
-def test_codes_are_found_again_bit_for_bit(first):
+def test_codes_are_found_again_bit_for_bit(first: int) -> None:
     coded = code_rows(grid_table(4096), first)
     found = find_codes(coded)
     assert found is not None and found.first == first
@@ -55,39 +60,45 @@ def test_codes_are_found_again_bit_for_bit(first):
     assert stored_without_loss(coded)
 
 
-def test_rows_by_hand():
+def test_rows_by_hand() -> None:
     books = np.zeros((2, 256, 4), np.float16)
     books[0, 7], books[1, 255] = [1, 2, 3, 4], [-1, 0.5, 0, 8]
     codes = WordCodes(first=0, codes=np.array([[7, 0], [0, 255]], np.uint8), books=books)
     assert codes.rows.tolist() == [[1, 2, 3, 4, 0, 0, 0, 0], [0, 0, 0, 0, -1, 0.5, 0, 8]]
 
 
-def test_a_table_that_was_not_coded_has_no_codes():
+def test_a_table_that_was_not_coded_has_no_codes() -> None:
     assert find_codes(grid_table(4096)) is None
     assert find_codes(np.zeros((300, 8), np.float32)) is None  # too few rows to be worth books
     assert find_codes(np.ones((2000, 6), np.float32)) is None  # rows of 6 numbers have no parts of 4
 
 
-def test_rows_that_fp16_cannot_hold_are_not_called_codes():
-    table = np.tile(np.float32([1 + 2**-20, 0, 0, 0]), (4096, 2))  # one part a place, but no number of fp16
+def test_rows_that_fp16_cannot_hold_are_not_called_codes() -> None:
+    table = np.tile(np.array([1 + 2**-20, 0, 0, 0], np.float32), (4096, 2))  # one part a place, but no number of fp16
     assert find_codes(table) is None
 
 
-def test_coding_again_changes_nothing_and_is_deterministic():
+def test_coding_again_changes_nothing_and_is_deterministic() -> None:
     table = grid_table(4096)
     assert np.array_equal(code_rows(table, 1024), code_rows(table, 1024))
 
 
 @pytest.mark.parametrize(("rows", "width", "first"), [(4096, 64, 1000), (4096, 64, 4096), (4096, 64, -1024), (4096, 62, 0)])
-def test_what_cannot_be_coded_is_named(rows, width, first):
+def test_what_cannot_be_coded_is_named(rows: int, width: int, first: int) -> None:
     with pytest.raises(InputError, match="cannot be coded"):
         code_rows(np.zeros((rows, width), np.float32), first)
 
 
 @pytest.mark.parametrize("first", [0, 1024])
-def test_the_graph_computes_with_the_rows_and_gives_them_back(first, tmp_path):
+def test_the_graph_computes_with_the_rows_and_gives_them_back(first: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    shape = {"vocab_size": 3000, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    shape: dict[str, Any] = {
+        "vocab_size": 3000,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     model = XLMRobertaModel(
         XLMRobertaConfig(**shape, max_position_embeddings=40, type_vocab_size=1), add_pooling_layer=False
     ).eval()

@@ -40,7 +40,7 @@ def task_of(mteb: Any, kind: type, name: str, data: dict[str, list], **metadata:
     import datasets
     from mteb.abstasks.task_metadata import TaskMetadata
 
-    class Task(kind):  # type: ignore[misc]
+    class Task(kind):
         def load_data(self, num_proc: int | None = None, **keywords: Any) -> None:
             self.dataset = datasets.DatasetDict({"test": datasets.Dataset.from_dict(data)})
             self.data_loaded = True

@@ -121,9 +121,7 @@ def loky(encoder: mexma_rt.Encoder) -> list[np.ndarray]:
 
 def workers(encoder: mexma_rt.Encoder) -> list[np.ndarray]:
     data = pytest.importorskip("torch.utils.data", reason="one of the ways to other processes")
-    return list(
-        data.DataLoader(TEXTS, batch_size=1, num_workers=1, multiprocessing_context="spawn", collate_fn=encoder.embed)  # type: ignore[arg-type]
-    )
+    return list(data.DataLoader(TEXTS, batch_size=1, num_workers=1, multiprocessing_context="spawn", collate_fn=encoder.embed))
 
 
 @pytest.mark.filterwarnings("ignore::mexma_rt.TruncationWarning")
@@ -156,7 +154,7 @@ def test_it_is_opened_at_first_use_once_for_many_tasks(encoder: mexma_rt.Encoder
     assert (waiting[0].max_length, waiting[0].max_seq_length, waiting[0].deterministic) == (8, 8, True)
     assert pickle.dumps(waiting[0]) == content and loads == []
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        waiting[0].nothing  # type: ignore[attr-defined]  # noqa: B018
+        waiting[0].nothing  # noqa: B018
     vectors = encoder.embed(["a"])
     for each in waiting:
         np.testing.assert_array_equal(each.embed(["a"]), vectors)

@@ -84,7 +84,7 @@ def read(name: str) -> list[dict[str, Any]]:
 
 
 def test_every_reason(stub: Stub) -> None:
-    report = filter_bitext(lambda: stub, "s.txt", "t.txt", "k.jsonl", dropped="d.jsonl")  # type: ignore[arg-type, return-value]
+    report = filter_bitext(lambda: stub, "s.txt", "t.txt", "k.jsonl", dropped="d.jsonl")
     kept, dropped = read("k.jsonl"), read("d.jsonl")
     reasons = {row["line"] - 1: row["reason"] for row in dropped}
     assert reasons == {
@@ -108,13 +108,13 @@ def test_every_reason(stub: Stub) -> None:
 
 
 def test_best_share(stub: Stub) -> None:
-    filter_bitext(lambda: stub, "s.txt", "t.txt", "all.jsonl", threshold=-math.inf)  # type: ignore[arg-type, return-value]
+    filter_bitext(lambda: stub, "s.txt", "t.txt", "all.jsonl", threshold=-math.inf)
     everything = sorted((row["score"] for row in read("all.jsonl")), reverse=True)
     assert len(everything) == 56
-    report = filter_bitext(lambda: stub, "s.txt", "t.txt", "k.jsonl", top=0.5)  # type: ignore[arg-type, return-value]
+    report = filter_bitext(lambda: stub, "s.txt", "t.txt", "k.jsonl", top=0.5)
     assert report.kept == 30 and sorted((row["score"] for row in read("k.jsonl")), reverse=True) == everything[:30]
     assert report.threshold == pytest.approx(everything[29])
-    assert filter_bitext(lambda: stub, "s.txt", "t.txt", "k.jsonl", top=1.0).kept == 56  # type: ignore[arg-type, return-value]
+    assert filter_bitext(lambda: stub, "s.txt", "t.txt", "k.jsonl", top=1.0).kept == 56
 
 
 @settings(deadline=None, max_examples=200)
@@ -144,12 +144,12 @@ def test_a_given_background_and_comparable_chunks(stub: Stub) -> None:
         scores += [line.split("\t")[0] for line in result.stdout.splitlines()[1:]]
     np.testing.assert_allclose(np.array(scores, float), np.array(whole, float), atol=2e-6)
     write(pairs())
-    report = filter_bitext(lambda: stub, "s.txt", "t.txt", "k.tsv", background="b.npz")  # type: ignore[arg-type, return-value]
+    report = filter_bitext(lambda: stub, "s.txt", "t.txt", "k.tsv", background="b.npz")
     assert report.background == 40 and report.dropped["score"] == 2
     with pytest.raises(InputError, match="another value of k: 4 then, 5 now"):
-        filter_bitext(lambda: stub, "s.txt", "t.txt", "k.tsv", background="b.npz", k=5)  # type: ignore[arg-type, return-value]
+        filter_bitext(lambda: stub, "s.txt", "t.txt", "k.tsv", background="b.npz", k=5)
     write([("same", "same"), (" ", "one")])  # with a background, nothing that is left is no error
-    report = filter_bitext(lambda: stub, "s.txt", "t.txt", "k.tsv", background="b.npz")  # type: ignore[arg-type, return-value]
+    report = filter_bitext(lambda: stub, "s.txt", "t.txt", "k.tsv", background="b.npz")
     assert report.kept == 0 and (report.dropped["identical"], report.dropped["blank"]) == (1, 1)
 
 
@@ -157,7 +157,7 @@ def test_the_length_ratio_is_that_of_the_bitext(stub: Stub) -> None:
     lines = [(f"abc {i}", "x" * 60 + f" {i}") for i in range(40)]
     lines[3] = ("abc 3", "x 3")
     write(lines)
-    report = filter_bitext(lambda: stub, "s.txt", "t.txt", "k.tsv", dropped="d.jsonl")  # type: ignore[arg-type, return-value]
+    report = filter_bitext(lambda: stub, "s.txt", "t.txt", "k.tsv", dropped="d.jsonl")
     assert report.length_ratio == pytest.approx(73 / 16)
     assert [(row["line"], row["reason"]) for row in read("d.jsonl") if row["reason"] == "length ratio"] == [(4, "length ratio")]
 
