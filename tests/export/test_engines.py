@@ -221,7 +221,7 @@ def assert_nothing_written(graph: Path) -> None:
 
 
 @needs_rtx
-def test_the_stand_in_has_the_names_of_the_library(monkeypatch) -> None:
+def test_the_stand_in_has_the_names_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorrt_rtx as real
 
     played = fake_library(monkeypatch)

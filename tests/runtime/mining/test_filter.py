@@ -184,7 +184,7 @@ print(report.resumed)
 
 @pytest.mark.kill
 def test_killed_and_gone_on_with(stub: Stub) -> None:
-    filter_bitext(Stub, "s.txt", "t.txt", "whole.tsv", dropped="whole-d.tsv", background_lines=20)  # type: ignore[arg-type]
+    filter_bitext(Stub, "s.txt", "t.txt", "whole.tsv", dropped="whole-d.tsv", background_lines=20)
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for last in (1, 3):
@@ -192,7 +192,7 @@ def test_killed_and_gone_on_with(stub: Stub) -> None:
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert not Path("k.tsv").exists() and not Path("d.tsv").exists()
     with pytest.raises(InputError, match="unfinished run of another job"):
-        filter_bitext(Stub, "s.txt", "t.txt", "k.tsv", background_lines=20, k=3)  # type: ignore[arg-type]
+        filter_bitext(Stub, "s.txt", "t.txt", "k.tsv", background_lines=20, k=3)
     done = subprocess.run([*command, "0"], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == "14\n"
     assert Path("k.tsv").read_bytes() == Path("whole.tsv").read_bytes()
@@ -206,7 +206,7 @@ def test_what_changes_in_between_is_noticed(stub: Stub, monkeypatch: pytest.Monk
         return stub
 
     with pytest.raises(FileError, match="The bitext changed while it was read"):
-        filter_bitext(load, "s.txt", "t.txt", "k.tsv")  # type: ignore[arg-type]
+        filter_bitext(load, "s.txt", "t.txt", "k.tsv")
     assert not Path("k.tsv").exists()
 
 
