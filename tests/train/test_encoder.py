@@ -168,7 +168,7 @@ def test_spare_rows_of_a_table_are_cut_and_other_pieces_refused(tmp_path: Path, 
     vocabulary = other["model"]["vocab"]
     vocabulary[10], vocabulary[11] = vocabulary[11], vocabulary[10]
     (tmp_path / "other.json").write_text(json.dumps(other), encoding="utf-8")
-    with pytest.raises(InputError, match=r"other pieces, or the same ones at other ids\. Prepare the shards again"):
+    with pytest.raises(InputError, match=r"different pieces, or the same ones at different ids\. Prepare the shards again"):
         load_encoder(tmp_path / "bert", pieces=tmp_path / "other.json")
 
 
@@ -186,5 +186,5 @@ def test_a_bert_with_its_own_wordpiece_and_damaged_weights_are_refused(tmp_path:
     (tmp_path / "bert" / "tokenizer.json").rename(tmp_path / "bert" / "vocab.txt")
     with pytest.raises(InputError, match=r"its own WordPiece vocabulary \(vocab\.txt\), and MEXMA trains models with XLM-R's"):
         load_encoder(tmp_path / "bert")
-    with pytest.raises(InputError, match="no such folder here, and the Hugging Face hub did not give"):
+    with pytest.raises(InputError, match="is not a folder here, and the Hugging Face hub did not provide"):
         load_encoder(tmp_path / "nowhere" / "such")

@@ -96,7 +96,7 @@ def steps(pairs: int, *, world: int = 1, mean: float = 50.0, **mexma: Any) -> in
 
 def test_steps_are_taken_as_given() -> None:
     assert steps(3, steps=77) == 77
-    with pytest.raises(InputError, match=r"mexma\.steps is 0; a run has at least 1 update"):
+    with pytest.raises(InputError, match=r"mexma\.steps is 0; a run needs at least 1 update"):
         steps(3, steps=0)
 
 

@@ -102,7 +102,7 @@ def test_the_curves_are_the_numbers_of_the_log() -> None:
             "text (source)": curve("mlm_source"),
             "English (target)": curve("mlm_target"),
         },
-        ("Alignment", "loss before its weight"): {"align": curve("align")},
+        ("Alignment", "loss, unweighted"): {"align": curve("align")},
         ("KoLeo", "−log distance to the nearest"): {"koleo": curve("koleo")},
         ("Contrastive (InfoNCE)", "cross entropy, nats"): {"contrastive": curve("contrastive")},
         ("Gradient norm before clipping", "L2 norm, log scale"): {"grad_norm": curve("grad_norm")},

@@ -212,7 +212,7 @@ def test_a_checkpoint_with_another_vocabulary_is_refused(finished: Path, toy_sha
 
     other = new_encoder(TOY.model, 50)
     save_encoder(other.config, other.state_dict(), tmp_path / "other")
-    with pytest.raises(InputError, match="has 50 pieces, the shards' tokenizer 90"):
+    with pytest.raises(InputError, match="has 50 pieces, but the shards' tokenizer has 90"):
         train(replace(TOY, warmup=None, ranking=None, initial_checkpoint=str(tmp_path / "other")), toy_shards, tmp_path / "out")
 
 

@@ -157,7 +157,7 @@ def test_rows_are_turned_to_a_model_that_learnt_from_others(
     turn, _ = np.linalg.qr(np.random.default_rng(3).standard_normal((dimensions, dimensions)))
     projection = np.load(shards / "teacher.projection.npy")
     pupil = save_string_model(tmp_path / "pupil.onnx", WORDS["eng"], TABLE @ projection @ turn, unknown=14)
-    with pytest.raises(FileError, match=r"are not turned, and now they are to be turned to pupil\.onnx\. To have that"):
+    with pytest.raises(FileError, match=r"are not rotated, but this call wants them rotated towards pupil\.onnx\. To replace"):
         teach(shards, model, dimensions=dimensions, like=pupil)
     for name in FILES:
         (shards / name).unlink()
@@ -169,12 +169,12 @@ def test_rows_are_turned_to_a_model_that_learnt_from_others(
     new = vectors @ np.load(shards / "teacher.projection.npy")
     assert np.abs(new / np.linalg.norm(new, axis=1, keepdims=True) - rows).max() < 1e-3
     assert not teach(shards, model, dimensions=dimensions, like=pupil).made
-    with pytest.raises(FileError, match=r"are turned to pupil\.onnx, and now they are to be not turned"):
+    with pytest.raises(FileError, match=r"are rotated towards pupil\.onnx, but this call wants them not rotated"):
         teach(shards, model, dimensions=dimensions)
 
 
 def test_a_model_of_another_size_is_refused(shards: Path, model: Path) -> None:
-    with pytest.raises(InputError, match=r"like: words\.onnx has 12 dimensions and the rows would have 5"):
+    with pytest.raises(InputError, match=r"like: words\.onnx has 12 dimensions, but the rows would have 5"):
         teach(shards, model, dimensions=5, like=model)
     assert not (shards / ".teacher").exists()
 
@@ -349,7 +349,7 @@ def test_another_teacher_or_size_is_refused(shards: Path, model: Path, tmp_path:
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in (model, other)]
     message = (
         f"already have vectors of words.onnx (SHA-256 {hashes[0]}..., 12 dimensions), not of other.onnx ({hashes[1]}..., 12). "
-        "To have these instead, delete the others first. Type:\n    "
+        "To replace them, delete them first. Type:\n    "
     )
     with pytest.raises(FileError, match=re.escape(f"{message}rm -r {shards / '.teacher'}") + "$"):
         teach(shards, other)
@@ -377,7 +377,7 @@ def test_a_teacher_without_usable_vectors_is_refused(
     shards: Path, english: list[str], vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace_teacher(monkeypatch, lambda texts: (np.zeros((len(texts), 12)), 0))
-    with pytest.raises(InputError, match=r"gave nothing but vectors of length 0\. Check that"):
+    with pytest.raises(InputError, match=r"gave only vectors of length 0\. Check that"):
         teach(shards, "toy", dimensions=5)
 
     monkeypatch.setattr(teacher_module, "SLAB_SEGMENTS", 50)  # the segment's number is not its place in the slab
@@ -442,4 +442,4 @@ def test_the_command_prints_what_was_stored(shards: Path, model: Path) -> None:
     assert (second.exit_code, second.stdout) == (0, first.stdout)
     assert second.stderr == f"{shards} already has the vectors of this teacher; nothing to do.\n"
     third = CliRunner().invoke(main, [*words, "8"])
-    assert third.exit_code == 1 and "delete the others first" in third.stderr
+    assert third.exit_code == 1 and "delete them first" in third.stderr

@@ -66,7 +66,7 @@ def test_a_file_that_is_no_teacher_is_refused(tmp_path: Path) -> None:
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["ids"], ["out"])], "same", [ids], [out])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
     onnx.save(model, tmp_path / "ids.onnx")
-    with pytest.raises(InputError, match=r"is no teacher: its inputs are ids tensor\(float\) \['n', 3\], .* make a bundle"):
+    with pytest.raises(InputError, match=r"is not a teacher: its inputs are ids tensor\(float\) \['n', 3\], .* make a bundle"):
         open_teacher(tmp_path / "ids.onnx")
 
 

@@ -1,4 +1,4 @@
-"""Chooses one of the five attention implementations (mexma_rt/backends/packed_attention.py) for a run, with the reason."""
+"""Chooses one of the five attention implementations (mexma_rt/backends/packed_attention.py) for a run, and gives the reason."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mexma_rt.errors import InputError
 
 
 def choose_attention(kind: str, device: torch.device, precision: str) -> tuple[str, str]:
-    """Return (implementation, reason). "auto" chooses; a named one is used or raises InputError."""
+    """Return (implementation, reason). With "auto" it chooses; a named implementation is returned, or raises InputError."""
     half = precision in ("bf16", "fp16")
     if kind == "auto":
         if device.type == "cpu":
-            return "equal", "CPU: FlexAttention has no backward there, block masks cost T x T cells, and padding is copied"
+            return "equal", "CPU: FlexAttention has no backward pass there, block masks cost T x T cells, and padding is copied"
         if half:
             return "varlen", f"CUDA and {precision}: flash attention without padding"
         return "flex", f"CUDA and {precision}: flash attention needs bf16 or fp16"

@@ -134,7 +134,7 @@ def teach(shards: Path, model: str, dimensions: int, like: str | None, threads: 
     click.echo(json.dumps(taught.about, indent=1, ensure_ascii=False))
 
 
-@main.command(short_help="Train by a recipe.", epilog="Example: mexma-train run train/recipes/mini.py shards runs/mini")
+@main.command(short_help="Train from a recipe.", epilog="Example: mexma-train run train/recipes/mini.py shards runs/mini")
 @click.argument("recipe", type=PATH)
 @click.argument("shards", type=PATH)
 @click.argument("out", type=PATH)

@@ -12,7 +12,7 @@ from mexma_train.suite.model import CHECKPOINT_MAX_TOKENS
 
 PATH = click.Path(path_type=Path)
 SUITE_OPTIONS = ("flores", "tatoeba", "out", "before", "trained", "mining_languages", "precision")
-DEFAULT_TOKENS = f"[default: {CHECKPOINT_MAX_TOKENS}; a bundle's own]"
+DEFAULT_TOKENS = f"[default: {CHECKPOINT_MAX_TOKENS}, or a bundle's own]"
 NEEDED = ("flores", "tatoeba", "out")
 
 

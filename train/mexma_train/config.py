@@ -25,7 +25,7 @@ class TokenizerConfig:
     lines_per_language: Annotated[int, "lines sampled per language"] = 5_000
     english_share: Annotated[int, "English gets this many times the lines of another language"] = 8  # half of all text
     character_coverage: Annotated[float, "share of the sample's characters that get a piece"] = 0.9997
-    max_piece_length: Annotated[int, "characters in a piece, at most"] = 16
+    max_piece_length: Annotated[int, "maximum characters in a piece"] = 16
     seed: Annotated[int, "seed for sampling lines"] = 0
 
 
@@ -37,7 +37,7 @@ class ModelConfig:
     layers: Annotated[int, "encoder layers"] = 24
     heads: Annotated[int, "attention heads of the encoder"] = 16
     intermediate_size: Annotated[int, "width of the encoder's feed-forward layers"] = 4096
-    max_positions: Annotated[int, "rows of the position table: most tokens + 2"] = 514  # 512 tokens + padding_idx + 1, as XLM-R
+    max_positions: Annotated[int, "rows of the position table: maximum tokens + 2"] = 514  # XLM-R: 512 tokens + padding_idx + 1
     norm_eps: Annotated[float, "LayerNorm epsilon of the encoder"] = 1e-5
     dropout: Annotated[float, "hidden and embedding dropout; attention dropout is always 0 in MEXMA"] = 0.1
     head_layers: Annotated[int, "layers of the token head"] = 6
@@ -72,7 +72,7 @@ class WarmupConfig:
     batch_pairs: Annotated[int, "pairs per update"] = 2_048
     lr: Annotated[float, "peak learning rate of the word embeddings"] = 1e-2
     temperature: Annotated[float, "temperature of the softmax over the batch"] = 0.05
-    max_tokens: Annotated[int, "most tokens per side, <s> and </s> included"] = 64
+    max_tokens: Annotated[int, "maximum tokens per side, <s> and </s> included"] = 64
     contrastive_weight: Annotated[float, "with a teacher: weight of ranking the two sides against each other"] = 1.0
     distil_weight: Annotated[float, "weight of ranking against a teacher's English vectors; 0 = no teacher"] = 0.0
     distil_temperature: Annotated[float, "temperature of the softmax over the teacher's vectors"] = 0.05
@@ -90,13 +90,13 @@ class RankingConfig:
     ] = 1
     lr: Annotated[float, "peak learning rate of the layers"] = 5e-4
     words_lr: Annotated[float, "peak learning rate of the word embeddings; 0 freezes them"] = 5e-4
-    translations: Annotated[int, "most translations of an English segment in a batch; it is encoded once for all of them"] = 1
+    translations: Annotated[int, "maximum translations of an English segment in a batch, which is encoded once for all"] = 1
     layer_decay: Annotated[float, "learning rate of each layer, as a share of that of the layer above it"] = 1.0
     temperature: Annotated[float, "temperature of the softmax over the batch"] = 0.05
-    max_tokens: Annotated[int, "most tokens per side, <s> and </s> included"] = 96
+    max_tokens: Annotated[int, "maximum tokens per side, <s> and </s> included"] = 96
     warmup_share: Annotated[float, "share of updates with rising learning rate, before it falls linearly to 0"] = 0.1
     clip: Annotated[float, "largest global L2 norm of the gradient"] = 1.0
-    precision: Annotated[Literal["fp32", "bf16"], "type of the matrix products (autocast)"] = "fp32"
+    precision: Annotated[Literal["fp32", "bf16"], "precision of the products (autocast)"] = "fp32"
     round_bits: Annotated[int, "round the layers' matrices to 4 or 8 bits in every forward pass (rounding.py); 0 = off"] = 0
     contrastive_weight: Annotated[float, "with a teacher: weight of ranking the two sides against each other"] = 1.0
     distil_weight: Annotated[float, "weight of ranking against a teacher's English vectors; 0 = no teacher"] = 0.0
@@ -115,26 +115,20 @@ class MexmaConfig:
     batch_pairs: Annotated[int, "pairs per micro-batch of one process"] = 150
     batch_tokens: Annotated[int | None, "clean tokens per micro-batch of one process, instead of batch_pairs"] = None
     accumulation: Annotated[int, "micro-batches per update"] = 2
-    max_tokens: Annotated[int, "most tokens per side, <s> and </s> included"] = 200
+    max_tokens: Annotated[int, "maximum tokens per side, <s> and </s> included"] = 200
     lr: Annotated[float, "peak learning rate"] = 1e-4
     warmup_share: Annotated[float, "share of updates with rising learning rate"] = 0.3
     warmup_start: Annotated[float, "share of lr at which the rise starts"] = 0.1
-    schedule: Annotated[Literal["update", "micro-batch"], "what the schedule counts; the original counts micro-batches"] = (
-        "update"
-    )
+    schedule: Annotated[Literal["update", "micro-batch"], "what the schedule counts; micro-batch: as the original"] = "update"
     weight_decay: Annotated[float, "weight decay of AdamW, on matrices only"] = 0.0
     clip: Annotated[float, "largest global L2 norm of the gradient"] = 1.2
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], "type of the matrix products (autocast); fp16 scales the loss"] = (
-        "fp32"
-    )
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], "precision of the products (autocast); fp16 scales the loss"] = "fp32"
     round_bits: Annotated[int, "round the layers' matrices to 4 or 8 bits in every forward pass (rounding.py); 0 = off"] = 0
     mask_ratio: Annotated[float, "share of tokens masked on each side"] = 0.4
     masks: Annotated[Literal["independent", "shared"], "random streams of the two sides; the original's are alike"] = (
         "independent"
     )
-    random_pieces: Annotated[Literal["ordinary", "all"], "what a random replacement may be; all: special pieces too"] = (
-        "ordinary"
-    )
+    random_pieces: Annotated[Literal["ordinary", "all"], "random replacements; all: special pieces too"] = "ordinary"
     mlm_weight: Annotated[float, "weight of the mean of both sides' cross entropy"] = 1.0
     align_weight: Annotated[float, "weight of the alignment loss"] = 1.0
     koleo_weight: Annotated[float, "weight of KoLeo; 0 = off"] = 0.01
@@ -193,9 +187,7 @@ class Recipe:
     run: RunConfig = field(default_factory=RunConfig)
     warmup: WarmupConfig | None = None
     ranking: RankingConfig | None = None
-    initial_checkpoint: Annotated[
-        str | None, "Hugging Face folder or hub name to start from, e.g. FacebookAI/xlm-roberta-large"
-    ] = None
+    initial_checkpoint: Annotated[str | None, "folder or hub name to start from, e.g. FacebookAI/xlm-roberta-large"] = None
 
     def __post_init__(self) -> None:
         if self.warmup and self.initial_checkpoint:

@@ -1,5 +1,5 @@
-"""Encoders to train: fresh ones, those of a checkpoint, and back to a checkpoint. The encoder itself is the runtime's
-(mexma_rt/backends/packed_encoder.py), so that what is trained is what the torch back end runs.
+"""Makes, loads and saves encoders. The encoder itself is the runtime's (mexma_rt/backends/packed_encoder.py), so that what is
+trained is what the torch back end runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.
 
 
 def new_encoder(shape: ModelConfig, vocab_size: int) -> Encoder:
-    """An encoder with BERT's fresh weights: normal(0, 0.02), biases 0, LayerNorm 1 and 0, the <pad> rows 0."""
+    """Return an encoder initialised as BERT: weights normal(0, 0.02), biases 0, LayerNorm 1 and 0, the <pad> rows 0."""
     config = XLMRobertaConfig(
         vocab_size=vocab_size,
         hidden_size=shape.hidden_size,
@@ -52,12 +52,12 @@ def new_encoder(shape: ModelConfig, vocab_size: int) -> Encoder:
 
 
 def load_encoder(source: str | Path, *, dropout: float | None = None, pieces: Path | None = None) -> Encoder:
-    """The encoder of a Hugging Face folder or hub name that carries XLM-R's pieces; safetensors only.
+    """Load the encoder of a Hugging Face folder or hub name that has XLM-R's pieces, from safetensors only.
 
-    XLM-R, MEXMA, our checkpoints; and models of BERT's form such as multilingual-e5-small, whose position rows are moved behind
-    that of padding (backends/checkpoint.py). A pooler and an MLM head are left. `pieces` is the tokenizer.json that it will be
-    used with: word rows beyond its pieces, with which tables are often filled up, are cut. Raises InputError for another
-    architecture, a vocabulary that is not XLM-R's, and weights that are damaged or lack a tensor.
+    It may be XLM-R, MEXMA, one of our checkpoints, or a BERT such as multilingual-e5-small, whose position rows are shifted to
+    follow the padding row (backends/checkpoint.py). A pooler and an MLM head are ignored. `pieces` is the tokenizer.json that
+    it will be used with: word rows beyond its pieces, with which tables are often padded, are cut. Raises InputError for
+    another architecture, a vocabulary that is not XLM-R's, and weights that are damaged or lack a tensor.
     """
     folder = _folder(source)
     try:
@@ -84,15 +84,15 @@ def load_encoder(source: str | Path, *, dropout: float | None = None, pieces: Pa
 def check_pieces(folder: Path, kind: str, pieces: Path | None) -> None:
     """Raises InputError unless the folder's tokenizer has XLM-R's special ids, and the pieces of `pieces` at the same ids.
 
-    An XLM-R folder without tokenizer is taken at its word: its number of rows is compared.
+    An XLM-R folder without a tokenizer is trusted here; `load_encoder` compares its number of rows.
     """
     path = folder / "tokenizer.json"
     if path.is_file():
         theirs = load_tokenizer(path)
         if pieces is not None and theirs.get_vocab() != load_tokenizer(pieces).get_vocab():
             raise InputError(
-                f"its tokenizer.json and that of the shards ({pieces}) have other pieces, or the same ones at other ids. "
-                "Prepare the shards again with the tokenizer.json of that checkpoint."
+                f"its tokenizer.json and that of the shards ({pieces}) have different pieces, or the same ones at different "
+                "ids. Prepare the shards again with the tokenizer.json of that checkpoint."
             )
     elif kind != "xlm-roberta" and not (folder / "sentencepiece.bpe.model").is_file():
         has = "its own WordPiece vocabulary (vocab.txt)" if (folder / "vocab.txt").is_file() else "no tokenizer.json"
@@ -103,8 +103,8 @@ def _cut_spare_rows(source: str | Path, tensors: dict[str, Tensor], pieces: int)
     rows = len(tensors[WORDS])
     if not pieces <= rows < pieces + SPARE_ROWS:
         raise InputError(
-            f"{source} has {rows} pieces, the shards' tokenizer {pieces}. Prepare the shards again with the tokenizer.json of "
-            "that checkpoint."
+            f"{source} has {rows} pieces, but the shards' tokenizer has {pieces}. Prepare the shards again with the "
+            "tokenizer.json of that checkpoint."
         )
     tensors[WORDS] = tensors[WORDS][:pieces].clone()
     return pieces
@@ -119,7 +119,7 @@ def _folder(source: str | Path) -> Path:
         return Path(huggingface_hub.snapshot_download(str(source), allow_patterns=FILES))
     except Exception as error:  # the hub's errors share no base class
         raise InputError(
-            f"{source}: no such folder here, and the Hugging Face hub did not give a model of that name: {error}"
+            f"{source} is not a folder here, and the Hugging Face hub did not provide a model of that name: {error}"
         ) from error
 
 

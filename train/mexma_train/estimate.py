@@ -1,11 +1,11 @@
 """Estimates what a run will take (parameters, updates, tokens, arithmetic, memory) without building or loading anything.
 
-Parameters and updates are exact. Tokens follow from the mean length of a pair. Arithmetic is what the formulas of the model
-need and nothing a program may add (recomputation, padding), so that it can stand in the numerator of an MFU. Memory is an upper
-estimate for CUDA with `run.attention` varlen or flex: its parts are counted one by one, but need not all peak at one moment,
-and what torch itself takes (context, workspaces, fragmentation) is not in it. For XLM-R large it is 3 to 4 % above the bytes of
-the tensors alive at the peak (counted on CPU with torch's fake tensors: tests/train/test_estimate.py); on a GPU it has not been
-measured. The warm start is not counted.
+Parameters and updates are exact. Tokens follow from the mean length of a pair. Arithmetic is what the model's formulas need,
+without what a program may add (recomputation, padding), so it can be the numerator of an MFU. Memory is an upper estimate for
+CUDA with `run.attention` varlen or flex: its parts are counted one by one, but need not all peak at the same moment, and what
+torch itself takes (context, workspaces, fragmentation) is not included. For XLM-R large it is 3 to 4 % above the bytes of the
+tensors alive at the peak (counted on CPU with torch's fake tensors: tests/train/test_estimate.py); it has not been measured on
+a GPU. The warm start is not counted.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Estimate:
 
 
 def estimate(recipe: Recipe, *, vocab_size: int, mean_pair_tokens: float, pairs: int, world: int) -> Estimate:
-    """Sizes of the MEXMA stage of a recipe on shards of `pairs` pairs, run by `world` processes.
+    """Return the sizes of the MEXMA stage of a recipe on shards of `pairs` pairs, run by `world` processes.
 
-    `mean_pair_tokens` is the mean of clean tokens of a pair: both sides, <s> and </s> included, cut at max_tokens. The shape is
-    the recipe's `model`, also where an initial checkpoint replaces it. Raises InputError as `steps_of` does.
+    `mean_pair_tokens` is the mean number of clean tokens in a pair: both sides, <s> and </s> included, cut at max_tokens. The
+    shape is the recipe's `model`, even if an initial checkpoint replaces it. Raises InputError as `steps_of` does.
     """
     config, shape = recipe.mexma, recipe.model
     words = vocab_size * shape.hidden_size
@@ -56,7 +56,7 @@ def estimate(recipe: Recipe, *, vocab_size: int, mean_pair_tokens: float, pairs:
     update_pairs = micro * config.accumulation * world
     micro_tokens = micro * mean_pair_tokens
     pieces = vocab_size
-    if config.sampled_pieces:  # the pieces of the batch come on top; how many differ is not known, at most every token
+    if config.sampled_pieces:  # the batch's own pieces are added: at most one for each token
         pieces = min(vocab_size, config.sampled_pieces + round(micro_tokens * world))
     return Estimate(
         encoder=encoder,
@@ -74,23 +74,23 @@ def estimate(recipe: Recipe, *, vocab_size: int, mean_pair_tokens: float, pairs:
 
 
 def steps_of(config: MexmaConfig, *, pairs: int, mean_pair_tokens: float, world: int) -> int:
-    """Updates of a run: `steps`, or what `epochs` come to.
+    """Return the updates of a run: `steps`, or what `epochs` amount to.
 
-    As facebookresearch/mexma counts: an epoch is as many micro-batches as are full on every process, and every
-    `accumulation`-th is an update. (The original also drops an odd last micro-batch at the end of each epoch: at most
-    epochs - 1 updates fewer.) With batch_tokens the micro-batch is the number of pairs of mean length it holds. Raises
-    InputError if no update comes out.
+    Epochs are counted as in facebookresearch/mexma: an epoch is as many micro-batches as are full on every process, and every
+    `accumulation`-th is an update. (The original also drops a left-over micro-batch at the end of each epoch: at most
+    epochs - 1 updates fewer.) With batch_tokens, a micro-batch counts as the pairs of mean length that it holds. Raises
+    InputError if that gives no update.
     """
     if config.steps is not None:
         if config.steps < 1:
-            raise InputError(f"mexma.steps is {config.steps}; a run has at least 1 update.")
+            raise InputError(f"mexma.steps is {config.steps}; a run needs at least 1 update.")
         return config.steps
     assert config.epochs is not None  # MexmaConfig has exactly one of the two
     batch = micro_pairs(config, mean_pair_tokens)
     updates = int(config.epochs * (pairs // (batch * world)) // config.accumulation)
     if updates < 1:
         raise InputError(
-            f"{config.epochs:g} epochs of {pairs:,} pairs are no update: the corpus is smaller than one update, which takes "
+            f"{config.epochs:g} epochs of {pairs:,} pairs are not enough for one update, which takes "
             f"{batch * world * config.accumulation:,} pairs ({batch:,} a micro-batch, {world} processes, {config.accumulation} "
             "micro-batches). Lower --mexma.batch-pairs or --mexma.accumulation, or give --mexma.steps instead of epochs."
         )
@@ -98,32 +98,32 @@ def steps_of(config: MexmaConfig, *, pairs: int, mean_pair_tokens: float, world:
 
 
 def micro_pairs(config: MexmaConfig, mean_pair_tokens: float) -> int:
-    """Pairs of a micro-batch of one process: batch_pairs, or as many of mean length as batch_tokens holds, at least 1."""
+    """Return the pairs per micro-batch of one process: batch_pairs, or as many of mean length as fit batch_tokens (>= 1)."""
     if config.batch_tokens is None:
         return config.batch_pairs
     return max(1, int(config.batch_tokens // mean_pair_tokens))
 
 
 def encoder_parameters(shape: ModelConfig, vocab_size: int) -> int:
-    """XLM-R without pooler: tables of words, positions and one type, a LayerNorm, the layers."""
+    """Parameters of XLM-R without pooler: the tables of words, positions and one type, a LayerNorm, the layers."""
     tables = (vocab_size + shape.max_positions + 1) * shape.hidden_size
     return tables + 2 * shape.hidden_size + shape.layers * layer_parameters(shape.hidden_size, shape.intermediate_size)
 
 
 def head_parameters(shape: ModelConfig, vocab_size: int) -> int:
-    """The token head's layers and its bias over the pieces; its matrix is the encoder's word embeddings."""
+    """Parameters of the token head: its layers and its bias over the pieces; its matrix is the encoder's word embeddings."""
     return shape.head_layers * layer_parameters(shape.hidden_size, shape.head_intermediate_size) + vocab_size
 
 
 def layer_parameters(width: int, intermediate: int) -> int:
-    """Query, key, value, output; two feed-forward products; all with bias; two LayerNorms."""
+    """Parameters of a layer: query, key, value, output and two feed-forward products, all with bias; two LayerNorms."""
     return 4 * (width * width + width) + 2 * width * intermediate + intermediate + width + 4 * width
 
 
 def layer_bytes(width: int, intermediate: int, heads: int, precision: str, dropout: float) -> float:
     """Bytes per token that autograd keeps of one layer for the backward pass, on CUDA.
 
-    Followed through encoder.Layer, with D = width and F = intermediate, in the type of the products unless said:
+    Counted along packed_encoder.Layer, with D = width and F = intermediate, in the type of the products unless stated:
         the input of query, key and value                  D
         query, key, value, and the context                 4 D (the context is also the input of the output product)
         the softmax's normaliser                           4 bytes a head
@@ -131,8 +131,8 @@ def layer_bytes(width: int, intermediate: int, heads: int, precision: str, dropo
         the feed-forward's input                           D
         GELU's input and output                            2 F
         each dropout's mask                                D bytes, twice
-    Residual sums keep nothing. tests/train/test_estimate.py holds this against torch's saved tensors on CPU: equal bytes,
-    but for dropout, whose mask is there as wide as the states. torch.compile may keep less.
+    Residual sums keep nothing. tests/train/test_estimate.py compares this with torch's saved tensors on CPU: the bytes are
+    equal except for dropout, whose mask is as wide as the states there. torch.compile may keep less.
     """
     product = 4 if precision == "fp32" else 2
     kept = product * ((1 + 4 + 1) * width + 2 * intermediate) + 4 * heads + 2 * (4 * width + 8)
@@ -146,11 +146,11 @@ def _masked(config: MexmaConfig, pairs: int, mean_pair_tokens: float) -> float:
 def _flops(recipe: Recipe, pairs: int, mean_pair_tokens: float, pieces: int) -> dict[str, float]:
     """6 per weight and token (2 forward, 4 backward), and the products of attention, which have no weights.
 
-    The encoder's layers see twice the clean tokens, the head's the masked copy. The last layer of each computes its output and
-    feed-forward products only where they are read: <s> of the clean copies and all of the masked ones in the encoder, masked
-    tokens in the head. The vocabulary product runs over masked tokens. Attention is taken as if every sentence were half a pair
-    of mean length, which is a lower bound (the sum of squares is least when all are alike). Frozen words need no gradient: 4
-    instead of 6.
+    The encoder's layers see every clean token twice, the head's only the masked copy. The last layer of each computes its
+    output and feed-forward products only where they are read: <s> of the clean copies and all of the masked ones in the
+    encoder, masked tokens in the head. The vocabulary product runs over masked tokens. For attention every sentence counts as
+    half a pair of mean length, which gives a lower bound (the sum of squares is least when all are equal). Frozen words need
+    no gradient: 4 instead of 6.
     """
     config, shape, width = recipe.mexma, recipe.model, recipe.model.hidden_size
     tokens, masked = pairs * mean_pair_tokens, _masked(recipe.mexma, pairs, mean_pair_tokens)
@@ -187,12 +187,12 @@ def _memory(
         "AdamW moments, fp32": 8 * trained * share,
         # Autocast's copies of the layers' matrices live from the forward pass to the backward one, and are not sharded.
         "half-precision copies of the layers' matrices": 2 * _layer_matrices(shape) if half else 0.0,
-        # FSDP gathers the words, which the embedding and the loss both read, and their gradient before it is cut.
+        # FSDP gathers the words, which the embedding and the loss both read, and their gradient before it is sharded.
         "words and their gradient, gathered by FSDP": 8 * words if sharded else 0.0,
         "activations": micro_tokens * (layers + embeddings),
-        # vocabulary.py: logits and a passing second copy (sum with the bias, exponentials), or the slope in half precision.
+        # vocabulary.py: logits and a temporary second copy (sum with the bias, exponentials), or the slope in half precision.
         "logits of a chunk, fp32, twice": 8 * chunk * pieces,
-        # vocabulary.py: the sum and the chunk's product; and the matrix in half precision.
+        # vocabulary.py: the sum and a chunk's product, and the matrix in half precision.
         "gradient of the vocabulary product": (0 if config.freeze_words else 8 * pieces * width) + 2 * pieces * width * half,
     }
     return {name: size for name, size in parts.items() if size}
@@ -205,7 +205,7 @@ def _layer_matrices(shape: ModelConfig) -> int:
 
 
 def describe(estimate: Estimate) -> str:
-    """The estimate as a readable table."""
+    """Return the estimate as a table to print."""
     flops, memory = sum(estimate.flops.values()), sum(estimate.memory.values())
     shares = ", ".join(f"{name} {value / flops:.0%}" for name, value in estimate.flops.items())
     rows = [
@@ -217,7 +217,7 @@ def describe(estimate: Estimate) -> str:
         ("an update, all processes", f"{estimate.pairs:,} pairs, about {estimate.tokens:,.0f} clean tokens"),
         ("", f"the encoder sees each twice, clean and masked; {estimate.masked:,.0f} are masked"),
         ("FLOPs of an update", f"{flops:.3g} ({shares})"),
-        ("memory of a process", f"about {memory / GIB:.2f} GiB, if batches are of mean length; torch's own not counted"),
+        ("memory of a process", f"about {memory / GIB:.2f} GiB if batches are of mean length; without torch's own"),
         *((f"  {name}", f"{size / GIB:.2f} GiB") for name, size in estimate.memory.items()),
     ]
     column = max(len(name) for name, _ in rows) + 2

@@ -1,12 +1,12 @@
 """Evaluates an encoder on test sets during training: retrieval, and the distribution of its vectors.
 
-Every measure compares the vectors of a text with those of its English translation, both sides of one test set:
+Every measure is of the two sides of a test set, texts and their English translations:
 
 xsim        % of texts that do not find their translation by margin (ratio, k=4, text -> English; mexma_rt.evaluation)
 accuracy    % of sentences whose nearest vector by cosine is their translation, mean of both directions
 alignment   mean squared distance of the two sides of a pair, on the unit sphere: 0 is perfect, 2 is a right angle
-uniformity  log of the mean Gaussian potential exp(-2 d^2) of two sentences of one side, mean of both sides: 0 says that all
-            vectors are one point, the less the better spread, -4 is about the best there is
+uniformity  log of the mean Gaussian potential exp(-2 d^2) of two sentences of one side, mean of both sides: 0 if all vectors
+            are one point; the lower, the better they are spread; about -4 is the best possible
 
 The last two are those of Wang and Isola (ICML 2020, arXiv 2005.10242) with their alpha = 2 and t = 2.
 """
@@ -25,19 +25,19 @@ from mexma_rt.files.atomic import read_lines
 
 XSIM_K = 4  # neighbours of the margin, as LASER's xsim
 MIN_PAIRS = XSIM_K + 1  # with k pairs every English sentence is a neighbour of every text
-MEAN = "mean"  # the key of `evaluate` that holds the mean of the test sets
+MEAN = "mean"  # key of the mean of the test sets in what `evaluate` returns
 
-# Rows of a side up to which uniformity is exact; above, it is that of so many rows, evenly spaced in the test set (33,550,336
-# pairs of them). Both sides take 2.3 s for 1,024 dimensions on two CPU cores, about as long as xsim and accuracy together.
+# Uniformity is exact up to this many rows of a side; of more, this many are taken, evenly spaced in the test set (33,550,336
+# pairs). Both sides take 2.3 s for 1,024 dimensions on two CPU cores, about as long as xsim and accuracy together.
 UNIFORMITY_ROWS = 8_192
-_KERNEL_ROWS = 256  # rows of the kernel matrix at once: 16 MiB of float64
+_KERNEL_ROWS = 256  # rows of the kernel matrix computed at once: 16 MiB of float64
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
     """Aligned sentences: text[i] is the translation of english[i]."""
 
-    __test__ = False  # the class is no test, whatever pytest makes of its name
+    __test__ = False  # pytest would collect the class because of its name
 
     name: str
     english: list[str]
@@ -47,8 +47,8 @@ class TestSet:
 def read_test_set(path: str | Path) -> TestSet:
     """Read lines english<TAB>text in UTF-8 (plain, .gz, .xz or .zst); the file name up to its first dot is the set's name.
 
-    Raises FileError if the file is missing or damaged, InputError if it is empty, has a line that is not two columns with
-    text in both, or has fewer than 5 pairs.
+    Raises FileError if the file is missing or damaged; InputError if it has fewer than 5 pairs, or a line that is not two
+    columns with text in both.
     """
     path = Path(path)
     english, text = [], []
@@ -64,13 +64,13 @@ def read_test_set(path: str | Path) -> TestSet:
     if len(text) < MIN_PAIRS:
         raise InputError(
             f"{path} has {len(text)} pairs, but xsim looks at the {XSIM_K} nearest neighbours, so a test set needs at least "
-            f"{MIN_PAIRS} pairs (a few hundred for a figure to trust). Give a file with more lines english<TAB>text."
+            f"{MIN_PAIRS} pairs (a few hundred for a reliable figure). Give a file with more lines english<TAB>text."
         )
     return TestSet(name=path.name.split(".")[0], english=english, text=text)
 
 
 def read_test_sets(paths: Iterable[str | Path]) -> list[TestSet]:
-    """`read_test_set` of each file. Raises InputError if two have one name, since a name is how results are told apart."""
+    """`read_test_set` of each file. Raises InputError if two have the same name, by which results are told apart."""
     test_sets = [read_test_set(path) for path in paths]
     _check_names(test_sets)
     return test_sets
@@ -79,7 +79,7 @@ def read_test_sets(paths: Iterable[str | Path]) -> list[TestSet]:
 def evaluate_vectors(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Return xsim, accuracy (both in %), alignment and uniformity of text vectors x [n, D] and English vectors y [n, D].
 
-    Vectors need not be normalised and are never modified. Raises InputError for shapes that do not fit, NaN and n < 4.
+    Vectors need not be normalised, and are never modified. Raises InputError for shapes that do not match, NaN and n < 4.
     """
     error_rate = xsim(x, y, margin="ratio", k=XSIM_K).error_rate  # also checks x and y
     unit_x_ND, unit_y_ND = _unit(x), _unit(y)
@@ -98,14 +98,14 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Return the measures of every test set under its name, and their plain mean over the test sets under "mean".
 
-    embed turns sentences into vectors float32 [n, D]; an English sentence is embedded once, however many test sets hold it
-    (in FLORES all, in Tatoeba some). mlm_accuracy gives the percentage of masked tokens of a test set that are predicted
-    right; it is kept under that name. No test sets: {}. Raises InputError if two test sets have one name.
+    embed turns sentences into vectors float32 [n, D]; an English sentence is embedded once, however many test sets contain it
+    (all in FLORES, some in Tatoeba). mlm_accuracy returns the percentage of a test set's masked tokens that are predicted
+    right, which becomes the measure of that name. No test sets: {}. Raises InputError if two have the same name.
     """
     _check_names(test_sets)
     if not test_sets:
         return {}
-    row: dict[str, int] = {}  # of an English sentence
+    row: dict[str, int] = {}  # English sentence -> its row in `english`
     for test_set in test_sets:
         for sentence in test_set.english:
             row.setdefault(sentence, len(row))
@@ -122,7 +122,7 @@ def evaluate(
 
 
 def _uniformity(unit_ND: np.ndarray) -> float:
-    """log of the mean of exp(-2 |a - b|^2) over all pairs of different rows: each pair once, no row with itself."""
+    """log of the mean of exp(-2 |a - b|^2) over all pairs of rows: each pair once, no row with itself."""
     if len(unit_ND) > UNIFORMITY_ROWS:
         unit_ND = unit_ND[np.linspace(0, len(unit_ND) - 1, UNIFORMITY_ROWS).astype(np.int64)]
     n, squares_N = len(unit_ND), (unit_ND**2).sum(axis=1)
@@ -147,7 +147,7 @@ def _check_names(test_sets: Sequence[TestSet]) -> None:
         if names.count(name) > 1:
             raise InputError(f"{names.count(name)} test sets are named {name!r}, so their results would mix. Rename the files.")
         if name == MEAN:
-            raise InputError(f"A test set is named {MEAN!r}, but that is where the mean of all is kept. Rename the file.")
+            raise InputError(f"A test set is named {MEAN!r}, but that name is kept for the mean of all. Rename the file.")
 
 
 def _what_is_wrong(columns: list[str]) -> str:

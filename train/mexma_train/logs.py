@@ -37,11 +37,11 @@ _PROCESS_START = time.perf_counter()  # near enough: this file is imported befor
 
 
 class RunLog:
-    """The log of one stage: a context manager that continues after update `first` in the log of `folder`.
+    """The log of one stage: a context manager that appends to the log of `folder` after update `first`.
 
     total: updates of the stage. every: updates between log lines (`due` says when). pairs_per_update: of all processes.
     Every method does nothing in a process that is not `main`. Raises MissingExtraError for tensorboard without the package,
-    FileError if the log cannot be written. Call `truncate` first, at a fresh start too: lines are only ever added here.
+    FileError if the log cannot be written. Call `truncate` first, even for a new run: lines are only appended here.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class RunLog:
         tensorboard: bool,
         main: bool = True,
     ) -> None:
-        if tensorboard:  # in every process, so that all stop and none waits for the main one
+        if tensorboard:  # checked in every process, so that all stop and none waits for the main one
             require_extra("train", "tensorboard")
         self.folder, self.name, self.total, self.main = Path(folder), name, total, main
         self.pairs_per_update, self.every, self.tensorboard = pairs_per_update, every, tensorboard
-        self._last, self._since = first, 0.0  # update and clock of the line before
+        self._last, self._since = first, 0.0  # update and clock at the previous line
         self._file: BinaryIO | None = None
         self._bar: tqdm | None = None
         self._events: SummaryWriter | None = None
@@ -68,7 +68,7 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         self._since = time.perf_counter()
-        with ExitStack() as opened:  # closes what is open already if the next thing fails
+        with ExitStack() as opened:  # closes what is already open if a later step fails
             if self.main:
                 self._open(opened)
             self._exit = opened.pop_all()
@@ -82,14 +82,14 @@ class RunLog:
         return update % self.every == 0 or update == self.total
 
     def advance(self, update: int, **postfix: object) -> None:
-        """Move the progress bar to `update`; postfix stands behind it until the next one."""
+        """Move the progress bar to `update`; postfix is shown after it until the next one."""
         if self._bar is not None:
             if postfix:
                 self._bar.set_postfix(postfix, refresh=False)
             self._bar.update(update - self._bar.n)
 
     def add(self, update: int, terms: Mapping[str, float], tokens: int) -> None:
-        """Write a line: the means of the terms, and the tokens of all processes, since the line before."""
+        """Write a line with the means of the terms, and the speed by the tokens of all processes, since the previous line."""
         if not self.main:
             return
         now = time.perf_counter()
@@ -104,7 +104,7 @@ class RunLog:
         self._last, self._since = update, now
 
     def add_evaluation(self, update: int, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Write the measures of every test set after an update, as `evaluate.evaluate` gives them."""
+        """Write the measures of every test set after an update, as `evaluate.evaluate` returns them."""
         if not self.main:
             return
         self._write(update, {"evaluation": results})
@@ -123,7 +123,7 @@ class RunLog:
     def _open(self, opened: ExitStack) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: a line that could not be written whole must not be tried again when the file is closed.
+            # Unbuffered, so that closing the file does not retry a line that could not be written whole.
             self._file = opened.enter_context((self.folder / LOG).open("ab", buffering=0))
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -134,13 +134,13 @@ class RunLog:
         if self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            # A folder (a "run" of TensorBoard's) for each stage, because purging knows steps but no stages: resuming one
-            # stage at its update 50 would hide all of the other's from update 50 on.
+            # Each stage has its own folder (a "run" of TensorBoard's), because purging knows steps but not stages: resuming
+            # one stage at its update 50 would hide everything from update 50 on in the others.
             folder = self.folder / EVENTS / self.name
             self._events = opened.enter_context(SummaryWriter(str(folder), purge_step=self._last + 1))
 
     def _write(self, update: int, values: Mapping[str, Plain]) -> None:
-        """Append a whole line; the system has it when this returns, so killing the process loses nothing."""
+        """Append a whole line; the operating system has it when this returns, so killing the process loses nothing."""
         assert self._file is not None, "a RunLog writes only inside its with block"
         line: dict[str, Plain] = {"stage": self.name, "update": update, **values}
         text = json.dumps(_plain(line), allow_nan=False)
@@ -155,7 +155,7 @@ class RunLog:
         if self._events is not None:
             for term, value in values.items():
                 self._events.add_scalar(f"{self.name}/{prefix}{term}", value, update)
-            self._events.flush()  # its own interval of two minutes would lose events to a kill that a saved state has passed
+            self._events.flush()  # by default every two minutes, so a kill could lose events from before the last saved state
 
     def _cannot_write(self, error: OSError) -> FileError:
         return FileError(
@@ -165,20 +165,19 @@ class RunLog:
 
 
 def read_log(folder: Path) -> list[Line]:
-    """Return the lines of a run's log; a last line without its end (the run was killed, or is writing it now) is left out.
+    """Return the lines of a run's log, without an incomplete last one (the run was killed, or is writing it now).
 
-    Raises FileError if there is no log, or if a whole line is none of ours.
+    Raises FileError if there is no log, or if a complete line is not one of a run's.
     """
-    path = Path(folder) / LOG
-    return [line for line, _ in _parse(path)]
+    return [line for line, _ in _parse(Path(folder) / LOG)]
 
 
 def truncate(folder: Path, stage_names_in_order: list[str], stage: str, update: int) -> None:
-    """Drop what a killed run wrote after its last saved state, which is `update` of `stage`, and a torn last line.
+    """Drop what a killed run wrote after its last saved state, which is `update` of `stage`, and an incomplete last line.
 
-    Remaining lines keep their bytes; the file is replaced atomically. Without a log, nothing happens.
-    TensorBoard's events need nothing: `RunLog` marks where they are void. Raises FileError as `read_log`, and for a line of
-    a stage that is not in stage_names_in_order.
+    Remaining lines keep their bytes; the file is replaced atomically. Without a log, nothing happens. TensorBoard's events
+    stay, because `RunLog` marks from where on they are void. Raises FileError as `read_log` does, and for a line of a stage
+    that is not in stage_names_in_order.
     """
     path = Path(folder) / LOG
     if not path.exists():
@@ -197,7 +196,7 @@ def truncate(folder: Path, stage_names_in_order: list[str], stage: str, update: 
 
 
 def _parse(path: Path) -> list[tuple[Line, bytes]]:
-    """Each whole line as (values, bytes with the line's end)."""
+    """Each complete line as (values, bytes with the line's end)."""
     try:
         *lines, _torn = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -226,7 +225,7 @@ def _damaged(path: Path, number: int, why: str) -> FileError:
 
 
 def _plain(value: Plain) -> object:
-    """A value for JSON: mappings of strings, numbers; null for what is not finite."""
+    """A value as plain data for JSON; a number that is not finite becomes null."""
     if isinstance(value, Mapping):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, (str, int)):

@@ -1,8 +1,8 @@
 """The losses on sentence vectors, as facebookresearch/mexma computes them, and a contrastive one.
 
-Each comes as a sum over the own B sentences, so that a batch cut into micro-batches and processes adds up to the whole. With
-several processes `pool` holds the vectors of all of them (N rows) and the own rows are pool[first : first + B]; with one
-process it is the own vectors. D dimensions. Everything is computed in float32 or better, regardless of autocast.
+Each is a sum over this process's B sentences, so that micro-batches and processes add up to the whole batch. With several
+processes, `pool` holds the vectors of all of them (N rows), and this process's rows are pool[first : first + B]; with one
+process it is its own vectors. D dimensions. Everything is computed in float32 or better, regardless of autocast.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from mexma_train.config import RankingConfig, WarmupConfig
 def koleo_sum(vectors_BD: Tensor, pool_ND: Tensor, first: int = 0) -> Tensor:
     """KoLeo spread of one side: sum of -log(distance to the nearest other vector + 1e-8), as in DINOv2 (arXiv 2304.07193).
 
-    Vectors are normalised first; the neighbour is the one of largest dot product; gradient flows to both ends, not through
-    the choice. A single sentence has no neighbour: 0.
+    Vectors are normalised first, and the neighbour is the one with the largest dot product. Gradient flows to both vectors, but
+    not through the choice. A single sentence has no neighbour, which gives 0.
     """
     if len(pool_ND) < 2:
         return vectors_BD.sum() * 0.0
@@ -34,7 +34,7 @@ def koleo_sum(vectors_BD: Tensor, pool_ND: Tensor, first: int = 0) -> Tensor:
 
 
 def alignment_sum(source_BD: Tensor, target_BD: Tensor) -> Tensor:
-    """Sum over sentences of the mean square over dimensions of raw (unnormalised) clean vectors: B times torch's mse_loss."""
+    """Sum over sentences of the mean squared difference of raw (unnormalised) clean vectors: B times torch's mse_loss."""
     return (_exact(source_BD) - _exact(target_BD)).square().mean(dim=1).sum()
 
 
@@ -46,10 +46,10 @@ def contrastive_sum(
     temperature: float,
     same_BN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of symmetric InfoNCE on cosines, and how many sources have their own translation as nearest target.
+    """Sum of symmetric InfoNCE on cosines, and the number of sources whose nearest target is their own translation.
 
-    `pools` are all sources and all targets [N, D]; the mean of both directions is taken for each pair. same_BN bool [B, N]:
-    rows of the pools that are translations too, though not the pair's own; they are no negatives and are left out.
+    `pools` are all sources and all targets [N, D]; each pair counts with the mean of both directions. same_BN bool [B, N] marks
+    rows of the pools that are other translations of the same sentence: they are not negatives, and are left out.
     """
     with torch.autocast(device_type=source_BD.device.type, enabled=False):
         x, y, all_x, all_y = (F.normalize(_exact(v)) for v in (source_BD, target_BD, *pools))
@@ -72,9 +72,9 @@ def ranking_terms(
 ) -> dict[str, Tensor]:
     """Terms of translation ranking in one process: InfoNCE of the pairs and, with targets, of each side against the teacher.
 
-    The targets are a teacher's vectors of the English sides, then those of other segments, N >= B; a side is asked to find its
-    own among them, by InfoNCE as between the sides. same_BB: see contrastive_sum. {loss, accuracy}, with targets also
-    {contrastive, distil}: means over the pairs.
+    The targets are a teacher's vectors of the English sides, then of other segments, N >= B; each side has to find its own
+    among them, by the same InfoNCE as between the sides. same_BB: see contrastive_sum. Returns means over the pairs: loss and
+    accuracy, with targets also contrastive and distil.
     """
     pairs = len(text_BD)
     contrastive, right = contrastive_sum(text_BD, english_BD, (text_BD, english_BD), 0, config.temperature, same_BB)

@@ -1,8 +1,8 @@
 """MEXMA: the encoder, the token head, and the losses of one packed micro-batch.
 
-Four encoder passes (clean and masked, source and target) through one shared encoder, run as one packed row. The sentence vector
-is the `<s>` state of the *clean* pass; the head predicts the masked tokens of one language from their masked-pass states with
-position 0 replaced by the clean sentence vector of the *other* language. Nothing is detached: both ways carry gradient.
+Four passes (clean and masked, source and target) go through one shared encoder as one packed row. The sentence vector is the
+`<s>` state of the *clean* pass; the head predicts the masked tokens of one language from their masked-pass states with
+position 0 replaced by the clean sentence vector of the *other* language. Nothing is detached: both paths carry gradient.
 B pairs, T tokens of the packed row, D dimensions, M masked tokens, V pieces.
 """
 
@@ -25,10 +25,10 @@ from mexma_train.vocabulary import vocabulary_loss
 
 
 class TokenHead(nn.Module):
-    """Layers without positions, type embeddings or input LayerNorm, then the word matrix of the encoder with an own bias.
+    """Layers without positions, type embeddings or input LayerNorm, then the encoder's word matrix with a bias of its own.
 
-    The layers keep torch's default (kaiming uniform) weights, as in facebookresearch/mexma. The tied matrix is passed in rather
-    than registered twice, so that every parameter has one name.
+    The layers keep torch's default (kaiming uniform) weights, as in facebookresearch/mexma. The tied matrix is not registered
+    here, so that every parameter has one name; `Mexma` multiplies with it.
     """
 
     def __init__(self, shape: ModelConfig, width: int, vocab_size: int) -> None:
@@ -47,7 +47,7 @@ class TokenHead(nn.Module):
 
 
 class Mexma(nn.Module):
-    """Encoder plus head; what training optimises. Only the encoder is saved as the checkpoint."""
+    """Encoder plus head, which training optimises. Only the encoder is saved in the checkpoint."""
 
     def __init__(self, encoder: Encoder, shape: ModelConfig) -> None:
         super().__init__()
@@ -57,9 +57,10 @@ class Mexma(nn.Module):
     def forward(
         self, batch: MicroBatch, config: MexmaConfig, *, attention: str, chunk: int = 1024, world: World | None = None
     ) -> dict[str, Tensor]:
-        """Loss terms of a micro-batch, divided by its totals, and their weighted sum `loss`.
+        """Return the loss terms of a micro-batch, divided by its totals, and their weighted sum `loss`.
 
-        The sum over micro-batches and processes is the value of the update. `accuracy` is that of the ranking in the batch.
+        Their sums over micro-batches and processes are the update's. `accuracy` is the share of sources whose own translation
+        is the nearest target in the batch.
         """
         clean_2BD, hidden_MD = self.states(batch, attention, token_gradients=config.token_gradients)
         source_BD, target_BD = clean_2BD.chunk(2)
@@ -98,15 +99,15 @@ class Mexma(nn.Module):
         return terms
 
     def states(self, batch: MicroBatch, attention: str, *, token_gradients: bool = True) -> tuple[Tensor, Tensor]:
-        """Clean sentence vectors [2B, D] (sources, then targets) and the head's states [M, D] at the masked places.
+        """Return clean sentence vectors [2B, D] (sources, then targets) and the head's states [M, D] of the masked tokens.
 
         Without token gradients the masked-pass states are detached before the head: the paper's ablation, in which masked
-        tokens reach the encoder through the sentence vectors alone.
+        tokens update the encoder only through the sentence vectors.
         """
         device, count = batch.ids.device, len(batch.lengths)
         layout = make_layout(np.concatenate([batch.lengths, batch.lengths]), attention, device)
         half = make_layout(batch.lengths, attention, device)
-        # The last layer's feed-forward part is computed where it is read: <s> of the clean half, and the masked half.
+        # The last layer's feed-forward part is computed only where it is read: <s> of the clean half, and the masked half.
         rows = torch.cat([half.starts_S, torch.arange(half.tokens, layout.tokens, device=device)])
         states = self.encoder(batch.ids, batch.positions, layout, rows)
         clean_2BD, masked_TD = states[:count], states[count:]

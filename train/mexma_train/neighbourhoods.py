@@ -1,10 +1,10 @@
-"""Hard negatives: English segments that are close together, for batches in which a translation has lookalikes.
+"""Hard negatives: finds English segments that are close together, for batches in which a translation has lookalikes.
 
-In a batch of random pairs nearly every translation is found after a few hundred updates, and little is left to learn. Here
-vectors of all English segments are cut in half again and again, each time across the line between two distant members, until
-at most LEAF lie together. A batch takes several segments from each of a few such neighbourhoods, each with one translation.
-The vectors are a teacher's (`mexma-train teach`), or else of the segments' pieces: each piece's inverse document frequency,
-projected at random (Achlioptas 2003), so that segments with the same rare pieces lie together. E segments, D dimensions.
+In a batch of random pairs nearly every translation is found after a few hundred updates, and little is left to learn. Here the
+English segments are split in half again and again, each time across the line between two distant members, until at most LEAF
+are left together. A batch takes several segments from each of a few such neighbourhoods, each with one translation.
+The vectors are a teacher's (`mexma-train teach`), or else made of the segments' pieces: the log inverse frequency of each,
+randomly projected (Achlioptas 2003), so that segments with the same rare pieces are close. E segments, D dimensions.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import numpy as np
 from mexma_train.data.shards import Shards
 
 LEAF = 32
-NEAR = 0.95  # cosine: above it two segments may mean the same, and would be false negatives of each other
-SAMPLE = 256  # members that a cut looks at
-PROJECTED = 128  # dimensions of the vectors of pieces: cosines are then right to about 1 / sqrt(128)
-SLAB = 8_192  # segments at once
+NEAR = 0.95  # cosine above which two segments may mean the same, and would be false negatives of each other
+SAMPLE = 256  # members among which a split looks for two distant ones
+PROJECTED = 128  # dimensions of the vectors of pieces, which gives cosines to about 1 / sqrt(128)
+SLAB = 8_192  # segments computed at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbourhoods:
     """Segments in an order in which each neighbourhood is contiguous."""
 
-    order: np.ndarray  # int64 [E'], English segments, those with pairs to draw alone
-    place: np.ndarray  # int64 [E], where a segment stands in `order`; -1 if nowhere
-    starts: np.ndarray  # int64 [E'], first place of the neighbourhood at each place
-    ends: np.ndarray  # int64 [E'], and the place after its last
+    order: np.ndarray  # int64 [E'], only the English segments that have pairs to draw
+    place: np.ndarray  # int64 [E], the position of each segment in `order`; -1 if it is not there
+    starts: np.ndarray  # int64 [E'], for each position in `order`, the first one of its neighbourhood
+    ends: np.ndarray  # int64 [E'], and the one after its last
     vectors: np.ndarray  # float16 [E, D]
 
     def near(self, rng: np.random.Generator, seeds: np.ndarray, group: int) -> np.ndarray:
-        """Up to `group` - 1 segments beside each of the seeds (int64 segments), of the same neighbourhood."""
+        """Return up to `group` - 1 other segments (int64) of the neighbourhood of each seed segment, chosen at random."""
         found = []
         for segment in seeds:
             place = self.place[segment]
@@ -46,7 +46,7 @@ class Neighbourhoods:
 
 
 def make_neighbourhoods(shards: Shards, rows: np.ndarray, seed: int) -> Neighbourhoods:
-    """Neighbourhoods of the English segments of the pairs `rows`, by a teacher's vectors if the shards have them."""
+    """Return the neighbourhoods of the English segments of the pairs `rows`, by a teacher's vectors if the shards have them."""
     vectors = bags_of_pieces(shards, seed) if shards.teacher is None else shards.teacher
     english = shards.pair_english[rows].astype(np.int64)
     order, starts, ends = halves(vectors, np.unique(english), np.random.default_rng(seed))
@@ -56,10 +56,10 @@ def make_neighbourhoods(shards: Shards, rows: np.ndarray, seed: int) -> Neighbou
 
 
 def bags_of_pieces(shards: Shards, seed: int) -> np.ndarray:
-    """Vectors float16 [E, PROJECTED] of length 1, 0 for a segment without pieces; a function of the shards and the seed."""
+    """Return vectors float16 [E, PROJECTED] of length 1 (0 for a segment without pieces), a function of shards and seed."""
     ids, offsets = shards.english_ids, np.asarray(shards.english_offsets)
     frequency = np.bincount(ids, minlength=shards.vocab_size)
-    weight = np.log(len(ids) / np.maximum(frequency, 1)).astype(np.float32)  # a piece rarely comes twice in a segment
+    weight = np.log(len(ids) / np.maximum(frequency, 1)).astype(np.float32)  # a segment rarely has a piece twice
     signs = np.random.default_rng((seed, 1)).integers(0, 2, (shards.vocab_size, PROJECTED), dtype=np.int8) * 2 - 1
     vectors = np.zeros((len(offsets) - 1, PROJECTED), np.float16)
     for start in range(0, len(vectors), SLAB):
@@ -75,7 +75,7 @@ def bags_of_pieces(shards: Shards, seed: int) -> np.ndarray:
 
 
 def halves(vectors: np.ndarray, members: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(members in order, start and end of each one's neighbourhood): every neighbourhood has LEAF/2 to LEAF members."""
+    """Return (members in order, start and end of each one's neighbourhood); every neighbourhood has LEAF/2 to LEAF members."""
     order = members.astype(np.int64).copy()
     starts, ends = np.zeros(len(order), np.int64), np.zeros(len(order), np.int64)
     waiting = [(0, len(order))]

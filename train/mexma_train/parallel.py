@@ -1,4 +1,4 @@
-"""One process or many: torchrun's environment, DDP and FSDP2 of torch, and the few sums that training exchanges."""
+"""Runs training in one process or many: torchrun's environment, torch's DDP and FSDP2, and the few sums that are exchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mexma_rt.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The processes of a run, and the place of this one among them."""
+    """How many processes a run has, and which one this is."""
 
     device: torch.device
     rank: int = 0
@@ -35,11 +35,12 @@ class World:
 
 @contextlib.contextmanager
 def start_world(device: str) -> Iterator[World]:
-    """The processes that torchrun started, or this one alone. Device cuda becomes cuda:LOCAL_RANK.
+    """Yield the World of the processes that torchrun started, or of this one alone; with torchrun, cuda is cuda:LOCAL_RANK.
 
     Raises InputError for a device that this machine or this torch does not have.
     """
-    size, rank, local = (int(os.environ.get(name, default)) for name, default in _TORCHRUN)
+    torchrun = (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+    size, rank, local = (int(os.environ.get(name, default)) for name, default in torchrun)
     place = torch.device(device)
     if place.type not in ("cpu", "cuda"):
         raise InputError(f"device {device!r} is unknown. Type cpu, cuda or cuda:N.")
@@ -50,7 +51,7 @@ def start_world(device: str) -> Iterator[World]:
         if place.index >= torch.cuda.device_count():
             raise InputError(
                 f"device {place}: this machine has {torch.cuda.device_count()} GPUs, numbered from 0. "
-                "Give torchrun no more processes (--nproc-per-node) than that."
+                "Give torchrun at most that many processes (--nproc-per-node)."
             )
         torch.cuda.set_device(place)
     if size == 1:
@@ -63,15 +64,12 @@ def start_world(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-_TORCHRUN = (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
-
-
 def distribute(model: nn.Module, layers: list[nn.Module], world: World, how: str) -> nn.Module:
-    """The module whose forward synchronises gradients: the model itself, DDP around it, or the model sharded layer by layer."""
+    """Return the module to train: the model itself, wrapped in DDP, or sharded layer by layer; it synchronises gradients."""
     if world.size == 1:
         return model
     if how == "ddp":
-        # Gradients live in DDP's buckets, not beside them; all processes have read or drawn the same weights already.
+        # Gradients are views of DDP's buckets, not copies. All processes have already read or drawn the same weights.
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
     for layer in layers:
         fully_shard(layer)
@@ -81,7 +79,7 @@ def distribute(model: nn.Module, layers: list[nn.Module], world: World, how: str
 
 @contextlib.contextmanager
 def synchronised(module: nn.Module, last: bool) -> Iterator[None]:
-    """Exchange gradients in the last backward pass of an update only: the earlier ones add up in place."""
+    """Exchange gradients only in the last backward pass of an update; those of earlier passes add up in place."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(last)
         yield
@@ -94,7 +92,7 @@ def synchronised(module: nn.Module, last: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_weights(module: nn.Module) -> Iterator[None]:
-    """Let code outside `forward` read the root's weights (embeddings, head bias) of a sharded model."""
+    """Let code outside `forward` read the root weights (embeddings, head bias) of a sharded model."""
     if isinstance(module, FSDPModule):
         module.unshard()
         try:
@@ -106,20 +104,20 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
 
 
 def all_sum(values: Tensor, world: World) -> Tensor:
-    """Sum over processes, in place."""
+    """Sum over processes in place, and return the tensor."""
     if world.size > 1:
         dist.all_reduce(values)
     return values
 
 
 def wait_for_main(world: World) -> None:
-    """Go on when every process is here: what the main one wrote before is then there for all."""
+    """Wait until every process gets here: all can then read what the main one wrote before."""
     if world.size > 1:
         dist.barrier()
 
 
 def gather_rows(x_BD: Tensor, rows: tuple[int, ...], world: World) -> Tensor:
-    """The rows of all processes [sum(rows), D] in rank order, with gradient to each of them."""
+    """Return the rows of all processes [sum(rows), D] in rank order, with gradient to each process."""
     most = max(rows)
     filled = F.pad(x_BD, (0, 0, 0, most - len(x_BD)))
     parts = _AllGather.apply(filled, world.size)  # type: ignore[no-untyped-call]  # apply has no types
@@ -139,13 +137,13 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         grad = grad.contiguous().clone()
-        dist.all_reduce(grad)  # gloo has no reduce_scatter; the vectors are small beside the weights
+        dist.all_reduce(grad)  # gloo has no reduce_scatter, and the vectors are small compared with the weights
         rank = dist.get_rank()
         return grad[rank * ctx.rows : (rank + 1) * ctx.rows], None
 
 
 def clip_gradient(parameters: list[nn.Parameter], norm: float | None) -> Tensor:
-    """Scale the gradient to at most this global L2 norm (None: leave it); returns the norm it had."""
+    """Scale the gradient to at most this global L2 norm (None: leave it), and return the norm it had."""
     total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if isinstance(total, DTensor):
         total = total.full_tensor()
@@ -155,12 +153,12 @@ def clip_gradient(parameters: list[nn.Parameter], norm: float | None) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor with all its shards, on the CPU. Every process must call it."""
+    """Return a tensor with all its shards, on the CPU. Every process must call it."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
 
 
 def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor cut and placed as the parameter is; every process has read the same file, so none needs to send."""
+    """Return a whole tensor sharded and placed as the parameter is; all processes read the same file, so none has to send."""
     if isinstance(parameter, DTensor):
         return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
     return tensor.to(parameter.device)

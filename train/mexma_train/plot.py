@@ -1,7 +1,7 @@
-"""One picture of a run: every loss term, the learning rate, the speed and the evaluations over the updates, from log.jsonl.
+"""Draws a run from its log.jsonl: every loss term, the learning rate, the speed and the evaluations over the updates.
 
-Each stage has its own block of panels with its own updates. Curves of a panel differ in dash or width as well as in lightness,
-so that the picture says the same in greyscale.
+Each stage has its own block of panels with its own updates. The curves of a panel differ in dash or width as well as in
+lightness, so that the picture can be read in greyscale.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
-COLUMNS = 4  # panels beside each other
+COLUMNS = 4  # panels in a row
 PANEL_INCHES = (3.6, 2.5)  # a row of four is as wide as a large screen at 120 dots per inch
-NAMED_SETS = 3  # more test sets than that are thin lines without names
+NAMED_SETS = 3  # of more test sets, the curves are thin and unnamed
 STAGES = {"warmup": "Warm start", "ranking": "Ranking", "mexma": "MEXMA"}
-NO_CURVES = ("stage", "update", "seconds")
+NO_CURVES = ("stage", "update", "seconds")  # keys of a line of the log that are not drawn
 
 STYLES = (  # relative luminance (WCAG) 0.01, 0.30, 0.37 and 0.16, and four dashes
     {"color": "#1a1a40", "linestyle": "-"},
@@ -36,11 +36,11 @@ STYLES = (  # relative luminance (WCAG) 0.01, 0.30, 0.37 and 0.16, and four dash
 ONE_OF_MANY = {"color": "0.65", "linestyle": "-", "linewidth": 0.7, "marker": ".", "markersize": 3}
 MEAN_STYLE = {"color": "black", "linestyle": "-", "linewidth": 2.2, "marker": "o", "markersize": 4}
 
-# (title, unit of the upright axis, {term of the log: its name in the legend})
+# (title, unit of the y axis, {term of the log: its name in the legend})
 TERMS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("Total loss", "loss", {"loss": "total"}),
     ("Masked tokens (MLM)", "cross entropy, nats", {"mlm_source": "text (source)", "mlm_target": "English (target)"}),
-    ("Alignment", "loss before its weight", {"align": "align"}),
+    ("Alignment", "loss, unweighted", {"align": "align"}),
     ("KoLeo", "−log distance to the nearest", {"koleo": "koleo"}),
     ("Contrastive (InfoNCE)", "cross entropy, nats", {"contrastive": "contrastive"}),
     ("Pairs that find each other in the batch", "share", {"accuracy": "accuracy"}),
@@ -50,7 +50,7 @@ TERMS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("Speed in tokens", "tokens per second", {"tokens_per_second": "tokens"}),
 )
 
-# measure of the log: (title, unit of the upright axis)
+# measure of the log: (title, unit of the y axis)
 MEASURES = {
     "xsim": ("xsim, text → English (less is better)", "error, %"),
     "accuracy": ("Retrieval accuracy, both directions", "%"),
@@ -77,7 +77,7 @@ class _Panel:
 
 
 def plot(folder: Path, target: Path) -> None:
-    """Draw the log of the run in `folder` into `target`, whose suffix is .png, .svg or .pdf; a running one may be drawn too.
+    """Draw the log of the run in `folder`, which may still be going on, to `target`, a .png, .svg or .pdf.
 
     Raises FileError if there is no log or target cannot be written, InputError for another suffix or a log without lines,
     MissingExtraError without matplotlib. An older picture stays as it was until the new one is complete.
@@ -102,7 +102,7 @@ def plot(folder: Path, target: Path) -> None:
 
 
 def figure(lines: list[Line]) -> Figure:
-    """Return the picture of log lines (at least one, as `read_log` gives them); pyplot and its state are not touched."""
+    """Return a figure of log lines (at least one, as `read_log` returns them); pyplot and its state are not touched."""
     require_extra("train", "matplotlib")
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -120,12 +120,12 @@ def figure(lines: list[Line]) -> Figure:
         for place, panel in enumerate(panels, start=1):
             axes = part.add_subplot(count, columns, place)
             _draw(axes, panel)
-            axes.set_xlim(0, last * 1.02)  # one scale for all panels of a stage, so that they can be read downwards
+            axes.set_xlim(0, last * 1.02)  # the same for all panels of a stage
     return whole
 
 
 def _panels(lines: list[Line]) -> list[_Panel]:
-    """What one stage has to show: only the terms and measures that its lines hold, and every one of them."""
+    """The panels of one stage, for exactly the terms and measures that its lines contain."""
     steps = [line for line in lines if "evaluation" not in line]
     evaluations = [line for line in lines if "evaluation" in line]
     known = {term for _, _, terms in TERMS for term in terms}
@@ -143,7 +143,7 @@ def _panels(lines: list[Line]) -> list[_Panel]:
 
 
 def _measure_curves(evaluations: list[Line], measure: str) -> list[_Curve]:
-    """A curve for each test set and a thick one for their mean; with one test set only its own."""
+    """A curve for each test set, and a thick one for their mean if there are several."""
     names = dict.fromkeys(name for line in evaluations for name in line["evaluation"])
     sets = [name for name in names if name != MEAN]
     curves = []
@@ -161,7 +161,7 @@ def _measure_curves(evaluations: list[Line], measure: str) -> list[_Curve]:
 
 
 def _series(rows: list[tuple[int, Line]], name: str) -> tuple[list[int], list[float]]:
-    """The updates whose row has `name`, and its values."""
+    """The updates of the rows that have `name`, and its values there."""
     found = [(update, row[name]) for update, row in rows if name in row]
     return [update for update, _ in found], [math.nan if value is None else value for _, value in found]
 

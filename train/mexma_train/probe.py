@@ -1,4 +1,4 @@
-"""What the model under training makes of raw text: sentence vectors, and how many masked tokens it guesses right."""
+"""Applies the model under training to raw text: sentence vectors, and the share of masked tokens it predicts right."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from mexma_train.data.shards import Ragged
 from mexma_train.masking import mask_tokens
 from mexma_train.model import Mexma
 
-BATCH_TOKENS = 8_192  # of an evaluation batch; the probe is a small part of any run
+BATCH_TOKENS = 8_192  # tokens of an evaluation batch
 
 
 def tokenise(tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[np.ndarray]:
-    """Ids of each text with <s> and </s>, cut to max_tokens as the training batches are."""
+    """Return the ids of each text with <s> and </s>, cut to max_tokens as in training batches."""
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
     return [np.array([0, *encoding.ids[: max_tokens - 2], 2]) for encoding in encodings]
 
 
 def ragged(sentences: list[np.ndarray]) -> Ragged:
-    """Lay id arrays end to end."""
+    """Return sentences of ids laid end to end."""
     return Ragged(ids=np.concatenate(sentences), lengths=np.array([len(s) for s in sentences]))
 
 
 def embed_texts(encoder: Encoder, tokenizer: Tokenizer, texts: list[str], *, max_tokens: int, attention: str) -> np.ndarray:
-    """Normalised sentence vectors float32 [n, D] in the order of the texts; dropout off, no gradient."""
+    """Return normalised sentence vectors float32 [n, D] in the order of the texts; dropout off, no gradient."""
     return embed_sentences(encoder, tokenise(tokenizer, texts, max_tokens), attention=attention)
 
 
 def embed_sentences(encoder: Encoder, sentences: list[np.ndarray], *, attention: str) -> np.ndarray:
-    """`embed_texts` of sentences that are ids already, <s> and </s> included."""
+    """Like `embed_texts`, for sentences that are already ids, <s> and </s> included."""
     by_length = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
     device, training = encoder.embeddings.LayerNorm.weight.device, encoder.training
     vectors = np.empty((len(sentences), encoder.config.hidden_size), np.float32)
@@ -53,7 +53,7 @@ def embed_sentences(encoder: Encoder, sentences: list[np.ndarray], *, attention:
 def masked_accuracy(
     model: Mexma, tokenizer: Tokenizer, pairs: list[tuple[str, str]], *, max_tokens: int, ratio: float, attention: str
 ) -> float:
-    """Percent of masked tokens that the head predicts right on (text, english) pairs; the masks are the same at every call."""
+    """Return the percentage of masked tokens that the head predicts right on (text, english) pairs; masks never change."""
     vocab_size, device, training = model.head.bias.numel(), model.head.bias.device, model.training
     sides = [tokenise(tokenizer, [pair[i] for pair in pairs], max_tokens) for i in range(2)]
     lengths = [len(a) + len(b) for a, b in zip(*sides, strict=True)]
@@ -79,7 +79,7 @@ def masked_accuracy(
 
 
 def _runs(order: list[int], lengths: list[int]) -> list[list[int]]:
-    """Cut an order of sentences into runs of at most BATCH_TOKENS tokens (a longer sentence runs alone)."""
+    """Cut an order of sentences into runs of at most BATCH_TOKENS tokens; a longer sentence is a run by itself."""
     runs: list[list[int]] = []
     filled = BATCH_TOKENS
     for i in order:

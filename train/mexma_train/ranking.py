@@ -1,8 +1,8 @@
 """Translation ranking with the whole encoder, between the warm start and MEXMA.
 
-The warm start knows words but no order: its lower layers are the identity. Here they learn, from the same loss (and the same
-teacher, if there is one) on clean sentences: two encoder passes and no vocabulary product, a fraction of what a MEXMA update of
-as many pairs takes. T packed tokens, B pairs, D dimensions.
+The warm start knows words but no word order, because its lower layers are the identity. They learn here, from the same loss
+(and the same teacher, if there is one) on clean sentences: two encoder passes without a vocabulary product, a fraction of the
+cost of a MEXMA update with as many pairs. T packed tokens, B pairs, E English segments, D dimensions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PairBatch:
     ids: Tensor
     positions: Tensor
     lengths: np.ndarray
-    english_of: Tensor  # int64 [B], the number of each text's English segment; they are in the order of their first texts
+    english_of: Tensor  # int64 [B], the English segment of each text; segments are numbered in the order of their first texts
     targets: Tensor | None
 
     @property
@@ -50,7 +50,7 @@ class PairBatch:
 
 
 def ranking_batch(update: int, sampler: PairSampler, config: RankingConfig) -> PairBatch:
-    """The pairs of an update; a function of (seed, update)."""
+    """Return the batch of an update, a function of (seed, update)."""
     pairs = draw(update, sampler, config)
     segments, first, english_of = np.unique(sampler.shards.pair_english[pairs], return_index=True, return_inverse=True)
     by_first = np.argsort(first)
@@ -70,7 +70,7 @@ def ranking_batch(update: int, sampler: PairSampler, config: RankingConfig) -> P
 
 
 def draw(update: int, sampler: PairSampler, config: RankingConfig) -> np.ndarray:
-    """The pair numbers of an update."""
+    """Return the pair numbers of an update."""
     first = max(1, config.batch_pairs // config.translations)
     if config.neighbours > 1:
         pairs = sampler.neighbour_batch(update, first, config.neighbours)
@@ -80,7 +80,7 @@ def draw(update: int, sampler: PairSampler, config: RankingConfig) -> np.ndarray
 
 
 def whole_terms(encoder: Encoder, batch: PairBatch, config: RankingConfig, attention: str) -> dict[str, Tensor]:
-    """Loss terms of one batch."""
+    """Return the loss terms of one batch, as `ranking_terms` does."""
     layout = make_layout(batch.lengths, attention, batch.ids.device)
     text_BD, english_ED = encoder(batch.ids, batch.positions, layout, layout.starts_S).split(
         [batch.pairs, len(batch.lengths) - batch.pairs]
@@ -93,7 +93,7 @@ def whole_terms(encoder: Encoder, batch: PairBatch, config: RankingConfig, atten
 
 
 def ranking_parameters(encoder: Encoder, config: RankingConfig) -> list[dict[str, Any]]:
-    """Adam groups: the top layer at config.lr, each one below it at layer_decay of that, then the embeddings; the words."""
+    """Return Adam's groups: the top layer at config.lr, each one below at layer_decay times that, the embeddings; the words."""
     words = encoder.embeddings.word_embeddings.weight
     words.requires_grad_(config.words_lr > 0)
     below = [p for p in encoder.embeddings.parameters() if p is not words]
@@ -105,5 +105,5 @@ def ranking_parameters(encoder: Encoder, config: RankingConfig) -> list[dict[str
 
 
 def ranking_rate(update: int, config: RankingConfig) -> float:
-    """Share of the peak learning rates at an update: linear up over warmup_share, then straight down to 0."""
+    """Share of the peak learning rates at an update: linear up over warmup_share, then linear down to 0."""
     return min((update + 1) / max(1.0, config.warmup_share * config.steps), 1.0) * (1 - update / config.steps)

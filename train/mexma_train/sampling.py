@@ -46,7 +46,7 @@ class PairSampler:
         self._last: tuple[tuple[int, int, int | None], list[np.ndarray]] | None = None
 
     def _group_shares(self) -> np.ndarray:
-        """The probability that a drawn pair is of each of the shards' groups: float64 [groups]."""
+        """The probability of each of the shards' groups for a drawn pair: float64 [groups]."""
         groups = self.shards.groups
         counts = np.array([group.count for group in groups], np.float64)
         if self.config.order == "epochs":

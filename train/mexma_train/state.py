@@ -62,11 +62,10 @@ def newest_state(folder: Path) -> State:
         raise FileError(
             f"{paths[-1]} has format {header['format']}, but this version reads {FORMAT}. Resume with the one that wrote it."
         )
-    recipe = recipe_from_dict(header["recipe"])
     return State(
         stage=header["stage"],
         update=header["update"],
-        recipe=recipe,
+        recipe=recipe_from_dict(header["recipe"]),
         shards=header["shards"],
         encoder=header["encoder"],
         path=paths[-1],

@@ -1,18 +1,18 @@
-"""Distillation targets: a teacher's vector of every English segment of a shard folder, computed once, stored beside the ids.
+"""Distillation targets: a teacher's vector of every English segment of a shard folder, computed once and stored with the ids.
 
     teacher.npy float16 [E, D]                row e belongs to English segment e; rows have length 1
-    teacher.projection.npy float64 [D_t, D]   the teacher's vectors times this, at length 1, are the rows
+    teacher.projection.npy float64 [D_t, D]   the rows are the teacher's vectors times this, scaled to length 1
     teacher.json    teacher, sha256, dimensions before and after, share of the second moment kept, counts; written last
 The teacher's vectors are projected on their top D principal axes: of all projections to D dimensions, this one changes the
-inner products of the sample's vectors least (Eckart and Young, 1936); not centred, because inner products are not either.
-Any rotation of the rows keeps them too, and another machine's axes may be another one: a model that learnt from rows of its
-own is trained on with `like`, which takes the rotation that brings the rows nearest to its vectors (orthogonal Procrustes,
-Schönemann 1966). The bundled model against the axes of another machine: mean cosine 0.29, turned to it 0.83.
+inner products of the sampled vectors least (Eckart and Young, 1936). They are not centred, because inner products are not.
+Any rotation of the rows keeps inner products too, and the axes may be rotated on another machine. To train a model further that
+learnt from other rows, give it as `like`: the rotation is then the one that brings the rows nearest to its vectors (orthogonal
+Procrustes, Schönemann 1966). The bundled model with the axes of another machine: mean cosine 0.29, rotated towards it 0.83.
 
-The teacher reads what the ids say, decoded by the shards' own tokenizer, not the line that they were made of. Lost are what
-NFKC changes ("…" becomes "..."), control characters, runs of white space and characters without a piece. Of 20,000 English
-lines 2.0 % came back changed, with XLM-R's tokenizer and with one of 64,000 pieces (tokenizer.py): by NFKC and white space
-alone, but for 0.03 % of the lines that lost a character ("↓", "📱") with the latter.
+The teacher reads the text that the shards' own tokenizer decodes from the ids, not the original line. What is lost is what NFKC
+changes ("…" becomes "..."), control characters, runs of white space and characters without a piece. Of 20,000 English lines,
+2.0 % came back changed, with XLM-R's tokenizer and with one of 64,000 pieces (tokenizer.py): only by NFKC and white space,
+except that with the latter 0.03 % of the lines lost a character ("↓", "📱").
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from mexma_train.data.tokenizer import load_tokenizer
 from mexma_train.teacher_model import Teacher, open_teacher
 
 FORMAT = 1
-WORK, PROGRESS = ".teacher", "progress.json"  # the vectors grow in this folder; its files are moved out of it at the end
-SAMPLE = 100_000  # segments whose vectors choose the axes
-SLAB_SEGMENTS = 8192  # between two marks of progress: some eight seconds of USE on one core ...
-SLAB_TOKENS = 1_000_000  # ... or fewer segments, where they are long: a segment's text is never cut here
+WORK, PROGRESS = ".teacher", "progress.json"  # the vectors are written in this folder, and moved out of it at the end
+SAMPLE = 100_000  # segments whose vectors decide the axes
+SLAB_SEGMENTS = 8192  # between two records of progress: about eight seconds of USE on one core ...
+SLAB_TOKENS = 1_000_000  # ... or fewer segments if they are long; a segment's text is never cut here
 
 
 @dataclass(frozen=True, kw_only=True)
 class Taught:
-    """What teacher.json says, and whether this call has made it (False: it was complete already)."""
+    """What teacher.json says, and whether this call made it (False: it was already complete)."""
 
     about: dict[str, Any]
     made: bool
 
 
 def begun(folder: Path) -> bool:
-    """Whether a call on these shards was interrupted after it had chosen the axes, so that the next one resumes it."""
+    """Whether a call on these shards was interrupted after it had chosen the axes, so that the next one resumes."""
     return (folder / WORK / PROGRESS).is_file()
 
 
@@ -65,10 +65,11 @@ def teach(
 ) -> Taught:
     """Store the vectors [E, dimensions] of the teacher `model` (see `open_teacher`) in the shard folder.
 
-    They are not projected where the teacher has no more than `dimensions`; a vector of length 0 stays 0 and is counted. `like`
-    names a model, as `model` does, of as many dimensions as the rows get, to whose vectors they are turned. A killed call is
-    continued by the next one, to the same bytes (on the same machine, with the same number of threads). Raises FileError if
-    the folder holds the vectors of another teacher or cannot be written, InputError, and what open_shards and open_teacher do.
+    They are not projected if the teacher has at most `dimensions`; a vector of length 0 stays 0 and is counted. `like` names a
+    model, as `model` does, with as many dimensions as the rows will have: they are rotated towards its vectors. After a kill
+    the next call resumes, to the same bytes (on the same machine, with the same number of threads). Raises FileError if the
+    folder holds the vectors of another teacher or cannot be written; InputError for dimensions below 1, a `like` of another
+    size and vectors that are zero or not finite; and what open_shards and open_teacher raise.
     """
     if dimensions < 1:
         raise InputError(f"dimensions is {dimensions}; at least 1 is needed.")
@@ -79,7 +80,7 @@ def teach(
     if shards.teacher is not None:
         about = json.loads((shards.folder / TEACHER[0]).read_text(encoding="utf-8"))
         _refuse_another(about, teacher, pupil, dimensions, "rm -f " + " ".join(typed(shards.folder / name) for name in TEACHER))
-        shutil.rmtree(work, ignore_errors=True)  # all that the kill of a finished call can leave
+        shutil.rmtree(work, ignore_errors=True)  # all that a kill at the very end of a call can leave
         return Taught(about=about, made=False)
     texts = _Texts(shards)
     try:
@@ -92,16 +93,16 @@ def teach(
             _write(work, teacher, texts, about, progress)
         del about["done"]
         _write_json(work / TEACHER[0], about)
-        for name in reversed(TEACHER):  # teacher.json last: with it they count
-            if (work / name).exists():  # else a call that was killed here has moved it
+        for name in reversed(TEACHER):  # teacher.json last, because it makes the others valid
+            if (work / name).exists():  # otherwise a call that was killed here has moved it
                 move_file(work / name, shards.folder / name)
         shutil.rmtree(work)
     except OSError as error:
         if isinstance(error, MexmaError):
             raise
         raise FileError(
-            f"The vectors in {work} cannot be written: {error.strerror or error}. What is there is kept: when the cause is "
-            "gone, the same command resumes from it."
+            f"The vectors in {work} cannot be written: {error.strerror or error}. What was written is kept: once the cause is "
+            "fixed, the same command resumes from it."
         ) from error
     return Taught(about=about, made=True)
 
@@ -111,14 +112,15 @@ def _refuse_another(about: dict[str, Any], teacher: Teacher, pupil: Teacher | No
     if (about["sha256"], about["dimensions"]) != (teacher.sha256, wanted):
         raise FileError(
             f"These shards already have vectors of {about['teacher']} (SHA-256 {about['sha256'][:12]}..., "
-            f"{about['dimensions']} dimensions), not of {teacher.name} ({teacher.sha256[:12]}..., {wanted}). To have these "
-            f"instead, delete the others first. Type:\n    {delete}"
+            f"{about['dimensions']} dimensions), not of {teacher.name} ({teacher.sha256[:12]}..., {wanted}). To replace them, "
+            f"delete them first. Type:\n    {delete}"
         )
     if about.get("like_sha256") != (pupil and pupil.sha256):
-        there, here = (f"turned to {name}" if name else "not turned" for name in (about.get("like"), pupil and pupil.name))
+        names = (about.get("like"), pupil and pupil.name)
+        there, here = (f"rotated towards {name}" if name else "not rotated" for name in names)
         raise FileError(
-            f"The vectors of {about['teacher']} in these shards are {there}, and now they are to be {here}. To have that "
-            f"instead, delete them first. Type:\n    {delete}"
+            f"The vectors of {about['teacher']} in these shards are {there}, but this call wants them {here}. To replace them, "
+            f"delete them first. Type:\n    {delete}"
         )
 
 
@@ -126,12 +128,12 @@ def _begin(
     work: Path, teacher: Teacher, pupil: Teacher | None, texts: _Texts, dimensions: int, progress: bool | None
 ) -> dict[str, Any]:
     """Choose the axes, and make a work folder whose progress.json says that nothing is done yet."""
-    shutil.rmtree(work, ignore_errors=True)  # of a call that was killed before it had chosen them
+    shutil.rmtree(work, ignore_errors=True)  # left by a call that was killed before it had chosen them
     before = teacher.embed(["."])[0].shape[1]
     if pupil and (size := pupil.embed(["."])[0].shape[1]) != min(dimensions, before):
         raise InputError(
-            f"like: {pupil.name} has {size} dimensions and the rows would have {min(dimensions, before)}, so that they cannot "
-            "be turned to it. Rows get the smaller number of dimensions= and the teacher's own."
+            f"like: {pupil.name} has {size} dimensions, but the rows would have {min(dimensions, before)} (the smaller of "
+            "dimensions= and the teacher's own), so they cannot be rotated towards it."
         )
     rows = np.arange(0)
     projection, share = np.eye(before), 1.0
@@ -140,11 +142,11 @@ def _begin(
     if dimensions < before:
         moment = _moment(teacher, teacher, texts, rows, "teach: axes", progress)
         projection, share = principal_axes(moment, dimensions)
-    turned = {}
+    rotated = {}
     if pupil:
-        moment = _moment(teacher, pupil, texts, rows, "teach: turn", progress)
+        moment = _moment(teacher, pupil, texts, rows, "teach: rotation", progress)
         projection = projection @ nearest_rotation(projection.T @ moment)
-        turned = {"like": pupil.name, "like_sha256": pupil.sha256}
+        rotated = {"like": pupil.name, "like_sha256": pupil.sha256}
     work.mkdir()
     with atomic_write(work / TEACHER[2]) as file:
         np.save(file, projection)
@@ -154,13 +156,13 @@ def _begin(
         "sha256": teacher.sha256,
         "teacher_dimensions": before,
         "dimensions": projection.shape[1],
-        "share_kept": share,  # of the mean squared length of the sample's vectors, by the projection
+        "share_kept": share,  # of the mean squared length of the sampled vectors
         "sample": len(rows),
-        "segments": len(texts),  # this and the next tie the vectors to their shards
+        "segments": len(texts),  # this and the next identify the shards
         "tokens": len(texts.ids),
         "zero_vectors": 0,
-        "cut_texts": 0,  # by a bundle's maximum length; an ONNX graph does not tell
-        **turned,
+        "cut_texts": 0,  # at a bundle's maximum length; an ONNX graph does not report it
+        **rotated,
         "done": 0,
     }
     _write_json(work / PROGRESS, about)
@@ -180,30 +182,30 @@ def _moment(teacher: Teacher, other: Teacher, texts: _Texts, rows: np.ndarray, w
 
 
 def nearest_rotation(moment: np.ndarray) -> np.ndarray:
-    """The orthogonal R [D, D] with the greatest sum of <x R, y> over pairs of rows, of which `moment` is the sum of x^T y."""
+    """Return the orthogonal R [D, D] that maximises the sum of <x R, y> over pairs of rows, if `moment` sums x^T y."""
     left, _, right = np.linalg.svd(moment)
     return np.asarray(left @ right)
 
 
 def principal_axes(moment: np.ndarray, dimensions: int) -> tuple[np.ndarray, float]:
-    """The top eigenvectors [D_t, dimensions] of a second moment [D_t, D_t], and their share of its trace.
+    """Return the top eigenvectors [D_t, dimensions] of a second moment [D_t, D_t], and their share of its trace.
 
-    Each points to where its largest component is positive, because an eigenvector's sign is the solver's whim. Raises
-    InputError if the moment is 0.
+    Each has the sign that makes its largest component positive, because solvers may return either. Raises InputError if the
+    moment is 0.
     """
     values, vectors = np.linalg.eigh(moment)
     if values[-1] <= 0:
-        raise InputError("The teacher gave nothing but vectors of length 0. Check that the model is one of sentence vectors.")
+        raise InputError("The teacher gave only vectors of length 0. Check that the model makes sentence vectors.")
     axes = vectors[:, ::-1][:, :dimensions]
     largest = axes[np.abs(axes).argmax(axis=0), np.arange(dimensions)]
     return axes * np.sign(largest), float(values[::-1][:dimensions].sum() / values.sum())
 
 
 def _write(work: Path, teacher: Teacher, texts: _Texts, about: dict[str, Any], progress: bool | None) -> None:
-    """Append the rows from about["done"] on; `about` and progress.json say after each slab how far the file is on the disk.
+    """Write the rows from about["done"] on; after each slab, `about` and progress.json record how many are on the disk.
 
-    Written, not mapped: a full disk is then an error, where it would kill a process that writes into a map. What a killed call
-    has written after its last mark is written again, as the same bytes.
+    The file is written, not mapped: a full disk is then an error, where it would kill a process that writes to a map. What a
+    killed call wrote after its last record is overwritten with the same bytes.
     """
     projection = np.load(work / TEACHER[2])
     path, shape = work / TEACHER[1], (about["segments"], about["dimensions"])
@@ -251,7 +253,7 @@ def _write_json(path: Path, about: dict[str, Any]) -> None:
 
 
 class _Texts:
-    """The English segments of a shard folder as texts, decoded from their ids when they are asked for."""
+    """The English segments of a shard folder as texts, decoded from their ids on demand."""
 
     def __init__(self, shards: Shards) -> None:
         self.ids, self.offsets = shards.english_ids, shards.english_offsets
@@ -265,9 +267,9 @@ class _Texts:
         return self.tokenizer.decode_batch([self.ids[start:end].tolist() for start, end in spans], skip_special_tokens=True)
 
     def slabs(self, rows: np.ndarray | range) -> Iterator[np.ndarray]:
-        """These segments in pieces of at most SLAB_SEGMENTS and, above one segment, SLAB_TOKENS.
+        """Yield these segments in slabs of at most SLAB_SEGMENTS segments and, unless it is a single one, SLAB_TOKENS tokens.
 
-        Begun at the first segment of a later piece, the pieces from there on are the same.
+        Starting at the first segment of a later slab gives the same slabs from there on.
         """
         while len(rows):
             slab = np.asarray(rows[:SLAB_SEGMENTS])

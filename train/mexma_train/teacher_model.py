@@ -1,4 +1,4 @@
-"""The models that `mexma-train teach` learns from: texts in, vectors out, by an ONNX file that reads strings or by a bundle."""
+"""Opens the teachers of `mexma-train teach`, which turn texts into vectors: an ONNX file that takes strings, or a bundle."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from mexma_rt.embedding.packing import pack
 from mexma_rt.errors import BackendError, FileError, InputError, require_extra
 from mexma_rt.files.atomic import sha256_of
 
-# An int8 graph such as USE-multilingual's quantises activations by the range of the whole batch, so that a vector depends on
-# its neighbours: alone against in a batch of 64, the cosine is 0.9988 on average and 0.9955 at worst (2,000 English lines
-# sorted by length, onnxruntime 1.32; 0.9987 and 0.9950 in file order). So the batches of a call depend on its texts alone.
+# An int8 graph such as USE-multilingual's quantises activations by the range of the whole batch, so a vector depends on the
+# rest of its batch: between alone and in a batch of 64, the cosine is 0.9988 on average and 0.9955 at worst (2,000 English
+# lines sorted by length, onnxruntime 1.32; 0.9987 and 0.9950 in file order). The batches of a call therefore depend only on
+# its texts.
 BATCH_TEXTS = 64
-BATCH_CHARACTERS = 64 * 512  # fewer texts, where they are long
+BATCH_CHARACTERS = 64 * 512  # fewer texts if they are long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Teacher:
 
 
 def open_teacher(model: str | Path, threads: int | None = None) -> Teacher:
-    """A teacher from an .onnx file with one string input [n] and one float output [n, D_t], or whatever mexma_rt.load takes.
+    """Open a teacher: an .onnx file with one string input [n] and one float output [n, D_t], or whatever mexma_rt.load takes.
 
     The .onnx file runs on the CPU. One with text operators of its own, such as USE-multilingual, needs onnxruntime-extensions.
     Raises FileError, InputError, BackendError, MissingExtraError (all say what to type), and what mexma_rt.load raises.
@@ -63,7 +64,7 @@ def _open_onnx(path: Path, threads: int | None) -> Teacher:
         options.register_custom_ops_library(onnxruntime_extensions.get_library_path())
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its classes have no other base
+    except Exception as error:  # onnxruntime's errors have no other base class
         if "is not a registered function/op" in str(error):
             require_extra("teach", "onnxruntime_extensions")
         raise FileError(f"onnxruntime cannot open {path}: {error}. Copy or export it again.") from None
@@ -72,8 +73,8 @@ def _open_onnx(path: Path, threads: int | None) -> Teacher:
     if kinds != [[("tensor(string)", 1)], [("tensor(float)", 2)]]:
         ends = [", ".join(f"{end.name} {end.type} {end.shape}" for end in side) for side in sides]
         raise InputError(
-            f"{path} is no teacher: its inputs are {ends[0]}, its outputs {ends[1]}; needed are one tensor(string) [n] and one "
-            "tensor(float) [n, D]. For a model that wants ids, make a bundle (mexma-export) and give that."
+            f"{path} is not a teacher: its inputs are {ends[0]}, its outputs {ends[1]}; it must have one tensor(string) [n] "
+            "and one tensor(float) [n, D]. Of a model that takes ids, make a bundle (mexma-export) and give that."
         )
     name = sides[0][0].name
 

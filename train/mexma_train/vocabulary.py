@@ -1,9 +1,9 @@
 """Cross entropy over the vocabulary at masked tokens, without ever holding all logits.
 
-M masked tokens x V = 250,002 pieces of XLM-R are gigabytes of logits and as much again for their gradient. The product is
-therefore made in chunks of tokens, and each chunk's gradient is taken at once, while its logits are there: the logits of one
-chunk are the whole memory, and nothing is computed twice (the idea of Liger Kernel's fused linear cross entropy,
-arXiv 2410.10989, written with plain torch products).
+M masked tokens x V = 250,002 pieces of XLM-R are gigabytes of logits, and as much again for their gradient. The product is
+therefore computed in chunks of tokens, and each chunk's gradient is computed while its logits are still there: only one chunk's
+logits are in memory, and nothing is computed twice (the idea of Liger Kernel's fused linear cross entropy, arXiv 2410.10989,
+in plain torch products).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 def vocabulary_loss(
     states_MD: Tensor, weight_VD: Tensor, bias_V: Tensor, labels_M: Tensor, shares_M: Tensor, *, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """sum(shares * cross entropy), differentiable, and the cross entropy of each token [M] (no gradient).
+    """Return sum(shares * cross entropy), differentiable, and the cross entropy of each token [M], without gradient.
 
-    Products run in the autocast type where autocast is on, softmax and sums in float32 (float64 for float64 states).
+    Products run in autocast's type if it is on, softmax and sums in float32 (float64 for float64 states).
     """
     both: tuple[Tensor, Tensor] = _Chunked.apply(states_MD, weight_VD, bias_V, labels_M, shares_M, chunk)  # type: ignore[no-untyped-call]  # apply has no types
     return both
@@ -38,7 +38,7 @@ class _Chunked(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         grad_bias = torch.zeros_like(bias) if wants_bias else None
         losses = torch.empty(len(states), dtype=exact, device=states.device)
-        # Shares are about 1 / M: scaled to 1 at most, they fit float16; the sums are scaled back at the end.
+        # Shares are about 1 / M. Scaled to at most 1 they fit float16; the sums are scaled back at the end.
         largest = shares.max() if len(shares) else 1.0
         with torch.autocast(kind, enabled=False):
             for start in range(0, len(states), chunk):

@@ -1,10 +1,10 @@
 """Warm start: translation ranking with static tokens, so that MEXMA begins with a `<s>` state that is a sentence vector.
 
-The trick: let layers 1 .. N-1 of the encoder be the identity (output projections zero, LayerNorms plain) and the position
-table zero. Then every token reaches the last layer as LayerNorm(word embedding), the same wherever it stands, and the last
-layer's `<s>` row is a sum over *distinct pieces*: exp(score of the piece) * value of the piece, divided by the sum of the exps.
+The trick is to make layers 1 .. N-1 of the encoder the identity (output projections zero, LayerNorms plain) and the position
+table zero. Every token then reaches the last layer as LayerNorm(word embedding), whatever its position, and the last layer's
+`<s>` row is a sum over *distinct pieces*: exp(score of the piece) * value of the piece, divided by the sum of the exps.
 That is a sparse matrix product: a batch of 4,096 sentences costs milliseconds instead of seconds, and the result is exactly
-the XLM-R forward pass (tests/train/test_warmup.py), so the weights need no conversion.
+that of XLM-R's forward pass (tests/train/test_warmup.py), so the weights need no conversion.
 The loss is symmetric InfoNCE over the batch's pairs (LaBSE's translation ranking without margin, arXiv 2007.01852).
 """
 
@@ -25,17 +25,17 @@ from mexma_train.data.shards import Ragged
 from mexma_train.losses import ranking_terms
 from mexma_train.sampling import PairSampler
 
-ROW_NORM = 0.5  # length of a word row after the warm-up: BERT's 0.02 per dimension gives 0.32 at 256, 0.64 at 1,024
-POSITION_NORM = 0.05  # a tenth of it: cost 0.8 points of Tatoeba accuracy at once (10 languages: 75.4 -> 74.6)
+ROW_NORM = 0.5  # length of a word row after the warm start: BERT's 0.02 per dimension gives 0.32 at 256, 0.64 at 1,024
+POSITION_NORM = 0.05  # a tenth of that; cost 0.8 points of Tatoeba accuracy at first (10 languages: 75.4 -> 74.6)
 
 
 def make_transparent(encoder: Encoder) -> None:
-    """Let layers 1 .. N-1 be the identity and positions and types vanish; the last layer keeps its initialisation."""
+    """Make layers 1 .. N-1 and the last layer's value and output projections the identity, positions and types zero."""
     with torch.no_grad():
         embeddings: Any = encoder.embeddings
         embeddings.position_embeddings.weight.zero_()
         embeddings.token_type_embeddings.weight.zero_()
-        # Rows of norm 1: LayerNorm makes the scale irrelevant for the output, and Adam's step is then 1/lr steps per turn.
+        # Rows of norm 1: LayerNorm makes their scale irrelevant to the output, but it sets how far a step of Adam turns them.
         embeddings.word_embeddings.weight.normal_(0, encoder.config.hidden_size**-0.5)
         layers: Any = encoder.encoder.layer
         for layer in layers[:-1]:
@@ -48,10 +48,10 @@ def make_transparent(encoder: Encoder) -> None:
 
 
 def prepare_for_masking(encoder: Encoder) -> None:
-    """After the warm-up: bring the word rows to one length, and give the position table sinusoids so that MLM can tell places.
+    """After the warm start: scale the word rows to one length and fill the position table with sinusoids, which MLM needs.
 
-    LayerNorm makes each row's mean and length irrelevant to the encoder, but the token head multiplies with the same rows:
-    as the warm-up leaves them, the first MLM loss was 19.8 where a uniform guess over the batch's 3,500 candidates gives 8.2.
+    LayerNorm makes each row's mean and length irrelevant to the encoder, but the token head multiplies by the same rows: as the
+    warm start leaves them, the first MLM loss was 19.8, where a uniform guess over the batch's 3,500 candidates gives 8.2.
     """
     embeddings: Any = encoder.embeddings
     words, table = embeddings.word_embeddings.weight, embeddings.position_embeddings.weight
@@ -67,9 +67,9 @@ def prepare_for_masking(encoder: Encoder) -> None:
 
 
 class _SumBags(torch.autograd.Function):
-    """counts [B, U] @ rows [U, D] for a sparse 0/1/n matrix given by (column, row start); backward is the transpose.
+    """counts [B, U] @ rows [U, D], with the sparse counts given by columns and row starts; backward uses the transpose.
 
-    torch's own embedding_bag backward took 117 ms where this one takes 4 (4,096 bags, 101,000 tokens, D = 260, 2 cores).
+    torch's own backward pass of embedding_bag took 117 ms, this one 4 (4,096 bags, 101,000 tokens, D = 260, 2 cores).
     """
 
     @staticmethod
@@ -85,7 +85,7 @@ class _SumBags(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class Bags:
-    """A batch of sentences as bags of pieces: pieces [U] distinct ids, and the sparse count matrix [B, U] both ways round."""
+    """A batch of sentences as bags of pieces: distinct ids [U], and the sparse matrix of counts [B, U] and its transpose."""
 
     pieces: Tensor
     columns: Tensor
@@ -99,33 +99,32 @@ class Bags:
 
 
 def make_bags(batch: Ragged) -> Bags:
-    """Bags of a ragged batch; every piece of `pieces` occurs at least once."""
+    """Return the bags of a batch of sentences; every piece of `pieces` occurs at least once."""
     pieces, columns = np.unique(batch.ids, return_inverse=True)
     sentence = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
-    by_piece = np.argsort(columns, kind="stable")
-    piece_counts = np.bincount(columns, minlength=len(pieces))
-    arrays = (
-        pieces,
-        columns,
-        np.cumsum(batch.lengths) - batch.lengths,
-        sentence[by_piece],
-        np.cumsum(piece_counts) - piece_counts,
+    counts = np.bincount(columns, minlength=len(pieces))
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, np.int64))
+
+    return Bags(
+        pieces=tensor(pieces),
+        columns=tensor(columns),
+        starts=tensor(np.cumsum(batch.lengths) - batch.lengths),
+        back_columns=tensor(sentence[np.argsort(columns, kind="stable")]),
+        back_starts=tensor(np.cumsum(counts) - counts),
     )
-    pieces_t, columns_t, starts_t, back_columns_t, back_starts_t = (
-        torch.from_numpy(np.ascontiguousarray(a, np.int64)) for a in arrays
-    )
-    return Bags(pieces=pieces_t, columns=columns_t, starts=starts_t, back_columns=back_columns_t, back_starts=back_starts_t)
 
 
 def bag_vectors(encoder: Encoder, bags: Bags) -> Tensor:
-    """`<s>` states [B, D] of a transparent encoder, computed from the bags alone (dropout off)."""
+    """Return the `<s>` states [B, D] of a transparent encoder, computed from the bags alone (without dropout)."""
     embeddings: Any = encoder.embeddings
     layer: Any = encoder.encoder.layer[-1]
     attention, heads = layer.attention.self, encoder.config.num_attention_heads
     tokens_UD = embeddings.LayerNorm(embeddings.word_embeddings(bags.pieces))
     start_D = embeddings.LayerNorm(embeddings.word_embeddings.weight[encoder.config.bos_token_id])
     query_HE = attention.query(start_D).view(heads, -1)
-    # Keys meet one query only: fold it into the key matrix (the key bias is the same for all pieces and cancels).
+    # There is one query only, so it is folded into the key matrix; the key bias is the same for all pieces and cancels.
     key_HED = attention.key.weight.view(heads, -1, encoder.config.hidden_size)
     scores_UH = tokens_UD @ torch.einsum("hed,he->dh", key_HED, query_HE) / math.sqrt(query_HE.shape[1])
     weights_UH = torch.exp(scores_UH - scores_UH.detach().amax(0))  # the shift cancels in the quotient below
@@ -140,7 +139,7 @@ def bag_vectors(encoder: Encoder, bags: Bags) -> Tensor:
 
 
 def warmup_parameters(encoder: Encoder, config: WarmupConfig) -> list[dict[str, Any]]:
-    """Adam groups: the word embeddings at the full rate, the last layer at a tenth; nothing else is trained."""
+    """Return Adam's groups: the word embeddings at the full rate, the last layer at a tenth; nothing else is trained."""
     words, last = encoder.embeddings.word_embeddings.weight, encoder.encoder.layer[-1]
     return [{"params": [words], "lr": config.lr}, {"params": list(last.parameters()), "lr": config.lr / 10}]
 
@@ -162,7 +161,7 @@ class BagBatch:
 
 
 def warmup_batch(update: int, sampler: PairSampler, config: WarmupConfig) -> BagBatch:
-    """The pairs of an update; a function of (seed, update)."""
+    """Return the batch of an update, a function of (seed, update)."""
     pairs = sampler.batch(update, config.batch_pairs)
     text, english = (side(pairs, config.max_tokens) for side in (sampler.shards.text, sampler.shards.english))
     tokens = int(text.lengths.sum() + english.lengths.sum())
@@ -173,7 +172,7 @@ def warmup_batch(update: int, sampler: PairSampler, config: WarmupConfig) -> Bag
 def teacher_targets(
     update: int, pairs: np.ndarray, sampler: PairSampler, config: WarmupConfig | RankingConfig
 ) -> Tensor | None:
-    """The teacher's vectors of the English sides of an update's pairs, then of its pool: float32 [B + P, D]; or no teacher."""
+    """The teacher's vectors of the English sides of an update's pairs, then of its pool: float32 [B + P, D]; or None."""
     if not config.distil_weight:
         return None
     others = sampler.others(update, config.distil_pool, pairs)
@@ -181,10 +180,10 @@ def teacher_targets(
 
 
 def warmup_terms(encoder: Encoder, batch: BagBatch, config: WarmupConfig) -> dict[str, Tensor]:
-    """Loss terms of one batch of a transparent encoder."""
+    """Return the loss terms of one batch of a transparent encoder, as `ranking_terms` does."""
     return ranking_terms(bag_vectors(encoder, batch.text), bag_vectors(encoder, batch.english), batch.targets, config)
 
 
 def warmup_rate(step: int, config: WarmupConfig) -> float:
-    """Share of the learning rate at an update: 100 updates up (a third of a short run's), then straight down to 0."""
+    """Share of the learning rate at an update: up for 100 updates (a third of a short run), then linear down to 0."""
     return min(1.0, (step + 1) / max(1.0, min(100.0, config.steps / 3))) * (1 - step / config.steps)

@@ -21,7 +21,7 @@ def held_out_segments(shards: Shards, share: float) -> np.ndarray:
     out the same lines whatever the tokenizer.
     """
     drawn = np.random.default_rng(SPLIT_SEED).random(len(shards.english_hash)) < share
-    # A line that had left prepare's window before it came again has two numbers; lines of unknown characters may be equal too.
+    # A line that recurs outside prepare's window gets a second number, and lines of unknown characters may be equal too.
     return np.isin(shards.english_hash, shards.english_hash[drawn])
 
 

@@ -121,10 +121,9 @@ def _bundle(folder: str, device: str, threads: int | None, precision: str, max_t
         "max_tokens": encoder.max_length,
         "threads": threads,
     }
-    versions = _versions("mexma_rt", "numpy", "onnxruntime", "tokenizers")
     return SuiteModel(
         about=about,
-        versions=versions,
+        versions=_versions("mexma_rt", "numpy", "onnxruntime", "tokenizers"),
         languages=_languages(manifest),
         embed=embed,
         states=states if gives_states else None,

@@ -38,7 +38,7 @@ READING = """\
   1.00 to 1.20, chosen on the same lines: a bound, not a result.
 - **Paraphrases**: two lines of one language in Tatoeba that have the same translation, against random lines of similar length:
   how often (AUC) the paraphrase has the higher cosine; 50 is chance. There are few pairs, and some are spelt nearly alike, so
-  the AUC of spelling (shared letter trigrams) is given too: what can be had without a model.
+  the AUC of spelling (shared letter trigrams) is given too: it shows what needs no model.
 - **Pieces aligned**: numbers and (parts of) names that occur once in a FLORES sentence and once in its translation: how often
   each is the other's nearest piece by cosine of the final token states. By chance: under a random permutation of the pieces.
   Equal pieces start from equal embeddings, so this shows whether the encoder keeps them apart, not whether it translates words.

@@ -153,7 +153,7 @@ def averages(
         table[figure] = {}
         for group, members in groups.items():
             found = {lang: languages[lang][figure] for lang in members if languages.get(lang, {}).get(figure) is not None}
-            mean = math.fsum(found.values()) / len(found) if found else 0.0
+            mean = math.fsum(found.values()) / max(1, len(found))
             table[figure][group] = {"mean": mean, "languages": len(found)} if found else None
     return table
 
