@@ -23,6 +23,7 @@ from mexma_rt.bundle.known import find_known
 from mexma_rt.bundle.manifest import MANIFEST, POOLINGS
 from mexma_rt.errors import BundleError, FileError
 from mexma_rt.files.atomic import sha256_of
+from mexma_rt.files.endings import check_unicode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,6 +162,7 @@ def check_supported(folder: Path, pipeline: Pipeline) -> None:
 
 def _find(source: str | Path, revision: str | None) -> Path:
     folder = Path(source)
+    check_unicode(folder)
     if folder.is_dir():
         return folder
     name = str(source)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mexma_rt.bundle.manifest import MANIFEST
 from mexma_rt.errors import FileError, InputError, typed
-from mexma_rt.files import folders
+from mexma_rt.files import check_unicode, folders
 
 
 def new_folder(target: Path, *, force: bool = False) -> AbstractContextManager[Path]:
@@ -21,6 +21,7 @@ def new_folder(target: Path, *, force: bool = False) -> AbstractContextManager[P
 
 
 def _check_target(target: Path, force: bool) -> None:
+    check_unicode(target)
     if not target.parent.is_dir():
         raise FileError(f"{target.parent}: no such folder. Make it first: mkdir -p {typed(target.parent)}")
     if not target.exists():

@@ -15,6 +15,7 @@ from mexma_rt.bundle.known import CONFIG, MODEL_TYPE, find_known, how_to_convert
 from mexma_rt.bundle.manifest import MANIFEST, REMEDY, WEIGHTS, Bundle, Manifest
 from mexma_rt.errors import BundleError, InputError
 from mexma_rt.files.atomic import sha256_of
+from mexma_rt.files.endings import check_unicode
 
 MODELS = Path(__file__).parents[1] / "models"
 DEFAULT_MODEL = "mexma-small"  # used when no model is named
@@ -54,6 +55,7 @@ def _local_folder(model: str | os.PathLike[str]) -> Path | None:
     if isinstance(model, str) and model in bundled:
         return bundled[model]
     path = Path(model).expanduser()
+    check_unicode(path)
     if path.is_dir():
         return path
     if isinstance(model, str) and _HUB_NAME.fullmatch(model):

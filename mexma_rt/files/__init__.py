@@ -6,7 +6,7 @@ from mexma_rt.doors import doors
 __getattr__, __all__ = doors(
     __name__,
     atomic="atomic_write check_output move_file move_folder read_lines sha256_of",
-    endings="check_ending check_folder_name visible",
+    endings="check_ending check_folder_name check_unicode visible",
     first_bytes="HEAD ZIP packing",
     folders="must_be_new new_folder",
     lines="byte_lines damage_explained sentence_lines text_lines",

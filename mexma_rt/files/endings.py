@@ -11,7 +11,8 @@ FORMATS = {
     *(".gz", ".xz", ".zst", ".bz2", ".zip", ".lz4", ".7z", ".tar", ".tgz"),
     *(".txt", ".tsv", ".csv", ".json", ".jsonl", ".ndjson", ".html", ".htm", ".md", ".xml", ".yaml", ".yml"),
     *(".npy", ".npz", ".parquet", ".arrow", ".feather", ".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".faiss", ".sqlite"),
-    *(".pt", ".pth", ".safetensors", ".onnx", ".xlsx", ".xls", ".ods", ".docx", ".pdf", ".png", ".svg", ".jpg"),
+    *(".pt", ".pth", ".bin", ".model", ".gguf", ".safetensors", ".onnx"),
+    *(".xlsx", ".xls", ".ods", ".docx", ".pdf", ".png", ".svg", ".jpg"),
 }
 
 
@@ -30,6 +31,16 @@ def check_folder_name(path: str | os.PathLike[str]) -> None:
     """Raise InputError if the name of an output folder has a file's extension."""
     if (ending := Path(path).suffix).lower() in FORMATS:
         raise InputError(f"This writes a folder, but {path} looks like the name of a file. Leave out {ending}.")
+
+
+def check_unicode(folder: str | os.PathLike[str]) -> None:
+    """Raise InputError if a model's folder has a name of other bytes than UTF-8."""
+    name = os.fspath(folder)
+    if visible(name) != name:
+        raise InputError(
+            f"{visible(name)} is not valid UTF-8, and onnxruntime, tokenizers and safetensors open no files below such a name. "
+            "Rename the folder."
+        )
 
 
 def visible(name: str) -> str:

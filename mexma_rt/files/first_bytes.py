@@ -8,12 +8,17 @@ from pathlib import Path
 
 HEAD = 512  # bytes to read; a tar archive has its magic number at byte 257
 PACKED = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
+MANY = 50  # characters: of so many from random bytes, some would not be printable
 PARQUET = b"PAR1"
 ZIP = b"PK\x03\x04"
 
 _OTHERS = {  # formats that are not lines of text, with what to do about each
     ZIP: ("a zip archive (so are .npz, .xlsx and .docx)", "Unpack it: unzip FILE"),
     b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", "Unpack it: 7z x FILE"),
+    b"Rar!\x1a\x07": ("a RAR archive", "Unpack it: unrar x FILE"),
+    b"LZIP": ("compressed with lzip, which is not supported", "Unpack it: lzip -dk FILE"),
+    b"\x1f\x9d": ("compressed with compress, which is not supported", "Unpack it: gzip -dc FILE > NEW"),
+    b"\x5d\0\0": ("compressed with lzma, which is not supported", "Unpack it: xz --format=lzma -dc FILE > NEW"),
     b"\x04\x22\x4d\x18": ("compressed with lz4, which is not supported", "Unpack it: lz4 -d FILE NEW"),
     PARQUET: ("a parquet file, not lines of text", "mexma embed reads its texts: name the column with --field NAME."),
     b"\x93NUMPY": (
@@ -25,7 +30,7 @@ _OTHERS = {  # formats that are not lines of text, with what to do about each
     b"Obj\x01": ("an Avro file, not lines of text", "Save its table as parquet, and name the column that holds the texts."),
     b"ARROW1": ("an Arrow file, not lines of text", "Save its table as parquet, and name the column that holds the texts."),
 }
-_BINARY = frozenset((*range(1, 9), *range(14, 27)))  # control characters that, next to NUL bytes, rule out text
+_BINARY = frozenset((*range(1, 9), *range(14, 27)))  # control characters that, where the rest is not UTF-8, rule out text
 _MARKS = {  # longer ones first: the mark of UTF-32LE starts with the one of UTF-16LE
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -68,7 +73,9 @@ def no_text(head: bytes) -> str:
         how = "its first bytes say" if encoding in _MARKS.values() else "its NUL bytes show"
         return f"is {encoding}, as {how}, but UTF-8 is needed. Convert it: iconv -f {encoding} -t UTF-8 FILE > NEW"
     numbers = b"\0\0\0" in head and head.strip(b"\0")  # integers of four or eight bytes
-    if b"\0" in head and (not _is_utf8(head) or numbers or _BINARY.intersection(head)):
+    zeros = b"\0" in head and (not _is_utf8(head) or numbers or _BINARY.intersection(head))
+    # of compressed or encrypted bytes, one in twelve is a control character; no encoding of text has many
+    if zeros or (not _is_utf8(head) and 50 * sum(map(_BINARY.__contains__, head)) > len(head)):
         return "is binary data, not lines of text. Look at it: head -c 200 FILE | xxd"
     return ""
 
@@ -76,7 +83,8 @@ def no_text(head: bytes) -> str:
 def wide_encoding(head: bytes) -> str:
     """Return UTF-16 or UTF-32 from a byte order mark; without a mark, the encoding with LE or BE, guessed; otherwise "".
 
-    Without a mark, a match means that all characters are printable and at least an eighth are ASCII (spaces, line ends).
+    Without a mark, a match means that all characters are printable, and at least an eighth are ASCII (spaces, line ends) or,
+    as of Chinese, there are many with a line end among them.
     """
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
@@ -91,7 +99,8 @@ def wide_encoding(head: bytes) -> str:
         except UnicodeDecodeError:
             continue
         readable = all(character.isprintable() or character in "\t\r\n" for character in text)
-        if readable and 8 * sum(map(str.isascii, text)) >= len(text) > 1 and ("\n" in text or b"\n" not in head):
+        spaced = 8 * sum(map(str.isascii, text)) >= len(text) > 1 and ("\n" in text or b"\n" not in head)
+        if readable and (spaced or ("\n" in text and len(text) >= MANY)):
             return encoding
     return ""
 

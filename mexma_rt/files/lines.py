@@ -25,6 +25,15 @@ JSON_LINES = (".jsonl", ".ndjson")
 SEPARATORS = {".tsv": "\t", ".csv": ",;\t"}  # of the columns of a table
 SECOND_OF_TABS = "cut -f2 FILE > NEW"
 SECOND_OF_CSV = "python -c \"import csv, sys; [print(row[1]) for row in csv.reader(sys.stdin, delimiter='{}')]\" < FILE > NEW"
+ENOUGH_IN_UTF8 = 3  # that a text of another encoding has so many by chance is unlikely
+OF_DAMAGED_UTF8 = (
+    "{} lines before it are, so a conversion of the file would make nonsense of them: repair that line, or drop such bytes: "
+    "iconv -c -f UTF-8 -t UTF-8 FILE > NEW"
+)
+OF_ANOTHER_ENCODING = (
+    "Convert the file from its own encoding: iconv -f ENCODING -t UTF-8 FILE > NEW (often WINDOWS-1252 for western languages, "
+    "SHIFT_JIS, GB18030 or EUC-KR; file --mime-encoding FILE guesses it)."
+)
 TO_FEEDS = "tr '\\r' '\\n' < FILE > NEW"
 
 
@@ -78,15 +87,15 @@ def text_lines(path: str | os.PathLike[str], *, json: bool = False) -> Iterator[
             f"{path} is named as JSON, but plain text with one sentence per line is needed. mexma embed reads JSON Lines "
             "with --field NAME; to extract the texts, type: jq -r .NAME FILE > NEW"
         )
+    in_utf8 = 0  # lines that are UTF-8 and not ASCII
     for number, line in enumerate(byte_lines(path), start=1):
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(
-                f"{shown_name(path)}, line {number}, byte {error.start + 1}: 0x{line[error.start]:02x} is not valid UTF-8. "
-                "Convert the file from its own encoding: iconv -f ENCODING -t UTF-8 FILE > NEW (often WINDOWS-1252 for "
-                "western languages, SHIFT_JIS, GB18030 or EUC-KR; file --mime-encoding FILE guesses it)."
-            ) from None
+            remedy = OF_DAMAGED_UTF8.format(in_utf8) if in_utf8 >= ENOUGH_IN_UTF8 else OF_ANOTHER_ENCODING
+            place = f"{shown_name(path)}, line {number}, byte {error.start + 1}"
+            raise InputError(f"{place}: 0x{line[error.start]:02x} is not valid UTF-8. {remedy}") from None
+        in_utf8 += not line.isascii()
 
 
 def sentence_lines(path: str | os.PathLike[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mexma_rt.errors import InputError, require_extra
 from mexma_rt.files.first_bytes import HEAD, PARQUET, packing, unpacked_name
-from mexma_rt.files.lines import LONGEST_LINE, damage_explained, is_json, sentence_lines, text_lines
+from mexma_rt.files.lines import LONGEST_LINE, TO_FEEDS, damage_explained, is_json, sentence_lines, text_lines
 from mexma_rt.files.unpacking import is_stdin, shown_name
 
 BATCH = 2048  # table rows to convert to Python objects at a time
@@ -70,6 +70,8 @@ def _json_lines(path: str | os.PathLike[str], field: str) -> Iterator[str]:
 
 
 def _how_to_split(line: str) -> str:
+    if "\r" in line:
+        return f" Its line ends seem to be carriage returns, as in old Mac files. Convert them: {TO_FEEDS}"
     if line.strip() == "[":
         return " To convert an array that spans several lines, type: jq -c '.[]' FILE > NEW"
     return " To convert objects that span several lines, type: jq -c . FILE > NEW" if line.strip() == "{" else ""

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,6 +95,17 @@ def test_a_bad_checkpoint_is_one_error_and_leaves_nothing(
     assert "Error: " in result.stderr and all(word in result.stderr for word in words), result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     assert not (source / "exploded").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names there are Unicode")
+def test_a_name_of_other_bytes_than_utf8_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """transformers and onnxruntime open no files below it; what was said was that the tokenizer is damaged."""
+    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / os.fsdecode(b"caf\xe9")))
+    for words in ([source, tmp_path / "bundle"], [tiny_checkpoint, tmp_path / os.fsdecode(b"n\xe9")]):
+        result = CliRunner().invoke(main, [*map(str, words), "--precision", "fp32", "--json"])
+        assert result.exit_code in (1, 2) and "\\xe9 is not valid UTF-8, and onnxruntime, tokenizers" in result.stderr
+        json.loads(result.stdout.encode())
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
 @pytest.mark.parametrize(

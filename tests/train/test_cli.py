@@ -40,6 +40,8 @@ def test_from_bitext_to_mined_pairs(pairs_tsv: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.py"
     recipe.write_text(RECIPE)
     tokenizer, shards, out = tmp_path / "tokenizer.json", tmp_path / "shards", tmp_path / "run"
+    refused = CliRunner().invoke(mexma_train.cli.main, ["tokenizer", str(pairs_tsv), str(tmp_path / "t.model")])
+    assert refused.exit_code == 1 and "t.model: a tokenizer is written as .json" in refused.stderr
     assert "90 pieces from" in call("tokenizer", pairs_tsv, tokenizer, "--recipe", recipe)
     assert json.loads(call("prepare", pairs_tsv, shards, "--tokenizer", tokenizer))["pairs"] == 600
     assert "finished" in call("run", recipe, shards, out)

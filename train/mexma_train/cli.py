@@ -66,15 +66,17 @@ def execution(command: Command) -> Command:
 @click.option("--recipe", type=PATH, help="Recipe whose tokenizer settings to use (default: 64,000 pieces).")
 def tokenizer(pairs: tuple[str, ...], tokenizer: Path, recipe: Path | None) -> None:
     """Train TOKENIZER (a tokenizer.json) on PAIRS, which may be any source that `prepare` takes."""
-    from mexma_rt.files.atomic import check_output
+    from mexma_rt.files import atomic_write, check_ending, check_output
     from mexma_train.data.bitext import read_pairs
     from mexma_train.data.tokenizer import sample_lines, train_tokenizer
 
+    check_ending(tokenizer, "a tokenizer is written as .json", (".json",))
     check_output(tokenizer, pairs)
     config = load_recipe(recipe).tokenizer if recipe else TokenizerConfig()
     lines = sample_lines(read_pairs(pairs), config)
     trained = train_tokenizer(lines, config)
-    trained.save(str(tokenizer))
+    with atomic_write(tokenizer) as stream:
+        stream.write(trained.to_str(pretty=True).encode())
     click.echo(f"{tokenizer}: {trained.get_vocab_size()} pieces from {len(lines)} lines")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -75,6 +77,7 @@ def test_a_length_that_is_advised_can_be_typed(words: int, length: str, advice: 
         ("embed a.txt -o x.txt", "x.txt: vectors are written as .npy or .parquet, depending on its name. Type another ending."),
         ("embed a.txt -o x.npy.gz", "x.npy.gz: vectors are written as .npy or .parquet"),
         ("embed a.txt -o x.npz", "x.npz: vectors are written as .npy or .parquet"),
+        ("embed a.txt -o x.bin", "x.bin: vectors are written as .npy or .parquet"),
         ("embed a.txt -o x.pt", "x.pt: vectors are written as .npy or .parquet"),
         ("embed a.txt -o x.CSV", "x.CSV: vectors are written as .npy or .parquet"),
         (
@@ -192,6 +195,9 @@ def test_names_of_other_bytes_than_utf8(tiny_bundle: Path) -> None:
         json.dumps(report, ensure_ascii=False).encode("utf-8")
     assert r"caf\xe9.txt" in Path(f"{name}.html").read_text(encoding="utf-8")
     assert Path(f"{name}x.tsv").read_text(encoding="utf-8").splitlines()[1].startswith("caf\\xe9\tb\t")
+    shutil.copytree(tiny_bundle, name)  # the libraries below open no files there
+    refused = CliRunner().invoke(main, ["embed", "a.txt", "-o", "v.npy", "--model", name])
+    assert refused.exit_code == 1 and refused.stderr.startswith(r"mexma: caf\xe9 is not valid UTF-8, and onnxruntime, ")
     error = mexma(tiny_bundle, f"embed {name}.xyz -o v.npy", 1)
     assert "does not exist" in error.output
 
@@ -226,6 +232,20 @@ def test_a_path_in_a_command_that_is_advised_is_one_word(tiny_bundle: Path) -> N
         main, ["embed", "a.txt", "-o", "my corpus/shards", "--shard-rows", "2", "--model", str(tiny_bundle)]
     )
     assert "my corpus/shards already exists. Choose another name, or move it away." in taken.stderr  # it may be the user's own
+
+
+def test_a_file_that_is_utf8_but_for_a_line_is_not_to_be_converted(tiny_bundle: Path) -> None:
+    """iconv from WINDOWS-1252 would make "cafÃ©" of the other lines; what is advised leaves them as they are."""
+    good = "".join(f"le café numéro {i}\n" for i in range(5)).encode()
+    Path("a.txt").write_bytes(good + b"un caf\xe9 de trop\n")
+    said = mexma(tiny_bundle, "embed a.txt -o v.npy", 1).stderr
+    assert "line 6, byte 7: 0xe9 is not valid UTF-8. 5 lines before it are, so a conversion" in said
+    words = shlex.split(said[said.index("iconv ") :].partition(" FILE")[0])
+    if shutil.which("iconv"):
+        done = subprocess.run([*words, "a.txt"], capture_output=True, check=False)
+        assert done.stdout == good + b"un caf de trop\n"
+    Path("a.txt").write_bytes("日本\n".encode("shift-jis") * 9)
+    assert "Convert the file from its own encoding" in mexma(tiny_bundle, "embed a.txt -o v.npy", 1).stderr
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "shift-jis", "gb18030", "euc-kr", "koi8-r"])

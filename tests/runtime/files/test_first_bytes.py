@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import lzma
 import tarfile
@@ -23,6 +24,7 @@ from mexma_rt.files.first_bytes import no_text, wide_encoding
 LINES = ["The first line.", "Вторая строка, подлиннее.", "第三行在这里。", "x"]
 TEXT = "".join(f"{line}\n" for line in LINES)
 DATA = TEXT.encode()
+CHINESE = "猫在温暖的石头上睡觉，孩子们在河边玩了一下午。\n"
 
 
 def zst(data: bytes) -> bytes:
@@ -43,6 +45,11 @@ def test_packed_files_are_known_by_their_first_bytes(
         assert read_lines(tmp_path / name) == LINES * 20_000
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(pack(DATA))))
     assert read_lines("-") == LINES
+
+
+def scattered(data: bytes) -> bytes:
+    """As compressed or encrypted bytes are: of any value but NUL."""
+    return bytes(1 + i % 255 for i in hashlib.blake2b(data, digest_size=64).digest() * 4)
 
 
 def zipped(data: bytes) -> bytes:
@@ -79,6 +86,11 @@ def parquet(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda data: lzma.compress(data, lzma.FORMAT_ALONE), r"is compressed with lzma, .*xz --format=lzma -dc FILE > NEW"),
+        (lambda data: b"\x1f\x9d\x90" + scattered(data), "is compressed with compress, .*gzip -dc FILE > NEW"),
+        (lambda data: b"LZIP\x01" + scattered(data), "is compressed with lzip"),
+        (lambda data: b"Rar!\x1a\x07\x01\0" + scattered(data), "is a RAR archive"),
+        (lambda data: b"\x85\x01\x0c\x03" + scattered(data), "is binary data, not lines of text. Look at it"),  # gpg
         (bz2.compress, "is compressed with bzip2, which is not supported. Unpack it: bunzip2 -k FILE"),
         (zipped, r"is a zip archive \(so are .npz, .xlsx and .docx\). Unpack it: unzip FILE"),
         (tarred, "is a tar archive of files, not lines of text. Unpack it: tar -xf FILE"),
@@ -103,6 +115,9 @@ def parquet(data: bytes) -> bytes:
         (lambda data: TEXT.encode("utf-16-le"), "is UTF-16LE, as its NUL bytes show, .*iconv -f UTF-16LE -t UTF-8 FILE > NEW"),
         (lambda data: TEXT.encode("utf-16-be") * 50, "is UTF-16BE, as its NUL bytes show"),
         (lambda data: TEXT.encode("utf-32-le"), "is UTF-32LE, as its NUL bytes show"),
+        (lambda data: (CHINESE * 20).encode("utf-16-le"), "is UTF-16LE, as its NUL bytes show"),  # no space and no mark
+        (lambda data: (CHINESE * 20).encode("utf-16-be"), "is UTF-16BE, as its NUL bytes show"),
+        (lambda data: (CHINESE * 20).encode("utf-32-be"), "is UTF-32BE, as its NUL bytes show"),
         (lambda data: gzip.compress(TEXT.encode("utf-16-be")), "is UTF-16BE, as its NUL bytes show"),
     ],
 )

@@ -140,6 +140,14 @@ def test_json_over_several_lines_gets_the_line_to_type(indent: int, rows: object
         list(read_texts("in.json", "t"))
 
 
+def test_json_lines_with_old_line_ends_are_told() -> None:
+    Path("mac.jsonl").write_bytes(b'{"t": "a"}\r{"t": "b"}\r')
+    with pytest.raises(
+        InputError, match=r"line 1 is not JSON .*Its line ends seem to be carriage returns.* tr '\\r' '\\n' < FILE"
+    ):
+        list(read_texts("mac.jsonl", "t"))
+
+
 @pytest.mark.parametrize(
     ("row", "field", "message"),
     [
