@@ -14,6 +14,7 @@ from mexma_rt.files.first_bytes import HEAD, PARQUET, packing, unpacked_name
 from mexma_rt.files.lines import LONGEST_LINE, TO_FEEDS, damage_explained, is_json, sentence_lines, text_lines
 from mexma_rt.files.unpacking import is_stdin, shown_name
 
+OF_ARRAY = "To convert an array to a line for each item, type: jq -c '.[]' FILE > NEW"
 BATCH = 2048  # table rows to convert to Python objects at a time
 
 
@@ -55,10 +56,14 @@ def _json_lines(path: str | os.PathLike[str], field: str) -> Iterator[str]:
                 f"{place} is not JSON ({error}). With a field given, each line must be one JSON object.{_how_to_split(line)}"
             ) from None
         if not isinstance(row, dict):
-            raise InputError(f"{place} is a JSON {type(row).__name__}, but each line must be one object with {field!r}.")
+            split = f" {OF_ARRAY}" if isinstance(row, list) else ""
+            raise InputError(f"{place} is a JSON {type(row).__name__}, but each line must be one object with {field!r}.{split}")
         keys = path_of(row, field)
         if keys is None:
             outer, value = _innermost(row, field)
+            whole = list(row.items())
+            if not outer and len(whole) == 1 and isinstance(whole[0][1], list):  # {"data": [...]}, all rows in one
+                outer, value = whole[0]
             if isinstance(value, list):
                 raise InputError(_of_list(place, outer))
             if value is not None:
@@ -73,7 +78,7 @@ def _how_to_split(line: str) -> str:
     if "\r" in line:
         return f" Its line ends seem to be carriage returns, as in old Mac files. Convert them: {TO_FEEDS}"
     if line.strip() == "[":
-        return " To convert an array that spans several lines, type: jq -c '.[]' FILE > NEW"
+        return f" {OF_ARRAY}"
     return " To convert objects that span several lines, type: jq -c . FILE > NEW" if line.strip() == "{" else ""
 
 
@@ -131,6 +136,11 @@ def _column(path: Path, field: str | None) -> Iterator[str]:
         names = {child.name: _children(child.type) for child in pq.read_schema(path)}
         keys = None if field is None else path_of(names, field)
         if field is None or keys is None:
+            outer, kind = _innermost(names, field or "")
+            if not isinstance(kind, Mapping) and pa.types.is_nested(kind):  # a list or a map
+                raise InputError(
+                    f"{path}: the column {outer!r} is of type {kind}, but a text is needed. Write a row for each of its items."
+                )
             has = f"{path} has the columns {_listed(names)}"
             asks = "name the one of the text" if field is None else f"but none called {field!r}. Name the right one"
             raise InputError(f"{has}{': ' if field is None else ', '}{asks} with field='NAME' (command line: --field NAME).")

@@ -53,9 +53,13 @@ FORMS = [
     "models",
     "models --json",
     "plan 1000 1000",
-    "bench embed --help",
+    "bench embed a.txt --json",
+    "calibrate c.txt d.txt --output cal",
+    "calibrate c.txt d.txt --output cal2 --json",
 ]
 WITHOUT_MODEL = ("--help", "--version", "knn", "models", "plan")
+INPUTS = ("a.txt", "b.txt", "c.txt", "d.txt")
+WORDS = ["cat", "dog", "house", "snow", "train", "river", "stone", "window", "rain", "evening", "ticket", "child"]
 TEXTS = ["the cat", "a dog barks", "one more house", "snow in may", "the seventh day", "twelve"]
 
 
@@ -63,6 +67,9 @@ TEXTS = ["the cat", "a dog barks", "one more house", "snow in may", "the seventh
 def folder(tmp_path: Path) -> Path:
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text("".join(f"{text} {name}\n" for text in TEXTS), encoding="utf-8")
+    for name in ("c", "d"):  # which the tiny model finds again, as calibration needs
+        lines = "".join(f"{WORDS[i % 12]} and {WORDS[(i * 7 + i // 12) % 12]} number {i} {name}\n" for i in range(120))
+        (tmp_path / f"{name}.txt").write_text(lines, encoding="utf-8")
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32))
     return tmp_path
 
@@ -92,9 +99,13 @@ def test_a_result_that_cannot_be_printed_is_one_line_and_status_1(
     if stdout == "closed":
         assert made == set()
     else:  # the files were written before the report of them was lost, and whole
-        assert made == {"e.npy", "f.npy", "m.tsv", "k.tsv", "l.tsv", "w.tsv", "n1", "n2"}
+        assert made == {"e.npy", "f.npy", "m.tsv", "k.tsv", "l.tsv", "w.tsv", "n1", "n2", "cal", "cal2"}
         assert np.load(folder / "e.npy").shape == (6, 32)
         assert len((folder / "k.tsv").read_text(encoding="utf-8").splitlines()) == 7
+
+
+def test_every_command_is_among_them() -> None:
+    assert {form.split()[0] for form in FORMS} >= main.commands.keys()
 
 
 def test_news_that_nobody_can_read_stop_nothing(folder: Path, tiny_bundle: Path) -> None:
@@ -126,7 +137,7 @@ def test_standard_input_that_is_closed(folder: Path, tiny_bundle: Path) -> None:
         assert (run.status, run.stdout) == (1, ""), form
         assert run.stderr == "mexma: standard input is closed. Name a file instead of -, or add < FILE.\n", form
     assert [run.status for run in ended[len(readers) :]] == [0, 0, 0]
-    assert {path.name for path in folder.iterdir()} == {"a.txt", "b.txt", "a.npy", "e.npy", "n1"}
+    assert {path.name for path in folder.iterdir()} == {*INPUTS, "a.npy", "e.npy", "n1"}
 
 
 def test_outputs_named_by_a_device(folder: Path, tiny_bundle: Path) -> None:
@@ -156,7 +167,7 @@ def test_standard_output_that_is_a_file_is_written_where_it_stands(folder: Path,
             stream.seek(0)
             lines = stream.read().decode().splitlines()
         assert lines[:2] == ["before", "score\tsource\ttarget"] and lines[8].startswith("6 pairs"), name
-        assert {path.name for path in folder.iterdir()} <= {"a.txt", "b.txt", "a.npy", "log"}
+        assert {path.name for path in folder.iterdir()} <= {*INPUTS, "a.npy", "log"}
     for form, message in {
         "score a.txt b.txt -o /dev/fd/99": "/dev/fd/99 cannot be written: no file is open under this name.",
         "embed a.txt -o /dev/stdout": "/dev/stdout is a device, a pipe or an open file, but vectors must go to a regular f",
@@ -189,7 +200,7 @@ def test_ctrl_c_is_one_line_and_status_130(folder: Path, tiny_bundle: Path) -> N
             assert process.wait(timeout=60) == 130, form
             assert process.stderr.read() == said + ending, form
         (folder / "fifo").unlink()
-        assert {path.name for path in folder.iterdir()} == {"a.txt", "b.txt", "a.npy"}
+        assert {path.name for path in folder.iterdir()} == {*INPUTS, "a.npy"}
 
 
 def test_ctrl_c_says_whether_there_is_something_to_resume(

@@ -127,6 +127,19 @@ def test_bad_nested_fields(write: Callable[[list[dict]], str]) -> None:
         list(read_texts(write(missing), "t.fr"))
 
 
+@pytest.mark.parametrize("field", ["t.fr", "t.fr.x"])
+def test_lists_and_maps_of_parquet_are_called_that(field: str) -> None:
+    pa = pytest.importorskip("pyarrow", reason="part of mexma-rt[files]")
+    import pyarrow.parquet as pq
+
+    for column in (pa.array([[{"fr": "a"}]]), pa.array([[("fr", "a")]], pa.map_(pa.string(), pa.string()))):
+        pq.write_table(pa.table({"t": column}), "in.parquet")
+        with pytest.raises(
+            InputError, match=r"the column 't' is of type (list|map)<.*> ?, but a text is needed\. Write a row for"
+        ):
+            list(read_texts("in.parquet", field))
+
+
 def test_a_name_with_the_dot_goes_before_a_nested_one() -> None:
     both = [{"a": {"b": "nested"}, "a.b": "flat"}]
     assert list(read_texts(write_json(both), "a.b")) == ["flat"]
@@ -164,12 +177,22 @@ def test_json_lines_with_old_line_ends_are_told() -> None:
             "'t.fr' is a list, but a text is needed. Write a row for each of its items: jq -c '.t.fr[]'",
         ),
         ({"t": {"fr": ["a"]}}, "t.fr.0", "'t.fr' is a list"),
+        (
+            {"data": [{"t": "a"}]},
+            "t",
+            "'data' is a list, but a text is needed. Write a row for each of its items: jq -c '.data[]'",
+        ),
+        (
+            [{"t": "a"}],
+            "t",
+            "is a JSON list, but each line must be one object with 't'. To convert an array to a line for each",
+        ),
         ({"t": '{"fr": "a"}'}, "t.fr", "has no field 't.fr'. It has: t."),
         ({"t": "a"}, "", "has no field ''. It has: t."),
         ({"t": "a"}, ".", "has no field '.'. It has: t."),
     ],
 )
-def test_what_stands_where_a_nested_field_should_be(row: dict, field: str, message: str) -> None:
+def test_what_stands_where_a_nested_field_should_be(row: object, field: str, message: str) -> None:
     Path("x.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError) as caught:
         list(read_texts("x.jsonl", field))
