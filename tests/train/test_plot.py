@@ -200,6 +200,8 @@ def test_a_run_that_is_being_written_can_be_drawn(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileError, match=r"log\.jsonl does not exist: .* is not the folder of a run"):
         plot(tmp_path, tmp_path / "run.png")
+    with pytest.raises(FileError, match=r"log\.jsonl does not exist: .* is not the folder of a run"):
+        plot(tmp_path / "none", tmp_path / "none" / "run.png")  # not: mkdir -p none
     write(tmp_path, [])
     with pytest.raises(InputError, match=r"log\.jsonl has no lines yet: .*run\.log_every updates\. Wait for it"):
         plot(tmp_path, tmp_path / "run.png")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import runpy
+import traceback
 import types
 import typing
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from mexma_rt.errors import FileError, InputError
+from mexma_rt.errors import FileError, InputError, MexmaError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +218,15 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise FileError(f"{path} is not a file. Recipes are Python files that define RECIPE; see train/recipes/.")
-    recipe = runpy.run_path(str(path)).get("RECIPE")
+    try:
+        recipe = runpy.run_path(str(path)).get("RECIPE")
+    except MexmaError:
+        raise
+    except Exception as error:  # it is code
+        inside = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = inside[-1] if inside else getattr(error, "lineno", None)
+        where = f"{path}, line {line}" if line else str(path)
+        raise InputError(f"{where}: {type(error).__name__}: {error}. Compare it with train/recipes/mini.py.") from error
     if not isinstance(recipe, Recipe):
         raise InputError(f"{path} defines no RECIPE = Recipe(...). Start from a copy of train/recipes/mini.py.")
     return recipe

@@ -89,8 +89,8 @@ def plot(folder: Path, target: Path) -> None:
             f"{target} ends in {target.suffix or 'nothing'}, but a plot is .png, .svg or .pdf. "
             f"Type: {target.with_suffix('.png')}"
         )
+    lines = read_log(folder)  # first: without a run, its folder is not to be made for the picture
     check_output(target, [folder / LOG])
-    lines = read_log(folder)
     if not lines:
         raise InputError(
             f"{folder / LOG} has no lines yet: the first is written after run.log_every updates. Wait for it, then plot again."
