@@ -107,7 +107,7 @@ def test_recipe_files_that_are_none_are_explained(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"defines no RECIPE = Recipe\(\.\.\.\)\. Start from a copy of train/recipes/mini\.py"):
         load_recipe(tmp_path / "empty.py")
     for text, message in {
-        "\nfrom mexma_train.config import *\nRECIPE = Recipe(name='x')\n": r"line 3: TypeError: Recipe.* 'tokenizer'.*mini\.py",
+        "\nfrom mexma_train.config import *\nRECIPE = Recipe(name='x')\n": r"line 3: TypeError: Recipe.* 'mexma'.*mini\.py",
         "RECIPE = (\n": r"line 1: SyntaxError",
         "import no_such_module\n": r"line 1: ModuleNotFoundError: No module named 'no_such_module'",
     }.items():
