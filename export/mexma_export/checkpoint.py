@@ -1,7 +1,7 @@
-"""A checkpoint folder (config.json, model.safetensors, tokenizer.json) or hub name -> a checked encoder in memory.
+"""Loads and checks a checkpoint: a folder with config.json, model.safetensors and tokenizer.json, or a name on the hub.
 
-XLM-R, BERT and DistilBERT are the same network, and here all are XLM-R's (mexma_rt/backends/checkpoint.py). Only safetensors
-weights are read: a pickle can run code, and is refused. Nothing is downloaded for an existing folder.
+XLM-R, BERT and DistilBERT are the same network, and all are converted to XLM-R's form (mexma_rt/backends/checkpoint.py). Only
+safetensors weights are read; pickles can run code and are refused. Nothing is downloaded for an existing folder.
 """
 
 from __future__ import annotations
@@ -30,30 +30,22 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import XLMRobertaModel
 
-FILES = ["config.json", "model.safetensors", "tokenizer.json", "README.md"]
-FILES += ["model-*.safetensors", INDEX, "*_Dense/model.safetensors"]
-FILES += [
-    "modules.json",
-    "*/config.json",
-    "sentence_*_config.json",
-    "config_sentence_transformers.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "sentencepiece.bpe.model",  # of which, as of vocab.txt, transformers makes a missing tokenizer.json
-    "vocab.txt",
-]
+FILES = ["config.json", "model.safetensors", "tokenizer.json", "README.md", "model-*.safetensors", INDEX]  # to download
+FILES += ["*_Dense/model.safetensors", "modules.json", "*/config.json", "sentence_*_config.json"]
+FILES += ["config_sentence_transformers.json", "tokenizer_config.json", "special_tokens_map.json"]
+FILES += ["sentencepiece.bpe.model", "vocab.txt"]  # transformers can make a missing tokenizer.json from them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A loaded checkpoint: the torch model (fp32, eager attention, evaluation mode) and what the bundle needs beside it."""
+    """A loaded checkpoint: the torch model (fp32, eager attention, evaluation mode) and everything else that a bundle needs."""
 
     folder: Path
     name: str
-    sha256: str  # of model.safetensors, or of the list of its shards with theirs
+    sha256: str  # of model.safetensors, or of a list of its shards with their hashes
     config: dict[str, Any]  # in XLM-R's form
-    prefix: str  # of the names in the weights: "roberta.", "0.auto_model.", or ""
-    rewritten: bool  # the weights are not one file in that form: it must be written, not copied
+    prefix: str  # of tensor names in the file: "roberta.", "0.auto_model.", or ""
+    rewritten: bool  # the weights are not a single file in XLM-R's form, so it must be written instead of copied
     model: XLMRobertaModel
     tokenizer: Tokenizer  # without truncation and padding
     special_ids: SpecialIds
@@ -66,17 +58,17 @@ class Checkpoint:
         return self.pipeline.head.dimensions(int(self.config["hidden_size"]))
 
     def read(self) -> EncoderWeights:
-        """The encoder's weights, read again from the files."""
+        """Read the encoder's weights again from the files."""
         return read_encoder(self.pipeline.encoder, _read_config(self.pipeline.encoder), pad=self.special_ids.pad)
 
     @property
     def max_length_limit(self) -> int:
-        """Tokens the position table allows: XLM-R counts positions from padding id + 1, MEXMA's from 2."""
+        """Tokens that the position table allows. XLM-R counts positions from padding id + 1, so MEXMA's start at 2."""
         return int(self.config["max_position_embeddings"]) - self.special_ids.pad - 1
 
     @property
     def languages(self) -> list[str]:
-        """ISO 639-3 codes it was trained on: those in config.json (mexma-train writes them), or a known model's, or []."""
+        """ISO 639-3 codes of its training data, from config.json (mexma-train writes them) or of a known model, else []."""
         said, known = self.config.get("languages"), find_known(self.name)
         if isinstance(said, list) and all(isinstance(lang, str) and lang for lang in said):
             return list(said)
@@ -84,10 +76,10 @@ class Checkpoint:
 
 
 def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:
-    """Load a checkpoint folder, or a model of the Hugging Face hub by its name ("facebook/MEXMA").
+    """Load a checkpoint folder, or a model of the Hugging Face hub by its name ("facebook/MEXMA") and `revision`.
 
-    Raises FileError (no such folder, file missing) and BundleError (another architecture, pickled, incomplete or
-    damaged weights, a tokenizer that does not fit).
+    Raises FileError (no such folder, missing file) and BundleError (unsupported architecture, pickled, incomplete or damaged
+    weights, a tokenizer that does not fit).
     """
     folder = _find(source, revision)
     pipeline = read_pipeline(folder)
@@ -95,18 +87,18 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
     check_supported(folder, pipeline)
     if (folder / MANIFEST).exists() and not (pipeline.encoder / WEIGHTS).is_file():
         raise FileError(
-            f"{folder} is a bundle without its weights, and an export needs those: name the checkpoint that it was exported "
-            "from. (Building an engine takes a bundle: mexma-export engine BUNDLE rtx)"
+            f"{folder} is a bundle without weights, and an export needs them. Name the checkpoint that the bundle was exported "
+            "from. (To build an engine from the bundle: mexma-export engine BUNDLE rtx)"
         )
     tokenizer, special = load_tokenizer(pipeline.encoder)
     if config["model_type"] == "xlm-roberta" and config.get("pad_token_id", PAD) != special.pad:
         raise BundleError(
             f"{pipeline.encoder / 'config.json'}: pad_token_id is {config['pad_token_id']!r}, but the tokenizer pads with "
-            f"{special.pad}, and XLM-R's positions count from that. Copy the files of one model."
+            f"{special.pad}, and XLM-R counts positions from that id. Copy all files from the same model."
         )
     check_fit(folder, tokenizer, config.get("vocab_size"))
     read = read_encoder(pipeline.encoder, config, pad=special.pad)
-    check_fit(folder, tokenizer, read.config["vocab_size"])  # of the table, where config.json does not say it
+    check_fit(folder, tokenizer, read.config["vocab_size"])  # the table's size, in case config.json does not say
     _check_dense(pipeline, read.config["hidden_size"])
     return Checkpoint(
         folder=folder,
@@ -123,11 +115,11 @@ def load_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
 
 
 def check_supported(folder: Path, pipeline: Pipeline) -> None:
-    """Raise BundleError for what the owner's `encode` would do and the bundle would not: every vector would be wrong."""
+    """Raise BundleError for anything that the owner's `encode` does and the bundle would not: every vector would be wrong."""
     if len(pipeline.poolings) != 1 or pipeline.poolings[0] not in POOLINGS:
         raise BundleError(
             f"{folder}: its sentence-transformers settings ask for the pooling {', '.join(pipeline.poolings) or 'none'}, but "
-            f"the graphs know {' or '.join(POOLINGS)}, one of them: every vector would be wrong. Such a model cannot be "
+            f"the graphs support only {' or '.join(POOLINGS)}, one of them: every vector would be wrong. This model cannot be "
             "exported."
         )
     asked = (
@@ -135,28 +127,28 @@ def check_supported(folder: Path, pipeline: Pipeline) -> None:
             pipeline.default_prompt is not None,
             f"default_prompt_name {pipeline.default_prompt!r}",
             "puts a prompt before texts",
-            f"write null in its place ({PROMPTS}), and name the prompt where texts are embedded: "
+            f"replace it with null ({PROMPTS}), and name the prompt when you embed texts: "
             f"embed(texts, prompt={pipeline.default_prompt!r})",
         ),
         (
             pipeline.lower_case,
             "do_lower_case true",
-            "lowers every text",
-            'write false in its place, and "normalizer": {"type": "Lowercase"} (before what stands there) into tokenizer.json',
+            "converts every text to lower case",
+            'replace it with false, and put "normalizer": {"type": "Lowercase"} into tokenizer.json (before any others there)',
         ),
         (
             not pipeline.include_prompt,
             "include_prompt false",
             "leaves the prompt's tokens out of the pooling",
-            f"write true in its place ({POOLING_FOLDER}/config.json), and take the prompts out of {PROMPTS}: of texts without "
-            "a prompt the vectors are the same",
+            f"replace it with true ({POOLING_FOLDER}/config.json), and delete the prompts from {PROMPTS}: texts without a "
+            "prompt keep their vectors",
         ),
     )
     for found, what, does, remedy in asked:
         if found:
             raise BundleError(
-                f"{folder}: its sentence-transformers settings have {what}: this model's encode {does}, and the bundle would "
-                f"not, so that its vectors would be other ones. In a copy of the folder, {remedy}."
+                f"{folder}: its sentence-transformers settings have {what}. This model's encode {does}, but the bundle would "
+                f"not, so its vectors would differ. In a copy of the folder, {remedy}."
             )
 
 
@@ -167,19 +159,21 @@ def _find(source: str | Path, revision: str | None) -> Path:
         return folder
     name = str(source)
     if folder.is_file():
-        raise FileError(f"{name} is a file. Name the folder that it lies in: {folder.parent}")
-    # "runs/mini" with a folder "runs" here is a mistyped path, not a name of the hub
+        raise FileError(f"{name} is a file. Name the folder that it is in: {folder.parent}")
+    # if there is a folder "runs" here, "runs/mini" is a mistyped path, not a name on the hub
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or folder.parent.is_dir():
         raise FileError(
             f"{name}: no such checkpoint folder. Give a folder with config.json, model.safetensors and tokenizer.json "
-            "(mexma-train writes one), or a name of the Hugging Face hub such as facebook/MEXMA."
+            "(mexma-train writes one), or a name on the Hugging Face hub such as facebook/MEXMA."
         )
     import huggingface_hub
 
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
     except Exception as error:  # the hub's errors share no base class
-        raise FileError(f"{name}: no such folder here, and the Hugging Face hub did not give it: {error}") from error
+        raise FileError(
+            f"{name}: no such folder here, and it could not be loaded from the Hugging Face hub: {error}"
+        ) from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -188,7 +182,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if inside := sorted(folder.glob("snapshots/*/config.json")) or sorted(folder.glob("*/config.json")):
             raise FileError(f"{folder}: config.json is missing, but there is {inside[0]}. Name its folder: {inside[0].parent}")
         raise FileError(
-            f"{folder}: config.json is missing, so this is no checkpoint folder. It needs config.json, "
+            f"{folder}: config.json is missing, so this is not a checkpoint folder. It needs config.json, "
             "model.safetensors and tokenizer.json; mexma-train writes them into its output folder."
         )
     try:
@@ -196,7 +190,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise BundleError(f"{path}: not valid JSON ({error}). Copy the checkpoint again.") from error
     if not isinstance(config, dict):
-        raise BundleError(f"{path}: holds no object, but {type(config).__name__}. Copy the checkpoint again.")
+        raise BundleError(f"{path}: not a JSON object, but {type(config).__name__}. Copy the checkpoint again.")
     check_kind(folder, config)
     return config
 
@@ -209,12 +203,12 @@ def _hash_of_weights(folder: Path) -> str:
 
 
 def _check_dense(pipeline: Pipeline, width: int) -> None:
-    """Every dense layer takes what the step before it gives."""
+    """Raise BundleError unless every dense layer takes vectors of the width that the step before it returns."""
     for layer in pipeline.dense:
         out, taken = layer.weight.shape
         if taken != width:
             raise BundleError(
-                f"The dense layer {layer.name} takes vectors of {taken} numbers, and what stands before it gives {width}. They "
+                f"The dense layer {layer.name} takes vectors of {taken} numbers, but the step before it returns {width}. They "
                 "belong to different models: copy the whole folder again."
             )
         width = out
@@ -226,22 +220,22 @@ def _load_model(folder: Path, read: EncoderWeights) -> XLMRobertaModel:
 
     try:
         config = XLMRobertaConfig(**read.config)
-    except Exception as error:  # it checks the types of its settings, and raises what its library of checks does
+    except Exception as error:  # of the library with which it checks its settings' types
         said = " ".join(str(error).split())
         raise BundleError(f"{folder / 'config.json'}: a setting cannot be used: {said}. Copy the checkpoint again.") from error
     with quiet_transformers():
         model: XLMRobertaModel = XLMRobertaModel.from_pretrained(
             None,
             config=config,
-            state_dict=read.tensors,  # complete and of these shapes: read_encoder has compared both
+            state_dict=read.tensors,  # complete and with the right shapes: read_encoder has checked both
             add_pooling_layer=False,
-            attn_implementation="eager",  # the only attention that onnxruntime fuses; finite for fully padded rows
+            attn_implementation="eager",  # finite for fully padded rows
             dtype=torch.float32,
         )
-    # a sum of finite numbers could be infinite, and isfinite() makes three copies: the lowest and the highest decide
+    # by the lowest and highest number: a sum of finite numbers can be infinite, and isfinite() makes three copies
     bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(torch.stack(p.aminmax())).all())]
     if bad:
-        raise BundleError(f"{folder}: NaN or infinite numbers in {bad[0]}: the training diverged; take an earlier checkpoint.")
+        raise BundleError(f"{folder}: NaN or infinite numbers in {bad[0]}. Training diverged; use an earlier checkpoint.")
     model.eval()  # type: ignore[no-untyped-call]  # transformers has no types here
     return model
 

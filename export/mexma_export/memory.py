@@ -1,4 +1,4 @@
-"""Less memory for an export: what nobody needs at the moment is given back."""
+"""Keeps an export's memory low: frees what is not needed at the moment."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, which glibc keeps: 0.34 GB after sentence-transformers ran a 12 x 384 encoder."""
+    """Return freed memory from glibc to the system: 0.34 GB after sentence-transformers ran a 12 x 384 encoder."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def set_aside(source: Checkpoint) -> None:
-    """Drop the weights of a checkpoint's model, which lie in its files too; `take_back` reads them again."""
+    """Drop the weights of a checkpoint's model; `take_back` reads them from its files again."""
     import torch
 
     for parameter in source.model.parameters():
@@ -28,7 +28,7 @@ def set_aside(source: Checkpoint) -> None:
 
 
 def take_back(source: Checkpoint) -> None:
-    """Give the model its weights back, if they were set aside."""
+    """Reload the model's weights if they were set aside."""
     parameters = dict(source.model.named_parameters())
     if all(parameter.numel() for parameter in parameters.values()):
         return

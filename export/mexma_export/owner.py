@@ -1,8 +1,8 @@
-"""The vectors that a model's owner gets of it, computed without our loader: what the loaded checkpoint must give, too.
+"""Compares a loaded checkpoint with its owner's code: both must compute the same vectors.
 
-The graphs are compared with the loaded checkpoint (parity.py), and that shares our reading of the folder: a misread pooling, a
-layer left out or another tokenizer would pass. So the loaded checkpoint itself is compared first, with sentence-transformers'
-`encode` for a folder of theirs, and with transformers' AutoModel for any other.
+The graphs are compared with the loaded checkpoint (parity.py), which shares our interpretation of the folder, so a misread
+pooling, a missing layer or a wrong tokenizer would pass. The loaded checkpoint itself is therefore compared first: with
+sentence-transformers' `encode` if the folder is one of theirs, otherwise with transformers' AutoModel.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from mexma_export.verdict import ParityError
 from mexma_rt.backends.checkpoint import POSITIONS, TIED, TYPES, WORDS, read_tensors
 from mexma_rt.errors import BundleError
 
-SAMPLE, BATCH = 128, 16  # sentences of the whole set; a misreading shows in every one
-LONGER = 2  # a batch ends before a row of more than so many times its first one: beside a long text all would be padding
-LARGEST = 1e-4  # |difference| / |vector|: 1e-6 of 12 layers by the order of sums, 0.1 and more of another pooling
+SAMPLE, BATCH = 128, 16  # sentences; a misreading shows in every one
+LONGER = 2  # a batch ends before a row of more than this times its first row's length, which would make the rest padding
+LARGEST = 1e-4  # |difference| / |vector|: summation order causes 1e-6 (12 layers), a wrong pooling 0.1 and more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """How far the loaded checkpoint is from its owner's code. An error is |difference| / |vector|."""
+    """How well the loaded checkpoint agrees with its owner's code. An error is |difference| / |vector|."""
 
     computed_by: str
     sentences: int
@@ -44,15 +44,15 @@ class Reference:
 
 
 def compare_with_owner(source: Checkpoint, sentences: Sequence[Sentence], max_length: int) -> Reference:
-    """Compare sentence vectors of texts, cut at `max_length` tokens, some of `sentences` and one text that is cut.
+    """Compare the vectors of some of `sentences`, and of one text long enough to be cut at `max_length` tokens.
 
-    Raises ParityError with the text whose vectors differ most, BundleError if the owner's code cannot load the folder.
+    Raises ParityError naming the text whose vectors differ most, BundleError if the owner's code cannot load the folder.
     """
     texts = [sentence.text for sentence in sentences[:: max(1, len(sentences) // SAMPLE)]]
     long = " ".join(texts)
     texts.append(" ".join([long] * (1 + 2 * max_length // max(1, len(source.tokenizer.encode(long).ids)))))
     ours = _ours(source, texts, max_length)
-    set_aside(source)  # the owner's code loads the weights itself: once is enough in memory
+    set_aside(source)  # the owner's code loads the weights itself; two copies would double the memory
     with quiet_transformers():
         theirs, code, ids = _theirs(source, texts, max_length)
     give_back()
@@ -60,14 +60,14 @@ def compare_with_owner(source: Checkpoint, sentences: Sequence[Sentence], max_le
     if ids is not None:
         _check_ids(source, texts, ids, max_length, code)
     if theirs.shape != ours.shape:
-        raise ParityError(f"{source.folder}: {code} gives vectors of {theirs.shape[1]} numbers, this export {ours.shape[1]}.")
+        raise ParityError(f"{source.folder}: {code} returns vectors of {theirs.shape[1]} numbers, this export {ours.shape[1]}.")
     lengths = np.linalg.norm(theirs, axis=1)
     errors = np.linalg.norm(ours - theirs, axis=1) / lengths
     cosines = (ours * theirs).sum(axis=1) / lengths / np.linalg.norm(ours, axis=1)
     worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
     if not errors[worst] <= LARGEST:
         raise ParityError(
-            f"{source.folder}: this export reads the checkpoint otherwise than its owner's code, {code}: the vectors of "
+            f"{source.folder}: this export and the model owner's code, {code}, compute different vectors: those of "
             f"{texts[worst][:80]!r} have the cosine {cosines[worst]:.6f} and differ by {errors[worst]:.2g} of their length "
             f"(allowed: {LARGEST:g}). No bundle was written. Please report it with config.json and the folder's other files."
         )
@@ -80,7 +80,7 @@ def compare_with_owner(source: Checkpoint, sentences: Sequence[Sentence], max_le
 
 
 def _ours(source: Checkpoint, texts: Sequence[str], max_length: int) -> np.ndarray:
-    """float64 [n, D] of the loaded checkpoint, as the bundle's `encode` gives them."""
+    """Compute the vectors with the loaded checkpoint, float64 [n, D], as the bundle's `encode` returns them."""
     run, pad = torch_runner(source), source.special_ids.pad
     rows = cut_ids(source, texts, max_length)
     vectors = _by_length(rows, lambda batch: run(*_batch(batch, pad))[0])
@@ -88,7 +88,7 @@ def _ours(source: Checkpoint, texts: Sequence[str], max_length: int) -> np.ndarr
 
 
 def _theirs(source: Checkpoint, texts: list[str], max_length: int) -> tuple[np.ndarray, str, list[list[int]] | None]:
-    """(float64 [n, D], the code that gave them, the token ids that it saw if it has a tokenizer of its own)."""
+    """Return (vectors float64 [n, D], the code that computed them, its token ids if it has its own tokenizer)."""
     if not (source.folder / MODULES).is_file():
         return _by_transformers(source, texts, max_length, "the last state of the first token")
     if importlib.util.find_spec("sentence_transformers") is None:
@@ -102,14 +102,14 @@ def _by_sentence_transformers(source: Checkpoint, texts: list[str], max_length: 
     import torch
     from sentence_transformers import SentenceTransformer
 
-    settings = {"dtype": torch.float32, "use_safetensors": True}  # never a pickle, and no rounding of its own
+    settings = {"dtype": torch.float32, "use_safetensors": True}  # never a pickle, no rounding
     try:
         model = SentenceTransformer(str(source.folder), device="cpu", local_files_only=True, model_kwargs=settings)
-    except Exception as error:  # of any library below
+    except Exception as error:  # from any of the libraries that it uses
         raise _not_loaded(source, "sentence-transformers", error) from error
     if source.pipeline.max_length != max_length:
         model.max_seq_length = max_length
-    parts = texts[:-1], texts[-1:]  # the long one alone: beside it others would be filled up to its length
+    parts = texts[:-1], texts[-1:]  # the long text alone: others would be padded to its length
     vectors = np.concatenate(
         [model.encode(part, batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True) for part in parts if part]
     )
@@ -134,7 +134,7 @@ def _by_transformers(source: Checkpoint, texts: list[str], max_length: int, how:
 
 
 def _auto_model(source: Checkpoint) -> tuple[Any, str]:
-    """(transformers' own model of the folder in fp32, a note where it did not load as it lies there and was helped)."""
+    """Return (transformers' own model of the folder in fp32, a note on the help that it needed to load, or "")."""
     import torch
     from transformers import AutoModel
 
@@ -146,7 +146,7 @@ def _auto_model(source: Checkpoint) -> tuple[Any, str]:
         model, info = loaded
         if not _needed(info["missing_keys"]):
             return model, ""
-    except Exception:  # of any library below; the second try says what is wrong
+    except Exception:  # the second attempt says what is wrong
         pass
     try:
         return _helped(source)
@@ -155,7 +155,7 @@ def _auto_model(source: Checkpoint) -> tuple[Any, str]:
 
 
 def _helped(source: Checkpoint) -> tuple[Any, str]:
-    """AutoModel with what such folders leave to the reader: prefixes of the names, words tied to a head, sizes of tables."""
+    """Load AutoModel with prefixes stripped from names, word embeddings taken from a tied head, and table sizes filled in."""
     from transformers import AutoConfig, AutoModel
 
     folder = source.pipeline.encoder
@@ -171,7 +171,7 @@ def _helped(source: Checkpoint) -> tuple[Any, str]:
     if missing := _needed(model.load_state_dict(tensors, strict=False).missing_keys):
         raise ValueError(f"it finds no weights for {missing[0]}")
     notes = [f" without the prefix {source.prefix!r} of its weights"] if source.prefix else []
-    notes += [f" with {WORDS} of {tied}"] if tied else []
+    notes += [f" with {WORDS} from {tied}"] if tied else []
     return model, " and".join(notes) or " with the sizes of its tables"
 
 
@@ -180,7 +180,7 @@ def _needed(missing: Iterable[str]) -> list[str]:
 
 
 def _pooled(source: Checkpoint, states: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """As modules.json says, in float64 and without head.py."""
+    """Pool states [B, L, W] as modules.json says, in float64 and independently of head.py: [B, D]."""
     wide = states.astype(np.float64)
     rows = [row[:n] for row, n in zip(wide, mask.sum(axis=1), strict=True)]
     vectors = np.stack([row.mean(axis=0) if source.pipeline.poolings == ("mean",) else row[0] for row in rows])
@@ -191,7 +191,7 @@ def _pooled(source: Checkpoint, states: np.ndarray, mask: np.ndarray) -> np.ndar
 
 
 def cut_ids(source: Checkpoint, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids by the checkpoint's tokenizer; a text that is too long keeps its first ones and the last, which is special."""
+    """Tokenise with the checkpoint's tokenizer; a text that is too long keeps its first ids and the final special one."""
     rows = [encoding.ids for encoding in source.tokenizer.encode_batch(list(texts))]
     return [row if len(row) <= max_length else [*row[: max_length - 1], row[-1]] for row in rows]
 
@@ -201,13 +201,13 @@ def _check_ids(source: Checkpoint, texts: Sequence[str], theirs: list[list[int]]
     if other := [text for text, ours, their in rows if ours != their]:
         raise ParityError(
             f"{source.folder}: {code} cuts {len(other)} of {len(texts)} texts into other pieces than tokenizer.json does, "
-            f"first {other[0][:80]!r}. Its tokenizer is not the one in tokenizer.json: if that one is right, write "
-            '"tokenizer_class": "PreTrainedTokenizerFast" into tokenizer_config.json, which takes it as it is.'
+            f"first {other[0][:80]!r}. It does not use the tokenizer in tokenizer.json. If that one is right, put "
+            '"tokenizer_class": "PreTrainedTokenizerFast" into tokenizer_config.json, which uses it unchanged.'
         )
 
 
 def _by_length(rows: Sequence[Sequence[int]], run: Callable[[Sequence[Sequence[int]]], np.ndarray]) -> np.ndarray:
-    """Vectors [n, D] in the order of `rows`, computed in batches of rows of about one length, so that little is padding."""
+    """Return vectors [n, D] in the order of `rows`, computed in batches of rows of similar length, to avoid padding."""
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     batches: list[list[int]] = []
     for row in order:
@@ -220,7 +220,7 @@ def _by_length(rows: Sequence[Sequence[int]], run: Callable[[Sequence[Sequence[i
 
 
 def _batch(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids -> ids and mask, int64 [B, L] each, padded on the right."""
+    """Pad rows of ids on the right; returns ids and mask, int64 [B, L] each."""
     lengths = np.array([len(row) for row in rows])
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
     ids = np.full(mask.shape, pad, np.int64)
@@ -236,6 +236,6 @@ def _finished(vectors: np.ndarray, normalize: bool) -> np.ndarray:
 def _not_loaded(source: Checkpoint, library: str, error: Exception) -> BundleError:
     said = str(error).strip().partition("\n")[0].rstrip(".")
     return BundleError(
-        f"{source.folder}: {library} {version(library)} cannot load this folder ({said}), so there is nothing to prove the "
-        "export against. Copy the whole folder again, or write it again with the library that made it."
+        f"{source.folder}: {library} {version(library)} cannot load this folder ({said}), so there is nothing to check the "
+        "export against. Copy the whole folder again, or save it again with the library that made it."
     )

@@ -1,7 +1,7 @@
-"""The files that make a bundle a sentence-transformers (and text-embeddings-inference) folder too.
+"""Files that make a bundle a folder of sentence-transformers and text-embeddings-inference, too.
 
-With them `SentenceTransformer(BUNDLE).encode(texts)` gives what `mexma_rt.load(BUNDLE).encode(texts)` gives. The module names
-are those that sentence-transformers 2 to 6 understand.
+With them, `SentenceTransformer(BUNDLE).encode(texts)` returns what `mexma_rt.load(BUNDLE).encode(texts)` does. The module names
+are understood by sentence-transformers 2 to 6.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TORCH_NAMES = {"Tanh": "torch.nn.modules.activation.Tanh", "Identity": "torch.nn
 
 
 def peer_files(source: Checkpoint, *, max_length: int, length_limit: int) -> dict[str, dict[str, Any] | list[Any]]:
-    """Relative path -> JSON content."""
+    """Return {relative path: JSON content}. Texts are cut at `max_length` tokens; the tokenizer allows `length_limit`."""
     config, pipeline = source.config, source.pipeline
     kinds = ["Transformer", "Pooling", *["Dense"] * len(pipeline.dense), *(["Normalize"] if pipeline.normalize else [])]
     paths = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], start=1))]
@@ -34,10 +34,10 @@ def peer_files(source: Checkpoint, *, max_length: int, length_limit: int) -> dic
         for path, layer in zip(paths[2:], pipeline.dense, strict=False)
     }
     if pipeline.normalize:
-        layers[f"{paths[-1]}/config.json"] = {}  # versions 2 to 5 have no settings and never read it
+        layers[f"{paths[-1]}/config.json"] = {}  # versions 2 to 5 never read it
     return {
-        # Only the encoder is promised, and no file of the checkpoint's folder may run code ("auto_map").
-        # The type is that of the computation, not of the stored numbers, which may be bf16.
+        # Without "auto_map": no file from the checkpoint's folder may run code. The type is that of the computation; the
+        # stored numbers may be bf16.
         "config.json": {k: v for k, v in config.items() if k != "auto_map"}
         | {"architectures": ["XLMRobertaModel"], "dtype": "float32"},
         "modules.json": [
@@ -58,8 +58,8 @@ def peer_files(source: Checkpoint, *, max_length: int, length_limit: int) -> dic
             "pooling_mode_mean_sqrt_len_tokens": False,
         },
         **layers,
-        # Not XLMRobertaTokenizerFast: since transformers 5 that class builds its own normaliser and pre-tokeniser
-        # around the vocabulary, so that ids differ; this one takes tokenizer.json as it is.
+        # Not XLMRobertaTokenizerFast, which since transformers 5 builds its own normaliser and pre-tokeniser around the
+        # vocabulary, so that ids differ; this class uses tokenizer.json unchanged.
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": length_limit,
@@ -72,7 +72,7 @@ def peer_files(source: Checkpoint, *, max_length: int, length_limit: int) -> dic
 
 
 def _token_names(source: Checkpoint) -> dict[str, str]:
-    """The special tokens of the tokenizer, by transformers' names for them."""
+    """Return the tokenizer's special tokens under transformers' names for them."""
     ids, tokenizer = source.special_ids, source.tokenizer
     model = json.loads(tokenizer.to_str())["model"]
     unknown = model.get("unk_token") or (None if model.get("unk_id") is None else tokenizer.id_to_token(model["unk_id"]))
@@ -84,7 +84,7 @@ def _token_names(source: Checkpoint) -> dict[str, str]:
 
 
 def dense_weights(pipeline: Pipeline) -> dict[str, dict[str, np.ndarray]]:
-    """Relative path -> tensors of each dense layer, as sentence-transformers names them."""
+    """Return {relative path: tensors} of the dense layers, named as in sentence-transformers."""
     return {
         f"{i}_Dense/model.safetensors": {"linear.weight": layer.weight, "linear.bias": layer.bias}
         for i, layer in enumerate(pipeline.dense, start=2)

@@ -1,8 +1,8 @@
-"""How a model's owner makes a sentence vector, read from the files that sentence-transformers writes beside the encoder.
+"""Reads how a model's owner computes sentence vectors from the files that sentence-transformers writes beside the encoder.
 
-modules.json names the steps after the encoder (pooling, dense layers, normalisation); other files say where texts are cut, and
-what is put before them. A folder without modules.json gives the last state of its first token, normalised: MEXMA's way.
-Whatever of it is not known here is an error that names it: a step that is left out would be another model.
+modules.json names the steps after the encoder (pooling, dense layers, normalisation); other files give the maximum length and
+the prompts. A folder without modules.json uses the last state of the first token, normalised, as MEXMA does. Anything unknown
+is an error that names it, since leaving out a step would make a different model.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from mexma_export.head import Dense, Head, read_dense
 from mexma_rt.errors import BundleError
 
 MODULES, POOLING_FOLDER, PROMPTS = "modules.json", "1_Pooling", "config_sentence_transformers.json"
-# How the encoder's settings are called, first what is written today.
 KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-SETTINGS = tuple(f"sentence_{kind}_config.json" for kind in KINDS)
-MODES = {  # keys of old versions -> names of new ones
+SETTINGS = tuple(f"sentence_{kind}_config.json" for kind in KINDS)  # names of the encoder's settings, the current one first
+MODES = {  # flags of old versions -> names in new ones
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
@@ -29,38 +28,38 @@ MODES = {  # keys of old versions -> names of new ones
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-SHORTEST = 3  # tokens of a text: <s>, one piece, </s>
+SHORTEST = 3  # tokens: <s>, one piece, </s>
 COPY = "Copy the whole folder again, with its subfolders."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """What happens to a text before the encoder, and to its states after it."""
+    """What happens to texts before the encoder, and to states after it."""
 
-    encoder: Path  # the folder of config.json, weights and tokenizer
-    poolings: tuple[str, ...] = ("cls",)  # several are put side by side
-    dense: tuple[Dense, ...] = ()  # behind the pooling
-    include_prompt: bool = True  # False: the tokens of the prompt are left out of the pooling
+    encoder: Path  # folder of config.json, weights and tokenizer
+    poolings: tuple[str, ...] = ("cls",)  # several are concatenated
+    dense: tuple[Dense, ...] = ()  # after the pooling
+    include_prompt: bool = True  # False: pooling leaves out the prompt's tokens
     normalize: bool = True
-    max_length: int | None = None  # tokens, special ones included; None: nothing says it
-    lower_case: bool = False  # texts are lowered before they are cut into pieces
+    max_length: int | None = None  # tokens, special ones included; None: not specified
+    lower_case: bool = False  # texts are converted to lower case before tokenisation
     prompts: Mapping[str, str] = field(default_factory=dict)
-    default_prompt: str | None = None  # the name of the one that every text gets
+    default_prompt: str | None = None  # name of the prompt that every text gets
 
     @property
     def head(self) -> Head:
-        """What the graphs compute of the encoder's states; only of a single pooling of POOLINGS."""
+        """The steps that the graphs compute after the encoder; defined only for a single pooling out of POOLINGS."""
         return Head(pooling=self.poolings[0], dense=self.dense)
 
 
 def read_pipeline(folder: Path) -> Pipeline:
-    """The pipeline of a folder. Raises BundleError for files that cannot be read, and for steps that are not known."""
+    """Read the pipeline of a folder. Raises BundleError for unreadable files and unknown steps."""
     path = folder / MODULES
     if not path.is_file():
         if (folder / POOLING_FOLDER).is_dir():
             raise BundleError(
-                f"{folder} has a folder {POOLING_FOLDER} but no {MODULES}, so nothing says how this model makes a sentence "
-                f"vector. {COPY}"
+                f"{folder} has a folder {POOLING_FOLDER} but no {MODULES}, so nothing says how this model computes sentence "
+                f"vectors. {COPY}"
             )
         return Pipeline(encoder=folder)
     try:
@@ -99,13 +98,13 @@ def read_pipeline(folder: Path) -> Pipeline:
 
 def _unreadable(path: Path, error: Exception) -> BundleError:
     return BundleError(
-        f"{path}: what it says of the pooling cannot be read ({error}), so nothing says how this model makes a sentence "
-        f"vector. {COPY}"
+        f"{path}: the pooling that it describes cannot be read ({error}), so nothing says how this model computes sentence "
+        f"vectors. {COPY}"
     )
 
 
 def _kind(name: str) -> str:
-    """Pooling for a class Pooling of sentence-transformers, whose modules moved between versions; any other name whole."""
+    """Return "Pooling" for sentence-transformers' Pooling, wherever its version has that class; other names are kept whole."""
     package, _, rest = name.partition(".")
     return rest.rsplit(".", 1)[-1] if package == "sentence_transformers" else name
 
@@ -113,25 +112,25 @@ def _kind(name: str) -> str:
 def _read(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise TypeError(f"{path.name} holds no object")
+        raise TypeError(f"{path.name} is not a JSON object")
     return content
 
 
 def _check_order(path: Path, kinds: list[str]) -> None:
     if unknown := sorted(set(kinds) - {"Transformer", "Pooling", "Dense", "Normalize"}):
         raise BundleError(
-            f"{path} names the module {unknown[0]}, which this export does not know: its vectors would be other ones than the "
-            "model's. Known are an encoder, a pooling, dense layers and normalisation."
+            f"{path} names the module {unknown[0]}, which this export does not support: its vectors would differ from the "
+            "model's. Supported are an encoder, a pooling, dense layers and normalisation."
         )
     if not re.fullmatch("Transformer Pooling( Dense)*( Normalize)?", " ".join(kinds)):
         raise BundleError(
-            f"{path} has the modules {', '.join(kinds) or 'none'} in this order. Known are one Transformer, one Pooling, then "
-            "any Dense, and then Normalize or not."
+            f"{path} has the modules {', '.join(kinds) or 'none'} in this order. Supported are one Transformer, one Pooling, "
+            "any number of Dense, and optionally Normalize."
         )
 
 
 def _poolings(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the ways to pool: pooling_mode of new versions, the flags of old ones."""
+    """Return the names of the poolings, from pooling_mode of new versions or from the flags of old ones."""
     if "pooling_mode" in config:
         named = config["pooling_mode"]
         return (named,) if isinstance(named, str) else tuple(map(str, named))
@@ -139,7 +138,7 @@ def _poolings(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _length(encoder: Path, settings: Mapping[str, Any]) -> int | None:
-    """Where the owner cuts texts: by the encoder's settings, or by the tokenizer's."""
+    """Return the owner's maximum length in tokens, from the encoder's settings or the tokenizer's; None if there is none."""
     length = settings.get("max_seq_length")
     path = encoder / "tokenizer_config.json"
     if length is None and path.is_file():
@@ -149,7 +148,7 @@ def _length(encoder: Path, settings: Mapping[str, Any]) -> int | None:
             raise BundleError(f"{path} cannot be read ({error}). {COPY}") from error
     if length is not None and (type(length) not in (int, float) or length < SHORTEST):
         raise BundleError(
-            f"{encoder}: its settings cut texts after {length!r} tokens, and a text has at least {SHORTEST}: the first and the "
-            f"last one and a piece. {COPY}"
+            f"{encoder}: its settings cut texts after {length!r} tokens, but at least {SHORTEST} are needed: the first and "
+            f"last special tokens and one piece. {COPY}"
         )
-    return int(length) if length is not None and length < 10**9 else None  # a tokenizer without a limit has 10**30
+    return int(length) if length is not None and length < 10**9 else None  # 10**30 means no limit

@@ -75,7 +75,7 @@ DAMAGED = "The file is damaged or was not copied whole. Copy the checkpoint agai
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (without_config, ["config.json is missing, so this is no checkpoint folder", "mexma-train writes them"]),
+        (without_config, ["config.json is missing, so this is not a checkpoint folder", "mexma-train writes them"]),
         (modernbert, ["model_type is 'modernbert': rotary positions and pre-norm", "Supported are the encoders"]),
         (pickle_only, ["only pickled weights (pytorch_model.bin)", "convert it once with safetensors.torch.save_file"]),
         (cut_weights, ["the weights do not load", DAMAGED]),

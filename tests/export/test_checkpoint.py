@@ -64,10 +64,10 @@ def test_names_that_are_no_folder_never_reach_the_network(tmp_path: Path, monkey
 
 
 def test_a_file_and_a_bundle_are_told_from_a_checkpoint(tiny_bundle: Path, tmp_path: Path) -> None:
-    refuse(tiny_bundle / "tokenizer.json", FileError, f"is a file. Name the folder that it lies in: {tiny_bundle}")
+    refuse(tiny_bundle / "tokenizer.json", FileError, f"is a file. Name the folder that it is in: {tiny_bundle}")
     bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     (bundle / "model.safetensors").unlink()
-    refuse(bundle, FileError, "is a bundle without its weights, and an export needs those: name the checkpoint that it")
+    refuse(bundle, FileError, "is a bundle without weights, and an export needs them. Name the checkpoint that the bundle")
 
 
 def test_a_hub_name_fetches_safe_files_only(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_missing_files(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     refuse(folder, FileError, r"model\.safetensors is missing")
     (folder / "config.json").unlink()
-    refuse(folder, FileError, r"config\.json is missing, so this is no checkpoint folder")
+    refuse(folder, FileError, r"config\.json is missing, so this is not a checkpoint folder")
 
 
 def test_pickled_weights_are_refused(folder: Path) -> None:
@@ -118,7 +118,7 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
         ({"architectures": ["XLMRobertaForSequenceClassification"]}, r"is a classifier or cross-encoder .*scores pairs"),
         ({"position_embedding_type": "relative_key"}, r"position_embedding_type is 'relative_key'"),
         ({"hidden_act": "relu"}, r"hidden_act is 'relu', but the encoders known here have 'gelu'"),
-        ({"pad_token_id": 0}, r"pad_token_id is 0, but the tokenizer pads with 1, and XLM-R's positions count from that"),
+        ({"pad_token_id": 0}, r"pad_token_id is 0, but the tokenizer pads with 1, and XLM-R counts positions from that id"),
         ({"vocab_size": 9999}, r"tokenizer\.json has 322 pieces, but config\.json says vocab_size 9999"),
         ({"vocab_size": 300}, r"tokenizer\.json has 322 pieces, but config\.json says vocab_size 300"),
         ({"vocab_size": 328}, r"word_embeddings\.weight has the shape \(322, 32\), but config\.json says \(328, 32\)"),
@@ -156,16 +156,20 @@ def test_nan_weights(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["encoder.layer.1.output.dense.bias"][3] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    refuse(folder, BundleError, r"NaN or infinite numbers in encoder\.layer\.1\.output\.dense\.bias: the training diverged")
+    refuse(folder, BundleError, r"NaN or infinite numbers in encoder\.layer\.1\.output\.dense\.bias. Training diverged")
 
 
 def test_tokenizers_of_another_kind(folder: Path) -> None:
     path = folder / "tokenizer.json"
     before = path.read_text(encoding="utf-8")
     path.write_text(json.dumps(json.loads(before) | {"post_processor": None}), encoding="utf-8")
-    refuse(folder, BundleError, r"an empty text gives the ids \[\], but a sentence needs one token before it and one behind")
+    refuse(folder, BundleError, r"an empty text gives the ids \[\], but a sentence needs one token before and one after it")
     path.write_text(before.replace("<pad>", "<padding>"), encoding="utf-8")
-    refuse(folder, BundleError, r"nothing says which token pads \(no <pad> or \[PAD\]\)\. Write \"pad_token\" into")
+    refuse(
+        folder,
+        BundleError,
+        r"nothing says which token is for padding \(there is no <pad> or \[PAD\]\)\. Put \"pad_token\" into",
+    )
 
 
 def test_truncation_and_padding_in_the_file_are_switched_off(folder: Path) -> None:
@@ -182,15 +186,19 @@ def test_truncation_and_padding_in_the_file_are_switched_off(folder: Path) -> No
 @pytest.mark.parametrize(
     ("pooling", "more", "message"),
     [
-        ({"pooling_mode_lasttoken": True}, (), "ask for the pooling lasttoken, but the graphs know cls or mean, one of them"),
+        (
+            {"pooling_mode_lasttoken": True},
+            (),
+            "ask for the pooling lasttoken, but the graphs support only cls or mean, one of them",
+        ),
         ({"pooling_mode": "weightedmean"}, ("Normalize",), "ask for the pooling weightedmean, but"),
         ({"pooling_mode": "first_and_last"}, ("Normalize",), "ask for the pooling first_and_last, but"),
         ({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}, (), "ask for the pooling cls, max"),
         ({}, (), "ask for the pooling none"),
-        ({"pooling_mode_cls_token": True}, ("LSTM",), "names the module LSTM, which this export does not know"),
+        ({"pooling_mode_cls_token": True}, ("LSTM",), "names the module LSTM, which this export does not support"),
         ({"pooling_mode_cls_token": True}, ("Normalize", "Dense"), "has the modules Transformer, Pooling, Normalize, Dense in"),
         ({"pooling_mode_cls_token": True}, ("Dense",), r"2_Dense/config\.json"),
-        (None, (), r"what it says of the pooling cannot be read .*Copy the whole folder again"),
+        (None, (), r"the pooling that it describes cannot be read .*Copy the whole folder again"),
     ],
 )
 def test_another_pooling_than_that_of_the_graphs(
@@ -212,18 +220,18 @@ def test_the_pooling_of_the_graphs_is_taken(folder: Path, pooling: dict[str, obj
 @pytest.mark.parametrize(
     ("pooling", "more", "files", "message"),
     [
-        (CLS | {"include_prompt": False}, ("Normalize",), {}, "include_prompt false: .*leaves the prompt's tokens out"),
+        (CLS | {"include_prompt": False}, ("Normalize",), {}, r"include_prompt false\. .*leaves the prompt's tokens out"),
         (
             CLS,
             ("Normalize",),
             {"sentence_bert_config.json": {"do_lower_case": True}},
-            "do_lower_case true: .*lowers every text",
+            r"do_lower_case true\. .*converts every text to lower case",
         ),
         (
             CLS,
             ("Normalize",),
             {"config_sentence_transformers.json": {"prompts": {"q": "query: "}, "default_prompt_name": "q"}},
-            "default_prompt_name 'q': this model's encode puts a prompt before texts",
+            "default_prompt_name 'q'. This model's encode puts a prompt before texts",
         ),
         (
             CLS,
@@ -250,19 +258,19 @@ def test_what_the_owners_encode_would_do_and_the_bundle_not(
             "config_sentence_transformers.json",
             {"prompts": {"q": "query: "}, "default_prompt_name": "q"},
             {"prompts": {"q": "query: "}, "default_prompt_name": None},
-            r"write null in its place \(config_sentence_transformers\.json\), and name the prompt .*prompt='q'\)",
+            r"replace it with null \(config_sentence_transformers\.json\), and name the prompt .*prompt='q'\)",
         ),
         (
             "1_Pooling/config.json",
             CLS | {"include_prompt": False},
             CLS | {"include_prompt": True},
-            r"write true in its place \(1_Pooling/config\.json\), and take the prompts out of config_sentence_transformers",
+            r"replace it with true \(1_Pooling/config\.json\), and delete the prompts from config_sentence_transformers",
         ),
         (
             "sentence_bert_config.json",
             {"do_lower_case": True, "max_seq_length": 96},
             {"do_lower_case": False, "max_seq_length": 96},
-            r'write false in its place, and "normalizer": \{"type": "Lowercase"\}',
+            r'replace it with false, and put "normalizer": \{"type": "Lowercase"\}',
         ),
     ],
 )
@@ -291,7 +299,7 @@ def test_what_is_advised_gives_the_owners_vectors(
 def test_a_pooling_folder_without_modules_json(folder: Path) -> None:
     sentence_transformers(folder, {"pooling_mode_mean_tokens": True})
     (folder / "modules.json").unlink()
-    refuse(folder, BundleError, r"has a folder 1_Pooling but no modules\.json, so nothing says how this model makes")
+    refuse(folder, BundleError, r"has a folder 1_Pooling but no modules\.json, so nothing says how this model computes")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +323,7 @@ def test_the_length_is_that_of_the_folder(
 def test_a_length_that_no_text_has(length: object, folder: Path) -> None:
     sentence_transformers(folder, CLS)
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
-    with pytest.raises(BundleError, match=r"its settings cut texts after .* tokens, and a text has at least 3"):
+    with pytest.raises(BundleError, match=r"its settings cut texts after .* tokens, but at least 3 are needed"):
         load_checkpoint(folder)
 
 
@@ -349,4 +357,4 @@ def test_a_module_of_somebody_elses_code(folder: Path) -> None:
     sentence_transformers(folder, CLS, "Normalize")
     text = (folder / "modules.json").read_text().replace("sentence_transformers.models.Pooling", "their_code.Pooling")
     (folder / "modules.json").write_text(text)
-    refuse(folder, BundleError, r"names the module their_code\.Pooling, which this export does not know")
+    refuse(folder, BundleError, r"names the module their_code\.Pooling, which this export does not support")

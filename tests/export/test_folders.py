@@ -149,7 +149,7 @@ def test_added_tokens_need_rows(folder: Path, tiny_checkpoint: Path, gate: list[
     tokenizer.add_tokens(["<x>"])
     tokenizer.save(str(folder / "tokenizer.json"))
     with pytest.raises(
-        BundleError, match=r"323 pieces, but config\.json says vocab_size 322: its last 1, from '<x>' on, were added to it"
+        BundleError, match=r"323 pieces, but config\.json says vocab_size 322: its last 1, from '<x>' on, were added later"
     ):
         load_checkpoint(folder)
     change_config(folder, vocab_size=328)
@@ -199,7 +199,7 @@ def test_only_a_sentencepiece_model(folder: Path, sentences: list[tuple[str, str
     change_config(folder, vocab_size=rows)
     change_weights(folder, lambda tensors: tensors | {WORDS: torch.cat([tensors[WORDS]] * 2)[:rows]})
     with pytest.raises(
-        FileError, match=r"makes it of sentencepiece\.bpe\.model \(.*pip install sentencepiece\).*, type: "
+        FileError, match=r"makes it from sentencepiece\.bpe\.model \(.*pip install sentencepiece\).*, type: "
     ) as caught:
         load_checkpoint(folder)
     exec(str(caught.value).split(", type: ")[1], {})
@@ -211,7 +211,7 @@ def test_only_a_sentencepiece_model(folder: Path, sentences: list[tuple[str, str
 
 def test_only_a_vocabulary_of_wordpiece(folder: Path) -> None:
     (folder / "tokenizer.json").rename(folder / "vocab.txt")
-    with pytest.raises(FileError, match=r"transformers makes it of vocab\.txt\. In Python, type: import transformers; "):
+    with pytest.raises(FileError, match=r"transformers makes it from vocab\.txt\. In Python, type: import transformers; "):
         load_checkpoint(folder)
 
 

@@ -145,7 +145,7 @@ def _without_numbers(layer: Path) -> None:
             lambda layer: (layer / "config.json").write_text('{"in_features": 32, "out_features": 8}'),
             r"weight \(16, 32\), a bias \(16,\) and other tensors \[\], but its config\.json says \(out, in\) = \(8, 32\)",
         ),
-        (_of_another_width, "2_Dense takes vectors of 24 numbers, and what stands before it gives 32"),
+        (_of_another_width, "2_Dense takes vectors of 24 numbers, but the step before it returns 32"),
         (_without_numbers, r"2_Dense/model\.safetensors: NaN or infinite numbers"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A checkpoint that this export reads otherwise than its owner's code is refused before any graph is written."""
+"""A checkpoint that this export reads differently from its owner's code is refused before any graph is written."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_misread_checkpoint_is_refused(
     sentence_transformers(folder, CLS, "Normalize")
     checkpoint = misread(load_checkpoint(folder))
     with pytest.raises(
-        ParityError, match=r"reads the checkpoint otherwise than its owner's code, sentence-transformers .*the cosi"
+        ParityError, match=r"and the model owner's code, sentence-transformers .*, compute different vectors: .*the cosi"
     ):
         compare_with_owner(checkpoint, gate, 128)
 
@@ -92,7 +92,7 @@ def test_a_pooling_that_the_loader_misreads(
     pytest.importorskip("sentence_transformers", reason="the owner's code (pip: mexma-rt[bench])")
     sentence_transformers(folder, MEAN, "Normalize")
     monkeypatch.setattr("mexma_export.pipeline._poolings", lambda config: ("cls",))
-    with pytest.raises(ParityError, match="reads the checkpoint otherwise than its owner's code"):
+    with pytest.raises(ParityError, match=r"this export and the model owner's code, .*, compute different vectors"):
         export_bundle(folder, tmp_path / "bundle", sentences=gate)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 
@@ -112,5 +112,5 @@ def test_another_tokenizer_than_that_of_tokenizer_json(folder: Path, gate: list[
 def test_a_folder_that_its_owners_code_cannot_load(folder: Path, gate: list[Sentence]) -> None:
     checkpoint = load_checkpoint(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(BundleError, match=r"transformers .* cannot load this folder .*nothing to prove the export against"):
+    with pytest.raises(BundleError, match=r"transformers .* cannot load this folder .*nothing to check the export against"):
         compare_with_owner(checkpoint, gate, 128)
