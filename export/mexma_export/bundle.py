@@ -1,8 +1,8 @@
-"""Checkpoint -> bundle folder: graphs, tokenizer, sentence-transformers files, parity report, manifest.
+"""Exports a checkpoint to a bundle folder: graphs, tokenizer, sentence-transformers files, parity report, manifest.
 
-The order matters: compare the loaded checkpoint with its owner's code, export, compare the graphs with the checkpoint
-(a failed gate ends here), hash, manifest last, open in a fresh process, sync, rename. Nothing has the final name before
-that.
+The steps, in order: compare the loaded checkpoint with its owner's code; write the graphs and compare them with the checkpoint
+(the export ends here if a gate fails); write the other files; open the graphs in a fresh process; hash everything; write the
+manifest; sync and rename. The folder has its final name only after that.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mexma_export.trim import Vocabulary
 
 AUTO = ("fp32", "int8")
-DEFAULT_MAX_LENGTH = 128  # tokens; a sentence rarely has more, and MEXMA is trained on sentences
+DEFAULT_MAX_LENGTH = 128  # tokens; MEXMA is trained on sentences, which rarely have more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +72,25 @@ def export_bundle(
     revision: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> ExportReport:
-    """Export a checkpoint folder or hub name to the bundle folder `target`.
+    """Export a checkpoint folder or hub name (at `revision`) to the bundle folder `target`; returns a report.
 
-    `precisions` names the graphs ("fp32", "fused", "int8", "mixed", "w8", "w4", "fp16"); if a named one
-    fails its gate, the export fails. None writes fp32 and int8, or mixed instead of an int8 that fails, which the report and
-    parity.json then say.
-    `max_length` (tokens with `<s>` and `</s>`) is the bundle's default: what a sentence-transformers folder says, else 128, or
-    the position table's limit where that is less;
-    `weights=False` leaves model.safetensors out (sentence-transformers then cannot load the bundle); `sentences` replaces
-    the 562 shipped ones of the gate; `trim_vocab` names text files (plain, .gz, .xz) whose pieces alone the vocabulary keeps
-    (see mexma_export.trim; the gate still compares with the untrimmed model), beside those of `languages` (ISO 639-3; see
-    mexma_export.usage), or the `pieces` most useful ones by those files and the tokenizer's own scores; `opset` (18 to 23) is
-    that of the standard graphs, fp32 and fp16; `progress(stage, done, total)` is called along the way.
+    precisions: the graphs to write, out of "fp32", "fused", "int8", "mixed", "w8", "w4" and "fp16"; if one fails its gate, the
+    export fails. None writes fp32 and int8, or mixed instead of int8 if that fails, as the report and parity.json then say.
+    max_length: the bundle's default, in tokens including `<s>` and `</s>`. None: that of a sentence-transformers folder, else
+    128, but at most the position table's limit.
+    name: of the bundle. None: that of the checkpoint.
+    weights: False leaves out model.safetensors; sentence-transformers then cannot load the bundle.
+    default_precision: what the runtime loads on CPU. None: the first of int8, w8, w4, mixed, fused, fp32 that was exported.
+    sentences: replace the gate's 562 shipped ones. thresholds: what the gate demands of each precision.
+    trim_vocab: text files (plain, .gz, .xz); the vocabulary keeps only the pieces that they and the `languages` use (ISO 639-3;
+    see mexma_export.usage). The gate still compares with the untrimmed model (see mexma_export.trim).
+    pieces: keep this many pieces, the most useful ones by those files and the tokenizer's own scores.
+    opset: of the standard graphs fp32 and fp16, 18 to 23.
+    force: replace an existing bundle.
+    progress: is called with (stage, done, total).
 
     Raises ParityError (the gate failed), InputError (an argument), FileError and BundleError (the checkpoint), and
-    MissingExtraError (torch or onnx not installed). In each case `target` stays as it was.
+    MissingExtraError (torch or onnx not installed). After an error, `target` is as it was before.
     """
     started, target = time.perf_counter(), Path(target)
     chosen: Sequence[str] = AUTO if precisions is None else precisions
@@ -131,7 +135,7 @@ def export_bundle(
             write_weights(source, folder / WEIGHTS)
         if (source.folder / "README.md").is_file():
             shutil.copyfile(source.folder / "README.md", folder / "README.md")
-        # not tokenizer.save, which raises a plain Exception when the disk is full
+        # tokenizer.save would raise a plain Exception on a full disk
         (folder / TOKENIZER).write_bytes(source.tokenizer.to_str(pretty=False).encode())
         peers = peer_files(source, max_length=length, length_limit=source.max_length_limit)
         for path, content in peers.items():
@@ -188,12 +192,12 @@ def _check_precisions(precisions: Sequence[str], default: str | None, *, named: 
     if isinstance(precisions, str) or not precisions or len(set(precisions)) != len(precisions):
         given = precisions if isinstance(precisions, str) else ",".join(precisions)
         raise InputError(
-            f"Precisions must be a list without repetition out of {', '.join(GRAPHS)}, not {given!r}. "
+            f"Precisions must be a list without duplicates from {', '.join(GRAPHS)}, not {given!r}. "
             f"Type --precision {','.join(AUTO)}"
         )
     if unknown := [p for p in precisions if p not in GRAPHS]:
         raise InputError(
-            f"Unknown precision {unknown[0]!r}: this export knows {', '.join(GRAPHS)}. Type --precision {','.join(AUTO)}"
+            f"Unknown precision {unknown[0]!r}: choose from {', '.join(GRAPHS)}. Type --precision {','.join(AUTO)}"
         )
     if default is not None and default not in (precisions if named else GRAPHS):
         raise InputError(
@@ -205,33 +209,33 @@ def _check_precisions(precisions: Sequence[str], default: str | None, *, named: 
 def _check_opset(opset: int, precisions: Sequence[str]) -> None:
     if type(opset) is not int or opset not in OPSETS:
         raise InputError(
-            f"Opset {opset!r} is outside {OPSETS[0]} to {OPSETS[-1]}, which torch exports and onnxruntime reads. Leave --opset "
-            f"out for {OPSET}, which TensorRT builds too."
+            f"Opset {opset!r} is outside {OPSETS[0]} to {OPSETS[-1]}, which this export can write. Omit --opset to get "
+            f"{OPSET}, which TensorRT supports too."
         )
     if opset != OPSET and not {"fp32", "fp16"} & set(precisions):
-        raise InputError(f"Opset {opset} is for the standard graphs, fp32 and fp16, and none is exported. Leave --opset out.")
+        raise InputError(f"Opset {opset} applies to the fp32 and fp16 graphs, but neither is exported. Omit --opset.")
 
 
 def _default_precision(
     precisions: Sequence[str], wanted: str | None, refused: Mapping[str, Parity] = MappingProxyType({})
 ) -> tuple[str, str]:
-    """(precision, why). Only called once every gate has passed."""
+    """Return (precision, why). Every gate must have passed."""
     if wanted is not None and wanted not in precisions:
-        why = "; ".join(refused[wanted].failures) if wanted in refused else "it was not needed, for int8 passed its gate"
+        why = "; ".join(refused[wanted].failures) if wanted in refused else "it was not needed, since int8 passed its gate"
         raise InputError(f"The default precision {wanted!r} is not in the bundle: {why}. Name it: --precision fp32,{wanted}")
     if wanted is not None:
         return wanted, "asked for"
     if "int8" in precisions:
         return "int8", "fastest on CPU, and its parity gate passed"
     if "int8" in refused:
-        return "mixed", f"in the place of int8, which its parity gate refused: {'; '.join(refused['int8'].failures)}"
+        return "mixed", f"instead of int8, which failed its parity gate: {'; '.join(refused['int8'].failures)}"
     for blocks in ("w8", "w4"):
         if blocks in precisions:
-            return blocks, "the fastest of the exported on CPU, and its parity gate passed"
+            return blocks, "fastest on CPU of those exported, and its parity gate passed"
     if "mixed" in precisions:
-        return "mixed", "smallest of the exported, and its parity gate passed"
+        return "mixed", "smallest of those exported, and its parity gate passed"
     if "fused" in precisions:
-        return "fused", "the fastest of the exported on CPU, and its parity gate passed"
+        return "fused", "fastest on CPU of those exported, and its parity gate passed"
     if "fp32" in precisions:
         return "fp32", "no graph made for the CPU was exported"
     return "fp16", "the only one exported; onnxruntime on CPU runs it slower than fp32"
@@ -255,7 +259,7 @@ def _trim(
     pieces: int | None,
     sentences: Sequence[Sentence],
 ) -> tuple[Checkpoint, Vocabulary]:
-    """The checkpoint with a trimmed tokenizer and configuration; its model stays untrimmed, as the gate's reference."""
+    """Trim the checkpoint's tokenizer and configuration; its model stays untrimmed, as the reference of the gate."""
     from mexma_export.trim import describe, trim_vocabulary
     from mexma_export.usage import parse_languages
 
@@ -279,7 +283,7 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def installed_version(package: str) -> str | None:
-    """The version of an installed distribution, None if it is not installed."""
+    """Return the version of a distribution, None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Which folders an export may write: a new one, or with `force` one that holds a bundle."""
+"""Decides which folders an export may write: a new one, or with `force` one that holds a bundle."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from mexma_rt.files import check_unicode, folders
 
 
 def new_folder(target: Path, *, force: bool = False) -> AbstractContextManager[Path]:
-    """`mexma_rt.files.new_folder` for a bundle: yields an empty folder that becomes `target`.
+    """Return a context manager that yields an empty folder, which becomes `target` if the block succeeds.
 
-    Raises InputError if `target` exists and `force` is not set, or if what exists is not a bundle (only a bundle or an
-    empty folder is ever replaced); FileError if the folder around it is missing or not writable, and for every OSError of the
-    work itself, a full disk before all.
+    Raises InputError if `target` exists and `force` is not set, or if it is anything other than a bundle or an empty folder;
+    FileError if its parent folder is missing or not writable, and for any OSError in the block, such as a full disk.
     """
     return folders.new_folder(target, check=lambda path: _check_target(path, force))
 
@@ -23,7 +22,7 @@ def new_folder(target: Path, *, force: bool = False) -> AbstractContextManager[P
 def _check_target(target: Path, force: bool) -> None:
     check_unicode(target)
     if not target.parent.is_dir():
-        raise FileError(f"{target.parent}: no such folder. Make it first: mkdir -p {typed(target.parent)}")
+        raise FileError(f"{target.parent}: no such folder. Create it first: mkdir -p {typed(target.parent)}")
     if not target.exists():
         return
     if not force:

@@ -1,6 +1,6 @@
-"""Two entries of the manifest: `golden`, vectors to prove an engine with, and `ranges`, to quantise vectors with.
+"""Computes two entries of the manifest: `golden`, vectors to check an engine with, and `ranges`, to quantise vectors with.
 
-Both come from the source checkpoint in fp32, not from an exported graph, and hold normalised vectors.
+Both describe normalised vectors of the source checkpoint in fp32, not of an exported graph.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mexma_rt.files.storage import Ranges
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# One sentence ("The cat sleeps on the warm stone."), five scripts: short, so that a check costs nothing.
+# The same sentence in five scripts, short so that a check costs nothing.
 GOLDEN = (
     "The cat sleeps on the warm stone.",
     "Кошка спит на тёплом камне.",
@@ -25,7 +25,7 @@ GOLDEN = (
     "बिल्ली गरम पत्थर पर सो रही है।",
     "猫在温暖的石头上睡觉。",
 )
-DECIMALS = 7  # a number of a normalised vector is at most 1, where float32 has seven decimals
+DECIMALS = 7  # numbers of a normalised vector are at most 1, where float32 has seven decimals
 PRECISION_NOTE = (
     "Normalised {what} of the source checkpoint in fp32, one sentence at a time, rounded to 7 decimals. A graph agrees as "
     "far as its parity entry says: compare cosines with the lowest one there, not numbers."
@@ -33,7 +33,7 @@ PRECISION_NOTE = (
 
 
 def golden_vectors(reference: Runner, tokenizer: Tokenizer, max_length: int, *, what: str = "<s> states") -> Golden:
-    """The vectors [5, D] of five texts, which are cut at `max_length` tokens; `what` they are, for the note."""
+    """Compute the vectors [5, D] of five texts, cut at `max_length` tokens; `what` names them in the note."""
     vectors = []
     for text in GOLDEN:
         ids = tokenizer.encode(text).ids
@@ -43,16 +43,16 @@ def golden_vectors(reference: Runner, tokenizer: Tokenizer, max_length: int, *, 
 
 
 def vector_ranges(vectors: np.ndarray, source: str) -> Ranges:
-    """Lowest and highest number of each dimension over sentence vectors [n, D], once normalised.
+    """Return the lowest and highest number of each dimension over sentence vectors [n, D], after normalising them.
 
-    They are what sentence-transformers calls calibration ranges: with fixed ones equal texts get equal int8 codes.
+    sentence-transformers calls these calibration ranges: with fixed ones, equal texts get equal int8 codes.
     """
     unit = _normalised(vectors)
     return Ranges(minimum=_decimals(unit.min(axis=0)), maximum=_decimals(unit.max(axis=0)), source=source)
 
 
 def describe_source(sentences: Sequence[object], shipped: bool) -> str:
-    """How the manifest names the sentences that the ranges of int8 vectors were measured on."""
+    """Describe, for the manifest, the sentences that the ranges of int8 vectors were measured on."""
     what = "shipped parity sentences" if shipped else "sentences of --verify"
     return f"the source checkpoint's normalised vectors of the {len(sentences)} {what}"
 

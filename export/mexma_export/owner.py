@@ -17,6 +17,7 @@ import numpy as np
 
 from mexma_export.checkpoint import Checkpoint, quiet_transformers
 from mexma_export.memory import give_back, set_aside, take_back
+from mexma_export.parity import pad_rows
 from mexma_export.pipeline import MODULES
 from mexma_export.precisions import torch_runner
 from mexma_export.sentences import Sentence
@@ -221,11 +222,7 @@ def _by_length(rows: Sequence[Sequence[int]], run: Callable[[Sequence[Sequence[i
 
 def _batch(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
     """Pad rows of ids on the right; returns ids and mask, int64 [B, L] each."""
-    lengths = np.array([len(row) for row in rows])
-    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
-    ids = np.full(mask.shape, pad, np.int64)
-    ids[mask.astype(bool)] = np.concatenate(rows)
-    return ids, mask
+    return pad_rows(rows, pad), pad_rows([[1] * len(row) for row in rows], 0)
 
 
 def _finished(vectors: np.ndarray, normalize: bool) -> np.ndarray:

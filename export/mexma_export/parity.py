@@ -1,8 +1,8 @@
-"""The parity gate: does an exported graph give the vectors of its source checkpoint, on real sentences?
+"""The parity gate: checks that an exported graph computes the same vectors as its source checkpoint on real sentences.
 
-Shapes: n sentences, B rows of a batch, L tokens, D dimensions. All cosines are taken in float64 over raw sentence vectors.
-Plain cosine flatters when a model's vectors are nearly parallel; the centred cosine, after subtracting the mean source
-vector of the set, is therefore taken beside it. What a graph must reach: verdict.py.
+Shapes: n sentences, B rows per batch, L tokens, D dimensions. All cosines are computed in float64 over raw sentence vectors.
+The plain cosine looks too good if a model's vectors are nearly parallel, so the centred cosine, after subtracting the set's
+mean source vector, is measured too. verdict.py says what a graph must reach.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from mexma_rt.errors import InputError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BATCH = 16  # rows; sorted by length, so that padding is as in use
-PROBES = 32  # sentences that are run alone and with extra padding
-PER_BUCKET = 3  # inputs of each exact length
+BATCH = 16  # rows, sorted by length: padded as in use
+PROBES = 32  # sentences that are also run alone and with extra padding
+PER_BUCKET = 3  # inputs per exact length
 
 
 def check_parity(
@@ -43,21 +43,23 @@ def check_parity(
     out: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Parity]:
-    """Compare every graph (precision -> runner) with the reference; failing is data here (`Parity.failures`).
+    """Compare every graph (precision -> runner) with the reference: {precision: Parity}.
 
-    `plain`: the sentence vector is the state of `<s>`, which must then agree among the token states too; of any other pooling
-    that state is one of many. Sentences are cut at `max_length` tokens; buckets go up to `length_limit`. `out` [n, D] receives
-    the reference's raw sentence vectors. `progress(done, total)` counts batches.
+    A graph that fails does not raise an error; see `Parity.failures`. `plain`: the sentence vector is the state of `<s>`, which
+    must then agree among the token states, too. Sentences are cut at `max_length` tokens; buckets go up to `length_limit`.
+    `out` [n, D] receives the reference's raw sentence vectors. `progress(done, total)` counts batches.
+
+    Raises InputError without sentences, ParityError for a graph whose shapes are not the checkpoint's.
     """
     if not sentences:
-        raise InputError("The parity gate needs at least one sentence; sentences=None takes the 562 shipped ones.")
+        raise InputError("The parity gate needs at least one sentence; sentences=None uses the 562 shipped ones.")
     encoded = [e.ids for e in tokenizer.encode_batch([sentence.text for sentence in sentences])]
     ids = [row if len(row) <= max_length else [*row[: max_length - 1], special.eos] for row in encoded]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
     long_inputs = _bucket_inputs(ids, max_length, length_limit, special)
     probes = order[:: max(1, len(order) // PROBES)]
-    inputs = [*(_pad([ids[i] for i in rows], special.pad) for rows in batches), *long_inputs.values()]
+    inputs = [*(pad_rows([ids[i] for i in rows], special.pad) for rows in batches), *long_inputs.values()]
     wanted, results = np.empty((0, 0)), dict[str, Parity]()
     steps = iter(range(1, len(inputs) * (1 + len(graphs)) + 1))
 
@@ -65,7 +67,7 @@ def check_parity(
         if progress:
             progress(next(steps), len(inputs) * (1 + len(graphs)))
 
-    # One graph after the other, so that one is in memory; what they are compared with waits in a file.
+    # One graph after another, so that only one is in memory; the reference's token states are kept in a file.
     with TemporaryFile() as states:
         shapes, long_vectors = list[tuple[int, ...]](), dict[int, np.ndarray]()
         for step, batch in enumerate(inputs):
@@ -99,7 +101,7 @@ def check_parity(
 
 
 class _Run:
-    """What one graph gave, collected batch by batch."""
+    """The results of one graph, collected batch by batch."""
 
     def __init__(self, graph: Runner, n: int, pad: int) -> None:
         self.graph, self.pad = graph, pad
@@ -112,7 +114,7 @@ class _Run:
         vectors, tokens = _run(self.graph, batch, self.pad)
         if tokens.shape != reference_tokens.shape or vectors.shape != wanted.shape:
             raise ParityError(
-                f"The {name} graph gives shapes {vectors.shape} and {tokens.shape}, the checkpoint "
+                f"The {name} graph returns shapes {vectors.shape} and {tokens.shape}, the checkpoint "
                 f"{wanted.shape} and {reference_tokens.shape}: this is not an export of that model."
             )
         real = batch != self.pad
@@ -122,7 +124,7 @@ class _Run:
             self.vectors[row] = vector
 
     def _alone(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        return _run(self.graph, _pad(rows, self.pad), self.pad)
+        return _run(self.graph, pad_rows(rows, self.pad), self.pad)
 
     def judge(
         self,
@@ -169,7 +171,7 @@ class _Run:
 
 
 def _bucket_inputs(ids: Sequence[Sequence[int]], max_length: int, limit: int, special: SpecialIds) -> dict[int, np.ndarray]:
-    """Length -> ids [3, length]: sentences joined and cut to exactly that length, each row from another place of the set."""
+    """Return {length: ids [3, length]}: sentences joined and cut to exactly that length, each row from another place."""
     stream = [token for row in ids for token in row[1:-1]] or [special.eos]
     starts = [len(stream) * k // PER_BUCKET for k in range(PER_BUCKET)]
     stream *= 1 + -(-limit // len(stream))  # long enough for a cut of `limit` from every start
@@ -180,8 +182,8 @@ def _bucket_inputs(ids: Sequence[Sequence[int]], max_length: int, limit: int, sp
     }
 
 
-def _pad(rows: Sequence[Sequence[int]], pad: int) -> np.ndarray:
-    """Rows of ids -> int64 [B, L], padded on the right."""
+def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> np.ndarray:
+    """Pad rows of ids on the right: int64 [B, L]."""
     batch = np.full((len(rows), max(len(row) for row in rows)), pad, dtype=np.int64)
     for i, row in enumerate(rows):
         batch[i, : len(row)] = row

@@ -1,4 +1,4 @@
-"""The graphs of a bundle, one a precision: which file each is, how it is written, and what it is compared with."""
+"""Writes the graphs of a bundle, one per precision, and compares each with the checkpoint."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def write_graphs(
     thresholds: Mapping[str, Thresholds],
     opset: int = OPSET,
 ) -> dict[str, dict[str, list[str]]]:
-    """Export the graph of each precision into a bundle folder: {w4 or w8: {a form: the products that have it}}.
+    """Write the graph of each precision into a bundle folder; returns {w4 or w8: {form: names of the products that have it}}.
 
-    `sentences` and `thresholds` are the gate's, by which the forms of w4 and w8 are chosen. `opset` is that of the standard
-    graphs, fp32 and fp16; the fused ones have their own. Raises BundleError with what the exporting library said.
+    `sentences` and `thresholds` are those of the gate, by which the forms of w4 and w8 are chosen. `opset` applies to the
+    standard graphs, fp32 and fp16; the others have their own. Raises BundleError with the first line of a library's error.
     """
     from mexma_export.blockwise import export_blocks
     from mexma_export.compact import export_fused, export_int8, export_mixed
@@ -73,14 +73,14 @@ def write_graphs(
                             export_structure(source.model, folder / structure, head, half=name == "fp16")
                 else:
                     export_half(source.model, path, head, opset=opset)
-        except (OSError, MexmaError):  # a full disk, before all: new_folder says so; and what we say ourselves
+        except (OSError, MexmaError):  # new_folder explains an OSError, such as a full disk
             raise
-        except Exception as error:  # torch, onnx and onnxruntime each raise their own, often with pages of graph
+        except Exception as error:  # of torch or onnx, often with pages of graph
             first_line = str(error).strip().partition("\n")[0].rstrip(".")
             other = next(other for other in GRAPHS if other != precision)
             raise BundleError(
-                f"Writing the {precision} graph failed: {first_line}. The versions of torch, onnx and onnxruntime may not fit "
-                f"each other; --precision {other} leaves this graph out."
+                f"Writing the {precision} graph failed: {first_line}. The versions of torch, onnx and onnxruntime may not be "
+                f"compatible; --precision {other} leaves this graph out."
             ) from error
     return chosen
 
@@ -123,9 +123,10 @@ def gate_graphs(
     out: np.ndarray,
     tell: Callable[[str, int, int], None],
 ) -> dict[str, Parity]:
-    """Compare the graphs of a bundle folder with the checkpoint: {precision, and "fp16 in torch" beside fp16: its report}.
+    """Compare the graphs of a bundle folder with the checkpoint; returns {precision: its report}.
 
-    `out` [n, D] receives the checkpoint's sentence vectors.
+    There are further entries: for fp16, "fp16 in torch"; for w4 and w8, the graphs that the runtime builds from them, such as
+    "fp32 built from w4". `out` [n, D] receives the checkpoint's sentence vectors.
     """
     from mexma_export.half import half_runner
     from mexma_export.memory import give_back, set_aside, take_back
@@ -149,17 +150,17 @@ def gate_graphs(
     runners = {precision: late(folder / GRAPHS[precision]) for precision in precisions}
     thresholds = dict(thresholds)
     with ExitStack() as works:
-        for precision in BLOCK_BITS:  # what the runtime builds of it where its operators are unknown
+        for precision in BLOCK_BITS:  # for back ends that lack its operators, the runtime builds other graphs from it
             for kind in [kind for kind, path in STRUCTURES.items() if precision in precisions and (folder / path).is_file()]:
                 work = Path(works.enter_context(TemporaryDirectory(dir=folder)))
                 write_built(folder / STRUCTURES[kind], folder / GRAPHS[precision], work)
                 name = f"{kind} built from {precision}"
                 runners[name], thresholds[name] = late(work / GRAPH), thresholds[precision]
-        if "fp16" in runners:  # the file, in onnxruntime, and the arithmetic: onnxruntime on CPU hides an overflow
+        if "fp16" in runners:  # the arithmetic too, since onnxruntime on CPU hides overflows
             runners["fp16 in torch"], thresholds["fp16 in torch"] = LateGraph(half, give_back), thresholds["fp16"]
         results = check_parity(
             runners,
-            LateGraph(whole, lambda: set_aside(source)),  # while graphs run, one of them is in memory and not the model too
+            LateGraph(whole, lambda: set_aside(source)),  # so that the model is not in memory beside the graphs
             source.tokenizer,
             sentences,
             max_length=max_length,
@@ -175,9 +176,9 @@ def gate_graphs(
 
 
 def torch_runner(source: Checkpoint) -> Runner:
-    """The reference: the model itself, not the wrapper that was exported, and its head.
+    """Return the reference: the checkpoint's model and head, run by torch.
 
-    It is the whole model even where the graphs are trimmed: it gets the ids that the same pieces have there.
+    The model is never trimmed: if the graphs are, it gets the ids that the same pieces have in the whole vocabulary.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Open the graphs of a bundle folder: used by the gate, and in a fresh process (`python -m mexma_export.reopen FOLDER`).
+"""Opens the graphs of a bundle folder, for the gate and in a fresh process (`python -m mexma_export.reopen FOLDER`).
 
 The fresh process proves that the files on disk are complete and need nothing from the exporting process: no torch, no weights
 in memory, no open file.
@@ -24,42 +24,43 @@ Runner = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class LateGraph:
-    """A runner that is opened when it is first called and closed when told, so that of many one is in memory."""
+    """A runner that is opened on its first call and closed on request, so that only one of many is in memory."""
 
     def __init__(self, opener: Callable[[], Runner], closer: Callable[[], object] = lambda: None) -> None:
         self._opener, self._closer = opener, closer
         self._run: Runner | None = None
 
     def __call__(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Run it on ids and mask int64 [B, L]; see Runner."""
+        """Run on ids and mask, int64 [B, L] (see Runner); opens it first if needed."""
         if self._run is None:
             self._run = self._opener()
         return self._run(ids, mask)
 
     def close(self) -> None:
-        """Forget it, and what it holds; the next call opens it again."""
+        """Release the runner; the next call opens it again."""
         self._run = None
         self._closer()
 
 
 def open_graph(path: Path, *, plain: bool = True) -> Runner:
-    """Open an ONNX graph on the CPU; of a graph with two branches (fused.py) the vectors are those of the short one.
+    """Open an ONNX graph on the CPU. If it has two branches (fused.py), the sentence vectors are those of the short one.
 
-    plain: a sentence vector is the first row of the last states, which is proved then; else layers follow (head.py).
+    plain: the sentence vector must be the first row of the last states; the runner raises BundleError if both branches of a
+    graph are there and the long one's is not.
     """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of an input with a value, the switch of the fused graphs
+    options.log_severity_level = 3  # no warning about the optional input of the fused graphs
     options.intra_op_num_threads = usable_cores()
-    options.enable_mem_pattern = False  # it remembers a plan per input shape, and those of the gate vary
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # between two runs others compute
+    options.enable_mem_pattern = False  # would keep a plan per input shape, of which the gate has many
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads must not slow others down
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     switches = [name for name in (i.name for i in session.get_overridable_initializers()) if name == SWITCH]
 
     def run(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         feed = dict(zip(INPUTS, (ids, mask), strict=True))
         sentence, tokens = session.run(OUTPUTS, feed)
-        if switches:  # a fused graph: the branch that gives token states, and then the one that the runtime takes for sentences
+        if switches:  # that was the branch for token states; the runtime uses the other one for sentences
             if plain and not np.array_equal(sentence, tokens[:, 0], equal_nan=True):
                 raise BundleError(f"{path.name}: sentence_embedding is not the first row of last_hidden_state.")
             (sentence,) = session.run([SENTENCE], feed | {SWITCH: np.array(False)})
@@ -69,12 +70,12 @@ def open_graph(path: Path, *, plain: bool = True) -> Runner:
 
 
 def check_in_fresh_process(folder: Path) -> None:
-    """Run every graph of `folder` once in a new Python process. Raises BundleError with its last error on failure."""
+    """Run every graph of `folder` once in a new Python process. Raises BundleError with its error if it fails."""
     command = [sys.executable, "-m", "mexma_export.reopen", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:
         words = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise BundleError(f"{folder}: the exported graphs do not open in a fresh process: {words}")
+        raise BundleError(f"{folder}: the exported graphs do not run in a fresh process: {words}")
 
 
 def _main(folder: Path) -> None:

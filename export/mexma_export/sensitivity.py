@@ -1,9 +1,9 @@
-"""Which form the words and each product of a block graph get: the cheapest that keeps the vectors, found by measuring.
+"""Chooses the form of the words and of each product in a w4 or w8 graph: the cheapest that preserves the vectors.
 
-The rounding is imitated in torch: a linear layer gets the weights that its blocks stand for, and its input is rounded as
-MatMulNBits rounds it. All products start in their cheapest form. If that costs too much, each group of products (query, key
-and value of a layer together) is rounded alone, and groups move up their ladder in the order of harm per weight, as many as it
-takes. The parity gate then judges the written graph.
+The rounding is simulated in torch: a linear layer gets its dequantised weights, and its input is rounded as MatMulNBits does.
+All products start in their cheapest form. If that costs too much, each group of products (query, key and value of a layer
+together) is rounded alone to measure its harm, and groups move up their ladders in the order of harm per weight until the
+vectors are good enough. The parity gate then judges the written graph.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mexma_export.blocks import Blocks, on_grid, quantise_blocks
 from mexma_export.blockwise import WORDS_WEIGHT, Form, product_names
+from mexma_export.parity import pad_rows
 from mexma_export.reopen import Runner
 from mexma_export.sentences import Sentence
 from mexma_export.verdict import Thresholds
@@ -29,21 +30,21 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import XLMRobertaModel
 
-# Calibration: so many sentences from everywhere in the list, and the shortest, whose few states the rounding disturbs most
-# (with 64 from everywhere alone, the gate then met a cosine of 0.993, of one Finnish word).
+# Calibration sentences: SPREAD over the list, and the SHORTEST, which suffer most from rounding because they have few states
+# (with the 64 spread ones alone, the gate then found a cosine of 0.993, of one Finnish word).
 SPREAD, SHORTEST, TOKENS, BATCH = 64, 32, 48, 16
-SOME = slice(None, None, 3)  # batches by which groups are put in order, of the six of the calibration
-MARGIN = 0.2  # of the distance that the gate allows, kept for what the imitation and so few sentences do not show
+SOME = slice(None, None, 3)  # of the six calibration batches, those used to order the groups
+MARGIN = 0.2  # part of the gate's tolerance, reserved for what the simulation and so few sentences do not show
 COARSE = Form(bits=4, size=32, level=4)
-EXACT = Form(bits=4, size=32, level=0)  # the weights of a grid, and no other rounding
+EXACT = Form(bits=4, size=32, level=0)  # exact for weights on a grid
 FINE = Form(bits=8, size=32, level=4)
 FINEST = Form(bits=8, size=32, level=0)
-GROUPS = Form(bits=8, size=64, level=0)  # words as compact.py has them
-WIDE = Form(bits=8, size=128, level=4)  # faster than blocks of 32, and coarser
+GROUPS = Form(bits=8, size=64, level=0)  # words as in compact.py
+WIDE = Form(bits=8, size=128, level=4)  # faster than blocks of 32, but coarser
 
 
 def ladder(name: str, weight: np.ndarray, bits: int) -> tuple[Form, ...]:
-    """The forms of the words or a product in w4 or w8, from the cheapest to the most exact."""
+    """Return the possible forms of the words or of a product in w4 or w8 (`bits`), from the cheapest to the most exact."""
     if name == WORDS_WEIGHT:
         if stored_without_loss(weight):
             return (EXACT,)
@@ -64,29 +65,29 @@ def choose_forms(
     pad: int = PAD,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Form]:
-    """The forms of the words and every product of w4 or w8 (`bits`); where no choice passes, the last rungs, which the gate
-    will refuse.
+    """Choose the forms of the words and of every product for w4 or w8 (`bits`): {name of the weight: form}.
 
-    `run` is the model's runner; `sentences` calibrate, `limits` are the gate's. The model is as it was afterwards.
-    `progress(done, total)` counts measurements. Raises BundleError for widths that are no multiple of 32.
+    If no choice passes, these are the most exact ones, and the gate will refuse the graph. `run` is the model's runner;
+    `sentences` are for calibration; `limits` are the gate's. The model is unchanged afterwards. `progress(done, total)` counts
+    measurements. Raises BundleError for widths that are not a multiple of 32.
     """
     names = [WORDS_WEIGHT, *product_names(model)]
     rungs = {name: ladder(name, _weight(model, name), bits) for name in names}
     batches = calibration(tokenizer, sentences, pad)
     wanted = _vectors(run, batches, pad)
-    taken_away = [np.zeros(1)]  # from both vectors of a cosine
+    centres = [np.zeros(1)]  # subtracted from both vectors of a cosine
     if limits.centred and sum(map(len, batches)) > 1:
-        taken_away.append(np.concatenate(wanted).mean(axis=0))
+        centres.append(np.concatenate(wanted).mean(axis=0))
     held: dict[tuple[str, Form], Blocks | None] = {}
-    if rungs[WORDS_WEIGHT] == (EXACT,):  # as the ladder has it where nothing is lost: looked for once, it takes seconds
+    if rungs[WORDS_WEIGHT] == (EXACT,):  # `ladder` has found that they lose nothing; testing again would take seconds
         held[WORDS_WEIGHT, EXACT] = None
 
     def cosines(forms: Mapping[str, Form], rows: slice = slice(None)) -> np.ndarray:
-        """Plain and, if the gate takes them, centred cosines of some batches' vectors, these products rounded: [2 or 1, n]."""
+        """Cosines of some batches' vectors with products rounded: plain, and centred if the gate uses them, [1 or 2, n]."""
         with rounded(model, forms, held):
             got = np.concatenate(_vectors(run, batches[rows], pad))
-        there = np.concatenate(wanted[rows])
-        return np.stack([_cosines(got - taken, there - taken) for taken in taken_away])
+        expected = np.concatenate(wanted[rows])
+        return np.stack([_cosines(got - centre, expected - centre) for centre in centres])
 
     def passes(forms: Mapping[str, Form]) -> bool:
         found = cosines(forms)
@@ -119,28 +120,21 @@ def choose_forms(
 
 
 def calibration(tokenizer: Tokenizer, sentences: Sequence[Sentence], pad: int = PAD) -> list[np.ndarray]:
-    """Batches of ids int64 [B, L], padded on the right: sentences spread over the list, and the shortest ones."""
+    """Return batches of ids, int64 [B, L], padded on the right: sentences spread over the list, and the shortest ones."""
     rows = [encoding.ids[:TOKENS] for encoding in tokenizer.encode_batch([s.text for s in sentences])]
     spread = range(0, len(rows), max(1, len(rows) // SPREAD))[:SPREAD]
     shortest = sorted(range(len(rows)), key=lambda i: len(rows[i]))[:SHORTEST]
     rows = sorted((rows[i] for i in sorted({*spread, *shortest})), key=len)
-    batches = []
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        batch = np.full((len(part), len(part[-1])), pad, np.int64)
-        for row, ids in zip(batch, part, strict=True):
-            row[: len(ids)] = ids
-        batches.append(batch)
-    return batches
+    return [pad_rows(rows[start : start + BATCH], pad) for start in range(0, len(rows), BATCH)]
 
 
 @contextmanager
 def rounded(
     model: XLMRobertaModel, forms: Mapping[str, Form], held: dict[tuple[str, Form], Blocks | None] | None = None
 ) -> Iterator[None]:
-    """Inside the block, the named products compute as MatMulNBits does with these forms.
+    """Inside the block, the model's products compute as MatMulNBits does with these forms.
 
-    `held` caches blocks between calls, None for words that the graph stores without loss.
+    `held` caches blocks between calls; None stands for words that the graph stores without loss.
     """
     held = {} if held is None else held
     before: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
@@ -168,7 +162,7 @@ def rounded(
 
 
 def round_input(states: torch.Tensor, size: int) -> torch.Tensor:
-    """states [..., K] in 8 bits with a scale for each block of `size` numbers of a row, as accuracy_level 4 has it."""
+    """Round states [..., K] to 8 bits with a scale per block of `size` numbers of a row, as accuracy_level 4 does."""
     blocks: torch.Tensor = states.unflatten(-1, (-1, size))
     scale = blocks.abs().amax(dim=-1, keepdim=True) / 127
     return ((blocks / scale.clamp_min(1e-30)).round() * scale).flatten(-2)
@@ -187,7 +181,7 @@ def _weight(model: XLMRobertaModel, name: str) -> np.ndarray:
 
 
 def _vectors(run: Runner, batches: Sequence[np.ndarray], pad: int) -> list[np.ndarray]:
-    """Sentence vectors of each batch, float64 [B, D]."""
+    """Return the sentence vectors of each batch, float64 [B, D]."""
     return [run(ids, (ids != pad).astype(np.int64))[0].astype(np.float64) for ids in batches]
 
 

@@ -1,4 +1,4 @@
-"""The sentences that the parity gate runs: 562 shipped ones in 57 languages, or a file of yours."""
+"""Loads the sentences of the parity gate: 562 shipped ones in 57 languages, or a file of your own."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class Sentence:
 
 
 def load_sentences(path: Path | None = None) -> list[Sentence]:
-    """Read `lang<TAB>text` lines (UTF-8; # starts a comment line); None: the 562 shipped sentences in 57 languages.
+    """Read lines of `lang<TAB>text` (UTF-8; # starts a comment line). None: the 562 shipped sentences in 57 languages.
 
-    The shipped ones are articles of the Universal Declaration of Human Rights, in the public domain.
+    The shipped ones are articles of the Universal Declaration of Human Rights, in the public domain. Raises InputError for a
+    line of another form, and for a file without sentences.
     """
     source = path or Path(__file__).with_name("parity_sentences.tsv")
     sentences = []

@@ -1,4 +1,4 @@
-"""What the parity gate demands of a graph, what it measured, and the error of a graph that falls short."""
+"""What the parity gate demands of a graph, what it measured, and the error for a graph that fails."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import numpy as np
 from mexma_rt.bundle.golden import LEAST_COSINE
 from mexma_rt.errors import MexmaError
 
-# The search for forms (sensitivity.py) wants of centred cosines what it wants of plain ones. The gate lets twice the distance
-# pass: the finest form, 8 bits in blocks of 32, cannot always do better (a mean of 0.99886 on random layers of 32 numbers).
+# The search for forms (sensitivity.py) demands as much of centred cosines as of plain ones. The gate allows them twice the
+# distance from 1, because even the finest form, 8 bits in blocks of 32, has its limits (a mean of 0.99886 on random layers of
+# width 32).
 CENTRED = 2
 
 
 class ParityError(MexmaError):
-    """An exported graph does not give the vectors of its checkpoint."""
+    """An exported graph does not reproduce the vectors of its checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What a graph must reach. `min_cosine` holds for every sentence, every length bucket and every way of batching.
+    """What a graph must reach. `min_cosine` applies to every sentence, every length bucket and every way of batching.
 
-    `centred`: the centred cosines of the sentences are held to both as well, at CENTRED times their distance from 1. Search
-    ranks by differences between vectors, and where a model's vectors lie close together (any two of e5 have a cosine of 0.7 or
-    more), an error that the plain cosine hardly shows is large beside those. Where vectors spread in all directions, the two
+    `centred`: the sentences' centred cosines must reach both limits too, at CENTRED times their distance from 1. Search ranks
+    by differences between vectors. If a model's vectors are close together (any two of e5 have a cosine of 0.7 or more), an
+    error that the plain cosine hardly shows is large relative to these differences. If vectors point in all directions, the two
     cosines are about the same.
     """
 
@@ -36,18 +37,18 @@ class Thresholds:
     min_token_cosine: float | None = None  # over all token states; None: reported only
 
 
-# The lowest cosine is the one that the runtime holds an engine to (`mexma doctor`).
+# The lowest cosine is the one that the runtime demands of an engine (`mexma doctor`).
 LEAST = {precision: Thresholds(min_cosine=least, mean_cosine=least) for precision, least in LEAST_COSINE.items()}
 THRESHOLDS: dict[str, Thresholds] = {
-    # fp32 differs by the order of additions only: 1 - cosine about 1e-12 measured. fused is fp32 by other operators
+    # fp32 differs only in the order of additions: 1 - cosine was about 1e-12. fused is fp32 with other operators
     **{precision: replace(LEAST[precision], min_token_cosine=0.99999) for precision in ("fp32", "fused")},
     # fp16 has 11 bits: 1 - cosine was at most 3.1e-6 for a trained model (62 languages, lengths to 512, torch and onnxruntime)
     "fp16": replace(LEAST["fp16"], min_token_cosine=0.9999),
     "int8": replace(LEAST["int8"], mean_cosine=0.999),
-    # centred: they have finer forms to move to (sensitivity.py). int8 has none, and random weights in int8 fall short of it
+    # centred: they have finer forms to fall back on (sensitivity.py). int8 has none, and random weights in int8 fail it
     "w8": replace(LEAST["w8"], mean_cosine=0.999, centred=True),
     "w4": replace(LEAST["w4"], mean_cosine=0.999, centred=True),
-    "mixed": replace(LEAST["mixed"], mean_cosine=0.9995, centred=True),  # between the two; it has only the embeddings' rounding
+    "mixed": replace(LEAST["mixed"], mean_cosine=0.9995, centred=True),  # stricter: only the embeddings are rounded
 }
 
 
@@ -72,11 +73,11 @@ class Parity:
     min_centred_cosine: float
     mean_centred_cosine: float
     min_token_cosine: float
-    first_state_min_cosine: float  # <s> among the token states: other numbers where a graph computes the two apart
+    first_state_min_cosine: float  # <s> among the token states, which a graph may compute separately
     first_state_mean_cosine: float
-    batch_min_cosine: float  # the graph against itself: a sentence alone, and inside a batch
-    padding_min_cosine: float  # the graph against itself: a sentence alone, and with padding behind it
-    padded_row_finite: bool  # a row without any real token gives finite numbers
+    batch_min_cosine: float  # the graph against itself: a sentence alone and inside a batch
+    padding_min_cosine: float  # the graph against itself: a sentence alone and followed by padding
+    padded_row_finite: bool  # a row of padding alone has finite results
     buckets: dict[int, float]  # exact length -> lowest cosine
     by_language: dict[str, float]  # language -> lowest cosine
     worst: Worst
@@ -85,7 +86,7 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether no figure fell below its threshold."""
+        """Whether every figure reached its threshold."""
         return not self.failures
 
     def summary(self) -> dict[str, object]:
@@ -94,43 +95,41 @@ class Parity:
         return {key: getattr(self, key) for key in keys} | {"passed": self.passed}
 
     def full(self) -> dict[str, object]:
-        """The graph's entry in parity.json; None where there is no number, such as the centred cosine of a single sentence."""
+        """The graph's entry in parity.json; None stands for NaN, such as the centred cosine of a single sentence."""
         return {key: _without_nan(value) for key, value in asdict(self).items()} | {"passed": self.passed}
 
 
 def require_passed(results: Mapping[str, Parity]) -> None:
-    """Raise ParityError for the first graph that failed: figure, threshold, worst sentence, and what to try."""
+    """Raise ParityError for the first graph that failed, with figures, thresholds, the worst sentence, and what to try."""
     for precision, parity in results.items():
         if parity.passed:
             continue
         worst = parity.worst
         others = [name for name in results if name != precision and results[name].passed and name in LEAST_COSINE]
-        if precision == "int8" and "mixed" not in results:
-            others.append("mixed")  # int8 embeddings and fp32 products: what int8 products disturb may pass there
-        if precision in ("w8", "w4") and "mixed" not in results:
-            others.append("mixed")
+        if precision in ("int8", "w8", "w4") and "mixed" not in results:
+            others.append("mixed")  # its products are in fp32, so it may pass
         remedy = (
             f"--precision {','.join(others)} writes the bundle without this graph"
             if others
-            else "the exporter and this model do not fit: please report it with the model's config.json"
+            else "this model does not work with the exporter: please report it with the model's config.json"
         )
         raise ParityError(
-            f"The {precision} graph does not give the checkpoint's vectors, so no bundle was written: "
+            f"The {precision} graph does not reproduce the checkpoint's vectors, so no bundle was written: "
             f"{'; '.join(parity.failures)}. Worst sentence: {worst['lang']} {worst['text'][:80]!r} at cosine "
             f"{worst['cosine']:.6f}. What to try: {remedy}."
         )
 
 
 def failures_of(parity: Parity, *, plain: bool) -> tuple[str, ...]:
-    """Each figure below its threshold as a phrase; NaN is below every threshold. `plain`: see `check_parity`."""
+    """Return a phrase for each figure below its threshold, as NaN always is. `plain`: see `check_parity`."""
     limits = parity.thresholds
     checks = [
         ("lowest cosine", parity.min_cosine, limits.min_cosine),
         ("mean cosine", parity.mean_cosine, limits.mean_cosine),
-        ("lowest cosine of a sentence alone against itself in a batch", parity.batch_min_cosine, limits.min_cosine),
-        ("lowest cosine with padding against without", parity.padding_min_cosine, limits.min_cosine),
+        ("lowest cosine of a sentence alone to itself in a batch", parity.batch_min_cosine, limits.min_cosine),
+        ("lowest cosine of a sentence without padding to itself with padding", parity.padding_min_cosine, limits.min_cosine),
     ]
-    if limits.centred and parity.sentences > 1:  # one sentence is its own mean
+    if limits.centred and parity.sentences > 1:  # a single sentence is its own mean
         checks += [
             ("lowest centred cosine", parity.min_centred_cosine, _further(limits.min_cosine)),
             ("mean centred cosine", parity.mean_centred_cosine, _further(limits.mean_cosine)),
@@ -145,7 +144,7 @@ def failures_of(parity: Parity, *, plain: bool) -> tuple[str, ...]:
     checks += [(f"lowest cosine at {n} tokens", value, limits.min_cosine) for n, value in parity.buckets.items()]
     phrases = [f"{what} {value:.6f}, threshold {limit}" for what, value, limit in checks if not value >= limit]
     if not parity.padded_row_finite:
-        phrases.append("a fully padded row gives NaN or infinite numbers")
+        phrases.append("a row of padding alone gives NaN or infinite numbers")
     return tuple(phrases)
 
 
@@ -154,7 +153,7 @@ def _further(limit: float) -> float:
 
 
 def _without_nan(value: object) -> object:
-    """Replace NaN and infinity, which JSON lacks, by None, in numbers and dictionaries of them."""
+    """Replace NaN and infinity, which JSON lacks, with None, in a number or a dictionary of them."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value

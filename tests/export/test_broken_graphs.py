@@ -134,7 +134,7 @@ def test_broken_export_fails_and_leaves_nothing(
             sentences=[Sentence(lang=lang, text=text) for lang, text in sentences],
         )
     message = str(caught.value)
-    assert message.startswith("The int8 graph does not give the checkpoint's vectors, so no bundle was written: ")
+    assert message.startswith("The int8 graph does not reproduce the checkpoint's vectors, so no bundle was written: ")
     assert "threshold 0.995" in message
     assert "Worst sentence: " in message
     assert list(tmp_path.iterdir()) == []  # neither the bundle nor a temporary folder
@@ -199,7 +199,7 @@ def test_each_branch_of_a_fused_graph_is_compared(
         with monkeypatch.context() as patch:
             name = f"mexma_export.compact.export_{precision}"
             patch.setattr(name, lambda model, path, head, writer=writer: save_graph(writer(model), path))
-            with pytest.raises(ParityError, match=f"The {precision} graph does not give .*: {phrase}"):
+            with pytest.raises(ParityError, match=f"The {precision} graph does not reproduce .*: {phrase}"):
                 export_bundle(tiny_checkpoint, tmp_path / "bundle", precisions=[precision], sentences=rows)
     assert list(tmp_path.iterdir()) == []
 
@@ -260,7 +260,7 @@ def test_an_fp16_overflow_fails_and_leaves_nothing(
             sentences=[Sentence(lang=lang, text=text) for lang, text in sentences],
         )
     assert str(caught.value).startswith("The fp16 ") and "lowest cosine nan, threshold 0.9999;" in str(caught.value)
-    assert "a fully padded row gives NaN or infinite numbers" in str(caught.value)
+    assert "a row of padding alone gives NaN or infinite numbers" in str(caught.value)
     assert list(tmp_path.iterdir()) == [source]
 
 

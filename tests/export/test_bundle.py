@@ -93,15 +93,15 @@ def test_int8_alone_without_weights(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precisions": ["int4"]}, "Unknown precision 'int4': this export knows fp32, fused, int8, mixed, w8, w4, fp16."),
-        ({"precisions": "fp32"}, r"Precisions must be a list without repetition out of fp32, .* Type --precision "),
-        ({"precisions": []}, r"Precisions must be a list without repetition out of fp32, .* Type --precision "),
+        ({"precisions": ["int4"]}, "Unknown precision 'int4': choose from fp32, fused, int8, mixed, w8, w4, fp16."),
+        ({"precisions": "fp32"}, r"Precisions must be a list without duplicates from fp32, .* Type --precision "),
+        ({"precisions": []}, r"Precisions must be a list without duplicates from fp32, .* Type --precision "),
         ({"precisions": ["int8"], "default_precision": "fp32"}, r"'fp32' is not among .* Type --precision int8,fp32"),
         ({"max_length": 513}, r"max length 513 is outside 3 to 512: the position table has rows for 512 tokens"),
-        ({"opset": 17}, r"Opset 17 is outside 18 to 23, which torch exports"),
+        ({"opset": 17}, r"Opset 17 is outside 18 to 23, which this export can write"),
         ({"opset": 24}, r"Opset 24 is outside 18 to 23.*out for 18"),
         ({"opset": "18"}, r"Opset '18' is outside"),
-        ({"opset": 20, "precisions": ["int8"]}, r"Opset 20 is for the standard graphs, fp32 and fp16, and none is exported"),
+        ({"opset": 20, "precisions": ["int8"]}, r"Opset 20 applies to the fp32 and fp16 graphs, but neither is exported"),
         ({"max_length": 2}, r"max length 2 is outside 3 to 512"),
     ],
 )
@@ -128,7 +128,7 @@ def test_an_exporter_that_breaks_is_one_clear_error(
 def test_default_precision_rule() -> None:
     from mexma_export.bundle import _default_precision
 
-    assert _default_precision(["fp32", "mixed"], None) == ("mixed", "smallest of the exported, and its parity gate passed")
+    assert _default_precision(["fp32", "mixed"], None) == ("mixed", "smallest of those exported, and its parity gate passed")
     assert _default_precision(["fp32"], None) == ("fp32", "no graph made for the CPU was exported")
     assert _default_precision(["fp32", "fused"], None)[0] == "fused"
     assert _default_precision(["fp32", "int8"], None)[0] == "int8"
@@ -151,11 +151,11 @@ def test_mixed_takes_the_place_of_an_int8_that_fails_only_where_none_was_named(
     strict = dict(THRESHOLDS) | {"int8": Thresholds(min_cosine=0.999999, mean_cosine=0.999999)}
     report = export_bundle(tiny_checkpoint, tmp_path / "auto", sentences=rows, thresholds=strict, weights=False)
     assert list(report.parity) == ["fp32", "mixed"] and report.default_precision == "mixed"
-    assert report.reason.startswith("in the place of int8, which its parity gate refused: lowest cosine 0.99")
+    assert report.reason.startswith("instead of int8, which failed its parity gate: lowest cosine 0.99")
     assert sorted(path.name for path in (tmp_path / "auto" / "onnx").iterdir()) == ["model.onnx", "model_mixed.onnx"]
     saved = json.loads((tmp_path / "auto" / "parity.json").read_text())
     assert saved["refused"]["int8"]["passed"] is False and saved["mixed"]["passed"] is True
-    with pytest.raises(ParityError, match="The int8 graph does not give"):
+    with pytest.raises(ParityError, match="The int8 graph does not reproduce"):
         export_bundle(tiny_checkpoint, tmp_path / "named", precisions=["int8"], sentences=rows, thresholds=strict)
     with pytest.raises(InputError, match="The default precision 'int8' is not in the bundle: lowest cosine"):
         export_bundle(
@@ -165,7 +165,7 @@ def test_mixed_takes_the_place_of_an_int8_that_fails_only_where_none_was_named(
 
 
 def test_missing_parent_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"no such folder\. Make it first: mkdir -p"):
+    with pytest.raises(FileError, match=r"no such folder\. Create it first: mkdir -p"):
         export_bundle(tiny_checkpoint, tmp_path / "no" / "bundle")
 
 
@@ -189,5 +189,5 @@ def test_a_graph_that_does_not_open_in_a_fresh_process_is_no_bundle(tmp_path: Pa
 
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "model.onnx").write_bytes(np.arange(99, dtype=np.uint8).tobytes())
-    with pytest.raises(BundleError, match=r"the exported graphs do not open in a fresh process: .*model\.onnx"):
+    with pytest.raises(BundleError, match=r"the exported graphs do not run in a fresh process: .*model\.onnx"):
         check_in_fresh_process(tmp_path)

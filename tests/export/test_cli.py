@@ -49,7 +49,7 @@ def test_a_failed_gate_exits_with_1(
     monkeypatch.setitem(THRESHOLDS, "int8", Thresholds(min_cosine=1.0, mean_cosine=1.0))
     result = run(tiny_checkpoint, tmp_path / "b", "--precision", "int8", "--verify", sentence_file, "--json")
     assert result.exit_code == 1
-    assert "The int8 graph does not give the checkpoint's vectors" in result.stderr
+    assert "The int8 graph does not reproduce the checkpoint's vectors" in result.stderr
     assert json.loads(result.stdout)["error"] == "ParityError"
     assert list(tmp_path.iterdir()) == []
 

@@ -139,8 +139,8 @@ def test_a_graph_that_minds_padding_is_caught() -> None:
         return total + (mask == 0).sum(axis=1, keepdims=True) * TABLE[3], tokens
 
     failures = " ".join(check(counts_padding).failures)
-    assert "lowest cosine with padding against without" in failures
-    assert "lowest cosine of a sentence alone against itself in a batch" in failures
+    assert "lowest cosine of a sentence without padding to itself with padding" in failures
+    assert "lowest cosine of a sentence alone to itself in a batch" in failures
 
 
 def test_nan_for_a_row_of_padding_is_caught() -> None:
@@ -149,7 +149,7 @@ def test_nan_for_a_row_of_padding_is_caught() -> None:
         with np.errstate(invalid="ignore"):
             return total * mask.any(axis=1, keepdims=True) / mask.any(axis=1, keepdims=True), tokens
 
-    assert check(divides).failures == ("a fully padded row gives NaN or infinite numbers",)
+    assert check(divides).failures == ("a row of padding alone gives NaN or infinite numbers",)
 
 
 def test_nan_vectors_fail_and_name_the_sentence() -> None:
@@ -179,7 +179,7 @@ def test_another_dimension_is_an_error_not_a_broadcast() -> None:
         total, tokens = reference(ids, mask)
         return total[:, :1], tokens[:, :, :1]
 
-    with pytest.raises(ParityError, match=r"The fp32 graph gives shapes \(4, 1\) and \(4, 11, 1\), the checkpoint \(4, 8\)"):
+    with pytest.raises(ParityError, match=r"The fp32 graph returns shapes \(4, 1\) and \(4, 11, 1\), the checkpoint \(4, 8\)"):
         check(wide)
 
 
@@ -193,7 +193,7 @@ def test_the_error_names_figure_threshold_sentence_and_remedy() -> None:
     with pytest.raises(ParityError) as caught:
         require_passed(found)
     message = str(caught.value)
-    assert "The int8 graph does not give the checkpoint's vectors" in message
+    assert "The int8 graph does not reproduce the checkpoint's vectors" in message
     assert "lowest cosine -1.000000, threshold 0.995" in message
     assert "mean cosine -1.000000, threshold 0.999" in message
     assert "at cosine -1.000000" in message

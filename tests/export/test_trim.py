@@ -292,7 +292,7 @@ def test_rows_in_a_wrong_order_do_not_pass_the_gate(
 
     monkeypatch.setattr(trim, "trimmed_embeddings", shifted)
     rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
-    with pytest.raises(ParityError, match=r"The int8 graph does not give the checkpoint's vectors"):
+    with pytest.raises(ParityError, match=r"The int8 graph does not reproduce the checkpoint's vectors"):
         export_bundle(tiny_checkpoint, tmp_path / "b", precisions=["int8"], sentences=rows, trim_vocab=[corpus])
     assert list(tmp_path.iterdir()) == []
 
