@@ -1,8 +1,8 @@
-"""`mexma-export CHECKPOINT BUNDLE`: a checkpoint becomes a bundle, or the command fails and leaves nothing.
+"""`mexma-export CHECKPOINT BUNDLE`: exports a checkpoint to a bundle, or fails and leaves nothing behind.
 
-The group also has the commands of cli_tools.py, which work on a bundle or describe this machine; `export` may be left out.
-Exit codes: 0 done; 1 the parity gate, a checkpoint or a bundle failed; 2 the command cannot run (arguments, missing extra);
-130 Ctrl-C.
+The group also has the commands of cli_tools.py, which work on bundles and checkpoints or describe this machine; the word
+`export` may be omitted. Exit codes: 0 success; 1 the parity gate, a checkpoint or a bundle failed; 2 the command cannot run
+(arguments, missing extra); 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class _Group(EdgesCommand, click.Group):
     """A group whose default command is `export`, so that `mexma-export CHECKPOINT BUNDLE` works."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Insert the default command before click parses the group's own options: those of `export` may come first."""
+        """Insert the default command before click parses the group's own options, since options of `export` may come first."""
         return super().parse_args(ctx, self._named(args, ("--version", *ctx.help_option_names)))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """The same for callers that resolve commands themselves, such as click's shell completion."""
+        """Do the same for callers that resolve commands themselves, such as click's shell completion."""
         return super().resolve_command(ctx, self._named(args, ()))
 
     def _named(self, args: list[str], options: Iterable[str]) -> list[str]:
@@ -51,8 +51,8 @@ class _Group(EdgesCommand, click.Group):
 def main() -> None:
     """Make bundles, the model folders that `mexma` loads. Needs: pip install 'mexma-rt[export]'.
 
-    mexma-export CHECKPOINT BUNDLE is short for mexma-export export CHECKPOINT BUNDLE. (A checkpoint in a folder with the name
-    of a command, such as doctor, is ./doctor.)
+    mexma-export CHECKPOINT BUNDLE is short for mexma-export export CHECKPOINT BUNDLE. (If the checkpoint's folder has the name
+    of a command, such as doctor, type ./doctor.)
     """
 
 
@@ -69,25 +69,30 @@ for tool in TOOLS:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--precision",
-    help="Graphs to write, of fp32,fused,int8,mixed,w8,w4,fp16. [default: fp32,int8, or mixed for an int8 that fails its gate]",
+    help="Graphs to write, out of fp32,fused,int8,mixed,w8,w4,fp16. [default: fp32,int8, or fp32,mixed if int8 fails its gate]",
 )
 @click.option(
     "--max-length",
     type=int,
-    help="Default length limit in tokens, <s> and </s> included. [default: what the folder says, or 128]",
+    help="Default maximum length in tokens, including <s> and </s>. [default: the checkpoint's, or 128]",
 )
 @click.option("--name", help="Name of the bundle. [default: that of the checkpoint]")
-@click.option("--no-weights", is_flag=True, help="Leave model.safetensors out (sentence-transformers then cannot load it).")
-@click.option("--default-precision", help="What `mexma` loads on CPU. [default: the first of int8, w8, w4, mixed, fused, fp32]")
+@click.option(
+    "--no-weights", is_flag=True, help="Leave out model.safetensors; sentence-transformers then cannot load the bundle."
+)
+@click.option(
+    "--default-precision",
+    help="Graph that `mexma` loads on CPU. [default: the first of int8, w8, w4, mixed, fused, fp32 that is written]",
+)
 @click.option(
     "--verify",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Sentences for the parity gate, lines of language<TAB>text. [default: 562 shipped ones in 57 languages]",
+    help="File of sentences for the parity gate, lines of language<TAB>text. [default: 562 shipped ones in 57 languages]",
 )
 @vocabulary_options
-@click.option("--opset", type=int, default=OPSET, show_default=True, help="Of the fp32 and fp16 graphs, 18 to 23.")
-@click.option("--revision", help="Branch, tag or commit of a hub name.")
-@click.option("--force", is_flag=True, help="Replace an existing bundle; it survives any failure.")
+@click.option("--opset", type=int, default=OPSET, show_default=True, help="ONNX opset of the fp32 and fp16 graphs, 18 to 23.")
+@click.option("--revision", help="Branch, tag or commit to download if CHECKPOINT is a hub name.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle, which is kept if the export fails.")
 @as_json_option
 def export(
     checkpoint: str,
@@ -106,8 +111,10 @@ def export(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Export CHECKPOINT (a folder with config.json, model.safetensors and tokenizer.json, or a hub name such as
-    facebook/MEXMA) to the folder BUNDLE, after comparing every graph with the checkpoint on real sentences."""
+    """Export CHECKPOINT to the folder BUNDLE, if every graph agrees with the checkpoint on real sentences.
+
+    CHECKPOINT is a folder with config.json, model.safetensors and tokenizer.json, or a hub name such as facebook/MEXMA.
+    """
     bar = tqdm(desc="load checkpoint", unit="step", disable=None if not as_json else True, leave=False)
 
     def show(stage: str, done: int, total: int) -> None:
@@ -180,8 +187,8 @@ def _vocabulary_text(vocabulary: Vocabulary) -> str:
     ]
     for use in vocabulary.languages:
         lines.append(
-            f"    {use.lang}: {use.lost_tokens:.1f} % of the tokens of {use.held_out} have no piece any more and are cut into "
+            f"    {use.lang}: {use.lost_tokens:.1f} % of the tokens of {use.held_out} lost their piece and are cut into "
             f"shorter ones, in {use.changed_sentences:.0f} % of its sentences"
-            + (". Much: add text of yours, --trim-vocab CORPUS" if use.poor else "")
+            + (". This is a lot: add your own text with --trim-vocab CORPUS" if use.poor else "")
         )
     return "\n".join(lines)

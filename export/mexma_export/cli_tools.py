@@ -1,4 +1,4 @@
-"""The commands of `mexma-export` beside `export`: engine, triton, rebuild, trim and doctor."""
+"""The commands of `mexma-export` other than `export`: engine, triton, rebuild, trim and doctor."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _VOCABULARY = [
         multiple=True,
         metavar="CORPUS",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Keep only the pieces that this text file (plain, .gz, .xz) uses, single characters and special tokens. "
+        help="Keep only the pieces that this text file (plain, .gz, .xz) uses, plus single characters and special tokens. "
         "Repeatable.",
     ),
     click.option(
         "--languages",
         metavar="fra,deu,...",
-        help="Keep only the pieces that these languages use (ISO 639-3; a table for XLM-R's tokenizer), "
-        "beside those of --trim-vocab.",
+        help="Keep only the pieces that these languages use (ISO 639-3 codes; only for XLM-R's tokenizer) and those of "
+        "--trim-vocab.",
     ),
     click.option(
         "--pieces",
         type=click.IntRange(min=5),
-        help="Keep this many pieces, the most useful by the shares of each --trim-vocab file (one a language) and the "
-        "tokenizer's own scores.",
+        help="Keep this many pieces, the most useful ones by their shares of the --trim-vocab files (give one per language) "
+        "and by the tokenizer's own scores.",
     ),
 ]
 
 
 def vocabulary_options(command: Command) -> Command:
-    """Decorator: the options of export and trim that choose which pieces are kept."""
+    """Decorate a command with the options of export and trim that choose which pieces are kept."""
     for option in reversed(_VOCABULARY):
         command = option(command)
     return command
@@ -52,23 +52,23 @@ def vocabulary_options(command: Command) -> Command:
 @click.command(short_help="Build the TensorRT engine of a bundle.", epilog="Example: mexma-export engine bundle rtx --sm 89")
 @click.argument("bundle")
 @click.argument("library", type=click.Choice(ENGINES))
-@click.option("--sm", help="GPU architectures that an rtx engine is built for. [default: 80,86,89,120]")
+@click.option("--sm", help="GPU architectures to build an rtx engine for. [default: 80,86,89,120]")
 @click.option(
     "--profiles",
-    help="Shapes of the engine, each by its largest ROWSxTOKENS. "
-    "[default: 1x32,1x128,8x64,512x32,128x128,32xLIMIT of the position table]",
+    help="Batch shapes of the engine, each given as its largest ROWSxTOKENS. "
+    "[default: 1x32,1x128,8x64,512x32,128x128 and 32xLIMIT, the position table's limit]",
 )
 @click.option(
     "--timing-cache",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File in which kernel timings are kept from one build to the next (tensorrt).",
+    help="File that keeps kernel timings from one build to the next (tensorrt only).",
 )
 @as_json_option
 def engine(bundle: str, library: str, sm: str | None, profiles: str | None, timing_cache: Path | None, as_json: bool) -> None:
-    """Build the TensorRT engine of BUNDLE, which must have an fp16 graph or, as mexma-small, what makes one.
+    """Build the TensorRT engine of BUNDLE.
 
-    LIBRARY is tensorrt (an engine for the GPU of this machine) or rtx (for RTX and data centre GPUs except H100 and H200;
-    builds without a GPU).
+    tensorrt builds for this machine's GPU; rtx builds for RTX and data centre GPUs except H100 and H200, and needs no GPU. The
+    bundle must have an fp16 graph or, like mexma-small, the parts to make one.
     """
     from mexma_export.engines import build_bundle_engine, parse_profiles, parse_sm
 
@@ -101,7 +101,7 @@ def engine(bundle: str, library: str, sm: str | None, profiles: str | None, timi
 @click.option("--precision", help="Graphs to serve, such as fp32,fp16. [default: all, and the tensorrt engine if there is one]")
 @as_json_option
 def triton(bundle: Path, repository: Path, precision: str | None, as_json: bool) -> None:
-    """Write REPOSITORY, a new model repository of Triton Inference Server, from the graphs of BUNDLE."""
+    """Write a new model repository for Triton Inference Server to REPOSITORY, from the graphs of BUNDLE."""
     from mexma_export.triton import write_triton
 
     try:
@@ -115,7 +115,7 @@ def triton(bundle: Path, repository: Path, precision: str | None, as_json: bool)
         click.echo(f"left out: {phrase}", err=True)
     click.echo(
         f"{report.path}: {', '.join(report.models)}\nServe it: tritonserver --model-repository={report.path}\n"
-        "Their inputs are token ids and mask: tokenise in the client, with the bundle's tokenizer.json."
+        "The models take token ids and masks: tokenise in the client, with the bundle's tokenizer.json."
     )
 
 
@@ -126,9 +126,9 @@ def triton(bundle: Path, repository: Path, precision: str | None, as_json: bool)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @as_json_option
 def rebuild(bundle: str, checkpoint: Path, as_json: bool) -> None:
-    """Write the new folder CHECKPOINT from the graph of BUNDLE (a folder or bundled name): to fine-tune or to export again.
+    """Write the new folder CHECKPOINT from a graph of BUNDLE, to fine-tune it or to export it again.
 
-    The graph must hold the weights: fused, mixed, w8 or w4.
+    BUNDLE is a folder or bundled name. It must have a graph that holds the weights: fused, mixed, w8 or w4.
     """
     from mexma_export.rebuild import rebuild_checkpoint
 
@@ -150,8 +150,8 @@ def rebuild(bundle: str, checkpoint: Path, as_json: bool) -> None:
     "--code-beyond",
     type=click.IntRange(min=0),
     metavar="ROW",
-    help="Replace the word rows from this one on by product-quantised codes of them: in w4 and w8, 96 bytes a row of 384 "
-    "numbers instead of 216. A multiple of 1024. Train afterwards.",
+    help="Replace the word rows from this one on (a multiple of 1024) with their product-quantised values, which take 96 "
+    "instead of 216 bytes per row of 384 numbers in w4 and w8. Train the model afterwards.",
 )
 @as_json_option
 def trim(
@@ -163,7 +163,7 @@ def trim(
     code_beyond: int | None,
     as_json: bool,
 ) -> None:
-    """Write CHECKPOINT with fewer word pieces to the new folder TARGET, to train on or to export."""
+    """Write a copy of CHECKPOINT with fewer word pieces to the new folder TARGET, to train or to export."""
     from mexma_export.trim_checkpoint import trim_checkpoint
     from mexma_export.usage import parse_languages
 
@@ -184,7 +184,7 @@ def trim(
 @click.command(short_help="Report what can be built and run here.", epilog="Example: mexma-export doctor --json")
 @as_json_option
 def doctor(as_json: bool) -> None:
-    """Report what is installed, what can be built and run here, and what to type for the rest."""
+    """Report what is installed, what can be built and run here, and how to install the rest."""
     from mexma_export.doctor import examine
 
     examination = examine()
@@ -195,12 +195,12 @@ TOOLS = (engine, triton, rebuild, trim, doctor)
 
 
 def parse_precisions(text: str | None) -> list[str] | None:
-    """The names in "fp32, int8"; None stays None."""
+    """Parse "fp32, int8" into names; None stays None."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def exit_with(error: MexmaError, as_json: bool) -> NoReturn:
-    """Print the error (with --json on standard output too) and exit with the matching code."""
+    """Print the error (with --json also on standard output) and exit with status 2 for unusable input, else 1."""
     if as_json:
         click.echo(json_text({"error": type(error).__name__, "message": str(error)}))
     click.echo(f"Error: {error}", err=True)

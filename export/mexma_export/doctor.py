@@ -1,6 +1,6 @@
-"""`mexma-export doctor`: what is installed, what can be built and run on this machine, and what to type for the rest.
+"""`mexma-export doctor`: reports what is installed, what can be built and run here, and what to type for the rest.
 
-Nothing is inferred from version numbers: packages are imported, the driver is queried, and onnxruntime computes.
+Nothing is inferred from version numbers: packages are imported, the driver is queried, and onnxruntime runs a graph.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Ability:
-    """Something that works here or not: `detail` says for what, or why not and what to type."""
+    """Something that works here or not; `detail` says for what, or why not and what to type."""
 
     what: str
     works: bool
@@ -63,11 +63,11 @@ class Examination:
     run: tuple[Ability, ...]
 
     def as_data(self) -> dict[str, object]:
-        """For JSON."""
+        """Return the examination as JSON-compatible data."""
         return asdict(self)
 
     def as_text(self) -> str:
-        """Readable text: the versions, the GPUs, then a line for each ability with what to type behind a "no"."""
+        """Return readable text: versions, GPUs, then a line per ability, with what to type if it says "no"."""
         lines = ["  ".join(f"{name} {number or 'missing'}" for name, number in self.versions.items()), self.platform]
         lines += [f"{gpu.name}: driver {gpu.driver}, SM {_sm(gpu)}, {gpu.memory_mib} MiB" for gpu in self.gpus]
         lines += [f"no GPU: {self.gpu_remark}"] if not self.gpus else []
@@ -80,7 +80,7 @@ class Examination:
 
 
 def examine() -> Examination:
-    """Try everything once, recording failures. Takes some seconds, since torch is imported."""
+    """Try everything once and record what fails. Takes a few seconds, since torch is imported."""
     gpus, remark = _gpus()
     return Examination(
         versions={"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}},
@@ -108,12 +108,12 @@ def _build_graphs() -> str:
     for name in ONNX_MODULES:
         try:
             importlib.import_module(name)
-        except Exception as error:  # the loader's ImportError or OSError, or what the package itself raises
+        except Exception as error:  # an ImportError or OSError of the loader, or the package's own
             raise BackendError(
-                f"{name} is installed, but does not load: {str(error).strip() or type(error).__name__}. Type:\n"
+                f"{name} is installed but does not load: {str(error).strip() or type(error).__name__}. Type:\n"
                 "    pip install --force-reinstall 'mexma-rt[export]'"
             ) from error
-    return f"{', '.join(GRAPHS)}; the parity gate judges each export"
+    return f"{', '.join(GRAPHS)}; the parity gate checks each export"
 
 
 def _build_engine(engine: str) -> str:
@@ -121,19 +121,19 @@ def _build_engine(engine: str) -> str:
 
     targets = architectures_for(load_library(engine), engine, None)
     numbers = f"for SM {', '.join(map(str, targets))}"
-    return f"{numbers}, this machine's GPU" if engine == "tensorrt" else f"{numbers} (--sm chooses), with or without a GPU"
+    return f"{numbers}, this machine's GPU" if engine == "tensorrt" else f"{numbers} (or as in --sm), with or without a GPU"
 
 
 def _run_onnxruntime(provider: str) -> str:
     onnxruntime = whole_onnxruntime()
     where = "cuda" if provider == CUDA else "cpu"
     available = onnxruntime.get_available_providers()
-    remedy = f"\nType:\n    {keep_gpu()}\n(onnxruntime and onnxruntime-gpu overwrite each other: only the second may stay)"
+    remedy = f"\nType:\n    {keep_gpu()}\n(onnxruntime and onnxruntime-gpu overwrite each other: keep only the second)"
     if provider not in available:
-        raise BackendError(f"the installed onnxruntime has {', '.join(available)} only.{remedy if where == 'cuda' else ''}")
+        raise BackendError(f"the installed onnxruntime has only {', '.join(available)}.{remedy if where == 'cuda' else ''}")
     if where == "cuda":
         device_sm()
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session then fails and says it
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, and the session's error says so too
             getattr(onnxruntime, "preload_dlls", lambda: None)()  # CUDA and cuDNN of the pip packages
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors reach us as exceptions
@@ -153,12 +153,12 @@ def _run_engine(engine: str) -> str:
     trt = load_library(engine)
     load_cuda(engine)
     here = device_sm()
-    architectures_for(trt, engine, [here])  # rtx does not know every GPU
+    architectures_for(trt, engine, [here])  # rtx does not support every GPU
     return f"fp16, on SM {here}"
 
 
 def _gpus() -> tuple[tuple[Gpu, ...], str]:
-    """(the GPUs that nvidia-smi shows, "") or ((), why there are none)."""
+    """Return (the GPUs that nvidia-smi lists, "") or ((), why there are none)."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return (), "nvidia-smi is not on the path, so there is no NVIDIA driver"
@@ -169,7 +169,7 @@ def _gpus() -> tuple[tuple[Gpu, ...], str]:
         return (), f"nvidia-smi does not answer: {error}"
     found = tuple(_parse_gpus(done.stdout)) if done.returncode == 0 else ()
     said = " ".join((done.stdout + done.stderr).split())[:200]
-    return found, "" if found else f"nvidia-smi names none: {said or f'exit code {done.returncode}'}"
+    return found, "" if found else f"nvidia-smi lists none: {said or f'exit code {done.returncode}'}"
 
 
 def _parse_gpus(table: str) -> Iterator[Gpu]:

@@ -1,11 +1,11 @@
-"""Vocabulary trimming: keeps the pieces that a corpus uses and those that any other text needs, and removes the rest.
+"""Trims a vocabulary: keeps the pieces that a corpus uses and those that any other text needs, and removes the rest.
 
-A Unigram tokenizer takes, of all ways to cut a word into pieces, the one with the highest sum of scores. Leaving out pieces
-that are not on this best way cannot change it: text made of kept pieces keeps its pieces, and its vectors. Any other text
-falls back to shorter pieces, down to single characters, all of which are kept.
+Of all ways to cut a word into pieces, a Unigram tokenizer takes the one with the highest sum of scores. Removing pieces that
+are not part of it cannot change it, so text made of kept pieces keeps its pieces and its vectors. Other text falls back to
+shorter pieces, down to single characters, all of which are kept.
 
-The full model stays in memory as the reference of the parity gate. Its encoder is shared: the only tensor that is held twice
-is the kept part of the word embeddings.
+The full model stays in memory as the reference of the parity gate. It shares its encoder with the trimmed one: only the kept
+part of the word embeddings is held twice.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ if TYPE_CHECKING:
     from mexma_export.sentences import Sentence
 
 SLAB = 1000  # lines tokenised at once: enough to keep the tokenizer's threads busy
-SPECIALS = 4  # <s> <pad> </s> <unk> at 0 to 3: others are refused
-# Tensors with one row for each piece; a masked language model has the last three beside its encoder.
+SPECIALS = 4  # <s> <pad> </s> <unk> at ids 0 to 3, which is required
+# Tensors with a row per piece; the last three belong to a masked language model's head.
 PER_PIECE = ("embeddings.word_embeddings.weight", "lm_head.decoder.weight", "lm_head.decoder.bias", "lm_head.bias")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusFile:
-    """A text file that decided what is kept; only the last part of its path, for it may be private."""
+    """A text file that decided which pieces are kept."""
 
-    name: str
+    name: str  # without its folder, which may be private
     lines: int
-    sha256: str  # of the file as it is, packed or not
+    sha256: str  # of the file as it is, compressed or not
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trim:
-    """A trimmed tokenizer and where its pieces were: piece i has the id kept[i] in the source."""
+    """A trimmed tokenizer and its mapping to the source: piece i has the id kept[i] there."""
 
     tokenizer: Tokenizer
     kept: np.ndarray  # int64 [V], ascending
@@ -65,8 +65,8 @@ class Trim:
 class Vocabulary:
     """What trimming did to a bundle. Bytes are those of the word embeddings as float32.
 
-    The gate compares every graph with the untrimmed model. A sentence that lost pieces enters that model with the pieces it
-    has now; any other enters both with the pieces it always had.
+    The gate compares every graph with the untrimmed model, on the same pieces: a sentence that lost pieces enters both with
+    its new ones.
     """
 
     pieces: int
@@ -77,28 +77,28 @@ class Vocabulary:
     languages: tuple[LanguageUse, ...]  # of --languages, and what each one alone costs on held-out text
     gate_sentences: int
     gate_sentences_that_lost_pieces: int
-    lost_by_language: dict[str, int]  # gate sentences that lost pieces, where there are any
+    lost_by_language: dict[str, int]  # gate sentences that lost pieces, for languages with any
 
 
 def trim_vocabulary(
     tokenizer: Tokenizer, corpus: Sequence[str | Path] = (), languages: Sequence[str] = (), *, pieces: int | None = None
 ) -> Trim:
-    """Keep the pieces that the lines of `corpus` (UTF-8 files, plain, .gz or .xz) use and those that `languages` (ISO 639-3)
-    use by a shipped table (see usage.py), in their order, or with `pieces` the so many most useful ones (see `usefulness`);
-    and whatever they use:
+    """Keep the pieces that text uses, in their order; returns the trimmed tokenizer and what was kept.
 
-    special and added tokens (the first four stay at 0 to 3, `<mask>` stays last); pieces of a single character; pieces with a
-    character that has no piece of its own; the byte pieces of a tokenizer that falls back to bytes; and a piece of the lowest
-    score, from which the score of `<unk>` is computed.
+    Kept are the pieces that the lines of `corpus` (UTF-8 files, plain, .gz or .xz) use, or if `pieces` is given, that many of
+    the most useful ones (see `usefulness`); and those that `languages` (ISO 639-3) use according to a shipped table (see
+    usage.py). Always kept are special and added tokens (the first four stay at 0 to 3, `<mask>` stays last); pieces of a single
+    character; pieces with a character that has no piece of its own; the byte pieces of a tokenizer that falls back to bytes;
+    and a piece of the lowest score, from which the score of `<unk>` is computed.
 
-    Raises BundleError (not a Unigram tokenizer), InputError (no text, not UTF-8, no such language or no table of this
-    tokenizer), FileError (a file that cannot be read).
+    Raises BundleError (not a Unigram tokenizer), InputError (no text, not UTF-8, unknown language, no table for this tokenizer,
+    too few or many `pieces`), FileError (a file that cannot be read).
     """
     data = json.loads(tokenizer.to_str())
     if (kind := data["model"]["type"]) != "Unigram":
         raise BundleError(
-            f"The tokenizer is of the kind {kind}, and only Unigram ones (XLM-R's) can be trimmed: pieces of other kinds are "
-            "built from each other. Export without --trim-vocab and --languages."
+            f"The tokenizer is of the type {kind}, but only Unigram tokenizers such as XLM-R's can be trimmed: pieces of other "
+            "types are built from each other. Export without --trim-vocab and --languages."
         )
     around = tokenizer.encode("").ids
     if data["model"]["unk_id"] != UNK or (around and (around[0], around[-1]) != (BOS, EOS)):
@@ -118,20 +118,23 @@ def trim_vocabulary(
 
 
 def lost_pieces(source: Tokenizer, trim: Trim, texts: Sequence[str]) -> list[bool]:
-    """For each text, whether it lost pieces. Raises BundleError if a text that lost none is tokenised differently now."""
+    """Return for each text whether it lost pieces. Raises BundleError if one that lost none is tokenised differently now."""
     kept, lost = set(trim.kept.tolist()), []
     for text, old, new in zip(texts, source.encode_batch_fast(texts), trim.tokenizer.encode_batch_fast(texts), strict=True):
         lost.append(not kept.issuperset(old.ids))
         if not lost[-1] and trim.kept[new.ids].tolist() != old.ids:
             raise BundleError(
-                f"The trimmed tokenizer gives other pieces for {text[:80]!r}, although all of its pieces were kept: this "
+                f"The trimmed tokenizer cuts {text[:80]!r} into other pieces, although all of its pieces were kept: this "
                 "tokenizer cannot be trimmed. Export without --trim-vocab."
             )
     return lost
 
 
 def describe(source: Tokenizer, trim: Trim, sentences: Sequence[Sentence], *, source_rows: int, dimensions: int) -> Vocabulary:
-    """The report. `source_rows` counts the source's embedding rows, spare ones included; `sentences` are the gate's."""
+    """Report what trimming did; raises BundleError as `lost_pieces` does.
+
+    `source_rows` counts the source's embedding rows, spare ones included; `sentences` are the gate's.
+    """
     by_language: dict[str, int] = {}
     for sentence, lost in zip(sentences, lost_pieces(source, trim, [s.text for s in sentences]), strict=True):
         by_language[sentence.lang] = by_language.get(sentence.lang, 0) + lost
@@ -150,7 +153,7 @@ def describe(source: Tokenizer, trim: Trim, sentences: Sequence[Sentence], *, so
 
 @contextmanager
 def trimmed_embeddings(model: XLMRobertaModel, kept: np.ndarray | None) -> Iterator[None]:
-    """Within the block the model has the rows `kept` of its word embeddings; afterwards it is as it was. None: all rows."""
+    """Inside the block, the model has only the rows `kept` of its word embeddings. None: all rows."""
     if kept is None:
         yield
         return
@@ -167,9 +170,9 @@ def trimmed_embeddings(model: XLMRobertaModel, kept: np.ndarray | None) -> Itera
 
 
 def write_trimmed_weights(source: Path, target: Path, kept: np.ndarray) -> None:
-    """Copy a safetensors file with the rows `kept` of every tensor that has one for each piece; numbers keep their type.
+    """Copy a safetensors file, keeping only the rows `kept` of every tensor with a row per piece; numbers keep their type.
 
-    The file is mapped, not read: only the kept rows take memory. Raises BundleError if it has no word embeddings.
+    The file is mapped, so only the kept rows take memory. Raises BundleError if it has no word embeddings.
     """
     import torch
     from safetensors import safe_open
@@ -180,7 +183,7 @@ def write_trimmed_weights(source: Path, target: Path, kept: np.ndarray) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping: it has only keys())
         metadata = file.metadata()
     if not any(name.endswith(PER_PIECE[0]) for name in tensors):
-        raise BundleError(f"{source}: no tensor is called {PER_PIECE[0]}, so it cannot be trimmed. Type --no-weights.")
+        raise BundleError(f"{source} has no tensor {PER_PIECE[0]}, so it cannot be trimmed. Type --no-weights.")
     for name in tensors:
         if name.endswith(PER_PIECE):
             tensors[name] = tensors[name][index]
@@ -188,8 +191,11 @@ def write_trimmed_weights(source: Path, target: Path, kept: np.ndarray) -> None:
 
 
 def write_weights(source: Checkpoint, target: Path) -> None:
-    """Write model.safetensors: the checkpoint's file, or its encoder alone in XLM-R's form where that is not one such file;
-    with the kept rows alone of a trimmed checkpoint. Numbers keep their type."""
+    """Write a bundle's model.safetensors from a checkpoint; numbers keep their type.
+
+    A single file in XLM-R's form is copied; from anything else, the encoder alone is written in that form. Of a trimmed
+    checkpoint, only the kept rows are written.
+    """
     if not source.rewritten:
         if source.kept is None:
             shutil.copyfile(source.pipeline.encoder / WEIGHTS, target)
@@ -206,26 +212,26 @@ def write_weights(source: Checkpoint, target: Path) -> None:
 
 
 def _needed(data: dict[str, Any]) -> set[int]:
-    """Ids that are kept whatever the corpus: see trim_vocabulary."""
+    """Return the ids that are kept for any corpus: see trim_vocabulary."""
     vocabulary = data["model"]["vocab"]
     characters = {piece for piece, _ in vocabulary if len(piece) == 1}
     needed = set(range(SPECIALS)) | {token["id"] for token in data["added_tokens"]}
-    # of a single character, or with one that only longer pieces can spell (XLM-R has no such piece)
+    # single characters, and pieces with a character that has no piece of its own (XLM-R has none of these)
     needed |= {i for i, (piece, _) in enumerate(vocabulary) if len(piece) == 1 or not characters.issuperset(piece)}
     if data["model"].get("byte_fallback"):
         names = {f"<0x{byte:02X}>" for byte in range(256)}
         needed |= {i for i, (piece, _) in enumerate(vocabulary) if piece in names}
-    # <unk> scores 10 below the lowest piece: without that piece, words with unknown characters might be cut otherwise
+    # <unk> scores 10 below the lowest piece: without it, words with unknown characters might be cut differently
     needed.add(min(range(len(vocabulary)), key=lambda i: vocabulary[i][1]))
     return needed
 
 
 def _best(useful: np.ndarray, needed: set[int], pieces: int) -> set[int]:
-    """The most useful ids beside the needed ones, `pieces` of both together."""
+    """Return the most useful ids that are not needed anyway, as many as make `pieces` with the needed ones."""
     if not len(needed) < pieces <= len(useful):
         raise InputError(
-            f"{pieces} pieces cannot be kept: the tokenizer has {len(useful)}, and {len(needed)} of them are needed whatever "
-            "the text (single characters, special pieces and those of --languages). Type --pieces with a number between."
+            f"{pieces} pieces cannot be kept: the tokenizer has {len(useful)}, and {len(needed)} of them are needed for any "
+            "text (single characters, special pieces and those of --languages). Type --pieces with a number in between."
         )
     by_use = np.argsort(-useful, kind="stable")
     others = by_use[~np.isin(by_use, list(needed))]
@@ -233,7 +239,7 @@ def _best(useful: np.ndarray, needed: set[int], pieces: int) -> set[int]:
 
 
 def _counts(tokenizer: Tokenizer, corpus: Sequence[Path]) -> tuple[np.ndarray, tuple[CorpusFile, ...], list[str]]:
-    """(how often each file uses each piece, int64 [F, V]; the files; the first lines of each)."""
+    """Return (how often each file uses each piece, int64 [F, V]; the files; the first lines of each)."""
     counts = np.zeros((len(corpus), tokenizer.get_vocab_size()), np.int64)
     files, sample = [], []
     for path, count in zip(corpus, counts, strict=True):
@@ -254,7 +260,7 @@ def _counts(tokenizer: Tokenizer, corpus: Sequence[Path]) -> tuple[np.ndarray, t
 
 
 def _without_others(data: dict[str, Any], kept: np.ndarray) -> Tokenizer:
-    """A tokenizer with the pieces `kept` in their order, every id that the file mentions renumbered. Changes `data`."""
+    """Build a tokenizer with only the pieces `kept`, in their order, and every id renumbered. Changes `data`."""
     from tokenizers import Tokenizer
 
     new = {int(old): i for i, old in enumerate(kept)}
@@ -264,7 +270,7 @@ def _without_others(data: dict[str, Any], kept: np.ndarray) -> Tokenizer:
         model["unk_id"] = new[model["unk_id"]]
     for token in data["added_tokens"]:
         token["id"] = new[token["id"]]
-    # The other processors (RobertaProcessing, BertProcessing) name <s> and </s> alone, which stay where they are.
+    # Other processors (RobertaProcessing, BertProcessing) name only <s> and </s>, whose ids stay the same.
     processor = data["post_processor"] or {}
     for part in [processor, *processor.get("processors", [])]:
         for special in part.get("special_tokens", {}).values():
@@ -273,7 +279,7 @@ def _without_others(data: dict[str, Any], kept: np.ndarray) -> Tokenizer:
 
 
 def _check(source: Tokenizer, trim: Trim, sample: Sequence[str]) -> None:
-    """Every piece where it should be, and the corpus's first lines cut as before. Raises BundleError."""
+    """Raise BundleError unless every piece has its new id and the corpus's first lines are cut as before."""
     moved = [i for i, old in enumerate(trim.kept.tolist()) if trim.tokenizer.id_to_token(i) != source.id_to_token(old)]
     if moved or trim.tokenizer.get_vocab_size() != len(trim.kept):
         raise BundleError(

@@ -1,9 +1,9 @@
-"""A checkpoint with fewer pieces, to train on: `mexma-export trim CHECKPOINT FOLDER --pieces 120000`.
+"""Writes a checkpoint with fewer pieces, to train on: `mexma-export trim CHECKPOINT FOLDER --pieces 120000`.
 
-The folder has the checkpoint's files, with the kept rows of its word embeddings, the trimmed tokenizer and the new vocab_size.
-Text that lost no piece keeps its vectors bit for bit (tests/export/test_trim.py). See trim.py for what is kept. With
-`code_beyond` the rows from that one on are replaced by what product-quantised codes of them say (word_codes.py): done before
-training, a bundle's w4 and w8 graphs store those rows in their codes without loss.
+The folder has the checkpoint's files, with the kept rows of its word embeddings, the trimmed tokenizer and the new vocab_size;
+trim.py says what is kept. Text that lost no piece keeps its vectors bit for bit (tests/export/test_trim.py). With
+`code_beyond`, the rows from that one on are replaced by their product-quantised values (word_codes.py): done before training,
+a bundle's w4 and w8 graphs store these rows as codes without loss.
 """
 
 from __future__ import annotations
@@ -22,15 +22,9 @@ from mexma_export.word_codes import code_rows
 from mexma_rt.bundle.manifest import TOKENIZER, WEIGHTS
 from mexma_rt.errors import InputError, require_extra
 
-CARRIED: tuple[str, ...] = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "sentence_bert_config.json",
-    "modules.json",
-    "README.md",
-)
-CARRIED += ("config_sentence_transformers.json",)
-MODULES = "[1-9]_*"  # folders of the steps behind the encoder
+COPIED: tuple[str, ...] = ("tokenizer_config.json", "special_tokens_map.json", "sentence_bert_config.json", "modules.json")
+COPIED += ("config_sentence_transformers.json", "README.md")
+MODULES = "[1-9]_*"  # folders of the steps after the encoder
 
 
 def trim_checkpoint(
@@ -44,8 +38,8 @@ def trim_checkpoint(
 ) -> np.ndarray:
     """Write the trimmed checkpoint folder `target`; returns the kept rows, int64 [V], in ascending order.
 
-    Raises InputError (nothing that says what to keep, too few or many `pieces`, a `code_beyond` that code_rows refuses),
-    BundleError, FileError.
+    corpus, languages, pieces: what to keep, as for `trim_vocabulary`. code_beyond: the first coded row. Raises InputError
+    (nothing says what to keep, an unusable argument, an existing target), BundleError and FileError (the checkpoint).
     """
     require_extra("export", "torch", "transformers", "safetensors")
     if not (corpus or languages or pieces):
@@ -53,7 +47,7 @@ def trim_checkpoint(
     source = load_checkpoint(checkpoint)
     trim = trim_vocabulary(source.tokenizer, corpus, languages, pieces=pieces)
     with new_folder(target) as folder:
-        for name in (*CARRIED, *(path.name for path in source.folder.glob(MODULES))):
+        for name in (*COPIED, *(path.name for path in source.folder.glob(MODULES))):
             if (path := source.folder / name).is_dir():
                 shutil.copytree(path, folder / name)
             elif path.is_file():
@@ -68,7 +62,7 @@ def trim_checkpoint(
 
 
 def _code_words(path: Path, first: int) -> None:
-    """Code the word rows from `first` on, in a safetensors file. They are written as float32, whatever they were."""
+    """Code the word rows from `first` on in a safetensors file, in place; the word table is written as float32."""
     from safetensors import safe_open
     from safetensors.torch import save_file
     from torch import from_numpy

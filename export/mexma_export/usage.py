@@ -1,9 +1,9 @@
-"""The pieces of a tokenizer that each language uses: shipped tables for `mexma-export --languages`.
+"""Which pieces of a tokenizer each language uses: shipped tables for `mexma-export --languages`.
 
-`pieces_*.xz` holds one table each, for one tokenizer: benchmarks/piece_usage.py cut a language's text into pieces, and the
-table says which ones occurred. It holds no text. Its header says for each language how much text was read and what trimming to
-it costs on text that was not read: the share of tokens whose piece is gone, and of sentences that hold one. A table belongs to
-a tokenizer by the hash of its pieces and their order.
+Each file `pieces_*.xz` holds the table of one tokenizer: benchmarks/piece_usage.py cut text of each language into pieces, and
+the table says which ones occurred. It contains no text. For each language, its header says how much text was read and what
+trimming to it costs on other, held-out text: the share of tokens whose piece is gone, and of sentences with such a token. The
+hash of a tokenizer's pieces, in order, identifies its table.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 TABLES = Path(__file__).parent
 FORMAT, VERSION = "mexma-piece-usage", 1
-POOR = 2.0  # percent of the tokens: from there on a third of the sentences or more change (benchmarks/results/languages.md)
-# What users type for codes of the table: macrolanguages, and codes of other data sets.
+POOR = 2.0  # percent of tokens; beyond it, a third of the sentences or more change (benchmarks/results/languages.md)
+# Codes that users may type instead of the table's: macrolanguages, and codes of other data sets.
 OTHER_CODES = {"als": "sqi", "arb": "ara", "fas": "pes", "fil": "tgl", "lav": "lvs", "msa": "zsm", "nor": "nob", "swa": "swh"}
 OTHER_CODES |= {"zho": "cmn"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageUse:
-    """One language of a table: what was read, and what trimming to it alone costs on held-out text."""
+    """A language of a table: what was read, and what trimming to this language alone costs on held-out text."""
 
     lang: str  # ISO 639-3
     lines: int
     pieces: int
-    held_out: str  # the name of the set
+    held_out: str  # name of the held-out set
     lost_tokens: float  # percent of the held-out tokens whose piece is gone
     changed_sentences: float  # percent of the held-out sentences with such a token
 
@@ -54,20 +54,20 @@ class Usage:
     """The table of one tokenizer."""
 
     name: str  # of the tokenizer, for messages
-    vocabulary: str  # `vocabulary_hash`
-    text: str  # what was read
+    vocabulary: str  # the tokenizer's `vocabulary_hash`
+    text: str  # description of the text that was read
     languages: Mapping[str, LanguageUse]
     pieces: Mapping[str, np.ndarray]  # int64, ascending ids
 
 
 def vocabulary_hash(tokenizer: Tokenizer) -> str:
-    """SHA-256 of the pieces in their order, as a JSON list: the file around them may be written in many ways."""
+    """Return the SHA-256 of the pieces in order, as a JSON list; that of the file would depend on how it was written."""
     pieces = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
     return hashlib.sha256(json.dumps(pieces, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def parse_languages(text: str) -> tuple[str, ...]:
-    """The codes of "fra, deu", each once. Raises InputError if there is none."""
+    """Parse "fra, deu" into codes without duplicates. Raises InputError if there are none."""
     codes = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not codes:
         raise InputError(f"{text!r} names no language. Type ISO 639-3 codes, for example: --languages fra,deu,eng")
@@ -75,15 +75,18 @@ def parse_languages(text: str) -> tuple[str, ...]:
 
 
 def pieces_of(tokenizer: Tokenizer, languages: Sequence[str]) -> tuple[set[int], tuple[LanguageUse, ...]]:
-    """(ids that the languages use, what the table says of each). Raises InputError: no table, or a language not in it."""
+    """Return (the ids that the languages use, the table's entry for each language).
+
+    Raises InputError if there is no table for the tokenizer or a language is not in it.
+    """
     usage = _find(tokenizer)
     if unknown := [code for code in languages if code not in usage.languages]:
         hints = [f"{code} is {OTHER_CODES[code]} here" for code in unknown if code in OTHER_CODES]
         raise InputError(
-            f"No piece usage of {', '.join(unknown)}: nothing says which pieces to keep. "
+            f"The table has no entry for {', '.join(unknown)}, so nothing says which pieces to keep. "
             + (f"({'; '.join(hints)}.) " if hints else "")
-            + f"Known are, as ISO 639-3 codes (fra, not fr): {' '.join(usage.languages)}. For any other language give text of "
-            "it: --trim-vocab CORPUS, which --languages may stand beside."
+            + f"It has these ISO 639-3 codes (fra, not fr): {' '.join(usage.languages)}. For any other language, give text: "
+            "--trim-vocab CORPUS, which can be combined with --languages."
         )
     used = {i for code in languages for i in usage.pieces[code].tolist()}
     return used, tuple(usage.languages[code] for code in languages)
@@ -129,6 +132,6 @@ def _find(tokenizer: Tokenizer) -> Usage:
             return usage
         names.append(usage.name)
     raise InputError(
-        f"--languages knows the tokenizers of {' and '.join(names)}, and this one has other pieces ({len(names)} tables "
-        "looked at). Give text of the languages instead, one sentence per line: --trim-vocab CORPUS"
+        f"--languages has tables for the tokenizers of {' and '.join(names)}, but this one has other pieces. Give text of the "
+        "languages instead, one sentence per line: --trim-vocab CORPUS"
     )

@@ -1,4 +1,4 @@
-"""Which pieces of a vocabulary are worth keeping: by how often text uses them, and by the tokenizer's own scores.
+"""Estimates which pieces of a vocabulary are worth keeping, from their use in text and from the tokenizer's own scores.
 
 V pieces, F files.
 """
@@ -10,21 +10,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SCRIPT_PIECES = 500  # of a script that somebody writes in; XLM-R's smallest are Lao (1,582) and Katakana (719)
-UNSEEN = 1e-4  # of the files' pieces: a script with less is one of names and quotations
+SCRIPT_PIECES = 500  # scripts with fewer pieces are ignored; XLM-R's smallest in use are Lao (1,582) and Katakana (719)
+UNSEEN = 1e-4  # share of the files' pieces; a script below it occurs only in names and quotations
 
 
 def usefulness(counts: np.ndarray, scores: np.ndarray, pieces: Sequence[str] = ()) -> np.ndarray:
-    """How often a piece is met, float64 [V]: half the mean of its shares of the corpus files' pieces (counts [F, V]), half its
-    share by the tokenizer's own scores [V], which are logarithms of probabilities.
+    """Estimate how often each piece occurs, float64 [V], as the mean of two shares.
 
-    The files speak for the text at hand, each alike whatever its size, so one a language; the scores speak for every language
-    that the tokenizer was made for (XLM-R's: a hundred), also where there is no text. Without files the scores decide alone.
-    A script that no file is written in counts as one more file, with shares by the scores: by the scores alone, 84,000 of
-    XLM-R's pieces leave Lao 8 % of its own, and half of the pieces of a Lao text are gone. `pieces` [V] are the pieces' texts.
+    One is the piece's mean share of the corpus files (counts [F, V]), which represent the text at hand; all files have the same
+    weight whatever their size, so give one per language. The other comes from the tokenizer's own scores [V], which are
+    logarithms of probabilities, and represents every language that the tokenizer was made for (a hundred for XLM-R), even those
+    without text here. Without files, only the scores are used.
+
+    A script that no file uses counts as one more file, with shares by the scores: by the scores alone, 84,000 of XLM-R's pieces
+    would include only 8 % of the Lao ones, and a Lao text would lose half of its pieces. `pieces` [V] are the pieces' texts.
     """
     own: np.ndarray = np.exp(scores - scores.max())
-    own[scores >= 0] = 0  # special pieces have no score; they are kept anyway
+    own[scores >= 0] = 0  # special pieces, which have no score and are kept anyway
     own /= own.sum()
     if not len(counts):
         return own
@@ -33,7 +35,7 @@ def usefulness(counts: np.ndarray, scores: np.ndarray, pieces: Sequence[str] = (
 
 
 def _unseen_scripts(counts: np.ndarray, own: np.ndarray, pieces: Sequence[str]) -> list[np.ndarray]:
-    """Shares [V] of the pieces of each script that the files do not use."""
+    """Return shares [V] for each script that the files do not use."""
     script, seen = np.array([script_of(piece) for piece in pieces]), counts.sum(axis=0)
     rows = []
     for name in sorted(set(script.tolist())):
@@ -44,6 +46,6 @@ def _unseen_scripts(counts: np.ndarray, own: np.ndarray, pieces: Sequence[str]) 
 
 
 def script_of(piece: str) -> str:
-    """The script of a piece's first letter, as its character is called ("LAO", "CJK"); "" for a piece without letters."""
+    """Return the script of a piece's first letter, from its Unicode name ("LAO", "CJK"); "" for a piece without letters."""
     letter = next((character for character in piece if character.isalpha()), "")
     return unicodedata.name(letter, "").partition(" ")[0] if letter else ""

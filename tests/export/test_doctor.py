@@ -74,7 +74,7 @@ def test_json_of_a_machine_without_gpu(without_driver: None, monkeypatch: pytest
 def test_an_rtx_engine_can_be_built_but_not_run_without_gpu(without_driver: None) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the library itself is asked: pip install 'mexma-rt[rtx]'")
     build, run = (doctor._try("engine rtx", check, "rtx") for check in (doctor._build_engine, doctor._run_engine))
-    assert build.works and build.detail == "for SM 80, 86, 89, 120 (--sm chooses), with or without a GPU"
+    assert build.works and build.detail == "for SM 80, 86, 89, 120 (or as in --sm), with or without a GPU"
     assert not run.works and run.detail.startswith("This machine has no NVIDIA driver")
 
 
@@ -104,7 +104,7 @@ def test_missing_and_broken_packages_have_a_pip_line(monkeypatch: pytest.MonkeyP
     graphs = doctor._try("ONNX graphs", doctor._build_graphs)
     assert not graphs.works
     assert graphs.detail == (
-        "torch is installed, but does not load: libtorch_cpu.so: cannot open shared object file. Type:\n"
+        "torch is installed but does not load: libtorch_cpu.so: cannot open shared object file. Type:\n"
         "    pip install --force-reinstall 'mexma-rt[export]'"
     )
 
@@ -152,8 +152,8 @@ def test_cuda_works_where_it_computes(
     ("script", "gpus", "remark"),
     [
         ("echo 'NVIDIA L4, 580.65.06, 8.9, 23034'", [("NVIDIA L4", "580.65.06", "8.9", "23034")], ""),
-        ("echo 'No devices were found'; exit 6", [], "nvidia-smi names none: No devices were found"),
-        ("exit 9", [], "nvidia-smi names none: exit code 9"),
+        ("echo 'No devices were found'; exit 6", [], "nvidia-smi lists none: No devices were found"),
+        ("exit 9", [], "nvidia-smi lists none: exit code 9"),
     ],
 )
 def test_the_driver_is_asked(

@@ -317,7 +317,7 @@ def test_a_kept_text_cut_otherwise_is_an_error(tmp_path: Path) -> None:
     source = unigram({"a": -1.0, "b": -1.0, "ab": -1.5, "abb": -9.0})
     result = trim_vocabulary(source, [write(tmp_path / "corpus", "ab")])
     other = unigram({"a": -1.0, "b": -1.0, "ab": -9.0, "abb": -9.0})  # the same pieces, other scores
-    with pytest.raises(BundleError, match=r"gives other pieces for 'ab', although all of its pieces were kept"):
+    with pytest.raises(BundleError, match=r"cuts 'ab' into other pieces, although all of its pieces were kept"):
         trim.lost_pieces(other, result, ["ab"])
     assert trim.lost_pieces(source, replace(result, kept=result.kept[:-2]), ["a"]) == [False]
 
@@ -326,7 +326,7 @@ def test_other_kinds_of_tokenizers_are_refused(tmp_path: Path) -> None:
     from tokenizers import models
 
     bpe = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate([*SPECIALS, "a"])}, merges=[], unk_token="<unk>"))
-    with pytest.raises(BundleError, match=r"of the kind BPE, and only Unigram ones \(XLM-R's\) can be trimmed"):
+    with pytest.raises(BundleError, match=r"of the type BPE, but only Unigram tokenizers such as XLM-R's can be trimmed"):
         trim_vocabulary(bpe, [write(tmp_path / "corpus", "a")])
 
 
@@ -409,7 +409,7 @@ def test_weights_without_word_embeddings_are_an_error(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"words": torch.zeros(10, 4)}, tmp_path / "full")
-    with pytest.raises(BundleError, match=r"no tensor is called embeddings\.word_embeddings\.weight, .*Type --no-weights"):
+    with pytest.raises(BundleError, match=r"has no tensor embeddings\.word_embeddings\.weight, .*Type --no-weights"):
         write_trimmed_weights(tmp_path / "full", tmp_path / "small", np.arange(5))
     assert not (tmp_path / "small").exists()
 

@@ -86,12 +86,16 @@ def test_the_pieces_of_several_languages_are_their_union(tables: Path, tokenizer
 
 
 def test_an_unknown_language_names_the_known_and_the_likely_ones(tables: Path, tokenizer: Tokenizer) -> None:
-    with pytest.raises(InputError, match=r"No piece usage of xyz, zho.*\(zho is cmn here\.\) Known are, .*: fra deu\. For any"):
+    with pytest.raises(
+        InputError, match=r"The table has no entry for xyz, zho.*\(zho is cmn here\.\) It has these .*: fra deu\. For any"
+    ):
         pieces_of(tokenizer, ["fra", "xyz", "zho"])
 
 
 def test_a_tokenizer_without_a_table_is_refused(tables: Path, toy_pieces: Tokenizer) -> None:
-    with pytest.raises(InputError, match=r"knows the tokenizers of toy, and this one has other pieces.*--trim-vocab CORPUS"):
+    with pytest.raises(
+        InputError, match=r"has tables for the tokenizers of toy, but this one has other pieces.*--trim-vocab CORPUS"
+    ):
         pieces_of(toy_pieces, ["fra"])
 
 
@@ -155,20 +159,20 @@ def test_the_command_says_what_each_language_loses_and_the_manifest_keeps_it(
     result = CliRunner().invoke(main, [*call, "--languages", "fra,deu"])
     assert result.exit_code == 0, result.output
     assert f"{size:,} of {size:,} pieces kept, of 2 languages; word embeddings" in result.output
-    assert "fra: 3.2 % of the tokens of a test have no piece any more" in result.output
-    assert result.output.count("Much: add text of yours, --trim-vocab CORPUS") == 2
+    assert "fra: 3.2 % of the tokens of a test lost their piece" in result.output
+    assert result.output.count("This is a lot: add your own text with --trim-vocab CORPUS") == 2
     manifest = json.loads((tmp_path / "b" / "mexma.json").read_text(encoding="utf-8"))
     assert [use["lang"] for use in manifest["vocabulary"]["languages"]] == ["fra", "deu"]
 
 
 def test_the_command_refuses_unknown_languages_and_writes_nothing(tables: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [str(tiny_checkpoint), str(tmp_path / "b"), "--languages", "fr"])
-    assert result.exit_code == 2 and "No piece usage of fr" in result.output
+    assert result.exit_code == 2 and "The table has no entry for fr" in result.output
     assert "(fra, not fr)" in result.output and not (tmp_path / "b").exists()
 
 
 def test_a_string_of_languages_is_taken_apart_in_python_too(tables: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"No piece usage of fr, xyz: nothing says"):
+    with pytest.raises(InputError, match=r"The table has no entry for fr, xyz, so nothing says"):
         export_bundle(tiny_checkpoint, tmp_path / "b", languages="fr,deu,xyz")
 
 
