@@ -1,8 +1,8 @@
-"""The fp16 graph of a bundle -> the graph that engines are built from: sentence vectors only, without work they do not need.
+"""Turns a bundle's fp16 graph into the graph that engines are built from: only sentence vectors, without unnecessary work.
 
-The token states are not an output, so they are neither written nor copied. Where the vector is the state of the first token,
-the last layer computes queries, attention and the feed-forward part for that token alone; keys and values are needed for all
-tokens. Where the model's owner normalises, the graph ends in that division, on the GPU.
+Token states are not an output, so they are neither written nor copied. If the vector is the state of the first token, the last
+layer computes queries, attention and the feed-forward part for that token alone; keys and values are needed for all tokens.
+If the model's owner normalises, the graph does so, too, on the GPU.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
 
 ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Cast", "Erf", "Gelu", "Tanh", "Where", "Identity"}
-LEAST_NORM = 1e-30  # a zero vector is divided by it, and stays zero
+LEAST_NORM = 1e-30  # divisor of a zero vector, which stays zero
 
 Inputs = list[tuple[str, int | None]]
-"""(tensor, axis whose first part is needed; None: the whole tensor) for each input of a node."""
+"""For each input of a node: (tensor, axis along which only the first part is needed; None: the whole tensor)."""
 
 
 def serving_graph(path: Path, *, normalize: bool) -> bytes:
-    """The serving form of the graph in the file `path`, as ONNX; weights in a second file stay there.
+    """Return the serving form of the graph in the file `path`, as ONNX bytes; weights in a second file stay there.
 
     Its output is `sentence_embedding` [B, D], float32: rows of length 1 with `normalize` (a zero row stays zero), else raw.
-    Raises BundleError for a file that is no ONNX graph, or has other inputs and outputs than those of mexma-export.
+    Raises BundleError for a file that is not an ONNX graph, or whose inputs and outputs are not those of mexma-export.
     """
     import onnx
 
@@ -39,7 +39,8 @@ def serving_graph(path: Path, *, normalize: bool) -> bytes:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's own
         raise BundleError(
-            f"{path}: no ONNX graph ({str(error).strip() or type(error).__name__}): cut or damaged. Export the bundle again."
+            f"{path}: not an ONNX graph ({str(error).strip() or type(error).__name__}): truncated or damaged. Export the "
+            "bundle again."
         ) from error
     found = [[tensor.name for tensor in side] for side in (model.graph.input, model.graph.output)]
     if found != [list(INPUTS), list(OUTPUTS)]:
@@ -47,7 +48,7 @@ def serving_graph(path: Path, *, normalize: bool) -> bytes:
             f"{path}: inputs and outputs are {', '.join([*found[0], *found[1]])}, but a graph of mexma-export has "
             f"{', '.join([*INPUTS, *OUTPUTS])}. Give onnx/model_fp16.onnx of a bundle."
         )
-    if len(model.graph.value_info) < len(model.graph.node) // 2:  # structures and graphs of other tools have no shapes
+    if len(model.graph.value_info) < len(model.graph.node) // 2:  # our graphs carry no shapes
         model = onnx.shape_inference.infer_shapes(model)
     _first_token_only(model.graph)
     if normalize:
@@ -57,7 +58,7 @@ def serving_graph(path: Path, *, normalize: bool) -> bytes:
 
 
 def _first_token_only(graph: GraphProto) -> None:
-    """Compute what only `states[:, 0]` needs for the first token alone."""
+    """Compute what is needed only for `states[:, 0]` for the first token alone."""
     for place, node in enumerate(graph.node):
         if node.op_type == "Gather" and _integer(node, "axis", 0) == 1 and _constant(graph, node.input[1]) == 0:
             rows = _FirstRows(graph, node.input[0], 1)
@@ -70,7 +71,7 @@ def _first_token_only(graph: GraphProto) -> None:
 
 
 class _FirstRows:
-    """Moves "the first part along an axis" from a tensor up to the inputs of what it is computed from."""
+    """Moves "take the first part along an axis" from a tensor upstream, as far as the computation allows."""
 
     def __init__(self, graph: GraphProto, name: str, axis: int) -> None:
         self.makers = {output: node for node in graph.node for output in node.output}
@@ -86,7 +87,7 @@ class _FirstRows:
         self.whole = self._needed_whole(name, axis)
 
     def first(self, name: str, axis: int) -> str:
-        """The tensor that has the first part of `name` along an axis; it keeps the axis, with size 1."""
+        """Return the name of a tensor with the first part of `name` along an axis, which is kept with size 1."""
         if (name, axis) not in self.done:
             node = self.makers.get(name)
             inputs = None if node is None or name in self.whole else self._inputs(node, axis)
@@ -95,7 +96,7 @@ class _FirstRows:
         return self.done[name, axis]
 
     def _needed_whole(self, name: str, axis: int) -> set[str]:
-        """Every tensor that keys and values are computed from."""
+        """Return every tensor that keys and values are computed from."""
         seen, waiting, roots = set(), [(name, axis)], []
         while waiting:
             one = waiting.pop()
@@ -110,7 +111,7 @@ class _FirstRows:
         return set(_ancestors(self.makers, roots))
 
     def _inputs(self, node: NodeProto, axis: int) -> Inputs | None:
-        """What the first part of a node's result is computed from; None: only from whole tensors, or that is not known."""
+        """Return what the first part of a node's result is computed from; None if it needs whole tensors or is unknown."""
         data, shape = node.input[0], self.dims.get(node.output[0])
         rest: Inputs = [(name, None) for name in node.input[1:]]
         if shape is None or any(name and name not in self.dims for name in node.input):
@@ -130,7 +131,7 @@ class _FirstRows:
         return None
 
     def _own_axis(self, name: str, axis: int) -> int | None:
-        """Of an input that may be broadcast, for an axis counted from the end; None where it has none, or size 1."""
+        """Return the axis of an input that may be broadcast, for one counted from the end; None if absent or of size 1."""
         dims = self.dims[name]
         return None if -axis > len(dims) or dims[axis] == 1 else axis + len(dims)
 
@@ -141,7 +142,7 @@ class _FirstRows:
         attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
         if node.op_type == "Reshape":
             behind = self.dims[node.output[0]][axis + 1 :]
-            names[1] = self._stored([*[0] * (axis + 1), *(int(size) for size in behind)])  # 0: the size that the input has
+            names[1] = self._stored([*[0] * (axis + 1), *(int(size) for size in behind)])  # 0: as in the input
             attributes = {}
         made = f"{node.output[0]}/first"
         self.nodes.append(helper.make_node(node.op_type, names, [made], name=made, domain=node.domain, **attributes))
@@ -169,7 +170,7 @@ def _normalize(graph: GraphProto) -> None:
 
     raw = f"{SENTENCE}/raw"
     for node in graph.node:
-        node.name = raw if node.name == SENTENCE else node.name  # the last of the new ones is called so
+        node.name = raw if node.name == SENTENCE else node.name  # frees the name for the last new node
         for names in (node.input, node.output):
             names[:] = [raw if name == SENTENCE else name for name in names]
     axis, least = np.array([1], np.int64), np.array(LEAST_NORM, np.float32)
@@ -185,7 +186,7 @@ def _normalize(graph: GraphProto) -> None:
 
 
 def _drop_unused(graph: GraphProto, outputs: list[str]) -> None:
-    """Leave the outputs of these names, and what they are computed from."""
+    """Keep only the named outputs and what they are computed from."""
     makers = {output: node for node in graph.node for output in node.output}
     needed = set(_ancestors(makers, outputs))
     kept = {
@@ -200,7 +201,7 @@ def _drop_unused(graph: GraphProto, outputs: list[str]) -> None:
 
 
 def _ancestors(makers: dict[str, NodeProto], names: Iterable[str]) -> Iterator[str]:
-    """These tensors and every tensor that they are computed from, once each."""
+    """Yield these tensors and every tensor that they are computed from, once each."""
     seen, waiting = set(), list(names)
     while waiting:
         if (name := waiting.pop()) not in seen:
@@ -215,7 +216,7 @@ def _integer(node: NodeProto, name: str, default: int) -> int:
 
 
 def _constant(graph: GraphProto, name: str) -> int | None:
-    """The value of a scalar whole number that is stored in the graph."""
+    """Return the value of a scalar integer stored in the graph; None if there is no such tensor."""
     from onnx import numpy_helper
 
     for tensor in graph.initializer:

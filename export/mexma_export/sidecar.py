@@ -1,4 +1,4 @@
-"""Writes the JSON beside an engine; mexma_rt.backends.sidecar defines, reads and checks it."""
+"""Writes the JSON file beside an engine; mexma_rt.backends.sidecar defines, reads and checks it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Turns a bundle into a Triton model repository: a model per graph, and one for the TensorRT engine, each with a config.pbtxt.
 
-Triton serves tensors, not text: the models' inputs are token ids and their mask, as tokenizer.json gives them, and their output
-is the sentence vector, raw except from an engine that normalises. The client tokenises and normalises. Schema:
-model_config.proto of github.com/triton-inference-server/common.
+Triton serves tensors, not text: the models take token ids and masks as tokenizer.json gives them, and return sentence vectors,
+which only an engine may normalise. The client tokenises and normalises. The schema is model_config.proto of
+github.com/triton-inference-server/common.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from mexma_rt.bundle.opening import open_bundle
 from mexma_rt.bundle.structure import runnable
 from mexma_rt.errors import InputError
 
-BATCH_TOKENS = 16384  # tokens of the largest batch, as in engines.default_profiles: a first value, not measured
+BATCH_TOKENS = 16384  # tokens of the largest batch, as in engines.default_profiles: an initial guess, not measured
 ENGINE = "tensorrt"
 TYPES = {"int64": "TYPE_INT64", "float32": "TYPE_FP32"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TritonReport:
-    """What was written, and what was left out of the bundle."""
+    """What was written, and what of the bundle was left out."""
 
     path: Path
     models: tuple[str, ...]
-    left_out: tuple[str, ...]  # phrases
+    left_out: tuple[str, ...]  # phrases: what and why
 
 
 def write_triton(bundle: Path, target: Path, *, precisions: Sequence[str] | None = None) -> TritonReport:
-    """Write the model repository `target` of a bundle folder; None: all its graphs, and its tensorrt engine if it has one.
+    """Write the model repository `target` from a bundle folder; returns a report.
 
-    Raises InputError (an existing target, a precision that the bundle lacks), and the errors of `open_bundle` and
-    `check_sidecar` for a bundle or engine that is damaged.
+    precisions: the graphs to serve; None: all, and the tensorrt engine if there is one. Raises InputError (an existing target,
+    a precision that the bundle lacks), and the errors of `open_bundle` and `check_sidecar` for a damaged bundle or engine.
     """
     opened = open_bundle(bundle)
     wanted = list(opened.graphs) if precisions is None else list(precisions)
@@ -53,7 +53,7 @@ def write_triton(bundle: Path, target: Path, *, precisions: Sequence[str] | None
             models.append(f"{stem}_onnx_{precision}")
             version = _model(folder, models[-1], _graph_config(models[-1], opened, precision))
             for name in (opened.graphs[precision], f"{opened.graphs[precision]}.data"):
-                if name in opened.files:  # the graph names its second file, so both keep their names
+                if name in opened.files:  # the graph refers to its second file by name, so names are kept
                     shutil.copyfile(opened.folder / name, version / Path(name).name)
         if engine_path(opened.folder, ENGINE).is_file() and precisions is None:
             models.append(f"{stem}_{ENGINE}")
@@ -65,7 +65,7 @@ def write_triton(bundle: Path, target: Path, *, precisions: Sequence[str] | None
 
 
 def _model(folder: Path, name: str, config: str) -> Path:
-    """Make a model's folder with its configuration; returns the folder of its version 1."""
+    """Create a model's folder with its configuration; returns the folder of version 1."""
     version = folder / name / "1"
     version.mkdir(parents=True)
     (folder / name / "config.pbtxt").write_text(config, encoding="utf-8", newline="\n")
@@ -81,14 +81,14 @@ def _graph_config(name: str, bundle: Bundle, precision: str) -> str:
         limits=f"at most {bundle.max_length_limit} tokens, <s> and </s> included.",
         batch=max(1, BATCH_TOKENS // bundle.max_length_limit),
         inputs=[(name, "TYPE_INT64", [-1]) for name in INPUTS],
-        note="is not normalised; ask for last_hidden_state only where you need it, for it is the larger by far.",
+        note="is not normalised; request last_hidden_state, which is much larger, only if you need it.",
         outputs=[(SENTENCE, "TYPE_FP32", [d]), (TOKENS, "TYPE_FP32", [-1, -1 if bundle.dense else d])],
         instances=f"kind: {kind}",
     )
 
 
 def _engine_config(name: str, sidecar: Sidecar) -> str:
-    """The longest profile sets the batch, for a Triton instance serves only batches that each of its profiles takes."""
+    """Write the engine's config; its longest profile limits the batch, since every profile of an instance must fit it."""
     longest = max(sidecar.profiles, key=lambda profile: profile.length)
     usable = [f'"{index}"' for index, profile in enumerate(sidecar.profiles) if profile.batch >= longest.batch]
     built = f"{sidecar.library} {sidecar.version} for SM {', '.join(map(str, sidecar.sm))}"
@@ -117,11 +117,11 @@ def _config(
     outputs: Sequence[tuple[str, str, list[int]]],
     instances: str,
 ) -> str:
-    """The text of a config.pbtxt; dims are without the batch, as Triton wants them where max_batch_size is above 0."""
+    """Return the text of a config.pbtxt; dims exclude the batch, as Triton requires if max_batch_size is above 0."""
     return f"""\
-# input_ids: what the bundle's tokenizer.json gives, padded on the right with 1; {limits}
+# input_ids: as the bundle's tokenizer.json gives them, padded on the right with 1; {limits}
 # attention_mask: 1 for a token, 0 for padding.
-# sentence_embedding {note} Requests share a batch only where their lengths are equal: pad to a few lengths.
+# sentence_embedding {note} Requests share a batch only if their lengths are equal, so pad to a few lengths.
 name: "{name}"
 backend: "{backend}"
 default_model_filename: "{file}"
@@ -145,10 +145,10 @@ def _tensors(tensors: Sequence[tuple[str, str, list[int]]]) -> str:
 
 
 def _checked_engine(bundle: Bundle) -> tuple[Path, Sidecar]:
-    """The bundle's engine, whose bytes and graph are those that its sidecar and the manifest name."""
+    """Return the bundle's engine and sidecar, after checking its bytes and its graph against sidecar and manifest."""
     engine = engine_path(bundle.folder, ENGINE)
     sidecar = read_sidecar(engine)
     graph = manifest_graph_hash(bundle, "fp16") if "fp16" in runnable(bundle) else None
-    # library, version and SM are the server's matter, not this machine's: they stand in the configuration
+    # library, version and SM concern the server, not this machine; the configuration names them
     check_sidecar(sidecar, engine, library=ENGINE, version=sidecar.version, sm=sidecar.sm[0], graph_sha256=graph)
     return engine, sidecar

@@ -102,8 +102,8 @@ def test_bad_engine_arguments_exit_with_2(tiny_bundle: Path, tmp_path: Path) -> 
         ([tiny_bundle, tmp_path / "b", "--sm", "86"], "No such option"),
         (["engine", tiny_bundle, "onnx"], "is not one of 'tensorrt', 'rtx'"),
         (["engine", tiny_bundle, "rtx"], "has no fp16 graph (its graphs: fp32, int8)"),
-        (["engine", tiny_bundle, "rtx", "--profiles", "16"], "is no list of profiles"),
-        (["engine", tiny_bundle, "rtx", "--sm", "8.9"], "is no list of GPU architectures"),
+        (["engine", tiny_bundle, "rtx", "--profiles", "16"], "is not a list of profiles"),
+        (["engine", tiny_bundle, "rtx", "--sm", "8.9"], "is not a list of GPU architectures"),
     ]
     for arguments, words in cases:
         result = run(*arguments)
