@@ -225,20 +225,19 @@ def _default_precision(
         raise InputError(f"The default precision {wanted!r} is not in the bundle: {why}. Name it: --precision fp32,{wanted}")
     if wanted is not None:
         return wanted, "asked for"
-    if "int8" in precisions:
-        return "int8", "fastest on CPU, and its parity gate passed"
     if "int8" in refused:
         return "mixed", f"instead of int8, which failed its parity gate: {'; '.join(refused['int8'].failures)}"
-    for blocks in ("w8", "w4"):
-        if blocks in precisions:
-            return blocks, "fastest on CPU of those exported, and its parity gate passed"
-    if "mixed" in precisions:
-        return "mixed", "smallest of those exported, and its parity gate passed"
-    if "fused" in precisions:
-        return "fused", "fastest on CPU of those exported, and its parity gate passed"
-    if "fp32" in precisions:
-        return "fp32", "no graph made for the CPU was exported"
-    return "fp16", "the only one exported; onnxruntime on CPU runs it slower than fp32"
+    fastest = "fastest on CPU of those exported, and its parity gate passed"
+    reasons = {
+        "int8": "fastest on CPU, and its parity gate passed",
+        "w8": fastest,
+        "w4": fastest,
+        "mixed": "smallest of those exported, and its parity gate passed",
+        "fused": fastest,
+        "fp32": "no graph made for the CPU was exported",
+        "fp16": "the only one exported; onnxruntime on CPU runs it slower than fp32",
+    }
+    return next((precision, why) for precision, why in reasons.items() if precision in precisions)
 
 
 def _length(wanted: int | None, limit: int, owner: int | None) -> int:

@@ -15,14 +15,13 @@ import click
 from tqdm import tqdm
 
 from mexma_export.bundle import ExportReport, export_bundle
-from mexma_export.cli_tools import TOOLS, as_json_option, exit_with, parse_precisions, vocabulary_options
+from mexma_export.cli_tools import TOOLS, as_json_option, errors_explained, parse_precisions, vocabulary_options
 from mexma_export.graph_format import OPSET
 from mexma_export.sentences import load_sentences
 from mexma_export.trim import Vocabulary
 from mexma_export.usage import parse_languages
 from mexma_rt.cli.common import json_text
 from mexma_rt.cli.edges import EdgesCommand
-from mexma_rt.errors import MexmaError
 from mexma_rt.version import __version__
 
 
@@ -122,7 +121,7 @@ def export(
         bar.total, bar.n = total, done
         bar.refresh()
 
-    try:
+    with errors_explained(as_json), bar:
         report = export_bundle(
             checkpoint,
             bundle,
@@ -140,11 +139,6 @@ def export(
             revision=revision,
             progress=show,
         )
-    except MexmaError as error:
-        bar.close()
-        exit_with(error, as_json)
-    finally:
-        bar.close()
     click.echo(json_text(_as_data(report)) if as_json else _as_text(report))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -72,7 +73,7 @@ def engine(bundle: str, library: str, sm: str | None, profiles: str | None, timi
     """
     from mexma_export.engines import build_bundle_engine, parse_profiles, parse_sm
 
-    try:
+    with errors_explained(as_json):
         path, sidecar = build_bundle_engine(
             bundle,
             engine=library,
@@ -80,8 +81,6 @@ def engine(bundle: str, library: str, sm: str | None, profiles: str | None, timi
             profiles=None if profiles is None else parse_profiles(profiles),
             timing_cache=timing_cache,
         )
-    except MexmaError as error:
-        exit_with(error, as_json)
     if as_json:
         click.echo(json_text({"engine": str(path)} | asdict(sidecar)))
         return
@@ -104,10 +103,8 @@ def triton(bundle: Path, repository: Path, precision: str | None, as_json: bool)
     """Write a new model repository for Triton Inference Server to REPOSITORY, from the graphs of BUNDLE."""
     from mexma_export.triton import write_triton
 
-    try:
+    with errors_explained(as_json):
         report = write_triton(bundle, repository, precisions=parse_precisions(precision))
-    except MexmaError as error:
-        exit_with(error, as_json)
     if as_json:
         click.echo(json_text(asdict(report) | {"path": str(report.path)}))
         return
@@ -132,10 +129,8 @@ def rebuild(bundle: str, checkpoint: Path, as_json: bool) -> None:
     """
     from mexma_export.rebuild import rebuild_checkpoint
 
-    try:
+    with errors_explained(as_json):
         folder = rebuild_checkpoint(bundle, checkpoint)
-    except MexmaError as error:
-        exit_with(error, as_json)
     click.echo(json_text({"checkpoint": str(folder)}) if as_json else f"{folder}: complete")
 
 
@@ -167,7 +162,7 @@ def trim(
     from mexma_export.trim_checkpoint import trim_checkpoint
     from mexma_export.usage import parse_languages
 
-    try:
+    with errors_explained(as_json):
         kept = trim_checkpoint(
             checkpoint,
             target,
@@ -176,8 +171,6 @@ def trim(
             pieces=pieces,
             code_beyond=code_beyond,
         )
-    except MexmaError as error:
-        exit_with(error, as_json)
     click.echo(json_text({"checkpoint": str(target), "pieces": len(kept)}) if as_json else f"{target}: {len(kept):,} pieces")
 
 
@@ -188,7 +181,7 @@ def doctor(as_json: bool) -> None:
     from mexma_export.doctor import examine
 
     examination = examine()
-    click.echo(json_text(examination.as_data()) if as_json else examination.as_text())
+    click.echo(json_text(asdict(examination)) if as_json else examination.as_text())
 
 
 TOOLS = (engine, triton, rebuild, trim, doctor)
@@ -199,9 +192,13 @@ def parse_precisions(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def exit_with(error: MexmaError, as_json: bool) -> NoReturn:
-    """Print the error (with --json also on standard output) and exit with status 2 for unusable input, else 1."""
-    if as_json:
-        click.echo(json_text({"error": type(error).__name__, "message": str(error)}))
-    click.echo(f"Error: {error}", err=True)
-    sys.exit(2 if isinstance(error, InputError | MissingExtraError) else 1)
+@contextmanager
+def errors_explained(as_json: bool) -> Iterator[None]:
+    """Print a MexmaError of the block (with --json also on standard output); exit with status 2 for unusable input, else 1."""
+    try:
+        yield
+    except MexmaError as error:
+        if as_json:
+            click.echo(json_text({"error": type(error).__name__, "message": str(error)}))
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2 if isinstance(error, InputError | MissingExtraError) else 1)

@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from mexma_export.bundle import installed_version
 from mexma_export.graph_format import GRAPHS
@@ -61,10 +61,6 @@ class Examination:
     gpu_remark: str  # why `gpus` is empty, else ""
     build: tuple[Ability, ...]
     run: tuple[Ability, ...]
-
-    def as_data(self) -> dict[str, object]:
-        """Return the examination as JSON-compatible data."""
-        return asdict(self)
 
     def as_text(self) -> str:
         """Return readable text: versions, GPUs, then a line per ability, with what to type if it says "no"."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -50,6 +51,8 @@ def write_graphs(
 
     (folder / "onnx").mkdir(exist_ok=True)
     head = source.pipeline.head
+    writers: dict[str, Callable[..., None]] = {"fused": export_fused, "int8": export_int8, "mixed": export_mixed}
+    writers |= {"fp32": partial(export_standard, opset=opset), "fp16": partial(export_half, opset=opset)}
     chosen: dict[str, dict[str, list[str]]] = {}
     for done, precision in enumerate(precisions):
         tell(f"export {precision}", done, len(precisions))
@@ -57,22 +60,14 @@ def write_graphs(
         try:
             forms = _forms(source, precision, sentences, thresholds, tell) if precision in BLOCK_BITS else {}
             with trimmed_embeddings(source.model, source.kept):
-                if precision == "fp32":
-                    export_standard(source.model, path, head, opset=opset)
-                elif precision == "int8":
-                    export_int8(source.model, path, head)
-                elif precision == "fused":
-                    export_fused(source.model, path, head)
-                elif precision == "mixed":
-                    export_mixed(source.model, path, head)
-                elif precision in BLOCK_BITS:
+                if precision in writers:
+                    writers[precision](source.model, path, head)
+                else:
                     export_blocks(source.model, path, forms, head)
                     chosen[precision] = _by_form(forms)
                     for name, structure in STRUCTURES.items():
                         if name not in precisions:
                             export_structure(source.model, folder / structure, head, half=name == "fp16")
-                else:
-                    export_half(source.model, path, head, opset=opset)
         except (OSError, MexmaError):  # new_folder explains an OSError, such as a full disk
             raise
         except Exception as error:  # of torch or onnx, often with pages of graph
