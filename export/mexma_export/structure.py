@@ -74,10 +74,9 @@ class StructureWriter(Writer):
         return self.node("LayerNormalization", inputs, output, axis=-1, epsilon=self.epsilon)
 
     def norm(self, states: str, skip: str, name: str, bias: str, output: str) -> str:
-        """Add LayerNorm(states + skip + the row of token types), for the embeddings; `bias` is not used."""
+        """Add LayerNorm(states + skip + bias), for the embeddings."""
         total = self.node("Add", [states, skip], f"{output}/sum")
-        row = self.outside("embeddings.token_type_embeddings.weight")
-        return self.norm_of(self.node("Add", [total, row], f"{output}/typed"), name, output)
+        return self.norm_of(self.node("Add", [total, bias], f"{output}/typed"), name, output)
 
     def keep(self, name: str) -> str:
         """Refer to a weight in the other file."""
