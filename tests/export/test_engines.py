@@ -368,7 +368,7 @@ def test_tensorrt_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, graph: Path) -> N
     fake_library(monkeypatch)
     monkeypatch.setattr(trt_compat, "device_sm", nvidia.device_sm)
     monkeypatch.setattr(ctypes, "CDLL", no_driver)
-    with pytest.raises(BackendError, match=r"no NVIDIA driver \(libcuda: no such file\).*without one: .* engine BUNDLE rtx"):
+    with pytest.raises(BackendError, match=r"no NVIDIA driver \(libcuda: no such file\).*Without one: .* engine BUNDLE rtx"):
         build(graph)
     assert_nothing_written(graph)
 
