@@ -84,9 +84,9 @@ def with_words_in_the_head(tensors: dict[str, Any]) -> dict[str, Any]:
         (prefixed("encoder.encoder."), "without the prefix 'encoder.encoder.'"),
         (prefixed("_orig_mod.module."), "without the prefix '_orig_mod.module.'"),  # of torch.compile and of DDP
         (lambda tensors: prefixed("module.")(with_heads(tensors)), "without the prefix 'module.roberta.'"),
-        (lambda tensors: prefixed("module.")(with_words_in_the_head(tensors)), "of module.lm_head.decoder.weight"),
+        (lambda tensors: prefixed("module.")(with_words_in_the_head(tensors)), "from module.lm_head.decoder.weight"),
         (with_heads, "XLMRobertaModel, the last"),
-        (with_words_in_the_head, "of lm_head.decoder.weight"),
+        (with_words_in_the_head, "from lm_head.decoder.weight"),
     ],
 )
 def test_names_of_the_weights(

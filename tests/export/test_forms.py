@@ -135,7 +135,7 @@ def _without_numbers(layer: Path) -> None:
         (lambda layer: (layer / "model.safetensors").unlink(), r"2_Dense: model\.safetensors of this dense layer is missing"),
         (
             lambda layer: (layer / "model.safetensors").rename(layer / "pytorch_model.bin"),
-            r"is missing \(only pytorch_model\.bin, a pickle, which can run any code",
+            r"is missing \(there is only pytorch_model\.bin, a pickle, which can run any code",
         ),
         (
             lambda layer: (layer / "config.json").write_text('{"activation_function": "torch.nn.modules.activation.ReLU"}'),
