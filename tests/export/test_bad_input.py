@@ -114,7 +114,7 @@ def test_a_name_of_other_bytes_than_utf8_is_refused(tiny_checkpoint: Path, tmp_p
         (["--max-length", "513"], ["max length 513 is outside 3 to 512", "Type --max-length 512 or less"]),
         (
             ["--precision", "int4"],
-            ["Unknown precision 'int4'", "knows fp32, fused, int8, mixed, w8, w4, fp16", "Type --precision fp32,int8"],
+            ["Unknown precision 'int4'", "choose from fp32, fused, int8, mixed, w8, w4, fp16", "Type --precision fp32,int8"],
         ),
     ],
 )
