@@ -209,6 +209,12 @@ def test_auto_takes_torch_on_a_gpu_where_onnxruntime_has_no_cuda(
     assert "The installed onnxruntime has no CUDA" in backend.reason
 
 
+def test_auto_tries_torch_for_the_bundled_model_too(gpu_here: list[str]) -> None:
+    """It has no model.safetensors, but a graph with all weights: with torch alone as CUDA it would run on the CPU otherwise."""
+    bundle = open_bundle("mexma-small")
+    assert "model.safetensors" not in bundle.files and module.why_not_torch(bundle) is None
+
+
 def test_auto_takes_onnxruntime_on_cuda_before_torch(
     tiny_bundle: Path, gpu_here: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,3 +275,12 @@ def test_vectors_on_a_real_gpu(tiny_bundle: Path, sentences: list[tuple[str, str
     gpu = load(tiny_bundle, backend="torch", device="cuda", precision=precision)
     expected = load(tiny_bundle, device="cpu", precision="fp32").embed(texts)
     assert (gpu.embed(texts) * expected).sum(axis=1).min() > lowest
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_auto_runs_the_bundled_model_on_a_real_gpu(sentences: list[tuple[str, str]]) -> None:
+    texts = [text for _, text in sentences]
+    encoder = load()
+    assert encoder.backend.device == "cuda", encoder.backend.reason
+    assert (encoder.embed(texts) * load(device="cpu").embed(texts)).sum(axis=1).min() > 0.99  # w4 rounds inputs of products
