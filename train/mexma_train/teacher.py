@@ -69,7 +69,7 @@ def teach(
     model, as `model` does, with as many dimensions as the rows will have: they are rotated towards its vectors. After a kill
     the next call resumes, to the same bytes (on the same machine, with the same number of threads). Raises FileError if the
     folder holds the vectors of another teacher or cannot be written; InputError for dimensions below 1, a `like` of another
-    size and vectors that are zero or not finite; and what open_shards and open_teacher raise.
+    size, and vectors that are not finite or all zero; and what open_shards and open_teacher raise.
     """
     if dimensions < 1:
         raise InputError(f"dimensions is {dimensions}; at least 1 is needed.")
