@@ -1,25 +1,14 @@
-"""Writes graphs of fused operators (fused.py) for onnxruntime on CPU: fp32, and two compact ones with int8 word embeddings.
+"""Writes graphs of fused operators (fused.py) for onnxruntime on CPU: `fused`, all in fp32, and `mixed`.
 
-int8: every matrix product is in 8 bits too, unsigned times unsigned, with weights quantised per output channel and inputs at
-run time (per batch).
-mixed: matrix products are in fp32, with weights stored as fp16. For models whose vectors suffer from int8 products: a small
-one gains little speed from them, and nearly all of its bytes are word embeddings.
+mixed: word embeddings in int8, matrix products in fp32 with weights stored as fp16. Most bytes of a small multilingual model
+are its word embeddings.
 
-Word embeddings, most of a small multilingual model, are symmetric int8 with a scale per group of 64 numbers of a row, read with
-Gather -> Cast -> Mul. With one scale for the whole table (as in onnxruntime's own Gather quantisation), one large row would
-coarsen all the others.
-
-Weights are unsigned so that vectors are the same on every CPU. On x86 without VNNI, onnxruntime multiplies unsigned inputs by
-signed weights in 16-bit sums of two products, which saturate (255 * 127 * 2 > 32767), so the same file silently gave different
-vectors there. Unsigned weights take a path with 32-bit sums everywhere, and a zero point per channel leaves no code unused.
-Lowest / mean cosine on AVX2 (speed relative to fp32 products; two noisy cores): tests' tiny model, signed 0.945 / 0.983, signed
-7 bits (which cannot saturate) 0.9935 / 0.9987, unsigned 0.9985 / 0.9996; bundled model, signed 0.9725 / 0.9966 (1.4 times),
-7 bits 0.9791 / 0.9922 (1.4), unsigned 0.9975 / 0.9990 (1.1), weights in blocks of 32 (MatMulNBits) 0.9997 / 0.9998 (0.8).
+Word embeddings are symmetric int8 with a scale per group of 64 numbers of a row, read with Gather -> Cast -> Mul. With one
+scale for the whole table (as in onnxruntime's own Gather quantisation), one large row would coarsen all the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto, helper
 
-from mexma_export.fused import CONTRIB, Writer, save_graph
+from mexma_export.fused import Writer, save_graph
 from mexma_export.head import PLAIN, Head
 from mexma_rt.bundle.graphs import INPUTS
 
@@ -58,19 +47,6 @@ def group_quantise(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return steps, scale
 
 
-def channel_quantise(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Quantise float32 [in, out] per output channel; returns uint8 codes [in, out], float32 scales and uint8 zeros [out].
-
-    number = scale * (code - zero). A channel's range always includes 0, so its zero point is a valid code.
-    """
-    low, high = np.minimum(columns.min(axis=0), 0), np.maximum(columns.max(axis=0), 0)
-    scale = ((high - low) / np.float32(255)).astype(np.float32)
-    scale[scale == 0] = 1
-    zero = np.rint(-low / scale)
-    codes = np.clip(np.rint(columns / scale) + zero, 0, 255)
-    return codes.astype(np.uint8), scale, zero.astype(np.uint8)
-
-
 class MixedWriter(Writer):
     """Stores word embeddings in int8 groups, and product weights as fp16, cast once when onnxruntime loads the graph."""
 
@@ -91,55 +67,12 @@ class MixedWriter(Writer):
         return f"{name}/fp32"
 
 
-class Int8Writer(MixedWriter):
-    """Stores word embeddings in int8 groups; products are uint8, with scales per channel (weights) and per batch (inputs)."""
-
-    def __init__(self, model: XLMRobertaModel, head: Head = PLAIN) -> None:
-        super().__init__(model, head)
-        self.quantised: set[str] = set()
-
-    def _codes(self, names: Sequence[str]) -> list[str]:
-        """Store a product's weight; returns the names of its codes, scales and zero points."""
-        name, columns = self.columns(names)
-        parts = [name, f"{name}.scale", f"{name}.zero_point"]
-        if name not in self.tensors:
-            for part, array in zip(parts, channel_quantise(columns), strict=True):
-                self.store(part, array)
-        return parts
-
-    def _quantised(self, states: str) -> list[str]:
-        """Quantise a product's input; returns the names of its codes, scale and zero point."""
-        parts = [f"{states}/codes", f"{states}/scale", f"{states}/zero_point"]
-        if parts[0] not in self.quantised:
-            self.quantised.add(parts[0])
-            self.nodes.append(helper.make_node("DynamicQuantizeLinear", [states], parts))
-        return parts
-
-    def product(self, states: str, names: Sequence[str], output: str) -> str:
-        """Multiply states [B, L, in] by the named weights side by side, in integers: float32 [B, L, out]."""
-        (codes, scale, zero), (x, x_scale, x_zero) = self._codes(names), self._quantised(states)
-        sums = self.node("MatMulInteger", [x, codes, x_zero, zero], f"{output}/sums")
-        floats = self.node("Cast", [sums], f"{output}/floats", to=TensorProto.FLOAT)
-        return self.node("Mul", [floats, self.node("Mul", [x_scale, scale], f"{output}/scales")], output)
-
-    def attention(self, states: str, names: Sequence[str], bias: str, lengths: str, output: str) -> str:
-        """Add onnxruntime's QAttention over states [B, L, D]: [B, L, D]."""
-        (codes, scale, zero), (x, x_scale, x_zero) = self._codes(names), self._quantised(states)
-        inputs = [x, codes, bias, x_scale, scale, lengths, x_zero, zero]
-        return self.node("QAttention", inputs, output, domain=CONTRIB, num_heads=self.heads)
-
-
 def export_fused(model: XLMRobertaModel, path: Path, head: Head = PLAIN) -> None:
     """Write the fused fp32 graph of an XLM-R to `path` (and `<name>.data` beyond 1.8 GB); the model is unchanged.
 
     Raises BundleError for an activation other than gelu.
     """
     save_graph(Writer(model, head), path)
-
-
-def export_int8(model: XLMRobertaModel, path: Path, head: Head = PLAIN) -> None:
-    """Write the int8 graph of an XLM-R to `path`. Same errors as `export_fused`."""
-    save_graph(Int8Writer(model, head), path)
 
 
 def export_mixed(model: XLMRobertaModel, path: Path, head: Head = PLAIN) -> None:

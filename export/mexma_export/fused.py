@@ -92,6 +92,10 @@ class Writer:
         """Multiply states [B, L, in] by the named linear layers' weights side by side: [B, L, out], without bias."""
         return self.node("MatMul", [states, self.weight(*self.columns(names))], output)
 
+    def bias_of(self, layer: str) -> str:
+        """The bias of a linear layer before a LayerNorm."""
+        return self.keep(f"{layer}.bias")
+
     def attention(self, states: str, names: Sequence[str], bias: str, lengths: str, output: str) -> str:
         """Add self-attention of all rows, including its three projections: [B, L, D]."""
         inputs = [states, self.weight(*self.columns(names)), bias, lengths]
@@ -124,12 +128,11 @@ class Writer:
         """Add what follows the attention of a layer: projection, residual sums, norms and the feed-forward part."""
         dense = f"{layer}.attention.output.dense"
         mixed = self.product(mixed, [f"{dense}.weight"], f"{output}/projected")
-        bias = self.keep(f"{dense}.bias")
-        rows = self.norm(mixed, rows, f"{layer}.attention.output.LayerNorm", bias, f"{output}/attended")
+        rows = self.norm(mixed, rows, f"{layer}.attention.output.LayerNorm", self.bias_of(dense), f"{output}/attended")
         wide = self.product(rows, [f"{layer}.intermediate.dense.weight"], f"{output}/wide")
         wide = self.node("BiasGelu", [wide, self.keep(f"{layer}.intermediate.dense.bias")], f"{output}/gelu", domain=CONTRIB)
         narrow = self.product(wide, [f"{layer}.output.dense.weight"], f"{output}/narrow")
-        return self.norm(narrow, rows, f"{layer}.output.LayerNorm", self.keep(f"{layer}.output.dense.bias"), output)
+        return self.norm(narrow, rows, f"{layer}.output.LayerNorm", self.bias_of(f"{layer}.output.dense"), output)
 
     def last_layer(self, layer: str, states: str, lengths: str, bias: str) -> None:
         """Add both outputs, each computed by the branch for all rows or by the one for `<s>` alone."""

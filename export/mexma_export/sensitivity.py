@@ -1,6 +1,6 @@
-"""Chooses the form of the words and of each product in a w4 or w8 graph: the cheapest that preserves the vectors.
+"""Chooses the form of the words and of each product in a w4, w8 or int8 graph: the cheapest that preserves the vectors.
 
-The rounding is simulated in torch: a linear layer gets its dequantised weights, and its input is rounded as MatMulNBits does.
+The rounding is simulated in torch: a linear layer gets its dequantised weights, and its input is rounded as the graph does.
 All products start in their cheapest form. If that costs too much, each group of products (query, key and value of a layer
 together) is rounded alone to measure its harm, and groups move up their ladders in the order of harm per weight until the
 vectors are good enough. The parity gate then judges the written graph.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import gcd
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,12 @@ from mexma_export.blocks import Blocks, on_grid, quantise_blocks
 from mexma_export.blockwise import WORDS_WEIGHT, Form, product_names
 from mexma_export.parity import pad_rows
 from mexma_export.reopen import Runner
+from mexma_export.rows import FLOAT, ROWS, RowProduct, row_product
 from mexma_export.sentences import Sentence
 from mexma_export.verdict import Thresholds
 from mexma_export.word_codes import stored_without_loss
 from mexma_rt.bundle.graphs import PAD
+from mexma_rt.bundle.rows import LOWEST_GELU
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -43,13 +46,15 @@ GROUPS = Form(bits=8, size=64, level=0)  # words as in compact.py
 WIDE = Form(bits=8, size=128, level=4)  # faster than blocks of 32, but coarser
 
 
-def ladder(name: str, weight: np.ndarray, bits: int) -> tuple[Form, ...]:
-    """Return the possible forms of the words or of a product in w4 or w8 (`bits`), from the cheapest to the most exact."""
+def ladder(name: str, weight: np.ndarray, precision: str) -> tuple[Form, ...]:
+    """Return the possible forms of the words or of a product in w4, w8 or int8, from the cheapest to the most exact."""
     if name == WORDS_WEIGHT:
         if stored_without_loss(weight):
             return (EXACT,)
-        return (EXACT, GROUPS) if bits == 4 else (GROUPS,)
-    if bits == 4:
+        return (EXACT, GROUPS) if precision == "w4" else (GROUPS,)
+    if precision == "int8":
+        return ROWS, FLOAT
+    if precision == "w4":
         return (COARSE, EXACT) if on_grid(weight, size=32) else (COARSE, FINE, FINEST)
     return (WIDE, FINE, FINEST) if weight.shape[1] % WIDE.size == 0 else (FINE, FINEST)
 
@@ -61,24 +66,25 @@ def choose_forms(
     sentences: Sequence[Sentence],
     limits: Thresholds,
     *,
-    bits: int,
+    precision: str,
     pad: int = PAD,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Form]:
-    """Choose the forms of the words and of every product for w4 or w8 (`bits`): {name of the weight: form}.
+) -> tuple[dict[str, Form], dict[str, RowProduct]]:
+    """Choose the forms of the words and of every product for w4, w8 or int8: {name of the weight: form}.
 
-    If no choice passes, these are the most exact ones, and the gate will refuse the graph. `run` is the model's runner;
+    Also returns the products of int8 by rows. If no choice passes, these are the most exact ones, and the gate will refuse the graph. `run` is the model's runner;
     `sentences` are for calibration; `limits` are the gate's. The model is unchanged afterwards. `progress(done, total)` counts
     measurements. Raises BundleError for widths that are not a multiple of 32.
     """
     names = [WORDS_WEIGHT, *product_names(model)]
-    rungs = {name: ladder(name, _weight(model, name), bits) for name in names}
+    rungs = {name: ladder(name, _weight(model, name), precision) for name in names}
     batches = calibration(tokenizer, sentences, pad)
+    rows = row_products(model, run, batches, pad) if precision == "int8" else {}
     wanted = _vectors(run, batches, pad)
     centres = [np.zeros(1)]  # subtracted from both vectors of a cosine
     if limits.centred and sum(map(len, batches)) > 1:
         centres.append(np.concatenate(wanted).mean(axis=0))
-    held: dict[tuple[str, Form], Blocks | None] = {}
+    held: dict[tuple[str, Form], Blocks | RowProduct | None] = {(name, ROWS): product for name, product in rows.items()}
     if rungs[WORDS_WEIGHT] == (EXACT,):  # `ladder` has found that they lose nothing; testing again would take seconds
         held[WORDS_WEIGHT, EXACT] = None
 
@@ -97,7 +103,7 @@ def choose_forms(
     forms = {name: rungs[name][0] for name in names}
     groups = _groups(names)
     if passes(forms):
-        return forms
+        return forms, rows
     costs = []
     for done, group in enumerate(groups, start=1):
         weights = sum(_weight(model, name).size for name in group)
@@ -116,7 +122,38 @@ def choose_forms(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if passes(after(middle)) else (middle, high)
-    return after(high)
+    return after(high), rows
+
+
+def row_products(model: XLMRobertaModel, run: Runner, batches: Sequence[np.ndarray], pad: int = PAD) -> dict[str, RowProduct]:
+    """Round every product by rows; those that read a LayerNorm's output are smoothed by what it is on these batches."""
+    largest: dict[str, np.ndarray] = {}
+
+    def look(name: str, states: torch.Tensor) -> None:
+        peaks = states.detach().abs().flatten(0, -2).amax(dim=0).numpy()
+        largest[name] = np.maximum(largest.get(name, 0), peaks)
+
+    names = product_names(model)
+    hooks = [
+        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(
+            lambda _, inputs, name=name: look(name, inputs[0])
+        )
+        for name in names
+        if ".self." in name or ".intermediate." in name
+    ]
+    try:
+        _vectors(run, batches, pad)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    products = {}
+    for group in _groups(names):
+        weights = [_weight(model, name) for name in group]
+        behind_gelu = group[0].endswith(".output.dense.weight") and ".attention." not in group[0]
+        shift = LOWEST_GELU if behind_gelu else 0.0
+        for name, weight in zip(group, weights, strict=True):
+            products[name] = row_product(weight, largest=largest.get(name), weights=weights, shift=shift)
+    return products
 
 
 def calibration(tokenizer: Tokenizer, sentences: Sequence[Sentence], pad: int = PAD) -> list[np.ndarray]:
@@ -130,17 +167,20 @@ def calibration(tokenizer: Tokenizer, sentences: Sequence[Sentence], pad: int = 
 
 @contextmanager
 def rounded(
-    model: XLMRobertaModel, forms: Mapping[str, Form], held: dict[tuple[str, Form], Blocks | None] | None = None
+    model: XLMRobertaModel, forms: Mapping[str, Form], held: dict[tuple[str, Form], Blocks | RowProduct | None] | None = None
 ) -> Iterator[None]:
-    """Inside the block, the model's products compute as MatMulNBits does with these forms.
+    """Inside the block, the model's products compute as the graph does with these forms.
 
-    `held` caches blocks between calls; None stands for words that the graph stores without loss.
+    `held` caches blocks between calls; None stands for words that the graph stores without loss. It must have the products by
+    rows.
     """
     held = {} if held is None else held
     before: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
     hooks: list[RemovableHandle] = []
     try:
         for name, form in forms.items():
+            if form == FLOAT:
+                continue
             if (name, form) not in held:
                 weight = _weight(model, name)
                 exact = name == WORDS_WEIGHT and form == EXACT and stored_without_loss(weight)
@@ -152,7 +192,8 @@ def rounded(
                 parameter.data = torch.from_numpy(blocks.numbers)
             if form.level == 4:
                 layer = model.get_submodule(name.removesuffix(".weight"))
-                hooks.append(layer.register_forward_pre_hook(lambda _, inputs, size=form.size: (round_input(inputs[0], size),)))
+                act = blocks.round_input if isinstance(blocks, RowProduct) else partial(round_input, size=form.size)
+                hooks.append(layer.register_forward_pre_hook(lambda _, inputs, act=act: (act(inputs[0]),)))
         yield
     finally:
         for parameter, data in before:

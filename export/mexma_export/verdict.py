@@ -44,8 +44,8 @@ THRESHOLDS: dict[str, Thresholds] = {
     **{precision: replace(LEAST[precision], min_token_cosine=0.99999) for precision in ("fp32", "fused")},
     # fp16 has 11 bits: 1 - cosine was at most 3.1e-6 for a trained model (62 languages, lengths to 512, torch and onnxruntime)
     "fp16": replace(LEAST["fp16"], min_token_cosine=0.9999),
-    "int8": replace(LEAST["int8"], mean_cosine=0.999),
-    # centred: they have finer forms to fall back on (sensitivity.py). int8 has none, and random weights in int8 fail it
+    # centred: they have finer forms to fall back on (sensitivity.py)
+    "int8": replace(LEAST["int8"], mean_cosine=0.999, centred=True),
     "w8": replace(LEAST["w8"], mean_cosine=0.999, centred=True),
     "w4": replace(LEAST["w4"], mean_cosine=0.999, centred=True),
     "mixed": replace(LEAST["mixed"], mean_cosine=0.9995, centred=True),  # stricter: only the embeddings are rounded

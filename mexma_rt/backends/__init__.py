@@ -253,7 +253,7 @@ def _auto_precision(bundle: Bundle, device: str) -> tuple[str, str]:
     for precision in ("fp16", "fp32"):
         if precision in bundle.graphs:
             return precision, f"{precision} is the bundle's fastest graph for GPUs"
-    for precision in buildable(bundle):
+    for precision in (name for name in buildable(bundle) if name not in FOR_CPU):
         return (
             precision,
             f"{precision} is the fastest for GPUs that can be built from the bundle's {holder(bundle)} graph",

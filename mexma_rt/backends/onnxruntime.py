@@ -12,6 +12,7 @@ from mexma_rt.backends import Backend
 from mexma_rt.backends.external import check_external_files
 from mexma_rt.backends.nvidia import gpu_number
 from mexma_rt.backends.onnxruntime_packages import clash_of_packages, keep_gpu, whole_onnxruntime
+from mexma_rt.backends.vnni import exact_int8_products
 from mexma_rt.bundle.graphs import ATTENTION_MASK, INPUT_IDS, SENTENCE, TOKENS
 from mexma_rt.bundle.manifest import Bundle
 from mexma_rt.bundle.structure import built_graph
@@ -47,6 +48,8 @@ class OnnxRuntime(Backend):
         options.enable_mem_pattern = False  # it caches a plan per input shape, and our shapes vary
         # Threads may spin between the operators of a run, but not after it, when they would only take cores from others.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if not exact_int8_products():  # slower weights of another kind, and the vectors of CPUs with VNNI to the bit
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if precision in bundle.graphs:
             path = bundle.folder / bundle.graphs[precision]
             check_external_files(bundle, bundle.graphs[precision])

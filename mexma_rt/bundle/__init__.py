@@ -12,6 +12,7 @@ __getattr__, __all__ = doors(
     manifest="Bundle FileEntry MANIFEST Manifest PARITY POOLINGS TOKENIZER WEIGHTS hash_of_files manifest_text",
     onnxfile="Tensor fields initialisers mapped read_tensor",
     opening="DEFAULT_MODEL MODELS bundled_models open_bundle read_manifest verify_files",
+    rows="LOWEST_GELU TINY row_codes",
     safetensors_folder="encoder_shapes write_checkpoint write_safetensors",
     structure="DATA GRAPH STRUCTURES buildable built_graph cache_folder runnable write_built",
     thresholds="Thresholds",

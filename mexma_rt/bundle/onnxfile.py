@@ -60,10 +60,7 @@ def initialisers(path: Path) -> dict[str, Tensor]:
 
 def read_tensor(path: Path, tensor: Tensor) -> np.ndarray:
     """Read the numbers of an initialiser of the file `path`; INT4 as int8 from -8 to 7. Raises BundleError."""
-    source = path.parent / tensor.location if tensor.location else path
-    with source.open("rb") as file:
-        file.seek(tensor.start)
-        raw = file.read(tensor.stop - tensor.start)
+    raw = raw_bytes(path, tensor)
     count = int(np.prod(tensor.shape, dtype=np.int64))
     try:
         if tensor.kind == INT4:  # two per byte, both signed, the first in the lower half
@@ -76,6 +73,14 @@ def read_tensor(path: Path, tensor: Tensor) -> np.ndarray:
             f"{path}: the tensor {tensor.name} of type {tensor.kind} and shape {list(tensor.shape)} cannot be read from "
             f"{len(raw)} bytes ({type(error).__name__}). Export the bundle again with mexma-export."
         ) from None
+
+
+def raw_bytes(path: Path, tensor: Tensor) -> bytes:
+    """Read the bytes of an initialiser of the file `path`."""
+    source = path.parent / tensor.location if tensor.location else path
+    with source.open("rb") as file:
+        file.seek(tensor.start)
+        return file.read(tensor.stop - tensor.start)
 
 
 def fields(view: memoryview, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:

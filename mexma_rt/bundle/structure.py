@@ -1,32 +1,35 @@
-"""Builds graphs of standard operators on first use, so that a compact bundle also runs where its own operators are unsupported.
+"""Builds graphs on first use: of standard operators, for where a compact bundle's own are unsupported, and of faster ones.
 
-A bundle may carry the *structure* of an fp32 or fp16 graph (`structure/fp32.onnx`, a few kilobytes): every operator but no
-weights, which stay in the compact graph (weights.py). `built_graph` writes the weights beside a copy of the structure, in
-the user's cache: MEXMA_RT_CACHE, or XDG_CACHE_HOME/mexma-rt, or ~/.cache/mexma-rt.
+A bundle may carry the *structure* of a graph (`structure/fp32.onnx`, a few kilobytes): every operator but no weights, which
+stay in the compact graph (weights.py). `built_graph` writes the weights beside a copy of the structure, in the user's cache:
+MEXMA_RT_CACHE, or XDG_CACHE_HOME/mexma-rt, or ~/.cache/mexma-rt. fp32 and fp16 are for GPUs and other runtimes, int8 (rows.py)
+for CPUs with VNNI, where it is faster than w4.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import numpy as np
 
 from mexma_rt.bundle.manifest import Bundle, hash_of_files
-from mexma_rt.bundle.onnxfile import DTYPES, Tensor, initialisers
+from mexma_rt.bundle.onnxfile import DTYPES, Tensor, initialisers, raw_bytes, read_tensor
+from mexma_rt.bundle.rows import LOWEST_GELU, row_codes
 from mexma_rt.bundle.weights import holder, weights_of
 from mexma_rt.errors import BundleError, FileError
 from mexma_rt.files.atomic import sha256_of
 from mexma_rt.files.folders import new_folder
 
-STRUCTURES = {"fp32": "structure/fp32.onnx", "fp16": "structure/fp16.onnx"}
+STRUCTURES = {"fp32": "structure/fp32.onnx", "fp16": "structure/fp16.onnx", "int8": "structure/int8.onnx"}
 GRAPH, DATA, HASH = "model.onnx", "weights.data", "weights.sha256"
 
 
 def buildable(bundle: Bundle) -> tuple[str, ...]:
-    """Return the precisions without a graph in the bundle that can be built from it, the fastest on a GPU first."""
-    return tuple(p for p in ("fp16", "fp32") if p not in bundle.graphs and STRUCTURES[p] in bundle.files)
+    """Return the precisions without a graph in the bundle that can be built from it, those for GPUs and the fastest first."""
+    return tuple(p for p in ("fp16", "fp32", "int8") if p not in bundle.graphs and STRUCTURES[p] in bundle.files)
 
 
 def runnable(bundle: Bundle) -> tuple[str, ...]:
@@ -59,14 +62,22 @@ def write_built(structure: Path, graph: Path, folder: Path) -> None:
 
     Raises BundleError unless the graph has every weight of the structure in its shape.
     """
-    wanted = {name: tensor for name, tensor in initialisers(structure).items() if tensor.location == DATA}
+    own, held = initialisers(structure), initialisers(graph)
+    wanted = {name: tensor for name, tensor in own.items() if tensor.location == DATA}
     left = set(wanted)
     with (folder / DATA).open("wb") as file:
+
+        def put(name: str, content: bytes) -> None:
+            file.seek(wanted[name].start)
+            file.write(content)
+            left.discard(name)
+
+        for name, tensor in wanted.items():
+            if name in held and (held[name].kind, held[name].shape) == (tensor.kind, tensor.shape):
+                put(name, raw_bytes(graph, held[name]))
         for name, numbers in weights_of(graph):
-            if name in wanted:
-                file.seek(wanted[name].start)
-                file.write(_bytes(structure, wanted[name], numbers))
-                left.discard(name)
+            for part, array in _forms_of(name, numbers, left, structure, graph):
+                put(part, _bytes(structure, wanted[part], array))
     if left:
         raise BundleError(f"{graph} lacks weights of {structure} (first: {sorted(left)[0]}). Export the bundle again.")
     shutil.copyfile(structure, folder / GRAPH)
@@ -79,6 +90,25 @@ def cache_folder() -> Path:
     if named:
         return Path(named)
     return (Path(home) if home else Path("~/.cache").expanduser()) / "mexma-rt"
+
+
+def _forms_of(
+    name: str, numbers: np.ndarray, wanted: Set[str], structure: Path, graph: Path
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (tensor of the structure, its numbers) for each wanted form of a weight [N, K]."""
+    if name in wanted:
+        yield name, numbers
+    if f"{name}.columns" in wanted:
+        yield f"{name}.columns", numbers.T
+    if f"{name}.codes" in wanted:
+        inverse = initialisers(structure).get(f"{name.rpartition('.self.')[0] or name}.inverse_smoothing")
+        codes, scales = row_codes(numbers, None if inverse is None else 1 / read_tensor(structure, inverse))
+        yield f"{name}.codes", codes.T
+        yield f"{name}.scales", scales
+        bias = f"{name.removesuffix('.weight')}.bias"
+        if f"{bias}.shifted" in wanted:
+            added = LOWEST_GELU * (codes * scales[:, None]).sum(axis=1)
+            yield f"{bias}.shifted", read_tensor(graph, initialisers(graph)[bias]) - added
 
 
 def _bytes(structure: Path, tensor: Tensor, numbers: np.ndarray) -> bytes:

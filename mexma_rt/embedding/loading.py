@@ -40,15 +40,15 @@ def load(
     device: "cpu", "cuda" ("cuda:1" for the second GPU) or "auto". backend: "onnxruntime", "tensorrt" or "rtx" (the engine that
     mexma-export engine built into the bundle, on cuda), "torch" (the bundle's weights, without padding), or "auto". A named
     choice is used or raises; only "auto" falls back. Engines and torch must compute the bundle's golden vectors first.
-    precision: of the computation: "fp32", "fp16", "int8", "mixed" (int8 embeddings, fp16 weights, fp32 products),
-    "w8" and "w4" (8- or 4-bit weights and 8-bit inputs of products, with a scale for each block of numbers), or "auto"
-    for the bundle's default.
+    precision: of the computation: "fp32", "fp16", "int8" (8-bit products with one scale a row), "mixed" (int8 embeddings,
+    fp16 weights, fp32 products), "w8" and "w4" (8- or 4-bit weights and 8-bit inputs of products, with a scale for each
+    block of numbers), or "auto" for the bundle's default.
     max_length: tokens per sentence, up to the model's limit; None takes the bundle's default. Longer sentences are cut.
     threads: number of CPU threads; None takes the physical cores that this process may use.
     deterministic: compute every sentence alone, so that equal text gives equal bits regardless of the rest of the batch, on one
     machine with a fixed number of threads. In bulk this took 1.2 to 1.4 times the CPU time. Without it, vectors of equal text
-    can differ: in fp32 and mixed in the last digits (not by a bit on the CPU where it was measured); in int8, which takes the
-    scale of its activations from the batch, by 0.004 in a component, cosine 0.9996 (benchmarks/results/service.md).
+    can differ in the last digits (in fp32 and mixed not by a bit on the CPU where it was measured;
+    benchmarks/results/service.md).
     revision, offline: for hub names: a branch, tag or commit; use the local cache only. All files come from one commit,
     which `encoder.bundle.revision` names: pass it here to get the same bytes every time.
 

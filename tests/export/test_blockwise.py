@@ -117,7 +117,7 @@ def test_the_search_leaves_cheap_what_costs_nothing(grid_checkpoint: Path, sente
     before = {name: parameter.detach().clone() for name, parameter in source.model.named_parameters()}
 
     def search(limits: Thresholds) -> dict[str, Form]:
-        return choose_forms(source.model, torch_runner(source), source.tokenizer, rows, limits, bits=4)
+        return choose_forms(source.model, torch_runner(source), source.tokenizer, rows, limits, precision="w4")[0]
 
     names = product_names(source.model)
     assert search(THRESHOLDS["w4"]) == {WORDS_WEIGHT: EXACT} | dict.fromkeys(names, COARSE)
@@ -150,12 +150,11 @@ def test_the_imitation_in_torch_is_what_onnxruntime_computes(
         assert apart(got, wanted) < 0.05 * apart(got, plain)  # a tie of rounding may fall otherwise
 
 
-@pytest.mark.parametrize("precision", ["w4", "w8"])
+@pytest.mark.parametrize("precision", ["w4", "w8", "int8"])
 def test_equal_texts_get_equal_vectors_whatever_their_batch_mates(
     precision: str, grid_checkpoint: Path, tmp_path: Path, sentences: list[tuple[str, str]]
 ) -> None:
-    """To the last digits: scales are taken by row and block, so nothing of another text enters; sums may be in another order.
-    int8, whose scale is the batch's, differs by 1e-2 here."""
+    """To the last digits: scales are taken by row, so nothing of another text enters; sums may be in another order."""
     texts = [text for _, text in sentences]
     rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
     export_bundle(grid_checkpoint, tmp_path / "bundle", precisions=[precision], weights=False, sentences=rows)
@@ -165,3 +164,27 @@ def test_equal_texts_get_equal_vectors_whatever_their_batch_mates(
     for text, row in zip(texts, together, strict=True):
         np.testing.assert_allclose(encoder.embed([text])[0], row, atol=1e-6)
         np.testing.assert_allclose(encoder.embed([loud, text])[1], row, atol=1e-6)
+
+
+def test_int8_is_built_from_weights_on_a_grid(
+    grid_checkpoint: Path, grid_bundle: Path, tmp_path: Path, sentences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime's int8 graph of a w4 bundle gives the vectors of the one that mexma-export writes of the checkpoint."""
+    monkeypatch.setenv("MEXMA_RT_CACHE", str(tmp_path / "cache"))
+    rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
+    report = export_bundle(grid_checkpoint, tmp_path / "int8", precisions=["int8"], weights=False, sentences=rows)
+    texts = [text for _, text in sentences]
+    wanted = load(tmp_path / "int8", device="cpu").embed(texts)
+    encoder = load(grid_bundle, precision="int8", device="cpu")
+    assert "built from the bundle's w4 graph" in encoder.backend.reason
+    assert ((encoder.embed(texts) * wanted).sum(axis=1) > 0.9999).all()
+    parity = json.loads((grid_bundle / "parity.json").read_text())
+    assert parity["int8 built from w4"]["passed"] and report.parity["int8"].passed
+    assert parity["int8 built from w4"]["min_cosine"] > 0.995
+    assert (grid_bundle / "structure/int8.onnx").stat().st_size < 60_000
+
+
+def test_int8_is_not_built_from_weights_that_w4_rounds(tiny_checkpoint: Path, tmp_path: Path, sentences) -> None:
+    rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
+    export_bundle(tiny_checkpoint, tmp_path / "bundle", precisions=["w4"], weights=False, sentences=rows)
+    assert not (tmp_path / "bundle/structure/int8.onnx").exists() and (tmp_path / "bundle/structure/fp16.onnx").exists()

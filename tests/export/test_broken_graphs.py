@@ -125,7 +125,9 @@ def test_broken_export_fails_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     sentences: list[tuple[str, str]],
 ) -> None:
-    monkeypatch.setattr("mexma_export.compact.export_int8", lambda model, path, head: export_traced(broken(model), path))
+    monkeypatch.setattr(
+        "mexma_export.rows.export_rows", lambda model, path, forms, rows, head: export_traced(broken(model), path)
+    )
     with pytest.raises(ParityError) as caught:
         export_bundle(
             tiny_checkpoint,
@@ -284,7 +286,9 @@ def test_force_keeps_the_old_bundle_when_the_gate_fails(
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "mexma.json").write_text("old", encoding="utf-8")
-    monkeypatch.setattr("mexma_export.compact.export_int8", lambda model, path, head: export_traced(MeanPooling(model), path))
+    monkeypatch.setattr(
+        "mexma_export.rows.export_rows", lambda model, path, forms, rows, head: export_traced(MeanPooling(model), path)
+    )
     with pytest.raises(ParityError):
         export_bundle(
             tiny_checkpoint,

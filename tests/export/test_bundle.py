@@ -82,6 +82,7 @@ def test_int8_alone_without_weights(
         "load checkpoint",
         "owner's code",
         "export int8",
+        "sensitivity of int8",
         "parity gate",
         "write files",
         "fresh process",
@@ -117,7 +118,7 @@ def test_an_exporter_that_breaks_is_one_clear_error(
     def broken(*arguments: object, **keywords: object) -> None:
         raise RuntimeError("unsupported operator aten::new\nand a page of graph")
 
-    monkeypatch.setattr("mexma_export.compact.save_graph", broken)
+    monkeypatch.setattr("mexma_export.rows.save_graph", broken)
     with pytest.raises(
         BundleError, match=r"^Writing the int8 graph failed: unsupported operator aten::new\. .*--precision fp32"
     ):

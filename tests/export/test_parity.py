@@ -121,7 +121,7 @@ def test_an_error_that_vectors_in_a_narrow_cone_hide_is_caught_by_the_centred_co
     assert failures(centred=False) == ()
     assert [failure.split(" 0.")[0] for failure in failures(centred=True)] == ["lowest centred cosine", "mean centred cosine"]
     assert failures(centred=True, sentences=SENTENCES[:1]) == ()  # one sentence is its own mean
-    assert {name for name, limits in THRESHOLDS.items() if limits.centred} == {"mixed", "w8", "w4"}
+    assert {name for name, limits in THRESHOLDS.items() if limits.centred} == {"mixed", "int8", "w8", "w4"}
 
 
 def test_a_graph_that_fails_only_on_long_inputs_is_caught_by_its_bucket() -> None:
