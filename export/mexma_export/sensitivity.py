@@ -72,9 +72,9 @@ def choose_forms(
 ) -> tuple[dict[str, Form], dict[str, RowProduct]]:
     """Choose the forms of the words and of every product for w4, w8 or int8: {name of the weight: form}.
 
-    Also returns the products of int8 by rows. If no choice passes, these are the most exact ones, and the gate will refuse the graph. `run` is the model's runner;
-    `sentences` are for calibration; `limits` are the gate's. The model is unchanged afterwards. `progress(done, total)` counts
-    measurements. Raises BundleError for widths that are not a multiple of 32.
+    Also returns the products of int8 by rows. If no choice passes, the forms are the most exact ones, and the gate will refuse
+    the graph. `run` is the model's runner; `sentences` are for calibration; `limits` are the gate's. The model is unchanged
+    afterwards. `progress(done, total)` counts measurements. Raises BundleError for widths that are not a multiple of 32.
     """
     names = [WORDS_WEIGHT, *product_names(model)]
     rungs = {name: ladder(name, _weight(model, name), precision) for name in names}

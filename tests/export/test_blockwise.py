@@ -167,7 +167,7 @@ def test_equal_texts_get_equal_vectors_whatever_their_batch_mates(
 
 
 def test_int8_is_built_from_weights_on_a_grid(
-    grid_checkpoint: Path, grid_bundle: Path, tmp_path: Path, sentences, monkeypatch: pytest.MonkeyPatch
+    grid_checkpoint: Path, grid_bundle: Path, tmp_path: Path, sentences: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The runtime's int8 graph of a w4 bundle gives the vectors of the one that mexma-export writes of the checkpoint."""
     monkeypatch.setenv("MEXMA_RT_CACHE", str(tmp_path / "cache"))
@@ -184,7 +184,9 @@ def test_int8_is_built_from_weights_on_a_grid(
     assert (grid_bundle / "structure/int8.onnx").stat().st_size < 60_000
 
 
-def test_int8_is_not_built_from_weights_that_w4_rounds(tiny_checkpoint: Path, tmp_path: Path, sentences) -> None:
+def test_int8_is_not_built_from_weights_that_w4_rounds(
+    tiny_checkpoint: Path, tmp_path: Path, sentences: list[tuple[str, str]]
+) -> None:
     rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
     export_bundle(tiny_checkpoint, tmp_path / "bundle", precisions=["w4"], weights=False, sentences=rows)
     assert not (tmp_path / "bundle/structure/int8.onnx").exists() and (tmp_path / "bundle/structure/fp16.onnx").exists()

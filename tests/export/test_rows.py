@@ -12,11 +12,11 @@ torch = pytest.importorskip("torch", reason="exports need torch (pip: mexma-rt[e
 onnx = pytest.importorskip("onnx", reason="reads the graphs with onnx (pip: mexma-rt[export])")
 import onnxruntime  # noqa: E402
 
-from mexma_export.blockwise import WORDS_WEIGHT, product_names  # noqa: E402
+from mexma_export.blockwise import WORDS_WEIGHT, Form, product_names  # noqa: E402
 from mexma_export.checkpoint import load_checkpoint  # noqa: E402
 from mexma_export.precisions import torch_runner  # noqa: E402
 from mexma_export.reopen import open_graph  # noqa: E402
-from mexma_export.rows import FLOAT, ROWS, export_rows, row_product  # noqa: E402
+from mexma_export.rows import FLOAT, ROWS, RowProduct, export_rows, row_product  # noqa: E402
 from mexma_export.sensitivity import EXACT, GROUPS, calibration, choose_forms, rounded, row_products  # noqa: E402
 from mexma_export.sentences import Sentence  # noqa: E402
 from mexma_export.verdict import THRESHOLDS, Thresholds  # noqa: E402
@@ -71,7 +71,9 @@ def test_gelu_is_nowhere_below_the_shift_and_gains_a_bit_by_it() -> None:
     assert errors[1] < 0.6 * errors[0]
 
 
-def test_the_imitation_in_torch_is_what_onnxruntime_computes(tiny_checkpoint: Path, tmp_path: Path, sentences) -> None:
+def test_the_imitation_in_torch_is_what_onnxruntime_computes(
+    tiny_checkpoint: Path, tmp_path: Path, sentences: list[tuple[str, str]]
+) -> None:
     source = load_checkpoint(tiny_checkpoint)
     run = torch_runner(source)
     rows = row_products(source.model, run, calibration(source.tokenizer, [Sentence(lang=a, text=b) for a, b in sentences]))
@@ -99,11 +101,13 @@ def test_the_imitation_in_torch_is_what_onnxruntime_computes(tiny_checkpoint: Pa
     assert np.mean(np.array(shares) < 0.05) > 0.7  # a tie of rounding may fall otherwise, and here moves a whole row of 32
 
 
-def test_products_that_cost_too_much_stay_in_float(tiny_checkpoint: Path, tmp_path: Path, sentences) -> None:
+def test_products_that_cost_too_much_stay_in_float(
+    tiny_checkpoint: Path, tmp_path: Path, sentences: list[tuple[str, str]]
+) -> None:
     source = load_checkpoint(tiny_checkpoint)
     rows = [Sentence(lang=lang, text=text) for lang, text in sentences]
 
-    def search(limits: Thresholds):
+    def search(limits: Thresholds) -> tuple[dict[str, Form], dict[str, RowProduct]]:
         return choose_forms(source.model, torch_runner(source), source.tokenizer, rows, limits, precision="int8")
 
     lenient, products = search(Thresholds(min_cosine=0.9, mean_cosine=0.9))
@@ -119,7 +123,7 @@ def test_products_that_cost_too_much_stay_in_float(tiny_checkpoint: Path, tmp_pa
 
 
 def test_weights_made_unsigned_for_cpus_without_vnni_give_the_same_bits(
-    tiny_checkpoint: Path, tmp_path: Path, sentences
+    tiny_checkpoint: Path, tmp_path: Path, sentences: list[tuple[str, str]]
 ) -> None:
     """What the runtime asks of onnxruntime there: signed weights would be summed in 16 bits, 255 * 127 * 2 > 32767."""
     source = load_checkpoint(tiny_checkpoint)
