@@ -90,13 +90,11 @@ def check_parity(said: str, quality: dict) -> None:
 
 
 def check_embed(said: str, quality: dict) -> None:
-    table = result("embed.md").split("**mixed**")[1].split("\n\n")[1]
-    rows = {cells[1].strip(): float(cells[2].replace(",", "")) for cells in (row.split("|") for row in table.splitlines()[2:])}
-    default = rows["sentence-transformers, torch fp32 (its defaults)"]
-    ours, onnx = rows["mexma embed, mixed"], rows["sentence-transformers, our fp32 ONNX (transformers 4)"]
-    times, its_onnx, fastembed = search(r"([\d.]+) times sen.*ONNX ([\d.]+)\), ([\d.]+) times fastembed", said).groups()
-    assert agrees(times, ours / default) and agrees(its_onnx, onnx / default)
-    assert agrees(fastembed, ours / rows["fastembed, our fp32 ONNX"])
+    table = result("embed_small.md").split("**mixed**")[1].split("\n\n")[1]
+    rows = {cells[1].strip(): float(cells[4].split()[0]) for cells in (row.split("|") for row in table.splitlines()[2:])}
+    w4, int8, bf16 = search(r"([\d.]+) times its default as.*, ([\d.]+) times with .*\(its bf16: ([\d.]+)\)", said).groups()
+    assert agrees(w4, rows["mexma embed, w4"]) and agrees(int8, rows["mexma embed, int8"])
+    assert agrees(bf16, rows["sentence-transformers, torch bf16"])
 
 
 def check_faiss(said: str, quality: dict) -> None:

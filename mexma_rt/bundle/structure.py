@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from mexma_rt.bundle.manifest import Bundle, hash_of_files
 from mexma_rt.bundle.onnxfile import DTYPES, Tensor, initialisers, raw_bytes, read_tensor
 from mexma_rt.bundle.rows import LOWEST_GELU, row_codes
-from mexma_rt.bundle.weights import holder, weights_of
+from mexma_rt.bundle.weights import WORDS, holder, weights_of
 from mexma_rt.errors import BundleError, FileError
 from mexma_rt.files.atomic import sha256_of
 from mexma_rt.files.folders import new_folder
@@ -72,11 +72,13 @@ def write_built(structure: Path, graph: Path, folder: Path) -> None:
             file.write(content)
             left.discard(name)
 
+        inverse = {name: read_tensor(structure, own[name]) for name in own if name.endswith(".inverse_smoothing")}
+        biases = {f"{name}.shifted": read_tensor(graph, held[name]) for name in held if f"{name}.shifted" in wanted}
         for name, tensor in wanted.items():
             if name in held and (held[name].kind, held[name].shape) == (tensor.kind, tensor.shape):
                 put(name, raw_bytes(graph, held[name]))
-        for name, numbers in weights_of(graph):
-            for part, array in _forms_of(name, numbers, left, structure, graph):
+        for name, numbers in weights_of(graph, words=any(name.startswith(WORDS) for name in left)):
+            for part, array in _forms_of(name, numbers, left, inverse, biases):
                 put(part, _bytes(structure, wanted[part], array))
     if left:
         raise BundleError(f"{graph} lacks weights of {structure} (first: {sorted(left)[0]}). Export the bundle again.")
@@ -93,7 +95,11 @@ def cache_folder() -> Path:
 
 
 def _forms_of(
-    name: str, numbers: np.ndarray, wanted: Set[str], structure: Path, graph: Path
+    name: str,
+    numbers: np.ndarray,
+    wanted: Set[str],
+    inverse_smoothing: Mapping[str, np.ndarray],
+    biases: Mapping[str, np.ndarray],
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (tensor of the structure, its numbers) for each wanted form of a weight [N, K]."""
     if name in wanted:
@@ -101,14 +107,13 @@ def _forms_of(
     if f"{name}.columns" in wanted:
         yield f"{name}.columns", numbers.T
     if f"{name}.codes" in wanted:
-        inverse = initialisers(structure).get(f"{name.rpartition('.self.')[0] or name}.inverse_smoothing")
-        codes, scales = row_codes(numbers, None if inverse is None else 1 / read_tensor(structure, inverse))
+        inverse = inverse_smoothing.get(f"{name.rpartition('.self.')[0] or name}.inverse_smoothing")
+        codes, scales = row_codes(numbers, None if inverse is None else 1 / inverse)
         yield f"{name}.codes", codes.T
         yield f"{name}.scales", scales
-        bias = f"{name.removesuffix('.weight')}.bias"
-        if f"{bias}.shifted" in wanted:
-            added = LOWEST_GELU * (codes * scales[:, None]).sum(axis=1)
-            yield f"{bias}.shifted", read_tensor(graph, initialisers(graph)[bias]) - added
+        bias = f"{name.removesuffix('.weight')}.bias.shifted"
+        if bias in wanted:
+            yield bias, biases[bias] - LOWEST_GELU * (codes * scales[:, None]).sum(axis=1)
 
 
 def _bytes(structure: Path, tensor: Tensor, numbers: np.ndarray) -> bytes:

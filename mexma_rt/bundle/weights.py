@@ -35,9 +35,10 @@ def holder(bundle: Bundle) -> str:
     )
 
 
-def weights_of(graph: Path) -> Iterator[tuple[str, np.ndarray]]:
+def weights_of(graph: Path, *, words: bool = True) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (name, float32 array) of each weight of a graph of HOLDERS, as in checkpoints: a product's rows are its outputs.
 
+    `words=False` leaves the word table out, which may be larger than all else.
     Raises BundleError (not an ONNX file), InputError (a graph from an older mexma-export, whose names differ).
     """
     held = initialisers(graph)
@@ -49,6 +50,8 @@ def weights_of(graph: Path) -> Iterator[tuple[str, np.ndarray]]:
         base, _, kind = name.rpartition(".")
         if name in (f"{WORDS}.books", f"{WORDS}.weight.steps4") and f"{WORDS}.codes" in held:
             continue  # read with the codes
+        if not words and name.startswith(f"{WORDS}."):
+            continue
         if name == f"{WORDS}.codes":
             yield f"{WORDS}.weight", _coded(graph, held)
         elif kind in ("steps4", "steps8"):

@@ -66,8 +66,8 @@ def test_the_torch_back_end_runs_a_compact_bundle_by_the_weights_of_its_graph(
         load(compact_bundle, backend="torch", device="cpu")
 
 
-def shuffled(graph: Path) -> Iterator[tuple[str, np.ndarray]]:
-    for name, numbers in weights_of(graph):
+def shuffled(graph: Path, **options: bool) -> Iterator[tuple[str, np.ndarray]]:
+    for name, numbers in weights_of(graph, **options):
         yield name, numbers[:, ::-1] if name.endswith("layer.1.output.dense.weight") else numbers
 
 
