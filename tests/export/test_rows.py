@@ -37,6 +37,7 @@ def test_a_smoothed_product_follows_the_formula_in_float64() -> None:
     product = row_product(weight, largest=np.abs(inputs).max(axis=0), weights=[weight, other], shift=0)
     peaks = np.maximum(np.abs(weight).max(axis=0), np.abs(other).max(axis=0)).astype(np.float64)
     smoothing = np.abs(inputs).max(axis=0).astype(np.float64) ** 0.6 / peaks**0.4
+    assert product.smoothing is not None
     np.testing.assert_allclose(product.smoothing, smoothing, rtol=1e-5)
     steps = np.abs(weight * smoothing).max(axis=1, keepdims=True) / 127
     assert np.abs(product.divided - weight * smoothing).max() <= 0.501 * steps.max()
