@@ -110,7 +110,7 @@ def test_mexma_models_lists_them_beside_the_bundled_ones(monkeypatch: pytest.Mon
     assert "xsim error 0.06 %, xsim++ error 9.60 % (the authors' figures, not measured here)" in text
     assert "\n  mexma-export facebook/MEXMA MEXMA-bundle    # then: --model MEXMA-bundle\n" in text
     assert "which needs: pip install 'mexma-rt[export]'" in text
-    assert "\n  62 languages and English: afr ara bel " in text
+    assert "\n  113 languages and English: aeb afr amh " in text
     result = json.loads(CliRunner().invoke(main, ["models", "--json"]).stdout)
     assert len(result["models"][0]["languages"]) == 63
     (known,) = result["known"]
