@@ -112,7 +112,7 @@ def test_mexma_models_lists_them_beside_the_bundled_ones(monkeypatch: pytest.Mon
     assert "which needs: pip install 'mexma-rt[export]'" in text
     assert "\n  113 languages and English: aeb afr amh " in text
     result = json.loads(CliRunner().invoke(main, ["models", "--json"]).stdout)
-    assert len(result["models"][0]["languages"]) == 63
+    assert len(result["models"][0]["languages"]) == 114
     (known,) = result["known"]
     assert known["name"] == "facebook/MEXMA" and known["licence"] == "MIT" and "deu" in known["languages"]
     assert parse(known["command"])["bundle"] == Path(known["bundle"])
